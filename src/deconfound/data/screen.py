@@ -1,0 +1,292 @@
+"""A screen on disk: a table with one row per image, and the images in plain NumPy shards."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deconfound.atomic import atomic_directory
+from deconfound.data.table import Coded, Roles, coded, joined, require_columns
+from deconfound.errors import UserError
+
+FORMAT_VERSION = 1
+SHARD_BYTES = 256 * 2**20
+DTYPES = ("uint8", "uint16", "float32")
+
+Images = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]
+
+
+class Shard(BaseModel):
+    """One file of consecutive images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    rows: int
+    sha256: str
+
+
+class ScreenIndex(BaseModel):
+    """What `screen.json` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int
+    name: str
+    channels: tuple[str, ...]
+    dtype: str
+    image_shape: tuple[int, ...]
+    roles: Roles
+    rows: int
+    table_sha256: str
+    shards: tuple[Shard, ...]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """An opened screen; the images stay on disk and are read by memory map."""
+
+    path: Path
+    index: ScreenIndex
+    table: pd.DataFrame
+    """One row per image, in the order of the images; RangeIndex."""
+    _shards: tuple[Images, ...] = field(repr=False)
+    _starts: Rows = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.index.rows
+
+    @property
+    def name(self) -> str:
+        """The screen's name."""
+        return self.index.name
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Channel names, in the order of the image axis."""
+        return self.index.channels
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W)."""
+        return self.index.image_shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Pixel type as stored: uint8, uint16 or float32."""
+        return np.dtype(self.index.dtype)
+
+    @property
+    def roles(self) -> Roles:
+        """The default roles of the columns."""
+        return self.index.roles
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the screen came from and how it was made."""
+        return self.index.provenance
+
+    def read(self, rows: npt.ArrayLike) -> Images:
+        """The images of `rows`, in that order: (B, C, H, W) in the stored dtype.
+
+        Raises IndexError for a row outside 0 … N−1.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"row outside 0 … {len(self) - 1}")
+        out = np.empty((len(wanted), *self.image_shape), self.dtype)
+        owner = np.searchsorted(self._starts, wanted, side="right") - 1
+        for shard in np.unique(owner):
+            inside = np.flatnonzero(owner == shard)
+            local = wanted[inside] - self._starts[shard]
+            if len(inside) == len(wanted):
+                np.take(self._shards[shard], local, axis=0, out=out, mode="clip")
+            else:
+                out[inside] = self._shards[shard][local]
+        return out
+
+    def coded(self, columns: Sequence[str], names: Sequence[str] | None = None) -> Coded:
+        """Integer codes of a column, or of several joined by "/".
+
+        Raises UserError for a column that the table lacks.
+        """
+        require_columns(self.table, columns, str(self.path))
+        return coded(joined(self.table, columns), names)
+
+    def check(self) -> None:
+        """Verify the checksum of every shard; raises UserError naming the first that differs."""
+        for shard in self.index.shards:
+            file = self.path / shard.file
+            if _sha256(file) != shard.sha256:
+                raise UserError(f"{file}: checksum differs from screen.json; make the screen again")
+
+
+class ScreenWriter:
+    """Write a screen image by image; it appears at `path` whole, or not at all.
+
+    Use as a context manager: `append` images in the order of the table's rows, then `finish`.
+    Raises UserError if `path` exists, if images differ in shape or dtype from the first, or if
+    the table's length differs from the number of images.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        channels: Sequence[str],
+        roles: Roles,
+        provenance: dict[str, Any],
+    ) -> None:
+        self._path = Path(path)
+        self._name = name
+        self._channels = tuple(channels)
+        self._roles = roles
+        self._provenance = provenance
+        self._directory = atomic_directory(self._path)
+        self._temporary: Path | None = None
+        self._buffer: Images | None = None
+        self._filled = 0
+        self._shards: list[Shard] = []
+
+    def __enter__(self) -> Self:
+        self._temporary = self._directory.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None and not (self._folder / "screen.json").is_file():
+            kind, error = RuntimeError, RuntimeError("ScreenWriter left before finish()")
+            self._directory.__exit__(kind, error, None)
+            raise error
+        self._directory.__exit__(kind, error, traceback)
+
+    @property
+    def _folder(self) -> Path:
+        if self._temporary is None:
+            raise RuntimeError("ScreenWriter is used outside its with block")
+        return self._temporary
+
+    def append(self, images: Images) -> None:
+        """Add images (B, C, H, W), uint8, uint16 or float32, all of one shape and dtype."""
+        if self._buffer is None:
+            self._buffer = self._new_buffer(images)
+        expected = self._buffer.shape[1:], self._buffer.dtype
+        if (images.shape[1:], images.dtype) != expected:
+            raise UserError(
+                f"images of shape {images.shape[1:]} {images.dtype} after {expected[0]} "
+                f"{expected[1]}; a screen holds one shape and type, resize or convert them"
+            )
+        done = 0
+        while done < len(images):
+            part = min(len(images) - done, len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + part] = images[done : done + part]
+            self._filled += part
+            done += part
+            if self._filled == len(self._buffer):
+                self._write_shard()
+
+    def finish(self, table: pd.DataFrame) -> None:
+        """Write the table and the index; the screen appears when the with block is left."""
+        if self._buffer is None:
+            raise UserError(f"{self._path}: no images; a screen needs at least one")
+        if self._filled:
+            self._write_shard()
+        rows = sum(shard.rows for shard in self._shards)
+        if len(table) != rows:
+            raise UserError(f"{self._path}: {len(table)} table rows but {rows} images")
+        require_columns(table, self._roles.columns(), str(self._path))
+        file = self._folder / "table.parquet"
+        table.reset_index(drop=True).to_parquet(file)
+        index = ScreenIndex(
+            format_version=FORMAT_VERSION,
+            name=self._name,
+            channels=self._channels,
+            dtype=str(self._buffer.dtype),
+            image_shape=self._buffer.shape[1:],
+            roles=self._roles,
+            rows=rows,
+            table_sha256=_sha256(file),
+            shards=tuple(self._shards),
+            provenance=self._provenance,
+        )
+        (self._folder / "screen.json").write_text(index.model_dump_json(indent=2), encoding="utf-8")
+
+    def _new_buffer(self, images: Images) -> Images:
+        if str(images.dtype) not in DTYPES:
+            raise UserError(f"pixels of type {images.dtype}; expected one of {', '.join(DTYPES)}")
+        if images.ndim != 4 or images.shape[1] != len(self._channels):
+            raise UserError(
+                f"images of shape {images.shape}; expected (B, {len(self._channels)}, H, W) for "
+                f"the channels {', '.join(self._channels)}"
+            )
+        per_image = max(1, images[0].nbytes)
+        return np.empty((max(1, SHARD_BYTES // per_image), *images.shape[1:]), images.dtype)
+
+    def _write_shard(self) -> None:
+        assert self._buffer is not None
+        file = self._folder / f"images-{len(self._shards):05d}.npy"
+        np.save(file, self._buffer[: self._filled], allow_pickle=False)
+        self._shards.append(Shard(file=file.name, rows=self._filled, sha256=_sha256(file)))
+        self._filled = 0
+
+
+def open_screen(path: Path) -> Screen:
+    """Open a screen; raises UserError if `path` is none, or is damaged or of another version."""
+    path = Path(path)
+    file = path / "screen.json"
+    if not file.is_file():
+        raise UserError(
+            f"{path}: not a screen (no screen.json); make one with `deconfound ingest`, "
+            "`deconfound source` or `deconfound simulate`"
+        )
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(f"{file}: format version {version!r}; this release reads version 1")
+        index = ScreenIndex.model_validate(raw)
+    except (ValidationError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({str(error).splitlines()[0]}); make it again") from error
+    table_file = path / "table.parquet"
+    if not table_file.is_file() or _sha256(table_file) != index.table_sha256:
+        raise UserError(
+            f"{table_file}: missing or changed since the screen was made; make it again"
+        )
+    shards = tuple(_open_shard(path, shard, index) for shard in index.shards)
+    starts = np.cumsum([0, *(shard.rows for shard in index.shards)])[:-1].astype(np.int64)
+    table = pd.read_parquet(table_file)
+    if not len(table) == index.rows == sum(shard.rows for shard in index.shards):
+        raise UserError(f"{path}: table and images differ in length; make the screen again")
+    return Screen(path, index, table, shards, starts)
+
+
+def _open_shard(path: Path, shard: Shard, index: ScreenIndex) -> Images:
+    file = path / shard.file
+    if Path(shard.file).name != shard.file:
+        raise UserError(f"{path}: shard {shard.file!r} lies outside the screen; make it again")
+    try:
+        images: Images = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: missing or cut short ({error}); make the screen again") from error
+    if images.shape != (shard.rows, *index.image_shape) or str(images.dtype) != index.dtype:
+        raise UserError(f"{file}: holds {images.shape} {images.dtype}, screen.json says otherwise")
+    return images
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
