@@ -1,0 +1,63 @@
+"""The additive decoder: an image as a sum of what content and style each contribute."""
+
+from torch import Tensor, nn
+
+from deconfound.errors import UserError
+
+DECODER_SIZES = (32, 64)
+
+
+def decoder_size(image_size: int) -> int:
+    """Side of the decoded image: the smallest of 32 and 64 that loses no pixel, 64 at most.
+
+    The caller resizes the target to it when it differs from `image_size`.
+    """
+    return 32 if image_size <= 32 else 64
+
+
+class AdditiveDecoder(nn.Module):
+    """Reconstructs an image from a content and a style block, added before the last convolution.
+
+    content (B, z_content), style (B, z_style) -> (B, channels, image_size, image_size): the
+    parameters of a likelihood, unbounded (logits for Bernoulli, means for Gaussian).
+    `width` scales both branches; 256 is the paper's. Detach the blocks before decoding, so that
+    reconstruction does not train the encoders.
+    Makino et al., SCBD, A.1.1 and Table 2, with two additions: the input is as wide as the block
+    (the table prints 64), and 64 pixels, for which the paper has no decoder, take a fifth block.
+    Raises UserError when `image_size` is neither 32 nor 64, or `width` is odd.
+    """
+
+    def __init__(
+        self, z_content: int, z_style: int, channels: int, image_size: int, width: int = 256
+    ) -> None:
+        super().__init__()
+        if image_size not in DECODER_SIZES:
+            raise UserError(f"decoder of {image_size} px; expected 32 or 64: resize the targets")
+        if width % 2:
+            raise UserError(f"decoder width {width}; expected an even number")
+        self.content_branch = _branch(z_content, image_size, width)
+        self.style_branch = _branch(z_style, image_size, width)
+        self.to_image = nn.Conv2d(width // 2, channels, kernel_size=1)
+
+    def forward(self, content: Tensor, style: Tensor) -> Tensor:
+        image: Tensor = self.to_image(self.content_branch(content) + self.style_branch(style))
+        return image
+
+
+def _branch(block_size: int, image_size: int, width: int) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Linear(block_size, width * 2 * 2),
+        nn.GELU(),
+        nn.Unflatten(1, (width, 2, 2)),
+    ]
+    side = 2
+    while side < image_size:
+        side *= 2
+        outputs = width // 2 if side == image_size else width
+        layers += [
+            nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, outputs, 3, padding=1),
+            nn.GELU(),
+        ]
+    return nn.Sequential(*layers)

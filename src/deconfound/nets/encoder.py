@@ -1,0 +1,187 @@
+"""Image encoders: any channel count, any normalisation, one flat representation per image."""
+
+import copy
+import difflib
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from deconfound.errors import UserError
+
+Norm = Literal["batch", "instance", "group", "none"]
+
+ENCODERS = ("small", "resnet18", "densenet121")
+TIMM_PREFIX = "timm:"
+
+
+class Encoder(nn.Module):
+    """A network that turns images into representations.
+
+    `encoder(image)`: image (B, C, H, W) float32 -> representation (B, features).
+    Random initial weights come from PyTorch's global stream: seed it before building.
+    """
+
+    def __init__(self, network: nn.Module, features: int) -> None:
+        super().__init__()
+        self.network = network
+        self.features = features
+
+    def forward(self, image: Tensor) -> Tensor:
+        representation: Tensor = self.network(image)
+        return representation
+
+
+class ChannelAffine(nn.Module):
+    """Scale and shift of each channel without statistics: what remains of a norm called "none".
+
+    map (B, C, H, W) -> (B, C, H, W). It keeps the bias that convolutions before a norm lack.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, map: Tensor) -> Tensor:
+        return map * self.weight + self.bias
+
+
+def build_encoder(name: str, channels: int, image_size: int, norm: Norm = "batch") -> Encoder:
+    """The encoder called `name` for square images of `image_size` pixels and `channels` channels.
+
+    - `small`: five convolutions, 256 features; ours, the default on a CPU.
+    - `resnet18` (512 features) and `densenet121` (1,024): the encoders of Makino et al., SCBD,
+      A.1.1, with the ImageNet stem (7x7 stride 2, max-pool) at every image size and BatchNorm;
+      the layers and their initialisation are MONAI's, laid out as torchvision's.
+    - `timm:NAME`: any network of the extra `[timm]`, with random weights and its own norm.
+
+    `norm` replaces BatchNorm by affine instance norm, group norm (32 groups or fewer) or a plain
+    per-channel scale and shift ("none"); the parameter count does not change.
+
+    Raises UserError for an unknown name or norm, a missing extra, a norm other than "batch" with
+    a timm network, and an image size that the network or its norm cannot take.
+    """
+    if norm not in get_args(Norm):
+        raise UserError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(Norm))}")
+    if name == "small":
+        network = _small(channels)
+    elif name == "resnet18":
+        network = _resnet18(channels)
+    elif name == "densenet121":
+        network = _densenet121(channels)
+    elif name.startswith(TIMM_PREFIX):
+        if norm != "batch":
+            raise UserError(f"{name} keeps its own norm; norm={norm!r} works with {_known_names()}")
+        network = _timm(name.removeprefix(TIMM_PREFIX), channels)
+    else:
+        near = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"unknown encoder {name!r}; {hint}expected {_known_names()} or timm:NAME")
+    if norm != "batch":
+        _replace_batch_norm(network, norm)
+    return Encoder(network, _feature_count(network, name, channels, image_size, norm))
+
+
+def _small(channels: int) -> nn.Module:
+    def layer(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        ]
+
+    return nn.Sequential(
+        *layer(channels, 32, 5, 2),
+        *layer(32, 64, 3, 2),
+        *layer(64, 128, 3, 1),
+        *layer(128, 128, 3, 2),
+        *layer(128, 256, 3, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def _resnet18(channels: int) -> nn.Module:
+    # MONAI takes seconds to import; a run with `small` does not pay for it.
+    from monai.networks.nets.resnet import ResNet
+
+    network: nn.Module = ResNet(
+        block="basic",
+        layers=[2, 2, 2, 2],
+        block_inplanes=[64, 128, 256, 512],
+        spatial_dims=2,
+        n_input_channels=channels,
+        conv1_t_size=7,
+        conv1_t_stride=2,
+        feed_forward=False,
+        bias_downsample=False,
+    )
+    return network
+
+
+def _densenet121(channels: int) -> nn.Module:
+    from monai.networks.nets.densenet import DenseNet
+
+    network: nn.Module = DenseNet(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=1,
+        init_features=64,
+        growth_rate=32,
+        block_config=(6, 12, 24, 16),
+    )
+    network.class_layers.out = nn.Identity()  # type: ignore[union-attr]
+    return network
+
+
+def _timm(name: str, channels: int) -> nn.Module:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # torchvision beside a CPU-only torch: Runtime
+        raise UserError(
+            f"encoder timm:{name} needs the extra [timm]: pip install 'deconfound[timm]' ({error})"
+        ) from error
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean timm:{near[0]}?" if near else ""
+        raise UserError(f"timm has no network {name!r}{hint}")
+    network: nn.Module = timm.create_model(name, in_chans=channels, num_classes=0)
+    return network
+
+
+def _known_names() -> str:
+    return ", ".join(ENCODERS)
+
+
+def _replace_batch_norm(module: nn.Module, norm: Norm) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, _norm_layer(norm, child.num_features))
+        else:
+            _replace_batch_norm(child, norm)
+
+
+def _norm_layer(norm: Norm, channels: int) -> nn.Module:
+    if norm == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    if norm == "group":
+        return nn.GroupNorm(math.gcd(32, channels), channels)
+    return ChannelAffine(channels)
+
+
+def _feature_count(
+    network: nn.Module, name: str, channels: int, image_size: int, norm: Norm
+) -> int:
+    """Width of the representation, by a pass without data; small maps fail here, by name."""
+    image = torch.empty(2, channels, image_size, image_size, device="meta")
+    try:
+        representation: Tensor = copy.deepcopy(network).to("meta")(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"encoder {name} with norm {norm!r} cannot take {channels} x {image_size} x "
+            f"{image_size} images ({str(error).splitlines()[0]}); "
+            "use larger images, another norm or the encoder small"
+        ) from error
+    return representation.shape[1]

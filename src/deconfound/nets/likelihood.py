@@ -1,0 +1,44 @@
+"""What a decoder's output means: the distribution of each pixel."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class BernoulliLikelihood(nn.Module):
+    """Pixels in [0, 1] as probabilities; the decoder's output is their logits.
+
+    Makino et al., SCBD, the Colored MNIST likelihood; a mean over pixels, not a sum.
+    """
+
+    def negative_log_likelihood(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean over images, channels and pixels, in nats: output, target (B, C, H, W) -> ()."""
+        return functional.binary_cross_entropy_with_logits(output, target)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The expected image, in [0, 1]: output (B, C, H, W) -> the same shape."""
+        return output.sigmoid()
+
+
+class GaussianLikelihood(nn.Module):
+    """Pixels of any range; the decoder's output is their mean, one learned scalar their spread.
+
+    Makino et al., SCBD, the likelihood of all data but Colored MNIST; a mean over pixels, not a
+    sum. The log standard deviation starts at 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_sd = nn.Parameter(torch.zeros(()))
+
+    def negative_log_likelihood(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean over images, channels and pixels, in nats: output, target (B, C, H, W) -> ()."""
+        squared_error = functional.mse_loss(output, target)
+        constant = 0.5 * math.log(2 * math.pi)
+        return 0.5 * squared_error * torch.exp(-2 * self.log_sd) + self.log_sd + constant
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The expected image, in the target's units: output (B, C, H, W) -> the same."""
+        return output

@@ -1,0 +1,34 @@
+import torch
+from torch.distributions import Bernoulli, Normal
+
+from deconfound.nets.likelihood import BernoulliLikelihood, GaussianLikelihood
+
+
+def test_bernoulli_is_the_mean_over_pixels() -> None:
+    torch.manual_seed(0)
+    output = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    likelihood = BernoulliLikelihood()
+    expected = -Bernoulli(logits=output, validate_args=False).log_prob(target).mean()  # type: ignore[no-untyped-call]
+    loss = likelihood.negative_log_likelihood(output, target)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, output)
+    torch.testing.assert_close(gradient, (output.sigmoid() - target) / output.numel())
+    torch.testing.assert_close(likelihood.mean(output), Bernoulli(logits=output).mean)
+
+
+def test_gaussian_is_the_mean_over_pixels_and_learns_its_spread() -> None:
+    torch.manual_seed(0)
+    output = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    likelihood = GaussianLikelihood().double()
+    with torch.no_grad():
+        likelihood.log_sd.fill_(0.3)
+    expected = -Normal(output, likelihood.log_sd.exp()).log_prob(target).mean()  # type: ignore[no-untyped-call]
+    loss = likelihood.negative_log_likelihood(output, target)
+    torch.testing.assert_close(loss, expected)
+    wanted = torch.autograd.grad(expected, [output, likelihood.log_sd], retain_graph=True)
+    got = torch.autograd.grad(loss, [output, likelihood.log_sd])
+    torch.testing.assert_close(got, wanted)
+    assert likelihood.mean(output) is output
+    assert GaussianLikelihood().log_sd.item() == 0
