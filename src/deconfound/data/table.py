@@ -106,13 +106,13 @@ def coded(values: pd.Series, names: Sequence[str] | None = None) -> Coded:
     """Integer codes of a text column, numbered in sorted order, or by `names` where given."""
     text = values.astype("string")
     if names is None:
-        names = sorted(text.dropna().unique().tolist(), key=_natural)
+        names = sorted(text.dropna().unique().tolist(), key=natural_order)
     lookup = {name: code for code, name in enumerate(names)}
     codes = text.map(lookup).fillna(-1)
     return Coded(np.asarray(codes, dtype=np.int64), tuple(names))
 
 
-def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
+def natural_order(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which "week2" comes before "week10"."""
     parts: list[str] = []
     for character in text:

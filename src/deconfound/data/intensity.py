@@ -1,0 +1,67 @@
+"""From stored pixels to the float32 values a network sees; fitted on training rows alone."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deconfound.data.screen import Rows, Screen
+from deconfound.errors import UserError
+from deconfound.streams import numpy_stream
+
+Transform = Literal["none", "arcsinh"]
+Scaling = Literal["standardise", "unit"]
+SAMPLE = 4096
+
+
+class Intensity(nn.Module):
+    """(transform(x) − offset) · scale for every channel; part of a run's checkpoint.
+
+    `forward` takes stored pixels (B, C, H, W) of any numeric dtype and returns float32.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, channels: int, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+        self.register_buffer("offset", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Stored pixels (B, C, H, W) to float32 of the same shape."""
+        image = pixels.to(torch.float32, copy=True)
+        if self.transform == "arcsinh":
+            image = torch.asinh_(image)
+        return image.sub_(self.offset[:, None, None]).mul_(self.scale[:, None, None])
+
+
+def fit_intensity(
+    screen: Screen, rows: Rows, transform: Transform, scaling: Scaling, seed: int
+) -> Intensity:
+    """Fit on at most 4,096 of `rows`: "standardise" to mean 0 and sd 1 a channel, "unit" to [0, 1].
+
+    "unit" divides by the largest value the stored type can hold (float32 is taken to be in [0, 1]
+    already) and needs no fit. Raises UserError for "unit" after "arcsinh".
+    """
+    intensity = Intensity(len(screen.channels), transform)
+    if scaling == "unit":
+        if transform != "none":
+            raise UserError("--scaling unit needs --transform none; use --scaling standardise")
+        if screen.dtype.kind == "u":
+            intensity.scale.fill_(1.0 / float(np.iinfo(screen.dtype).max))
+        return intensity
+    sample = np.sort(numpy_stream(seed, "intensity").permutation(rows)[:SAMPLE])
+    total: Any = 0.0
+    squares: Any = 0.0
+    for start in range(0, len(sample), 256):
+        values = intensity(torch.from_numpy(screen.read(sample[start : start + 256]))).double()
+        total = total + values.mean(dim=(2, 3)).sum(dim=0)
+        squares = squares + values.square().mean(dim=(2, 3)).sum(dim=0)
+    mean = total / len(sample)
+    deviation = (squares / len(sample) - mean.square()).clamp(min=0).sqrt()
+    intensity.offset.copy_(mean)
+    intensity.scale.copy_(1.0 / deviation.clamp(min=1e-6))
+    return intensity

@@ -1,0 +1,105 @@
+"""Samplers: a batch of row numbers is a pure function of (seed, step)."""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from deconfound.streams import numpy_stream
+
+Rows = npt.NDArray[np.int64]
+
+
+class Sampler(Protocol):
+    """What training draws its batches from."""
+
+    def rows(self, step: int) -> Rows:
+        """Row numbers of the batch of `step` (from 0), int64."""
+
+
+class PlainSampler:
+    """Every row once an epoch, in a new order each epoch; the incomplete last batch is dropped.
+
+    With fewer rows than a batch, a batch is all rows.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int, purpose: str = "sampler") -> None:
+        self._rows = np.asarray(rows, dtype=np.int64)
+        self._size = min(batch_size, len(self._rows))
+        self._seed = seed
+        self._purpose = purpose
+        self._epoch = -1
+        self._order = self._rows
+
+    def rows(self, step: int) -> Rows:
+        """Row numbers of the batch of `step`."""
+        epoch, batch = divmod(step, len(self._rows) // self._size)
+        if epoch != self._epoch:
+            stream = numpy_stream(self._seed, self._purpose, epoch)
+            self._order = stream.permutation(self._rows)
+            self._epoch = epoch
+        return self._order[batch * self._size : (batch + 1) * self._size]
+
+
+class EnvironmentBalancedSampler:
+    """The same number of rows from every environment in each batch, each in its own epochs.
+
+    Rows without an environment (−1) are never drawn. An environment smaller than its share gives
+    all its rows.
+    """
+
+    def __init__(self, rows: Rows, environment: Rows, batch_size: int, seed: int) -> None:
+        present = np.unique(environment[environment >= 0])
+        share = max(1, batch_size // len(present))
+        self._samplers = [
+            PlainSampler(rows[environment == e], share, seed, f"sampler of environment {e}")
+            for e in present
+        ]
+
+    def rows(self, step: int) -> Rows:
+        """Row numbers of the batch of `step`, environment after environment."""
+        return np.concatenate([sampler.rows(step) for sampler in self._samplers])
+
+
+class LabelBalancedSampler:
+    """Distinct labels drawn by their frequency, then the same number of rows of each.
+
+    Makino et al., appendix A.1.1: classes without replacement from the training frequencies, rows
+    without replacement within a class; a class with fewer rows gives all of them, so a batch may
+    be smaller than `classes` × (`batch_size` // `classes`). Rows without a label are never drawn.
+    """
+
+    def __init__(self, rows: Rows, label: Rows, batch_size: int, classes: int, seed: int) -> None:
+        known = label >= 0
+        order = np.argsort(label[known], kind="stable")
+        self._rows = np.asarray(rows, dtype=np.int64)[known][order]
+        _, self._start, self._count = np.unique(
+            label[known][order], return_index=True, return_counts=True
+        )
+        self._classes = min(classes, len(self._count))
+        self._each = max(1, batch_size // self._classes)
+        self._seed = seed
+
+    def rows(self, step: int) -> Rows:
+        """Row numbers of the batch of `step`, class after class."""
+        stream = numpy_stream(self._seed, "label-balanced sampler", step)
+        gumbel = np.log(self._count) + stream.gumbel(size=len(self._count))
+        chosen = np.argpartition(-gumbel, self._classes - 1)[: self._classes]
+        count = self._count[chosen]
+        picks = _distinct(count, np.minimum(count, self._each), stream)
+        place = (self._start[chosen][:, None] + picks)[picks >= 0]
+        return np.asarray(self._rows[place], dtype=np.int64)
+
+
+def _distinct(count: Rows, wanted: Rows, stream: np.random.Generator) -> Rows:
+    """For each class, `wanted` distinct integers below `count`; −1 fills the row up.
+
+    Floyd's algorithm, one pass over the columns for all classes at once.
+    """
+    picks = np.full((len(count), int(wanted.max())), -1, dtype=np.int64)
+    for column in range(picks.shape[1]):
+        last = count - wanted + column
+        drawn = (stream.random(len(count)) * (last + 1)).astype(np.int64)
+        taken = (picks[:, :column] == drawn[:, None]).any(axis=1)
+        picks[:, column] = np.where(column < wanted, np.where(taken, last, drawn), -1)
+    return picks
