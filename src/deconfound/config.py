@@ -1,0 +1,117 @@
+"""The typed description of a run: frozen models whose field docstrings are the help."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deconfound.errors import UserError
+
+
+class Options(BaseModel):
+    """Base of every group of options: frozen, and a name that does not exist is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+class DataOptions(Options):
+    """What is predicted, what is a nuisance, and what is held out."""
+
+    label: str | None = None
+    """Column to predict; the screen's own label if not given."""
+    environment: tuple[str, ...] = ()
+    """Column or columns (joined) of the nuisance; the screen's own if not given."""
+    levels: tuple[str, ...] = ()
+    """Nested levels, outermost first; the screen's own if not given."""
+    fold: str = "iid"
+    """What is held out: iid, given (the screen's split column) or COLUMN=GROUP of a level."""
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows not held out that selects the checkpoint (in-distribution)."""
+    id_test_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the rows not held out that is scored but never used (in-distribution)."""
+    iid_unit: Literal["cell", "well"] = "cell"
+    """What the in-distribution parts are drawn by."""
+    split_seed: int = 0
+    """Seed of the split; kept apart from the run's seed so that all runs share their folds."""
+    transform: Literal["none", "arcsinh"] = "none"
+    """Intensity transform before scaling."""
+    scaling: Literal["standardise", "unit"] = "standardise"
+    """Per-channel mean 0 and sd 1 over training rows, or division by the type's maximum."""
+
+
+class TrainingOptions(Options):
+    """How long, with which batches, on what."""
+
+    steps: int = Field(1500, ge=1)
+    """Optimisation steps."""
+    batch_size: int = Field(256, ge=1)
+    """Images in a batch, over all devices."""
+    sampler: Literal["plain", "label_balanced", "environment_balanced"] = "plain"
+    """How batches are drawn."""
+    classes_per_batch: int = Field(256, ge=1)
+    """Distinct labels in a batch of the label-balanced sampler."""
+    augment: Literal["none", "dihedral"] = "none"
+    """Random flips and quarter turns; right for cells, wrong for digits."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the steps; cosine falls to 0."""
+    validate_every: int = Field(100, ge=1)
+    """Steps between validations."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between resumable checkpoints."""
+    selection: Literal["loss", "accuracy", "last"] = "loss"
+    """Which checkpoint later verbs use: minimum validation loss (as in the paper), maximum
+    in-distribution validation accuracy, or the last step. All three are recorded."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """auto takes bfloat16 where the processor computes in it."""
+    threads: int | None = Field(None, ge=1)
+    """Processor threads; all cores if not given."""
+
+
+def validated(model: type[AnyOptions], values: Any, where: str) -> AnyOptions:
+    """`values` as a `model`; raises a one-line UserError that names the field and the remedy."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected options as `name: value` lines")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(model, error)}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises UserError if it is missing, malformed or no mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML ({reason})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected options as `name: value` lines")
+    return values
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for a misspelt name: the nearest one, or all there are."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+
+
+def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"]]
+    name = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in place[:-1]:
+            owner = owner.model_fields[part].annotation
+        return f"unknown option {name!r}; {nearest(place[-1], list(owner.model_fields))}"
+    return f"option {name!r} = {problem['input']!r}: {problem['msg']}"

@@ -1,0 +1,344 @@
+"""fit: train one method on one fold with one seed, resumably; knows no method by name."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deconfound import atomic, machine
+from deconfound.data.batch import Batch, BatchReader, augmented
+from deconfound.data.intensity import Intensity, fit_intensity
+from deconfound.data.sampler import (
+    EnvironmentBalancedSampler,
+    LabelBalancedSampler,
+    PlainSampler,
+    Sampler,
+)
+from deconfound.data.screen import Screen, open_screen
+from deconfound.errors import UserError
+from deconfound.history import History
+from deconfound.methods.base import Method, Stage, weighted_sum
+from deconfound.progress import Progress
+from deconfound.run import (
+    Problem,
+    Rows,
+    Run,
+    RunConfig,
+    build_method,
+    dump_config,
+    load_weights,
+    open_run,
+    pose,
+    read_config,
+    software,
+    weights,
+    write_description,
+)
+from deconfound.streams import derived_seed
+
+LOG_EVERY = 10
+
+
+def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> Run:
+    """Train `config` on `screen` into the directory `out`, or resume what is there.
+
+    On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
+    holds another run or something else, if the loss stops being finite, and for every mistake in
+    the configuration.
+    """
+    out = Path(out)
+    opened = open_screen(screen)
+    problem = pose(opened, config.data)
+    if _claims(out, config, opened):
+        return open_run(out)
+    write_description(out, config, opened, problem)
+    training = config.training
+    fabric = machine.start(training.device, training.precision, training.threads)
+    Training(config, opened, problem, out, fabric, quiet).run()
+    return open_run(out)
+
+
+class Training:
+    """The state of a training run and the loop over it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        screen: Screen,
+        problem: Problem,
+        out: Path,
+        fabric: Fabric,
+        quiet: bool,
+    ) -> None:
+        self.config, self.problem, self.out, self.fabric = config, problem, out, fabric
+        self.quiet = quiet
+        data = config.data
+        self.intensity: Intensity = fit_intensity(
+            screen, problem.fold.rows("train"), data.transform, data.scaling, config.seed
+        )
+        method = build_method(
+            config, screen, len(problem.label.names), len(problem.environment.names)
+        )
+        self.method: Method = method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.reader = BatchReader(
+            screen,
+            problem.label.codes,
+            problem.environment.codes,
+            self.intensity,
+            fabric.device,
+            channels_last=True,
+        )
+        self.stages = self.method.stages(config.training.steps)
+        self.stage_number = 0
+        self.done = 0
+        self.seconds = 0.0
+        self.best: dict[str, dict[str, dict[str, float]]] = {s.name: {} for s in self.stages}
+        self.history = History(out / "metrics.csv")
+        self.optimizers: list[torch.optim.Optimizer] = []
+
+    def run(self) -> None:
+        """Train every stage from wherever the directory stands to the end."""
+        self._new_optimizers()
+        if (self.out / "resume.pt").is_file():
+            self._resume()
+        total = sum(stage.steps for stage in self.stages)
+        before = sum(stage.steps for stage in self.stages[: self.stage_number]) + self.done
+        with Progress(self.out.name, total, "steps", before, self.quiet) as progress:
+            while True:
+                stage = self.stages[self.stage_number]
+                self._train(stage, progress)
+                load_weights(self._checkpoint(self._selected(stage)), self.method, self.intensity)
+                if self.stage_number == len(self.stages) - 1:
+                    break
+                self.stage_number += 1
+                self.done = 0
+                self._new_optimizers()
+                self._save_resume()
+        self._finish()
+
+    def _train(self, stage: Stage, progress: Progress) -> None:
+        training = self.config.training
+        sampler = _sampler(self.config, self.problem, "train", stage)
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        steps = range(self.done, stage.steps)
+        batches = self.reader.stream(sampler.rows(step)[rank::world] for step in steps)
+        with contextlib.closing(batches):
+            for step, batch in zip(steps, batches, strict=True):
+                started = time.perf_counter()
+                logged = self._step(stage, step, batch)
+                self.done = step + 1
+                if self.done % LOG_EVERY == 0 or self.done == stage.steps:
+                    values = {name: float(value) for name, value in logged.items()}
+                    self._check_finite(values)
+                    self.history.add(stage.name, self.done, "train", values)
+                    progress.update(1, _headline(values))
+                else:
+                    progress.update(1)
+                if self.done % training.validate_every == 0 or self.done == stage.steps:
+                    self._validate(stage)
+                self.seconds += time.perf_counter() - started
+                if self.done % training.checkpoint_every == 0 or self.done == stage.steps:
+                    self._save_resume()
+
+    def _step(self, stage: Stage, step: int, batch: Batch) -> dict[str, Tensor]:
+        training, seed = self.config.training, self.config.seed
+        torch.manual_seed(derived_seed(seed, "step", stage.name, step, self.fabric.global_rank))
+        self.method.train()
+        if training.schedule == "cosine":
+            for phase, optimizer in zip(stage.phases, self.optimizers, strict=True):
+                rate = phase.learning_rate * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+        if training.augment == "dihedral":
+            batch = augmented(batch, seed, step)
+        with self.fabric.autocast():
+            return self.method.step(batch, stage, self.optimizers, self._backward)
+
+    def _backward(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+        """Losses are those of the global batch, so gradients add up over processes."""
+        with torch.autocast(self.fabric.device.type, enabled=False):
+            self.fabric.backward(loss)
+        if self.fabric.world_size > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+
+    @torch.no_grad()
+    def _validate(self, stage: Stage) -> None:
+        phase = next((phase for phase in stage.phases if phase.validates), None)
+        if phase is None:
+            return
+        self.method.eval()
+        sums: dict[str, float] = {}
+        loss_batches = correct = known = 0
+        with self.fabric.autocast():
+            for batch, whole in self._validation_batches(stage):
+                outputs = self.method.outputs(batch, stage.name)
+                logits = self.method.predict(outputs)
+                if logits is not None:
+                    has_label = batch.label >= 0
+                    correct += int(((logits.argmax(dim=1) == batch.label) & has_label).sum())
+                    known += int(has_label.sum())
+                if not whole:
+                    continue
+                losses = phase.losses(batch, outputs)
+                values = {name: loss.value for name, loss in losses.items()}
+                values |= self.method.diagnostics(batch, outputs)
+                values["loss"] = weighted_sum(losses)
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+                loss_batches += 1
+        scores = {name: value / loss_batches for name, value in sums.items()}
+        if known:
+            scores["accuracy"] = correct / known
+        self.history.add(stage.name, self.done, "val", scores)
+        self._keep("loss", scores["loss"], scores, lower=True)
+        if known:
+            self._keep("accuracy", scores["accuracy"], scores, lower=False)
+        if self.done == stage.steps:
+            self._keep("last", float("nan"), scores, lower=True)
+
+    def _validation_batches(self, stage: Stage) -> Iterator[tuple[Batch, bool]]:
+        """Validation batches, the same every time, and whether each is as large as the first."""
+        rows = self.problem.fold.rows("val")
+        size = min(stage.batch_size or self.config.training.batch_size, len(rows))
+        count = min(stage.validation_batches, max(1, len(rows) // size))
+        if self.config.training.sampler == "label_balanced":
+            sampler = _sampler(self.config, self.problem, "val", stage)
+            for batch in self.reader.stream(sampler.rows(step) for step in range(count)):
+                yield batch, True
+            return
+        sampler = PlainSampler(rows, len(rows), 0, "validation")
+        chunks = np.split(sampler.rows(0), np.arange(size, len(rows), size))[: count + 1]
+        for batch in self.reader.stream(chunks):
+            yield batch, len(batch) == size
+
+    def _keep(self, selection: str, value: float, scores: dict[str, float], lower: bool) -> None:
+        """Write the checkpoint of a selection if `value` is the best so far."""
+        best = self.best[self.stages[self.stage_number].name]
+        if selection in best and not math.isnan(value):
+            previous = best[selection][selection]
+            if (value >= previous) if lower else (value <= previous):
+                return
+        best[selection] = {"step": float(self.done), **scores}
+        if self.fabric.is_global_zero:
+            with atomic.atomic_file(self._checkpoint(selection)) as temporary:
+                save_file(weights(self.method, self.intensity), temporary)
+
+    def _checkpoint(self, selection: str) -> Path:
+        prefix = "first-stage" if self.stage_number == 0 else f"stage-{self.stage_number + 1}"
+        return self.out / f"{prefix}-{selection}.safetensors"
+
+    def _selected(self, stage: Stage) -> str:
+        wanted = self.config.training.selection
+        found = self.best[stage.name]
+        return wanted if wanted in found else "loss" if "loss" in found else "last"
+
+    def _new_optimizers(self) -> None:
+        self.optimizers = [p.optimizer() for p in self.stages[self.stage_number].phases]
+
+    def _save_resume(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        self.history.write()
+        state = {
+            "stage_number": self.stage_number,
+            "done": self.done,
+            "seconds": self.seconds,
+            "best": self.best,
+            "weights": weights(self.method, self.intensity),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        with atomic.atomic_file(self.out / "resume.pt") as temporary:
+            torch.save(state, temporary)
+
+    def _resume(self) -> None:
+        file = self.out / "resume.pt"
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            modules = nn.ModuleDict({"method": self.method, "intensity": self.intensity})
+            modules.load_state_dict(state["weights"])
+            self.stage_number, self.done = state["stage_number"], state["done"]
+            self.seconds, self.best = state["seconds"], state["best"]
+            self._new_optimizers()
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{file}: damaged ({error}); remove {self.out} and fit again"
+            ) from error
+        self.history.resume([s.name for s in self.stages[: self.stage_number + 1]], self.done)
+
+    def _check_finite(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{self.out}: {name} became {value} by step {self.done}; "
+                    "lower --learning-rate or use --precision 32"
+                )
+
+    def _finish(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        self.history.write()
+        selection = {
+            "used": {stage.name: self._selected(stage) for stage in self.stages},
+            "best": self.best,
+        }
+        atomic.write_text(self.out / "selection.json", json.dumps(selection, indent=2))
+        described: dict[str, Any] = software()
+        described |= {
+            "device": machine.device_name(self.fabric),
+            "precision": machine.precision_name(self.fabric),
+            "processes": self.fabric.world_size,
+            "training_seconds": round(self.seconds, 2),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        atomic.write_text(self.out / "provenance.json", json.dumps(described, indent=2))
+        with atomic.atomic_file(self.out / "model.safetensors") as temporary:
+            save_file(weights(self.method, self.intensity), temporary)
+        (self.out / "resume.pt").unlink(missing_ok=True)
+
+
+def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
+    """Whether `out` already holds this run, finished; raises UserError if it holds another."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / "config.yaml").is_file():
+        raise UserError(f"{out}: exists and is not a run; choose another --out")
+    if dump_config(read_config(out / "config.yaml")) != dump_config(config):
+        raise UserError(f"{out}: holds a run with another configuration; choose another --out")
+    fold = json.loads((out / "fold.json").read_text(encoding="utf-8"))
+    if fold["screen_table_sha256"] != screen.index.table_sha256:
+        raise UserError(f"{out}: was trained on another screen; choose another --out")
+    return (out / "model.safetensors").is_file()
+
+
+def _sampler(
+    config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
+) -> Sampler:
+    training = config.training
+    size = stage.batch_size or training.batch_size
+    rows: Rows = problem.fold.rows(part)
+    seed = derived_seed(config.seed if part == "train" else 0, part, stage.name)
+    if training.sampler == "label_balanced":
+        label = problem.label.codes[rows]
+        return LabelBalancedSampler(rows, label, size, training.classes_per_batch, seed)
+    if training.sampler == "environment_balanced":
+        environment = problem.environment.codes[rows]
+        return EnvironmentBalancedSampler(rows, environment, size, seed)
+    return PlainSampler(rows, size, seed)
+
+
+def _headline(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in list(values.items())[:3])

@@ -1,0 +1,158 @@
+"""What a method is: a network that declares its stages, phases and losses, and embeds images."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from deconfound.config import Options
+from deconfound.data.batch import Batch
+
+Tensors = dict[str, Tensor]
+
+
+class MethodOptions(Options):
+    """Options every trained method has."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of AdamW."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of AdamW."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the training data look like."""
+
+    channels: int
+    image_size: int
+    """Height, which equals the width."""
+    labels: int
+    """Labels present in training."""
+    environments: int
+    """Environments present in training."""
+
+
+class Loss(NamedTuple):
+    """One term of an objective."""
+
+    value: Tensor
+    """Scalar."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer and the named losses it minimises."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    losses: Callable[[Batch, Tensors], dict[str, Loss]]
+    """From the batch and the method's `outputs`; called in the order of the phases, each after
+    the step of the one before."""
+    learning_rate: float
+    weight_decay: float
+    validates: bool = False
+    """Whether the phase's weighted sum is the validation loss of its stage."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over the phase's parameters."""
+        return torch.optim.AdamW(
+            self.parameters, lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Phases that step together for a number of steps; the selected weights start the next one."""
+
+    name: str
+    steps: int
+    phases: tuple[Phase, ...]
+    batch_size: int | None = None
+    """Images in a batch; the training options' if None."""
+    validation_batches: int = 500
+    """At most so many batches are validated on."""
+
+
+class Method(nn.Module):
+    """A trained method; a file in this folder with one subclass is a method by the file's name.
+
+    A subclass sets `Options`, `SUMMARY` and `PAPER`, and defines `stages` and `embed`. It may
+    define `outputs` (what the losses of a stage share), `predict`, `swap` and its own `step`.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    SUMMARY: ClassVar[str]
+    """One line for `deconfound methods`."""
+    PAPER: ClassVar[str]
+    """Authors, title, equation."""
+
+    def __init__(self, options: MethodOptions, task: Task) -> None:
+        super().__init__()
+        self.options = options
+        self.task = task
+
+    def stages(self, steps: int) -> tuple[Stage, ...]:
+        """The stages in order, the first of `steps` steps."""
+        raise NotImplementedError
+
+    def embed(self, image: Tensor) -> Tensors:
+        """(B, C, H, W) to "representation" and, if the method has them, "content", "style".
+
+        Each is (B, D) float32.
+        """
+        raise NotImplementedError
+
+    def outputs(self, batch: Batch, stage: str) -> Tensors:
+        """What the losses of `stage` share; holds at least what `predict` needs."""
+        del stage
+        return self.embed(batch.image)
+
+    def predict(self, embedded: Tensors) -> Tensor | None:
+        """Logits (B, labels) from what `embed` or `outputs` returned; None if it has no head."""
+        del embedded
+        return None
+
+    def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
+        """Scalars worth watching on validation batches, by name; no loss is made of them."""
+        del batch, outputs
+        return {}
+
+    def swap(self, content: Tensor, style: Tensor) -> Tensor | None:
+        """Images (B, C, H, W) composed of content and style blocks; None if it has no decoder."""
+        del content, style
+        return None
+
+    def step(
+        self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
+        backward: Callable[[Tensor, list[nn.Parameter]], None],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """One optimisation step: every phase in order. Returns the unweighted losses, detached."""
+        outputs = self.outputs(batch, stage.name)
+        logged: dict[str, Tensor] = {}
+        for phase, optimizer in zip(stage.phases, optimizers, strict=True):
+            losses = phase.losses(batch, outputs)
+            optimizer.zero_grad(set_to_none=True)
+            backward(weighted_sum(losses), phase.parameters)
+            optimizer.step()
+            logged |= {name: loss.value.detach() for name, loss in losses.items()}
+        return logged
+
+
+def weighted_sum(losses: dict[str, Loss]) -> Tensor:
+    """Σ weight · value, a scalar."""
+    return torch.stack([loss.weight * loss.value.float() for loss in losses.values()]).sum()
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over the rows whose target is known (≥ 0); 0 where none is.
+
+    logits (B, K) float; target (B,) int64, −1 = missing.
+    """
+    known = (target >= 0).sum().clamp(min=1)
+    total = nn.functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+    return total / known

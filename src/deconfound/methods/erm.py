@@ -1,0 +1,69 @@
+"""ERM: an encoder and a linear head under cross-entropy, blind to the environment."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from deconfound.data.batch import Batch
+from deconfound.methods.base import (
+    Loss,
+    Method,
+    MethodOptions,
+    Phase,
+    Stage,
+    Task,
+    Tensors,
+    cross_entropy,
+)
+from deconfound.nets.encoder import Norm, build_encoder
+
+
+class ErmOptions(MethodOptions):
+    """Options of ERM."""
+
+    encoder: str = "small"
+    """small, resnet18, densenet121 or timm:NAME."""
+    norm: Norm = "batch"
+    """Normalisation in the encoder: batch, instance, group or none."""
+
+
+class Erm(Method):
+    """Empirical risk minimisation.
+
+    Vapnik (1995); the baseline of both papers (Makino et al., section 4.1.4; Pernice et al.,
+    section 5.2). "representation" is the encoder's output r.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = ErmOptions
+    options: ErmOptions
+    SUMMARY = "cross-entropy on the label, blind to the environment"
+    PAPER = "Vapnik, The Nature of Statistical Learning Theory, 1995"
+
+    def __init__(self, options: ErmOptions, task: Task) -> None:
+        super().__init__(options, task)
+        self.encoder = build_encoder(options.encoder, task.channels, task.image_size, options.norm)
+        self.head = nn.Linear(self.encoder.features, task.labels)
+
+    def stages(self, steps: int) -> tuple[Stage, ...]:
+        """One stage with one phase."""
+        phase = Phase(
+            "classify",
+            list(self.parameters()),
+            self._losses,
+            self.options.learning_rate,
+            self.options.weight_decay,
+            validates=True,
+        )
+        return (Stage("classifier", steps, (phase,)),)
+
+    def embed(self, image: Tensor) -> Tensors:
+        """(B, C, H, W) to "representation" (B, features)."""
+        return {"representation": self.encoder(image)}
+
+    def predict(self, embedded: Tensors) -> Tensor:
+        """Logits (B, labels)."""
+        logits: Tensor = self.head(embedded["representation"])
+        return logits
+
+    def _losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        return {"cross_entropy": Loss(cross_entropy(self.predict(outputs), batch.label))}

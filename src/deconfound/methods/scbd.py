@@ -1,0 +1,228 @@
+"""SCBD: a content block that ignores the environment and a style block that follows it."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from deconfound.data.batch import Batch
+from deconfound.errors import UserError
+from deconfound.losses.contrastive import content_losses, supervised_contrastive
+from deconfound.methods.base import (
+    Loss,
+    Method,
+    MethodOptions,
+    Phase,
+    Stage,
+    Task,
+    Tensors,
+    cross_entropy,
+)
+from deconfound.nets.decoder import AdditiveDecoder, decoder_size
+from deconfound.nets.encoder import Norm, build_encoder
+from deconfound.nets.likelihood import BernoulliLikelihood, GaussianLikelihood
+from deconfound.nets.projection import Projection
+
+
+class ScbdOptions(MethodOptions):
+    """Options of SCBD."""
+
+    alpha: float = Field(8.0, ge=0)
+    """Weight of the invariance loss: the dial between plate and perturbation."""
+    invariance: Literal["balanced", "listing", "equation"] = "balanced"
+    """Form of the invariance loss: balanced (mean over positives minus mean over negatives),
+    listing (the paper's appendix; its alpha of 192 belongs to it) or equation (its text)."""
+    temperature: float = Field(0.1, gt=0)
+    """Temperature of the contrastive losses."""
+    include_self: bool = True
+    """Whether the softmax denominator holds the anchor itself (listing: yes; text: no)."""
+    style_target: Literal["environment", "pair"] = "environment"
+    """What the style block follows: the environment, or the pair (label, environment)."""
+    encoder: str = "small"
+    """Content encoder: small, resnet18, densenet121 or timm:NAME."""
+    style_encoder: str | None = None
+    """Style encoder; the same network as the content encoder if not given."""
+    norm: Norm = "batch"
+    """Normalisation in the encoders: batch, instance, group or none."""
+    block_size: int = Field(128, ge=1)
+    """Dimensions of z_c and of z_s."""
+    decoder: Literal["after", "beside", "none"] = "after"
+    """When the decoder is fitted: after the encoders, beside them as in the paper, or never."""
+    decoder_steps: int = Field(300, ge=1)
+    """Steps of the decoder when it is fitted after the encoders."""
+    decoder_batch_size: int = Field(64, ge=1)
+    """Images in a batch of the decoder when it is fitted after the encoders."""
+    decoder_width: int = Field(32, ge=2)
+    """Width of the decoder; 256 is the paper's."""
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    """Pixel likelihood; bernoulli needs --scaling unit."""
+    auxiliary_learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of the probes and the decoder (paper: 1e-4)."""
+
+
+class Scbd(Method):
+    """Supervised Contrastive Block Disentanglement.
+
+    Makino et al., SCBD, eq. 1: SupCon(z_c, y) + SupCon(z_s, e) + alpha · invariance(z_c, e), with
+    an additive decoder and linear probes that never train the encoders. "representation" is r_c,
+    from which the label is read, "content" z_c, "style" z_s. Deviations, all options: the
+    `balanced` invariance, the decoder fitted after the encoders, a smaller network.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = ScbdOptions
+    options: ScbdOptions
+    SUMMARY = "two contrastive blocks: z_c follows the label and ignores the environment"
+    PAPER = "Makino et al., Supervised Contrastive Block Disentanglement, eq. 1"
+
+    def __init__(self, options: ScbdOptions, task: Task) -> None:
+        super().__init__(options, task)
+        content = build_encoder(options.encoder, task.channels, task.image_size, options.norm)
+        style = build_encoder(
+            options.style_encoder or options.encoder, task.channels, task.image_size, options.norm
+        )
+        size = options.block_size
+        self.content_encoder, self.style_encoder = content, style
+        self.content_projection = Projection(content.features, size)
+        self.style_projection = Projection(style.features, size)
+        self.label_probe = nn.Linear(content.features, task.labels)
+        self.environment_probes = nn.ModuleDict(
+            {
+                "representation": nn.Linear(content.features, task.environments),
+                "content": nn.Linear(size, task.environments),
+                "style": nn.Linear(size, task.environments),
+            }
+        )
+        self.decoder: AdditiveDecoder | None = None
+        if options.decoder != "none":
+            side = decoder_size(task.image_size)
+            self.decoder = AdditiveDecoder(size, size, task.channels, side, options.decoder_width)
+        self.likelihood = (
+            BernoulliLikelihood() if options.likelihood == "bernoulli" else GaussianLikelihood()
+        )
+
+    def stages(self, steps: int) -> tuple[Stage, ...]:
+        """Encoders and probes (with the decoder, if beside); then the decoder, if after."""
+        rate, decay = self.options.learning_rate, self.options.weight_decay
+        auxiliary_rate = self.options.auxiliary_learning_rate
+        blocks = [
+            self.content_encoder,
+            self.content_projection,
+            self.style_encoder,
+            self.style_projection,
+        ]
+        probes = [*self.label_probe.parameters(), *self.environment_probes.parameters()]
+        decoder = list(self.decoder.parameters()) if self.decoder else []
+        decoder += list(self.likelihood.parameters())
+        contrast = Phase(
+            "contrast",
+            [parameter for block in blocks for parameter in block.parameters()],
+            self._contrast,
+            rate,
+            decay,
+            validates=True,
+        )
+        if self.options.decoder == "beside":
+            auxiliary = Phase(
+                "auxiliary", probes + decoder, self._probes_and_decoder, auxiliary_rate, decay
+            )
+            return (Stage("encoders", steps, (contrast, auxiliary)),)
+        probe = Phase("probes", probes, self._probes, auxiliary_rate, decay)
+        encoders = Stage("encoders", steps, (contrast, probe))
+        if self.options.decoder == "none":
+            return (encoders,)
+        reconstruct = Phase(
+            "reconstruct", decoder, self._reconstruction, auxiliary_rate, decay, validates=True
+        )
+        decoder_stage = Stage(
+            "decoder",
+            self.options.decoder_steps,
+            (reconstruct,),
+            batch_size=self.options.decoder_batch_size,
+            validation_batches=10,
+        )
+        return (encoders, decoder_stage)
+
+    def embed(self, image: Tensor) -> Tensors:
+        """(B, C, H, W) to "representation" r_c, "content" z_c and "style" z_s; z of unit norm."""
+        representation = self.content_encoder(image)
+        return {
+            "representation": representation,
+            "content": self.content_projection(representation),
+            "style": self.style_projection(self.style_encoder(image)),
+        }
+
+    def outputs(self, batch: Batch, stage: str) -> Tensors:
+        """The blocks; in the decoder's stage from frozen encoders, batch statistics included."""
+        if stage == "encoders":
+            return self.embed(batch.image)
+        self.content_encoder.eval()
+        self.style_encoder.eval()
+        with torch.no_grad():
+            return self.embed(batch.image)
+
+    def predict(self, embedded: Tensors) -> Tensor:
+        """Logits (B, labels) of the linear probe trained alongside on r_c."""
+        logits: Tensor = self.label_probe(embedded["representation"])
+        return logits
+
+    def swap(self, content: Tensor, style: Tensor) -> Tensor | None:
+        """Images of content z_c (B, D) in style z_s (B, D), in the units the networks see."""
+        if self.decoder is None:
+            return None
+        mean: Tensor = self.likelihood.mean(self.decoder(content, style))
+        return mean
+
+    def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
+        """Length of the mean of z_c: 1 where the block has collapsed to a point."""
+        del batch
+        return {"content_resultant_length": outputs["content"].float().mean(dim=0).norm()}
+
+    def _contrast(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        supcon, invariance = content_losses(
+            outputs["content"],
+            batch.label,
+            batch.environment,
+            temperature=self.options.temperature,
+            reduction=self.options.invariance,
+            include_self=self.options.include_self,
+        )
+        target = batch.environment
+        if self.options.style_target == "pair":
+            pair = batch.label * self.task.environments + batch.environment
+            target = pair.where((batch.label >= 0) & (batch.environment >= 0), -1)
+        style = supervised_contrastive(
+            outputs["style"], target, self.options.temperature, self.options.include_self
+        )
+        return {
+            "supcon_content": Loss(supcon),
+            "supcon_style": Loss(style),
+            "invariance": Loss(invariance, self.options.alpha),
+        }
+
+    def _probes(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        detached = {name: outputs[name].detach() for name in self.environment_probes}
+        label = cross_entropy(self.predict(detached), batch.label)
+        losses = {"label_probe": Loss(label)}
+        for name, probe in self.environment_probes.items():
+            loss = cross_entropy(probe(detached[name]), batch.environment)
+            losses[f"environment_probe_{name}"] = Loss(loss)
+        return losses
+
+    def _reconstruction(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        assert self.decoder is not None
+        target = self._target(batch.image)
+        decoded = self.decoder(outputs["content"].detach(), outputs["style"].detach())
+        loss = self.likelihood.negative_log_likelihood(decoded.float(), target)
+        return {"reconstruction": Loss(loss)}
+
+    def _probes_and_decoder(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        return self._probes(batch, outputs) | self._reconstruction(batch, outputs)
+
+    def _target(self, image: Tensor) -> Tensor:
+        if self.options.likelihood == "bernoulli" and (image.min() < 0 or image.max() > 1):
+            raise UserError("--likelihood bernoulli needs pixels in [0, 1]; add --scaling unit")
+        side = decoder_size(self.task.image_size)
+        if image.shape[-1] == side:
+            return image
+        return nn.functional.interpolate(image, (side, side), mode="area")

@@ -1,0 +1,259 @@
+"""A run: one method, one fold, one seed, in one directory that explains itself."""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+from pydantic import SerializeAsAny, create_model
+from safetensors.torch import load_file
+
+from deconfound import atomic, methods
+from deconfound.config import DataOptions, Options, TrainingOptions, read_yaml, validated
+from deconfound.data.intensity import Intensity
+from deconfound.data.screen import Screen
+from deconfound.data.split import Fold, make_fold
+from deconfound.data.table import Coded, Roles, require_columns
+from deconfound.errors import UserError
+from deconfound.methods.base import Method, MethodOptions, Task
+from deconfound.streams import derived_seed
+
+Rows = npt.NDArray[np.int64]
+
+
+class RunConfig(Options):
+    """Everything that decides what a run computes."""
+
+    method: str
+    """Name of the method."""
+    seed: int = 0
+    """Seed of initial weights, batches and augmentation."""
+    data: DataOptions = DataOptions()
+    """What is predicted and what is held out."""
+    training: TrainingOptions = TrainingOptions()
+    """How it is trained."""
+    options: SerializeAsAny[MethodOptions] = MethodOptions()
+    """The method's own options."""
+
+
+def config_model(method: str) -> type[RunConfig]:
+    """RunConfig with the options of `method`, typed and with its defaults."""
+    options = methods.load(method).Options
+    return create_model(
+        "RunConfig", __base__=RunConfig, method=(str, method), options=(options, options())
+    )
+
+
+def read_config(path: Path, method: str | None = None) -> RunConfig:
+    """The run configuration in a YAML file; raises UserError if its method is not `method`."""
+    values = read_yaml(path)
+    named = values.get("method", method)
+    if not isinstance(named, str):
+        raise UserError(f"{path}: no method; add a line `method: NAME`")
+    if method is not None and named != method:
+        raise UserError(f"{path}: is a configuration of {named!r}, not of {method!r}")
+    return validated(config_model(named), values | {"method": named}, str(path))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A screen as one run sees it: roles, fold, codes."""
+
+    roles: Roles
+    fold: Fold
+    label: Coded
+    """Codes of all rows, numbered by the labels of training rows; −1 for any other."""
+    environment: Coded
+    """The same of environments."""
+    all_labels: Coded
+    """Labels of all rows, whether training has them or not."""
+
+
+def pose(screen: Screen, options: DataOptions) -> Problem:
+    """Roles, fold and codes for a screen; label and environment names come from training rows.
+
+    Raises UserError for a missing column, an impossible fold or an empty part.
+    """
+    default = screen.roles
+    roles = Roles(
+        label=options.label or default.label,
+        environment=options.environment or default.environment,
+        levels=options.levels or default.levels,
+        well=default.well,
+        split=default.split,
+    )
+    if roles.label is None:
+        raise UserError(f"{screen.path}: names no label column; add --label COLUMN")
+    if not roles.environment:
+        raise UserError(f"{screen.path}: names no environment column; add --environment COLUMN")
+    require_columns(screen.table, roles.columns(), str(screen.path))
+    fold = make_fold(
+        screen.table,
+        roles,
+        options.fold,
+        val_fraction=options.val_fraction,
+        id_test_fraction=options.id_test_fraction,
+        unit=options.iid_unit,
+        seed=options.split_seed,
+    )
+    train = fold.rows("train")
+    for part in ("train", "val"):
+        if not len(fold.rows(part)):
+            raise UserError(f"fold {fold.name}: no rows for {part}; hold out less")
+    every_label = screen.coded([roles.label])
+    every_environment = screen.coded(roles.environment)
+    label = screen.coded([roles.label], _present(every_label, train))
+    environment = screen.coded(roles.environment, _present(every_environment, train))
+    if len(label.names) < 2:
+        raise UserError(f"fold {fold.name}: training has {len(label.names)} label; expected 2")
+    if not environment.names:
+        raise UserError(f"fold {fold.name}: no training row has an environment")
+    return Problem(roles, fold, label, environment, every_label)
+
+
+def build_method(config: RunConfig, screen: Screen, labels: int, environments: int) -> Method:
+    """The method of a run with its initial weights; raises UserError for images not square."""
+    channels, *sides = screen.image_shape
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise UserError(
+            f"{screen.path}: images of {' × '.join(map(str, sides))} px; expected square ones, "
+            "ingest with --size"
+        )
+    torch.manual_seed(derived_seed(config.seed, "initial weights"))
+    task = Task(channels, sides[0], labels, environments)
+    return methods.load(config.method)(config.options, task)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, opened."""
+
+    path: Path
+    config: RunConfig
+    labels: tuple[str, ...]
+    environments: tuple[str, ...]
+    roles: Roles
+    channels: tuple[str, ...]
+
+    @property
+    def fold(self) -> str:
+        """Name of the run's fold."""
+        return self.config.data.fold
+
+    def provenance(self) -> dict[str, Any]:
+        """Versions, commit, device and times."""
+        text = (self.path / "provenance.json").read_text(encoding="utf-8")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def load(self, screen: Screen, selection: str | None = None) -> tuple[Method, Intensity]:
+        """The method and intensity, on the CPU in evaluation mode.
+
+        `selection` "loss", "accuracy" or "last" takes another checkpoint of the first stage than
+        the one the run selected. Raises UserError if the screen's channels differ from training.
+        """
+        if screen.channels != self.channels:
+            raise UserError(
+                f"{screen.path}: channels {', '.join(screen.channels)}; the run {self.path} was "
+                f"trained on {', '.join(self.channels)}"
+            )
+        method = build_method(self.config, screen, len(self.labels), len(self.environments))
+        intensity = Intensity(len(self.channels), self.config.data.transform)
+        name = f"first-stage-{selection}" if selection else "model"
+        load_weights(self.path / f"{name}.safetensors", method, intensity)
+        return method.eval(), intensity
+
+
+def open_run(path: Path) -> Run:
+    """Open a finished run; raises UserError if `path` is none or is not finished."""
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: not a run (no config.yaml); make one with `deconfound fit`")
+    if not (path / "model.safetensors").is_file():
+        raise UserError(f"{path}: the run is not finished; `deconfound fit` it again to resume")
+    config = read_config(path / "config.yaml")
+    classes = json.loads((path / "classes.json").read_text(encoding="utf-8"))
+    return Run(
+        path,
+        config,
+        tuple(classes["labels"]),
+        tuple(classes["environments"]),
+        Roles.model_validate(classes["roles"]),
+        tuple(classes["channels"]),
+    )
+
+
+def write_description(path: Path, config: RunConfig, screen: Screen, problem: Problem) -> None:
+    """Write config.yaml, classes.json and fold.json of a run that begins."""
+    path.mkdir(parents=True, exist_ok=True)
+    classes = {
+        "labels": problem.label.names,
+        "environments": problem.environment.names,
+        "roles": problem.roles.model_dump(),
+        "channels": screen.channels,
+    }
+    atomic.write_text(path / "classes.json", json.dumps(classes, indent=2))
+    fold = {
+        "name": problem.fold.name,
+        "counts": problem.fold.counts(),
+        "screen": str(screen.path.resolve()),
+        "screen_table_sha256": screen.index.table_sha256,
+    }
+    atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
+    atomic.write_text(path / "config.yaml", dump_config(config))
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `--config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def load_weights(file: Path, method: Method, intensity: Intensity) -> None:
+    """Load a checkpoint into a method and its intensity; raises UserError if it does not fit."""
+    try:
+        tensors = load_file(file)
+        modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
+        modules.load_state_dict(tensors)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: cannot be loaded ({reason}); fit the run again") from error
+
+
+def weights(method: Method, intensity: Intensity) -> dict[str, torch.Tensor]:
+    """Everything a checkpoint holds, by name, contiguous and on the CPU."""
+    modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
+    return {k: v.detach().cpu().clone().contiguous() for k, v in modules.state_dict().items()}
+
+
+def software() -> dict[str, Any]:
+    """Versions of Python, of the packages that decide numbers, and the commit if there is one."""
+    packages = ("deconfound", "torch", "numpy", "lightning-fabric", "scikit-learn", "faiss-cpu")
+    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform()}
+    found["packages"] = {package: metadata.version(package) for package in packages}
+    folder = Path(__file__).parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    found["commit"] = commit
+    found["git_clean"] = None if commit is None else _git(folder, "status", "--porcelain") == ""
+    return found
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _present(values: Coded, rows: Rows) -> list[str]:
+    return [values.names[code] for code in np.unique(values.codes[rows]) if code >= 0]
