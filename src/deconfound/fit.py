@@ -184,7 +184,7 @@ class Training:
         with self.fabric.autocast():
             for batch, whole in self._validation_batches(stage):
                 outputs = self.method.outputs(batch, stage.name)
-                logits = self.method.predict(outputs)
+                logits = self.method.predict(outputs) if stage.classifies else None
                 if logits is not None:
                     has_label = batch.label >= 0
                     correct += int(((logits.argmax(dim=1) == batch.label) & has_label).sum())
@@ -236,8 +236,7 @@ class Training:
                 save_file(weights(self.method, self.intensity), temporary)
 
     def _checkpoint(self, selection: str) -> Path:
-        prefix = "first-stage" if self.stage_number == 0 else f"stage-{self.stage_number + 1}"
-        return self.out / f"{prefix}-{selection}.safetensors"
+        return self.out / f"{self.stages[self.stage_number].name}-{selection}.safetensors"
 
     def _selected(self, stage: Stage) -> str:
         wanted = self.config.training.selection
@@ -319,7 +318,7 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
     if dump_config(read_config(out / "config.yaml")) != dump_config(config):
         raise UserError(f"{out}: holds a run with another configuration; choose another --out")
     fold = json.loads((out / "fold.json").read_text(encoding="utf-8"))
-    if fold["screen_table_sha256"] != screen.index.table_sha256:
+    if fold["screen_identity"] != screen.identity:
         raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()
 

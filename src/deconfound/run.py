@@ -157,8 +157,9 @@ class Run:
     def load(self, screen: Screen, selection: str | None = None) -> tuple[Method, Intensity]:
         """The method and intensity, on the CPU in evaluation mode.
 
-        `selection` "loss", "accuracy" or "last" takes another checkpoint of the first stage than
-        the one the run selected. Raises UserError if the screen's channels differ from training.
+        `selection` "loss", "accuracy" or "last" takes that checkpoint of the stage that learns to
+        classify instead of the one the run selected. Raises UserError if the screen's channels
+        differ from training.
         """
         if screen.channels != self.channels:
             raise UserError(
@@ -167,7 +168,11 @@ class Run:
             )
         method = build_method(self.config, screen, len(self.labels), len(self.environments))
         intensity = Intensity(len(self.channels), self.config.data.transform)
-        name = f"first-stage-{selection}" if selection else "model"
+        name = "model"
+        if selection is not None:
+            stages = method.stages(self.config.training.steps)
+            stage = next(stage.name for stage in stages if stage.classifies)
+            name = f"{stage}-{selection}"
         load_weights(self.path / f"{name}.safetensors", method, intensity)
         return method.eval(), intensity
 
@@ -205,7 +210,7 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "name": problem.fold.name,
         "counts": problem.fold.counts(),
         "screen": str(screen.path.resolve()),
-        "screen_table_sha256": screen.index.table_sha256,
+        "screen_identity": screen.identity,
     }
     atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
     atomic.write_text(path / "config.yaml", dump_config(config))

@@ -96,6 +96,12 @@ class Screen:
         """Where the screen came from and how it was made."""
         return self.index.provenance
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the checksums of the table and of every shard."""
+        parts = [self.index.table_sha256, *(shard.sha256 for shard in self.index.shards)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
     def read(self, rows: npt.ArrayLike) -> Images:
         """The images of `rows`, in that order: (B, C, H, W) in the stored dtype.
 

@@ -76,6 +76,8 @@ class Stage:
     """Images in a batch; the training options' if None."""
     validation_batches: int = 500
     """At most so many batches are validated on."""
+    classifies: bool = True
+    """Whether the stage changes what `predict` says, so that accuracy can select a checkpoint."""
 
 
 class Method(nn.Module):

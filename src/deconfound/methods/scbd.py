@@ -140,6 +140,7 @@ class Scbd(Method):
             (reconstruct,),
             batch_size=self.options.decoder_batch_size,
             validation_batches=10,
+            classifies=False,
         )
         return (encoders, decoder_stage)
 

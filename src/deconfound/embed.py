@@ -1,0 +1,143 @@
+"""embed: the representations of every image of a screen, resumable, in constant memory."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save_file
+
+from deconfound import atomic, machine
+from deconfound.data.batch import BatchReader
+from deconfound.data.screen import Screen, open_screen
+from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
+from deconfound.errors import UserError
+from deconfound.progress import Progress
+from deconfound.run import Rows, Run, open_run, pose, software
+
+BATCH = 512
+CHUNK = 8192
+
+
+def embed(
+    run: Path,
+    screen: Path,
+    out: Path,
+    *,
+    selection: str | None = None,
+    device: str = "auto",
+    precision: machine.Precision = "32",
+    threads: int | None = None,
+    quiet: bool = False,
+) -> Embeddings:
+    """Embed all images of `screen` with `run` into the `.h5ad` file `out`.
+
+    Finished chunks are kept beside `out` until it is whole, so a killed call resumes. Raises
+    UserError if `out` exists, does not end in .h5ad, or if run and screen do not fit.
+    """
+    out = Path(out)
+    if out.suffix != ".h5ad":
+        raise UserError(f"{out}: expected a name ending in .h5ad")
+    atomic.refuse_existing(out)
+    opened_run, opened_screen = open_run(run), open_screen(screen)
+    chunks = out.with_name(f".{out.name}.chunks")
+    _claim_chunks(chunks, opened_run, opened_screen, selection, precision)
+    _embed_chunks(opened_run, opened_screen, chunks, selection, device, precision, threads, quiet)
+    embeddings = _assemble(opened_run, opened_screen, chunks, selection)
+    write_embeddings(out, embeddings)
+    shutil.rmtree(chunks)
+    return read_embeddings(out)
+
+
+def _claim_chunks(
+    chunks: Path, run: Run, screen: Screen, selection: str | None, precision: str
+) -> None:
+    """Make `chunks` the place of this embedding; chunks of any other are removed."""
+    model = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()
+    identity = json.dumps([model, screen.identity, selection, precision, CHUNK])
+    note = chunks / "identity.json"
+    if note.is_file() and note.read_text(encoding="utf-8") == identity:
+        return
+    shutil.rmtree(chunks, ignore_errors=True)
+    atomic.write_text(note, identity)
+
+
+@torch.inference_mode()
+def _embed_chunks(
+    run: Run,
+    screen: Screen,
+    chunks: Path,
+    selection: str | None,
+    device: str,
+    precision: machine.Precision,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    missing = [
+        start for start in range(0, len(screen), CHUNK) if not _chunk(chunks, start).is_file()
+    ]
+    fabric = machine.start(device, precision, threads)
+    method, intensity = run.load(screen, selection)
+    method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    nothing = np.full(len(screen), -1, dtype=np.int64)
+    reader = BatchReader(screen, nothing, nothing, intensity, fabric.device, channels_last=True)
+    done = min(len(screen), CHUNK * (len(range(0, len(screen), CHUNK)) - len(missing)))
+    with Progress(f"embed {screen.name}", len(screen), "images", done, quiet) as progress:
+        for start in missing:
+            found: dict[str, list[np.ndarray]] = {}
+            for batch in reader.stream(_batches(start, min(start + CHUNK, len(screen)))):
+                with fabric.autocast():
+                    embedded = method.embed(batch.image)
+                    logits = method.predict(embedded)
+                if logits is not None:
+                    embedded["predicted"] = logits.argmax(dim=1)
+                for name, values in embedded.items():
+                    kind = torch.int64 if name == "predicted" else torch.float32
+                    found.setdefault(name, []).append(values.to("cpu", kind).numpy())
+                progress.update(len(batch))
+            with atomic.atomic_file(_chunk(chunks, start)) as temporary:
+                save_file({n: np.concatenate(parts) for n, parts in found.items()}, temporary)
+
+
+def _assemble(run: Run, screen: Screen, chunks: Path, selection: str | None) -> Embeddings:
+    loaded = [load_file(_chunk(chunks, start)) for start in range(0, len(screen), CHUNK)]
+    arrays = {name: np.concatenate([chunk[name] for chunk in loaded]) for name in loaded[0]}
+    predicted = arrays.pop("predicted", None)
+    table = screen.table.copy()
+    fold = json.loads((run.path / "fold.json").read_text(encoding="utf-8"))
+    if fold["screen_identity"] == screen.identity:
+        table[PART] = pose(screen, run.config.data).fold.part
+    else:
+        table[PART] = "new"
+    if predicted is None:
+        table[PREDICTED] = pd.Series(pd.NA, index=table.index, dtype="string")
+    else:
+        table[PREDICTED] = np.asarray(run.labels, dtype=object)[predicted]
+    about = {
+        "method": run.config.method,
+        "fold": run.fold,
+        "seed": run.config.seed,
+        "run": run.path.name,
+        "screen": screen.name,
+        "selection": selection or run.config.training.selection,
+        "roles": run.roles.model_dump(),
+        "labels": run.labels,
+        "environments": run.environments,
+        "config": run.config.model_dump(mode="json"),
+        "software": software(),
+        "training": run.provenance(),
+    }
+    return Embeddings(table, arrays, about)
+
+
+def _batches(start: int, stop: int) -> Iterator[Rows]:
+    for first in range(start, stop, BATCH):
+        yield np.arange(first, min(first + BATCH, stop), dtype=np.int64)
+
+
+def _chunk(chunks: Path, start: int) -> Path:
+    return chunks / f"{start:012d}.safetensors"

@@ -1,0 +1,94 @@
+"""The embeddings file: AnnData with the table's rows, the representations and the run."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from deconfound import atomic
+from deconfound.data.table import Roles, joined
+from deconfound.errors import UserError
+
+FORMAT_VERSION = 1
+PART = "deconfound_part"
+PREDICTED = "deconfound_predicted"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Representations of the images of a screen by one run."""
+
+    table: pd.DataFrame
+    """The screen's table, with the fold's part of each row ("new" for another screen than the
+    one trained on) and the predicted label, missing where the method has no classifier."""
+    representations: dict[str, npt.NDArray[np.float32]]
+    """By name ("representation", "content", "style"): (N, D) float32."""
+    about: dict[str, Any]
+    """Method, fold, seed, roles, run configuration, versions, screen."""
+
+    @property
+    def part(self) -> npt.NDArray[np.str_]:
+        """(N,) part of each row: train, val, id_test, test, unused or new."""
+        return self.table[PART].astype(str).to_numpy(dtype="U7")
+
+    @property
+    def roles(self) -> Roles:
+        """The roles of the table's columns in the run."""
+        return Roles.model_validate(self.about["roles"])
+
+    def label(self) -> pd.Series:
+        """The label of each row as text, missing where it has none."""
+        return joined(self.table, [str(self.roles.label)])
+
+    def environment(self) -> pd.Series:
+        """The environment of each row as text, columns joined by "/"."""
+        return joined(self.table, self.roles.environment)
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> None:
+    """Write a `.h5ad` file: `obs`, `obsm["X_…"]`, `uns["deconfound"]`; whole or not at all."""
+    import anndata
+
+    obs = embeddings.table.copy()
+    for column in obs.columns:
+        if not pd.api.types.is_numeric_dtype(obs[column]):
+            values = obs[column].astype("string")
+            obs[column] = pd.Categorical(values, categories=sorted(values.dropna().unique()))
+    obs.index = obs.index.astype(str)
+    obsm = {f"X_{name}": values for name, values in embeddings.representations.items()}
+    about = {"format_version": FORMAT_VERSION, "json": json.dumps(embeddings.about)}
+    data = anndata.AnnData(obs=obs, obsm=obsm, uns={"deconfound": about})
+    with atomic.atomic_file(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.write_h5ad(temporary)
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """Read an embeddings file; raises UserError if it is missing, damaged or another's."""
+    import anndata
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such embeddings file; make one with `deconfound embed`")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable .h5ad file ({reason}); embed again") from error
+    about = data.uns.get("deconfound")
+    if not isinstance(about, dict) or "json" not in about:
+        raise UserError(f"{path}: was not written by `deconfound embed` (no uns['deconfound'])")
+    representations = {
+        name.removeprefix("X_"): np.asarray(values, dtype=np.float32)
+        for name, values in data.obsm.items()
+        if name.startswith("X_")
+    }
+    table = data.obs.reset_index(drop=True)
+    return Embeddings(table, representations, json.loads(str(about["json"])))
