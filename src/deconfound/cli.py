@@ -1,0 +1,401 @@
+"""The command line: parse, call a verb, print."""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional
+
+from deconfound import __version__
+from deconfound.config import DataOptions, Options, TrainingOptions, nearest
+from deconfound.errors import UserError
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+class Arguments(BaseModel):
+    """Base of the arguments of every verb."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class EmbedArguments(Arguments):
+    """Embed every image of a screen with a run."""
+
+    run: Positional[Path]
+    """Directory of a finished run."""
+    screen: Positional[Path]
+    """Screen to embed; any with the same channels."""
+    out: Path
+    """The .h5ad file to write."""
+    selection: Literal["loss", "accuracy", "last"] | None = None
+    """Another checkpoint than the one the run selected."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["auto", "32", "bf16"] = "32"
+    """Precision of the network."""
+    threads: int | None = None
+    """Processor threads; all cores if not given."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class MeasureArguments(Arguments):
+    """Score embeddings files."""
+
+    embeddings: Positional[tuple[Path, ...]]
+    """One or more .h5ad files."""
+    out: Path
+    """The Parquet file of scores to write."""
+    seed: int = 0
+    """Seed of the sub-samples that probes and neighbour graphs are computed on."""
+    quiet: bool = False
+    """No progress bar, no table."""
+
+
+class TransferArguments(Arguments):
+    """Swap content and style blocks between cells and draw the grid."""
+
+    run: Positional[Path]
+    """Directory of a finished run."""
+    screen: Positional[Path]
+    """Screen to take the cells from."""
+    out: Path
+    """Directory to write."""
+    images: int = 8
+    """Cells on each side of the grid."""
+    seed: int = 0
+    """Seed of the choice of cells."""
+
+
+class ReportArguments(Arguments):
+    """Write one self-contained HTML page from runs, embeddings, scores and transfers."""
+
+    directories: Positional[tuple[Path, ...]]
+    """Directories or files to report on."""
+    out: Path
+    """The .html file to write."""
+
+
+def _simulate(words: list[str]) -> None:
+    from deconfound.data.simulate import SimulateConfig, simulate
+
+    arguments = create_model(
+        "SimulateArguments",
+        __base__=Arguments,
+        out=(Path, ...),
+        options=(SimulateConfig, SimulateConfig()),
+        quiet=(bool, False),
+    )
+    parsed: Any = _parse(arguments, words, "simulate", "Make a screen of cells with planted truth.")
+    screen = simulate(parsed.out, parsed.options, quiet=parsed.quiet)
+    _say(f"{len(screen):,} cells in {screen.path}")
+
+
+def _ingest(words: list[str]) -> None:
+    from deconfound.data.ingest import IngestConfig, ingest
+
+    arguments = create_model(
+        "IngestArguments",
+        __base__=Arguments,
+        table=(Positional[Path | None], None),
+        images_root=(Path, ...),
+        out=(Path, ...),
+        options=(IngestConfig, IngestConfig()),
+        quiet=(bool, False),
+    )
+    about = "Make a screen of a table with one image file a row, or of folders ENVIRONMENT/LABEL/."
+    parsed: Any = _parse(arguments, words, "ingest", about)
+    screen = ingest(
+        parsed.table, parsed.images_root, parsed.out, config=parsed.options, quiet=parsed.quiet
+    )
+    _say(f"{len(screen):,} images in {screen.path}")
+
+
+def _source(words: list[str]) -> None:
+    from deconfound.data import sources
+
+    found = sources.discover()
+    name = _name(words, "source", "data set", sorted(found))
+    module = found[name]
+    arguments = create_model(
+        "SourceArguments",
+        __base__=Arguments,
+        root=(Path, ...),
+        out=(Path, ...),
+        options=(module.Config, module.Config()),
+    )
+    parsed: Any = _parse(arguments, words[1:], f"source {name}", module.SUMMARY)
+    screen = module.make(parsed.root, parsed.out, parsed.options)
+    _say(f"{len(screen):,} images in {screen.path}")
+
+
+def _fit(words: list[str]) -> None:
+    from deconfound import methods, run
+    from deconfound.fit import fit
+
+    name = _name(words, "fit", "method", methods.names())
+    words, config_file = _take_option(words[1:], "--config")
+    default = (
+        run.read_config(Path(config_file), name)
+        if config_file
+        else run.config_model(name)(method=name)
+    )
+    method = methods.load(name)
+    arguments = create_model(
+        "FitArguments",
+        __base__=Arguments,
+        screen=(Positional[Path], ...),
+        out=(Path, ...),
+        seed=(int, default.seed),
+        options=(method.Options, default.options),
+        data=(DataOptions, default.data),
+        training=(TrainingOptions, default.training),
+        quiet=(bool, False),
+    )
+    about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
+    parsed: Any = _parse(arguments, words, f"fit {name}", about)
+    config = run.config_model(name)(
+        method=name,
+        seed=parsed.seed,
+        data=parsed.data,
+        training=parsed.training,
+        options=parsed.options,
+    )
+    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet)
+    _say(f"run in {done.path}")
+
+
+def _embed(words: list[str]) -> None:
+    from deconfound.embed import embed
+
+    parsed = _parse(EmbedArguments, words, "embed")
+    embedded = embed(**dict(parsed))
+    _say(f"{len(embedded.table):,} embeddings in {parsed.out}")
+
+
+def _measure(words: list[str]) -> None:
+    from deconfound.measure import measure
+
+    parsed = _parse(MeasureArguments, words, "measure")
+    scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+    if not parsed.quiet:
+        shown = ["method", "fold", "seed", "representation", "metric", "part", "value", "note"]
+        _print_table([*map(str, shown)], scores[shown].round(4).astype(str).to_numpy().tolist())
+    _say(f"{len(scores)} scores in {parsed.out}")
+
+
+def _transfer(words: list[str]) -> None:
+    from deconfound.transfer import transfer
+
+    parsed = _parse(TransferArguments, words, "transfer")
+    transfer(**dict(parsed))
+    _say(f"swap grid in {parsed.out / 'swap.png'}")
+
+
+def _report(words: list[str]) -> None:
+    from deconfound.report import report
+
+    parsed = _parse(ReportArguments, words, "report")
+    report(list(parsed.directories), parsed.out)
+    _say(f"report in {parsed.out}")
+
+
+def _demo(words: list[str]) -> None:
+    from deconfound.demo import DemoOptions, demo
+
+    arguments = create_model(
+        "DemoArguments",
+        __base__=Arguments,
+        out=(Path, Path("demo")),
+        options=(DemoOptions, DemoOptions()),
+        quiet=(bool, False),
+    )
+    about = "The main job on a simulated screen, to a report."
+    parsed: Any = _parse(arguments, words, "demo", about)
+    _say(f"report: {demo(parsed.out, parsed.options, quiet=parsed.quiet).resolve()}")
+
+
+def _methods(words: list[str]) -> None:
+    from deconfound import methods
+
+    _parse(Arguments, words, "methods", "List the methods.")
+    classes = {name: methods.load(name) for name in methods.names()}
+    _print_table(
+        ["method", "what it is", "paper"],
+        [[name, found.SUMMARY, found.PAPER] for name, found in classes.items()],
+    )
+
+
+def _metrics(words: list[str]) -> None:
+    from deconfound.metrics import all_metrics
+
+    _parse(Arguments, words, "metrics", "List the metrics.")
+    _print_table(
+        ["metric", "better", "range", "what it is", "paper"],
+        [
+            [m.name, m.better, f"{m.range[0]:g} … {m.range[1]:g}", m.summary, m.paper]
+            for m in all_metrics().values()
+        ],
+    )
+
+
+def _sources(words: list[str]) -> None:
+    from deconfound.data import sources
+
+    _parse(Arguments, words, "sources", "List the public data sets.")
+    _print_table(
+        ["source", "what it is", "paper"],
+        [[name, module.SUMMARY, module.PAPER] for name, module in sources.discover().items()],
+    )
+
+
+VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "demo": (_demo, "the main job on a simulated screen, to an HTML report, in minutes"),
+    "simulate": (_simulate, "make a screen of cells with planted truth"),
+    "ingest": (_ingest, "make a screen of your table and images"),
+    "source": (_source, "make a screen of a public data set"),
+    "fit": (_fit, "train one method on one fold with one seed"),
+    "embed": (_embed, "embed every image of a screen"),
+    "measure": (_measure, "score embeddings"),
+    "transfer": (_transfer, "counterfactual images: swap content and style between cells"),
+    "report": (_report, "one HTML page of runs, embeddings and scores"),
+    "methods": (_methods, "list the methods"),
+    "metrics": (_metrics, "list the metrics"),
+    "sources": (_sources, "list the public data sets"),
+}
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run a verb; exits with 2 and one line on a mistake of the user's, with 130 on Ctrl-C."""
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        _dispatch(words)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"deconfound: {_one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("deconfound: stopped; the same command resumes", file=sys.stderr)
+        sys.exit(130)
+
+
+def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        print("deconfound VERB …   image embeddings that follow the perturbation, not the plate\n")
+        for name, (_, summary) in VERBS.items():
+            print(f"  {name:<{width}}  {summary}")
+        print("\ndeconfound VERB --help says more; --debug shows the traceback of an error")
+    elif words[0] == "--version":
+        print(f"deconfound {__version__}")
+    elif words[0] not in VERBS:
+        raise UserError(f"unknown verb {words[0]!r}; {nearest(words[0], list(VERBS))}")
+    else:
+        VERBS[words[0]][0](words[1:])
+
+
+def _name(words: list[str], verb: str, what: str, known: list[str]) -> str:
+    """The name that follows a verb, before its flags."""
+    if not words or words[0].startswith("-"):
+        if words and words[0] in ("-h", "--help"):
+            print(f"deconfound {verb} NAME …   NAME is one of {', '.join(known)}")
+            sys.exit(0)
+        raise UserError(f"{verb}: name a {what} first; there are {', '.join(known)}")
+    if words[0] not in known:
+        raise UserError(f"unknown {what} {words[0]!r}; {nearest(words[0], known)}")
+    return words[0]
+
+
+def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
+    """`words` without `option` and its value, and the value."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return words[:place] + words[place + 1 :], word.partition("=")[2]
+        if word == option:
+            if place + 1 == len(words):
+                raise UserError(f"{option} needs a value")
+            return words[:place] + words[place + 2 :], words[place + 1]
+    return words, None
+
+
+def _parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> Parsed:
+    """The arguments of a verb; every mistake becomes one line."""
+    spoken = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(spoken):
+            parsed, unknown = tyro.cli(
+                model,
+                args=words,
+                prog=f"deconfound {verb}",
+                description=about or model.__doc__,
+                return_unknown_args=True,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "--" + str(problem["loc"][-1]).replace("_", "-")
+        raise UserError(f"{verb}: {option} {problem['input']!r}: {problem['msg']}") from error
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(f"{verb}: {_tyro_message(spoken.getvalue())}") from None
+    if unknown:
+        known = _flags(model)
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"see deconfound {verb} --help"
+        raise UserError(f"{verb}: unknown option {unknown[0]!r}; {hint}")
+    return parsed
+
+
+def _flags(model: type[BaseModel]) -> list[str]:
+    """Every flag a model of arguments gives rise to."""
+    found = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Options):
+            found += _flags(kind)
+        else:
+            found.append("--" + name.replace("_", "-"))
+    return found
+
+
+def _tyro_message(text: str) -> str:
+    """What an argument error says, without its box and its usage."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    inside = [line.strip("│ ").strip() for line in text.splitlines() if line.startswith("│")]
+    kept = [line for line in inside if line and not set(line) <= set("─")]
+    said = " ".join(kept) or _one_line(text)
+    said = re.sub(
+        r"Error parsing \w+: 1 validation error for \w+ (\w+) (.*?) \[type=.*", r"\1: \2", said
+    )
+    return re.split(r" Argument helptext:| For full helptext| For further information", said)[0]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _say(text: str) -> None:
+    print(text)
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console().print(table)
