@@ -1,0 +1,140 @@
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from deconfound.data.image_paths import class_folders, image_files, path_column
+from deconfound.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """images/a.png, images/sub/b.png and, outside, secret.png."""
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    for name in ("images/a.png", "images/sub/b.png", "secret.png"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path / "images"
+
+
+def test_paths_inside(root: Path) -> None:
+    files = image_files(["sub/b.png", str(root / "a.png")], root, "t.csv")
+    assert files == [root / "sub" / "b.png", root / "a.png"]
+    assert image_files(["sub/../a.png"], root, "t.csv") == [root / "a.png"]
+
+
+def test_a_root_that_is_itself_a_link(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    assert image_files(["a.png"], tmp_path / "link", "t.csv") == [root / "a.png"]
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "sub/../../secret.png", "ABSOLUTE", "sub/../.."])
+def test_paths_that_leave_the_folder(root: Path, path: str) -> None:
+    path = path.replace("ABSOLUTE", str(root.parent / "secret.png"))
+    with pytest.raises(UserError, match=r"t.csv: row 1 \(from 0\): .* leads outside"):
+        image_files(["a.png", path], root, "t.csv")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "folder of folder"])
+def test_links_that_leave_the_folder(root: Path, kind: str) -> None:
+    match kind:
+        case "file":
+            (root / "c.png").symlink_to(root.parent / "secret.png")
+            path = "c.png"
+        case "folder":
+            (root / "out").symlink_to(root.parent)
+            path = "out/secret.png"
+        case _:
+            (root / "out").symlink_to(root.parent.parent)
+            path = f"out/{root.parent.name}/secret.png"
+    with pytest.raises(UserError, match=r"row 0 .* leads outside .* --allow-outside"):
+        image_files([path], root, "t.csv")
+    found = image_files([path], root, "t.csv", allow_outside=True)
+    assert [file.resolve() for file in found] == [root.parent / "secret.png"]
+
+
+def test_links_that_stay_inside(root: Path) -> None:
+    (root / "c.png").symlink_to(root / "a.png")
+    assert image_files(["c.png"], root, "t.csv") == [root / "a.png"]
+    with pytest.raises(UserError, match=r"rows 0 and 1 .* both name"):
+        image_files(["a.png", "c.png"], root, "t.csv")
+
+
+def test_missing_files_are_counted(root: Path) -> None:
+    (root / "loop").symlink_to(root / "loop")
+    paths = ["a.png", "no.png", "sub", "sub/b.png", "none/x.png", "loop", "a" * 300]
+    with pytest.raises(UserError, match=r"row 1 .*no.png; 5 of 7 files are missing"):
+        image_files(paths, root, "t.csv")
+
+
+@pytest.mark.parametrize("path", [None, float("nan"), "", "  ", "a\0b", 3])
+def test_paths_that_are_none(root: Path, path: object) -> None:
+    with pytest.raises(UserError, match=r"t.csv: row 1 \(from 0\): path"):
+        image_files(["a.png", path], root, "t.csv")
+
+
+def test_the_same_file_twice(root: Path) -> None:
+    with pytest.raises(UserError, match=r"rows 0 and 2 .* both name ./a.png"):
+        image_files(["a.png", "sub/b.png", "./a.png"], root, "t.csv")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such folder .* --images-root"):
+        image_files(["a.png"], tmp_path / "none", "t.csv")
+    with pytest.raises(UserError, match=r"no such folder .* --images-root"):
+        class_folders(tmp_path / "none")
+
+
+def test_path_column() -> None:
+    for name in ("Metadata_Path", "path", "FILE", "FileName", "image"):
+        assert path_column(pd.DataFrame({"y": ["a"], name: ["b"]}), None, "t.csv") == name
+    table = pd.DataFrame({"path": ["a"], "image": ["b"], "x": ["c"]})
+    assert path_column(table, "x", "t.csv") == "x"
+    with pytest.raises(UserError, match=r"path and image could both .* --path-column"):
+        path_column(table, None, "t.csv")
+    with pytest.raises(UserError, match=r"no column of image paths; .* --path-column"):
+        path_column(table[["x"]], None, "t.csv")
+    with pytest.raises(UserError, match="did you mean 'path'"):
+        path_column(table, "paht", "t.csv")
+
+
+def test_class_folders_in_order(tmp_path: Path) -> None:
+    for path in ("photo/dog/2.png", "photo/dog/1.JPG", "art/cat/3.tif", "art/cat/.hidden.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    (tmp_path / "README.md").write_text("not an image")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.png").write_bytes(b"x")
+    table = class_folders(tmp_path)
+    assert table.values.tolist() == [
+        ["art", "cat", "art/cat/3.tif"],
+        ["photo", "dog", "photo/dog/1.JPG"],
+        ["photo", "dog", "photo/dog/2.png"],
+    ]
+    assert table.columns.tolist() == ["Metadata_Environment", "Metadata_Label", "Metadata_Path"]
+
+
+@pytest.mark.parametrize("path", ["a.png", "photo/a.png"])
+def test_an_image_at_another_depth_is_not_dropped_in_silence(tmp_path: Path, path: str) -> None:
+    (tmp_path / "photo" / "dog").mkdir(parents=True)
+    (tmp_path / path).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a.png: expected ENVIRONMENT/LABEL/file"):
+        class_folders(tmp_path)
+
+
+def test_folders_too_deep_and_empty(tmp_path: Path) -> None:
+    (tmp_path / "photo" / "dog").mkdir(parents=True)
+    with pytest.raises(UserError, match="no images; expected ENVIRONMENT/LABEL/file"):
+        class_folders(tmp_path)
+    (tmp_path / "photo" / "dog" / "puppy").mkdir()
+    with pytest.raises(UserError, match="puppy: a folder inside a class folder"):
+        class_folders(tmp_path)
+
+
+def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "photo" / "dog").mkdir(parents=True)
+    name = os.fsencode(tmp_path / "photo" / "dog") + b"/\xff.png"
+    with open(name, "wb") as stream:  # noqa: PTH123 - a path of bytes
+        stream.write(b"x")
+    with pytest.raises(UserError, match="not printable UTF-8"):
+        class_folders(tmp_path)
