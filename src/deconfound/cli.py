@@ -99,7 +99,7 @@ def _simulate(words: list[str]) -> None:
         quiet=(bool, False),
     )
     parsed: Any = _parse(arguments, words, "simulate", "Make a screen of cells with planted truth.")
-    screen = simulate(parsed.out, parsed.options, quiet=parsed.quiet)
+    screen = simulate(parsed.out, config=parsed.options, quiet=parsed.quiet)
     _say(f"{len(screen):,} cells in {screen.path}")
 
 

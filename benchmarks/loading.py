@@ -1,0 +1,138 @@
+"""How fast batches come: the project's reader beside a per-item DataLoader, same process.
+
+    python benchmarks/loading.py --out benchmarks/results/loading.json
+
+Two figures: 4×100×100 uint8 images read from a warm screen, and standardised float32 batches of
+4×64×64 uint16 on one core, beside a DataLoader that reads item by item and collates the metadata
+with pandas, delivering the same tensor.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from deconfound.data.batch import BatchReader
+from deconfound.data.intensity import Intensity, fit_intensity
+from deconfound.data.sampler import PlainSampler
+from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.table import Roles
+
+IMAGES = 16_384
+REPEATS = 5
+
+
+def make_screen(path: Path, size: int, dtype: str) -> Screen:
+    """A screen of noise: 16,384 images of 4 × size × size."""
+    stream = np.random.default_rng(0)
+    channels = ("DNA", "actin", "tubulin", "mitochondria")
+    with ScreenWriter(path, "noise", channels, Roles(label="Metadata_Label"), {}) as writer:
+        for _ in range(IMAGES // 1024):
+            high = np.iinfo(dtype).max
+            writer.append(stream.integers(0, high, (1024, 4, size, size), dtype=dtype))
+        label = stream.integers(0, 50, IMAGES).astype(str)
+        writer.finish(pd.DataFrame({"Metadata_Label": label, "Metadata_Well": label}))
+    return open_screen(path)
+
+
+class PerItem(Dataset[tuple[Tensor, "pd.Series[Any]"]]):
+    """One image and one row of the table at a time."""
+
+    def __init__(self, screen: Screen, rows: np.ndarray[Any, Any], intensity: Intensity) -> None:
+        self.screen, self.rows, self.intensity = screen, rows, intensity
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, "pd.Series[Any]"]:
+        row = int(self.rows[item])
+        image = self.intensity(torch.from_numpy(self.screen.read([row])))[0]
+        return image, self.screen.table.iloc[row]
+
+
+def pandas_collate(items: list[tuple[Tensor, "pd.Series[Any]"]]) -> tuple[Tensor, pd.DataFrame]:
+    """Stack the images and build a table of the rows."""
+    return torch.stack([image for image, _ in items]), pd.DataFrame([row for _, row in items])
+
+
+def best_rate(images: int, work: Callable[[], None]) -> float:
+    """Images per second of the fastest of five repeats."""
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return images / min(seconds)
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """The three rates in images per second, and the ratio of the last two."""
+    rows = np.arange(IMAGES, dtype=np.int64)
+    warm = make_screen(folder / "uint8", 100, "uint8")
+    sampler = PlainSampler(rows, 2048, 0)
+
+    def read() -> None:
+        for step in range(8):
+            warm.read(sampler.rows(step))
+
+    read_rate = best_rate(8 * 2048, read)
+
+    torch.set_num_threads(1)
+    screen = make_screen(folder / "uint16", 64, "uint16")
+    code = screen.coded(["Metadata_Label"]).codes
+    intensity = fit_intensity(screen, rows, "none", "standardise", 0)
+    reader = BatchReader(screen, code, code, intensity, torch.device("cpu"))
+    small = PlainSampler(rows, 512, 0)
+
+    def deliver() -> None:
+        for _ in reader.stream(small.rows(step) for step in range(16)):
+            pass
+
+    few = small.rows(0)
+    per_item = PerItem(screen, few, intensity)
+    loader = DataLoader(per_item, batch_size=512, collate_fn=pandas_collate)
+
+    def deliver_per_item() -> None:
+        for _ in loader:
+            pass
+
+    same = torch.equal(next(iter(loader))[0], reader.read(few).image)
+    if not same:
+        raise AssertionError("the two loaders deliver different tensors")
+    delivered, reference = best_rate(16 * 512, deliver), best_rate(512, deliver_per_item)
+    return {
+        "read_uint8_4x100x100_per_s": read_rate,
+        "float32_4x64x64_uint16_per_s": delivered,
+        "per_item_pandas_per_s": reference,
+        "ratio": delivered / reference,
+    }
+
+
+def main() -> None:
+    """Run, print, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    table = Table("figure", "value")
+    for name, value in found.items():
+        table.add_row(name, f"{value:,.1f}")
+    Console().print(table)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What a training step of SCBD costs, with the decoder beside the encoders and after them.
+
+    python benchmarks/scbd_step.py --out benchmarks/results/scbd_step.json
+
+Batches of 256 images of 32 px, three channels, two environments; the paper's decoder width of 256
+and the default of 32; `small` and `resnet18` encoders. Median of seconds a step, one process.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from deconfound import machine
+from deconfound.data.batch import Batch
+from deconfound.methods.base import Task
+from deconfound.methods.scbd import Scbd, ScbdOptions
+
+BATCH = 256
+
+
+def seconds_a_step(
+    encoder: str, decoder: Literal["after", "beside"], width: int, repeats: int
+) -> dict[str, float]:
+    """Median seconds of a step of every stage."""
+    torch.manual_seed(0)
+    options = ScbdOptions(
+        encoder=encoder,
+        decoder=decoder,
+        decoder_width=width,
+        decoder_batch_size=BATCH,
+        likelihood="bernoulli",
+    )
+    method = Scbd(options, Task(3, 32, 10, 2))
+    fabric = machine.start("auto", "auto", None)
+    method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = Batch(
+        torch.rand(BATCH, 3, 32, 32, device=fabric.device).to(memory_format=torch.channels_last),
+        torch.randint(10, (BATCH,), device=fabric.device),
+        torch.randint(2, (BATCH,), device=fabric.device),
+        torch.arange(BATCH),
+    )
+    found = {}
+    for stage in method.stages(1):
+        optimizers = [phase.optimizer() for phase in stage.phases]
+        seconds = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            with fabric.autocast():
+                logged = method.step(batch, stage, optimizers, _backward)
+            float(next(iter(logged.values())))
+            seconds.append(time.perf_counter() - start)
+        found[stage.name] = sorted(seconds[1:])[repeats // 2]
+    return found
+
+
+def _backward(loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    torch.autograd.backward(loss, inputs=parameters)
+
+
+def main() -> None:
+    """Run, print, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    table = Table("encoder", "decoder", "width", "stage", "s/step")
+    decoders: list[tuple[Literal["after", "beside"], int]] = [
+        ("after", 32),
+        ("after", 256),
+        ("beside", 256),
+    ]
+    cases = [(encoder, *decoder) for encoder in ("small", "resnet18") for decoder in decoders]
+    for encoder, decoder, width in cases:
+        for stage, value in seconds_a_step(encoder, decoder, width, arguments.repeats).items():
+            rows.append(
+                {"encoder": encoder, "decoder": decoder, "width": width, "stage": stage}
+                | {"seconds_a_step": value}
+            )
+            table.add_row(encoder, decoder, str(width), stage, f"{value:.3f}")
+    Console().print(table)
+    if arguments.out:
+        text = json.dumps({"batch": BATCH, "threads": torch.get_num_threads(), "rows": rows})
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
