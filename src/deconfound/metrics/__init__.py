@@ -1,0 +1,45 @@
+"""Scores of embeddings and predictions: pure functions over NumPy arrays, no file access.
+
+Beside each function stands a `Metric` that declares its direction and range; `all_metrics` lists
+them by walking this package. Undefined is NaN with the reason in the score's note.
+"""
+
+from deconfound.metrics.accuracy import (
+    accuracy,
+    accuracy_chance,
+    class_coverage,
+    macro_f1,
+    macro_f1_chance,
+    seen_in_training,
+)
+from deconfound.metrics.batch_cv import KnnBatchCV, knn_batch_cv
+from deconfound.metrics.collapse import mean_resultant_length, supcon_against_collapse
+from deconfound.metrics.mixing import LisiRatio, clisi, ilisi, lisi, lisi_ratio
+from deconfound.metrics.neighbors import NeighborGraph, neighbor_graph
+from deconfound.metrics.probe import LinearProbe, linear_probe
+from deconfound.metrics.score import Metric, Score, all_metrics
+
+__all__ = [
+    "KnnBatchCV",
+    "LinearProbe",
+    "LisiRatio",
+    "Metric",
+    "NeighborGraph",
+    "Score",
+    "accuracy",
+    "accuracy_chance",
+    "all_metrics",
+    "class_coverage",
+    "clisi",
+    "ilisi",
+    "knn_batch_cv",
+    "linear_probe",
+    "lisi",
+    "lisi_ratio",
+    "macro_f1",
+    "macro_f1_chance",
+    "mean_resultant_length",
+    "neighbor_graph",
+    "seen_in_training",
+    "supcon_against_collapse",
+]

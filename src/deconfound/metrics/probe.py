@@ -1,0 +1,160 @@
+"""Linear probe: what a multinomial logistic regression can read from a frozen embedding."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deconfound.errors import UserError
+from deconfound.metrics.accuracy import accuracy, macro_f1, seen_in_training
+from deconfound.metrics.neighbors import refuse_malformed
+from deconfound.metrics.score import Metric, Score
+
+PAPER = "Makino et al., SCBD, section 4.2.1 (sensitivity to batch effects)"
+
+PROBE_LABEL_MACRO_F1 = Metric(
+    "probe_label_macro_f1",
+    better="higher",
+    range=(0.0, 1.0),
+    paper=PAPER,
+    summary="macro-F1 of the label read by a fresh linear probe",
+)
+PROBE_LABEL_ACCURACY = Metric(
+    "probe_label_accuracy",
+    better="higher",
+    range=(0.0, 1.0),
+    paper=PAPER,
+    summary="accuracy of the label read by a fresh linear probe",
+)
+PROBE_ENVIRONMENT_MACRO_F1 = Metric(
+    "probe_environment_macro_f1",
+    better="lower",
+    range=(0.0, 1.0),
+    paper=PAPER,
+    summary="macro-F1 of the environment read by a fresh linear probe: what has leaked",
+)
+PROBE_ENVIRONMENT_ACCURACY = Metric(
+    "probe_environment_accuracy",
+    better="lower",
+    range=(0.0, 1.0),
+    paper=PAPER,
+    summary="accuracy of the environment read by a fresh linear probe: what has leaked",
+)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Scores of a probe and the probe itself, in units of the embedding as given.
+
+    The logits of a row x are `coefficients @ x + intercept`: `coefficients` (C, D) and
+    `intercept` (C,) float64 for `classes` (C,) int64, or (1, D) and (1,), the logit of the second
+    class, when there are two. `predicted` (T,) int64 answers every test row, in row order. `note`
+    holds the caveats of the fit, which both scores repeat. All arrays are empty, and the scores
+    NaN with the reason, when nothing could be fitted.
+    """
+
+    macro_f1: Score
+    accuracy: Score
+    predicted: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    coefficients: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    note: str
+
+
+def linear_probe(
+    embedding: NDArray[np.floating[Any]],
+    target: NDArray[np.integer[Any]],
+    is_train: NDArray[np.bool_],
+    is_test: NDArray[np.bool_],
+    seed: int = 0,
+    max_train_rows: int = 20_000,
+    max_iterations: int = 1_000,
+) -> LinearProbe:
+    """Fit a multinomial logistic regression on training rows and score it on test rows.
+
+    `embedding` (N, D) float, `target` (N,) codes with -1 = missing (label or environment),
+    `is_train` and `is_test` (N,) bool. Macro-F1 and accuracy, in [0, 1], over the test rows whose
+    class the fitted rows contain (Makino et al., SCBD, section 4.2.1: there a 60/40 split of all
+    rows). L2 penalty with C = 1, scikit-learn's default. Every column is standardised by the mean
+    and standard deviation of the fitted rows; deviation: the authors did so for two classes only.
+
+    More than `max_train_rows` training rows are thinned at random, by `seed`; the notes say so,
+    and say when the fit ended before it converged. Raises UserError on a
+    malformed embedding or a row that is in both parts.
+    """
+    refuse_malformed(embedding)
+    if (is_train & is_test).any():
+        row = int(np.flatnonzero(is_train & is_test)[0])
+        raise UserError(f"row {row} is both training and test; a probe needs disjoint parts")
+    train = np.flatnonzero(is_train & (target >= 0))
+    available = len(train)
+    if available > max_train_rows:
+        train = _thinned(train, max_train_rows, seed)
+    classes = np.unique(target[train]).astype(np.int64)
+    if len(classes) < 2:
+        return _undefined("training rows hold fewer than two classes")
+
+    coefficients, intercept, unfinished = _fit(
+        embedding[train].astype(np.float64), target[train], max_iterations
+    )
+    caveats = []
+    if available > len(train):
+        caveats.append(f"fitted on {len(train)} of {available} training rows")
+    if unfinished:
+        caveats.append(f"not converged after {unfinished} iterations")
+    note = "; ".join(caveats)
+    logits = embedding[is_test] @ coefficients.T + intercept
+    answer = logits[:, 0] > 0 if len(classes) == 2 else logits.argmax(axis=1)
+    predicted = classes[answer.astype(np.int64)]
+    truth = target[is_test]
+    seen = seen_in_training(truth, classes)
+    return LinearProbe(
+        _noted(macro_f1(truth, predicted, seen), note),
+        _noted(accuracy(truth, predicted, seen), note),
+        predicted,
+        classes,
+        coefficients,
+        intercept,
+        note,
+    )
+
+
+def _thinned(rows: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    from deconfound.streams import numpy_stream
+
+    return np.sort(numpy_stream(seed, "linear probe").choice(rows, size, replace=False))
+
+
+def _fit(
+    features: NDArray[np.float64], target: NDArray[np.integer[Any]], max_iterations: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Coefficients and intercepts for raw features; iterations if they did not converge, or 0."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression(max_iter=max_iterations)
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(scaler.transform(features), target)
+    stopped = any(issubclass(warning.category, ConvergenceWarning) for warning in raised)
+    coefficients = model.coef_ / scaler.scale_
+    return (
+        coefficients,
+        model.intercept_ - coefficients @ scaler.mean_,
+        stopped * int(max(model.n_iter_)),
+    )
+
+
+def _noted(score: Score, note: str) -> Score:
+    return score._replace(note="; ".join(text for text in (note, score.note) if text))
+
+
+def _undefined(reason: str) -> LinearProbe:
+    nothing, codes, weights = Score(math.nan, 0, reason), np.empty(0, np.int64), np.empty(0)
+    return LinearProbe(nothing, nothing, codes, codes, weights.reshape(0, 0), weights, reason)

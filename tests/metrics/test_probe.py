@@ -1,0 +1,125 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from deconfound.errors import UserError
+from deconfound.metrics import linear_probe
+
+
+def screen(classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(11)
+    target = generator.integers(0, classes, 300)
+    embedding = generator.normal(size=(classes, 10))[target] + generator.normal(size=(300, 10))
+    embedding = 50 + embedding * np.logspace(-3, 3, 10)
+    is_train = generator.random(300) < 0.6
+    return embedding, target, is_train, ~is_train
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_equals_a_scikit_learn_pipeline(classes: int) -> None:
+    embedding, target, train, test = screen(classes)
+    oracle = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    expected = oracle.fit(embedding[train], target[train]).predict(embedding[test])
+    probe = linear_probe(embedding, target, train, test)
+    np.testing.assert_array_equal(probe.predicted, expected)
+    assert probe.accuracy == (accuracy_score(target[test], expected), test.sum(), "")
+    expected_f1 = f1_score(target[test], expected, average="macro")
+    assert probe.macro_f1.value == pytest.approx(expected_f1, abs=1e-12)
+    logits = embedding[test] @ probe.coefficients.T + probe.intercept
+    reference = oracle.decision_function(embedding[test]).reshape(logits.shape)
+    np.testing.assert_allclose(logits, reference, rtol=1e-6, atol=1e-6)
+
+
+def test_held_out_rows_are_never_read() -> None:
+    embedding, target, train, test = screen()
+    before = linear_probe(embedding, target, train, test)
+    mutated, labels = embedding.copy(), target.copy()
+    mutated[test] = 1e6 * np.random.default_rng(0).normal(size=(test.sum(), 10))
+    labels[test] = 3 - labels[test]
+    after = linear_probe(mutated, labels, train, test)
+    np.testing.assert_array_equal(before.coefficients, after.coefficients)
+    np.testing.assert_array_equal(before.intercept, after.intercept)
+    assert before.accuracy != after.accuracy
+
+
+def test_rows_of_neither_part_are_never_read() -> None:
+    embedding, target, train, test = screen()
+    train = train & (np.arange(300) % 2 == 0)
+    mutated = embedding.copy()
+    mutated[~train & ~test] = 0
+    before, after = (linear_probe(array, target, train, test) for array in (embedding, mutated))
+    np.testing.assert_array_equal(before.coefficients, after.coefficients)
+    assert before.accuracy == after.accuracy
+
+
+def test_thinning_is_noted_seeded_and_sized() -> None:
+    embedding, target, train, test = screen()
+    probes = [
+        linear_probe(embedding, target, train, test, seed=seed, max_train_rows=80)
+        for seed in (0, 0, 1)
+    ]
+    note = f"fitted on 80 of {train.sum()} training rows"
+    assert probes[0].note == probes[0].macro_f1.note == probes[0].accuracy.note == note
+    np.testing.assert_array_equal(probes[0].coefficients, probes[1].coefficients)
+    assert (probes[0].coefficients != probes[2].coefficients).any()
+
+
+def test_an_unfinished_fit_is_noted_without_a_warning(recwarn) -> None:
+    embedding, target, train, test = screen()
+    probe = linear_probe(embedding, target, train, test, max_iterations=2)
+    assert probe.accuracy.note == "not converged after 2 iterations"
+    assert len(recwarn) == 0
+
+
+def test_classes_of_one_part_only_are_not_scored() -> None:
+    embedding, target, train, test = screen()
+    only_train = np.where(test & (target == 3), 2, target)
+    probe = linear_probe(embedding, only_train, train, test)
+    seen_f1 = f1_score(only_train[test], probe.predicted, labels=[0, 1, 2], average="macro")
+    assert probe.macro_f1.value == pytest.approx(seen_f1, abs=1e-12)
+    only_test = np.where(train & (target == 3), 2, target)
+    probe = linear_probe(embedding, only_test, train, test)
+    assert probe.macro_f1.note.startswith("3 of 4 test classes are in training")
+    assert probe.macro_f1.n == (test & (target < 3)).sum()
+
+
+def test_missing_targets_take_no_part() -> None:
+    embedding, target, train, test = screen()
+    hidden = np.where(np.arange(300) % 5 == 0, -1, target)
+    probe = linear_probe(embedding, hidden, train, test)
+    oracle = linear_probe(embedding, target, train & (hidden >= 0), test & (hidden >= 0))
+    np.testing.assert_array_equal(probe.coefficients, oracle.coefficients)
+    assert probe.accuracy == oracle.accuracy
+    assert len(probe.predicted) == test.sum()
+
+
+def test_constant_columns_do_no_harm() -> None:
+    embedding, target, train, test = screen()
+    widened = np.concatenate([embedding, np.full((300, 1), 0.1)], axis=1)
+    plain, wide = (linear_probe(array, target, train, test) for array in (embedding, widened))
+    np.testing.assert_array_equal(plain.predicted, wide.predicted)
+
+
+def test_undefined_says_why() -> None:
+    embedding, target, train, test = screen()
+    single = linear_probe(embedding, np.zeros(300, int), train, test)
+    assert math.isnan(single.macro_f1.value) and math.isnan(single.accuracy.value)
+    assert single.accuracy.note == single.note == "training rows hold fewer than two classes"
+    assert len(single.classes) == len(single.predicted) == single.coefficients.size == 0
+    disjoint = linear_probe(embedding, np.where(test, target + 10, target), train, test)
+    assert math.isnan(disjoint.macro_f1.value)
+    assert disjoint.macro_f1.note.startswith("0 of 4 test classes are in training")
+    nobody = linear_probe(embedding, target, train, np.zeros(300, bool))
+    assert nobody.macro_f1.note == "no test row has a label"
+
+
+def test_refuses_a_row_in_both_parts() -> None:
+    embedding, target, train, _ = screen()
+    row = np.flatnonzero(train)[0]
+    with pytest.raises(UserError, match=f"row {row} is both training and test"):
+        linear_probe(embedding, target, train, train)
