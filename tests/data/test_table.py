@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deconfound.data.table import Roles, coded, joined, nested_ids, read_table, require_columns
 from deconfound.errors import UserError
 
-NAMES = st.text(alphabet="ab01_ -é", min_size=1, max_size=4)
+NAMES = st.text(alphabet="ab01_ -é/%", min_size=1, max_size=4)
 
 
 def test_text_stays_text(tmp_path: Path) -> None:
@@ -114,3 +114,17 @@ def test_missing_codes_survive_parquet() -> None:
     stored = io.BytesIO()
     pd.DataFrame({"e": ["0", None, "1"]}).to_parquet(stored)
     assert coded(pd.read_parquet(stored)["e"]).codes.tolist() == [0, -1, 1]
+
+
+def test_row_longer_than_the_header_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("a,b\nX,1,2\n")
+    with pytest.raises(UserError, match="cannot be read as a table"):
+        read_table(file)
+
+
+def test_repeated_header_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("a,a\n1,2\n")
+    with pytest.raises(UserError, match="column 'a' appears twice"):
+        read_table(file)

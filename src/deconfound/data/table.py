@@ -1,6 +1,9 @@
 """The table of a screen: columns, their roles, and the codes made from them."""
 
+import csv
 import difflib
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -57,14 +60,14 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         match path.suffix.lower():
             case ".csv":
-                table = pd.read_csv(path, dtype=str, keep_default_na=True)
+                table = _read_text(path, ",")
             case ".tsv":
-                table = pd.read_csv(path, dtype=str, keep_default_na=True, sep="\t")
+                table = _read_text(path, "\t")
             case ".parquet":
                 table = pd.read_parquet(path)
             case _:
                 raise UserError(f"{path}: not a table; expected .csv, .tsv or .parquet")
-    except (ValueError, OSError, pd.errors.ParserError) as error:
+    except (ValueError, OSError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as a table ({reason}); check the file") from error
     if table.empty:
@@ -73,6 +76,18 @@ def read_table(path: Path) -> pd.DataFrame:
     if len(repeated):
         raise UserError(f"{path}: column {repeated[0]!r} appears twice; rename one of them")
     return table.reset_index(drop=True)
+
+
+def _read_text(path: Path, separator: str) -> pd.DataFrame:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream, delimiter=separator), [])
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    if repeated:
+        raise UserError(f"{path}: column {repeated[0]!r} appears twice; rename one of them")
+    with warnings.catch_warnings():
+        # A row longer than the header would otherwise shift or lose a column with a warning only.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, dtype=str, sep=separator, index_col=False)
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> None:
@@ -85,11 +100,22 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> 
 
 
 def joined(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """The values of `columns` joined by "/" (text); missing where any of them is missing."""
-    text = table[columns[0]].astype("string")
+    """The values of `columns` joined by "/" (text); missing where any of them is missing.
+
+    A "/" inside one of several values is written "%2F" and a "%" "%25", so that different values
+    never join to the same text.
+    """
+    if len(columns) == 1:
+        return table[columns[0]].astype("string")
+    text = _escaped(table[columns[0]])
     for column in columns[1:]:
-        text = text.str.cat(table[column].astype("string"), sep="/")
+        text = text.str.cat(_escaped(table[column]), sep="/")
     return text
+
+
+def _escaped(values: pd.Series) -> pd.Series:
+    text = values.astype("string")
+    return text.str.replace("%", "%25", regex=False).str.replace("/", "%2F", regex=False)
 
 
 def nested_ids(table: pd.DataFrame, levels: Sequence[str]) -> pd.DataFrame:
@@ -106,7 +132,9 @@ def coded(values: pd.Series, names: Sequence[str] | None = None) -> Coded:
     """Integer codes of a text column, numbered in sorted order, or by `names` where given."""
     text = values.astype("string")
     if names is None:
-        names = sorted(text.dropna().unique().tolist(), key=natural_order)
+        names = sorted(
+            text.dropna().unique().tolist(), key=lambda name: (natural_order(name), name)
+        )
     lookup = {name: code for code, name in enumerate(names)}
     codes = text.map(lookup).fillna(-1)
     return Coded(np.asarray(codes, dtype=np.int64), tuple(names))
