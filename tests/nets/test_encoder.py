@@ -45,7 +45,8 @@ def test_small_takes_24_pixels() -> None:
 def test_every_norm_trains_every_parameter(name: str, norm: str) -> None:
     torch.manual_seed(0)
     encoder = build_encoder(name, 3, 64, norm)  # type: ignore[arg-type]
-    encoder(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    representation = encoder(torch.randn(4, 3, 64, 64))
+    (representation * torch.randn(representation.shape)).sum().backward()
     for path, parameter in encoder.named_parameters():
         assert parameter.grad is not None, path
         assert parameter.grad.isfinite().all(), path
@@ -65,9 +66,17 @@ def test_norm_reaches_every_layer_and_keeps_the_parameter_count(name: str, norm:
 @pytest.mark.parametrize("norm", ["instance", "group", "none"])
 def test_without_batch_norm_an_image_does_not_see_its_batch(norm: str) -> None:
     torch.manual_seed(0)
-    encoder = build_encoder("small", 3, 32, norm)  # type: ignore[arg-type]
-    image = torch.randn(4, 3, 32, 32)
+    encoder = build_encoder("resnet18", 3, 64, norm)  # type: ignore[arg-type]
+    image = torch.randn(3, 3, 64, 64)
     torch.testing.assert_close(encoder(image)[:2], encoder(image[:2]))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_small_starts_with_spread_representations(norm: str) -> None:
+    torch.manual_seed(0)
+    representation = build_encoder("small", 3, 32, norm)(torch.rand(64, 3, 32, 32))  # type: ignore[arg-type]
+    direction = torch.nn.functional.normalize(representation)
+    assert direction.mean(dim=0).norm() < 0.3
 
 
 def test_building_leaves_batch_statistics_untouched() -> None:
