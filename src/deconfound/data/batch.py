@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ class BatchReader:
         self._device = device
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def stream(self, batches: Iterable[Rows]) -> Iterator[Batch]:
+    def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
         """One batch for every array of rows, in order; the next is read while one is in use."""
         for rows, pixels in _read_ahead(self._screen, batches):
             yield self._assemble(rows, pixels)
