@@ -59,6 +59,8 @@ class TrainingOptions(Options):
     """Random flips and quarter turns; right for cells, wrong for digits."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the steps; cosine falls to 0."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
     validate_every: int = Field(100, ge=1)
     """Steps between validations."""
     checkpoint_every: int = Field(100, ge=1)

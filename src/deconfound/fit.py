@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deconfound import atomic, machine
+from deconfound.config import TrainingOptions
 from deconfound.data.batch import Batch, BatchReader, augmented
 from deconfound.data.intensity import Intensity, fit_intensity
 from deconfound.data.sampler import (
@@ -154,11 +155,9 @@ class Training:
         training, seed = self.config.training, self.config.seed
         torch.manual_seed(derived_seed(seed, "step", stage.name, step, self.fabric.global_rank))
         self.method.train()
-        if training.schedule == "cosine":
-            for phase, optimizer in zip(stage.phases, self.optimizers, strict=True):
-                rate = phase.learning_rate * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+        for phase, optimizer in zip(stage.phases, self.optimizers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = phase.learning_rate * _schedule(training, step, stage.steps)
         if training.augment == "dihedral":
             batch = augmented(batch, seed, step)
         with self.fabric.autocast():
@@ -337,6 +336,14 @@ def _sampler(
         environment = problem.environment.codes[rows]
         return EnvironmentBalancedSampler(rows, environment, size, seed)
     return PlainSampler(rows, size, seed)
+
+
+def _schedule(training: TrainingOptions, step: int, steps: int) -> float:
+    """Factor of the learning rate at `step`, a pure function of it."""
+    rise = min(1.0, (step + 1) / max(1, training.warmup_steps))
+    if training.schedule == "constant":
+        return rise
+    return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _headline(values: dict[str, float]) -> str:

@@ -57,8 +57,10 @@ class ScbdOptions(MethodOptions):
     """Width of the decoder; 256 is the paper's."""
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     """Pixel likelihood; bernoulli needs --scaling unit."""
-    auxiliary_learning_rate: float = Field(1e-3, gt=0)
-    """Learning rate of the probes and the decoder (paper: 1e-4)."""
+    decoder_learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of the decoder (paper: 1e-4)."""
+    probe_learning_rate: float = Field(1e-2, gt=0)
+    """Learning rate of the linear probes (paper: 1e-4, over 25,000 steps)."""
 
 
 class Scbd(Method):
@@ -103,46 +105,49 @@ class Scbd(Method):
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """Encoders and probes (with the decoder, if beside); then the decoder, if after."""
-        rate, decay = self.options.learning_rate, self.options.weight_decay
-        auxiliary_rate = self.options.auxiliary_learning_rate
+        options = self.options
         blocks = [
             self.content_encoder,
             self.content_projection,
             self.style_encoder,
             self.style_projection,
         ]
-        probes = [*self.label_probe.parameters(), *self.environment_probes.parameters()]
-        decoder = list(self.decoder.parameters()) if self.decoder else []
-        decoder += list(self.likelihood.parameters())
         contrast = Phase(
             "contrast",
             [parameter for block in blocks for parameter in block.parameters()],
             self._contrast,
-            rate,
-            decay,
+            options.learning_rate,
+            options.weight_decay,
             validates=True,
         )
-        if self.options.decoder == "beside":
-            auxiliary = Phase(
-                "auxiliary", probes + decoder, self._probes_and_decoder, auxiliary_rate, decay
-            )
-            return (Stage("encoders", steps, (contrast, auxiliary)),)
-        probe = Phase("probes", probes, self._probes, auxiliary_rate, decay)
-        encoders = Stage("encoders", steps, (contrast, probe))
-        if self.options.decoder == "none":
-            return (encoders,)
-        reconstruct = Phase(
-            "reconstruct", decoder, self._reconstruction, auxiliary_rate, decay, validates=True
+        probes = Phase(
+            "probes",
+            [*self.label_probe.parameters(), *self.environment_probes.parameters()],
+            self._probes,
+            options.probe_learning_rate,
+            options.weight_decay,
         )
+        if self.decoder is None:
+            return (Stage("encoders", steps, (contrast, probes)),)
+        reconstruct = Phase(
+            "reconstruct",
+            [*self.decoder.parameters(), *self.likelihood.parameters()],
+            self._reconstruction,
+            options.decoder_learning_rate,
+            options.weight_decay,
+            validates=options.decoder == "after",
+        )
+        if options.decoder == "beside":
+            return (Stage("encoders", steps, (contrast, probes, reconstruct)),)
         decoder_stage = Stage(
             "decoder",
-            self.options.decoder_steps,
+            options.decoder_steps,
             (reconstruct,),
-            batch_size=self.options.decoder_batch_size,
+            batch_size=options.decoder_batch_size,
             validation_batches=10,
             classifies=False,
         )
-        return (encoders, decoder_stage)
+        return (Stage("encoders", steps, (contrast, probes)), decoder_stage)
 
     def embed(self, image: Tensor) -> Tensors:
         """(B, C, H, W) to "representation" r_c, "content" z_c and "style" z_s; z of unit norm."""
@@ -216,9 +221,6 @@ class Scbd(Method):
         decoded = self.decoder(outputs["content"].detach(), outputs["style"].detach())
         loss = self.likelihood.negative_log_likelihood(decoded.float(), target)
         return {"reconstruction": Loss(loss)}
-
-    def _probes_and_decoder(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
-        return self._probes(batch, outputs) | self._reconstruction(batch, outputs)
 
     def _target(self, image: Tensor) -> Tensor:
         if self.options.likelihood == "bernoulli" and (image.min() < 0 or image.max() > 1):
