@@ -28,9 +28,15 @@ SHOWN = ("id", "ood", "environment_from_r", "environment_from_z")
 
 
 def run_point(
-    recipe: Path, changes: dict[str, Any], seed: int, fold: str | None, screen: Path, where: Path
+    recipe: Path,
+    changes: dict[str, Any],
+    seed: int,
+    fold: str | None,
+    screen: Path,
+    where: Path,
+    selections: list[str],
 ) -> dict[str, Any]:
-    """Fit, embed and measure one point; every selection's accuracy is recorded."""
+    """Fit, embed and measure one point, with the checkpoint of every selection asked for."""
     config = read_config(recipe)
     values = config.model_dump(mode="json")
     values["seed"] = seed
@@ -49,7 +55,7 @@ def run_point(
         "device": run.provenance()["device"],
         **changes,
     }
-    for selection in ("loss", "accuracy", "last"):
+    for selection in selections:
         file = where / f"{selection}.h5ad"
         scores_file = where / f"{selection}-scores.parquet"
         if not file.exists():
@@ -126,7 +132,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--selection", default="loss")
+    parser.add_argument("--selections", nargs="+", default=["loss"])
     arguments = parser.parse_args()
     points: list[tuple[str, Path, dict[str, Any]]] = []
     if arguments.erm:
@@ -142,7 +148,15 @@ def main() -> None:
             for name, recipe, changes in points:
                 place = f"{name}-{(fold or 'recipe').replace('/', '_')}-{seed}"
                 rows.append(
-                    run_point(recipe, changes, seed, fold, arguments.screen, arguments.runs / place)
+                    run_point(
+                        recipe,
+                        changes,
+                        seed,
+                        fold,
+                        arguments.screen,
+                        arguments.runs / place,
+                        arguments.selections,
+                    )
                 )
                 text = json.dumps(rows, indent=1) + "\n"
                 arguments.out.write_text(text, encoding="utf-8")
@@ -154,12 +168,12 @@ def main() -> None:
     for key, group in table.groupby(["method", "invariance", "alpha"], dropna=False, sort=False):
         cells = []
         for name in SHOWN:
-            values = group[f"{name}_{arguments.selection}"]
+            values = group[f"{name}_{arguments.selections[0]}"]
             cells.append(f"{values.mean():.3f} ± {values.std():.3f}")
         shown.add_row(*map(str, key), str(len(group)), *cells)
     Console(width=140).print(shown)
     if arguments.figure:
-        draw(table, arguments.figure, arguments.selection)
+        draw(table, arguments.figure, arguments.selections[0])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,15 @@
-"""deconfound: image embeddings that follow the perturbation and ignore the plate."""
+"""deconfound: image embeddings that follow the perturbation and ignore the plate.
 
+    from deconfound import Screen, embed, fit, measure, open_screen, report, transfer
+
+The names are imported when they are first used, so that the command line starts fast.
+"""
+
+import importlib
 import os
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 # Threads of libgomp that spin while they wait slow training 17-95 times when another process
 # wants the core; waiting passively costs nothing measurable. Read when libgomp is first loaded.
@@ -8,3 +17,45 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Screen": "deconfound.data.screen",
+    "open_screen": "deconfound.data.screen",
+    "ingest": "deconfound.data.ingest",
+    "simulate": "deconfound.data.simulate",
+    "fit": "deconfound.fit",
+    "embed": "deconfound.embed",
+    "measure": "deconfound.measure",
+    "transfer": "deconfound.transfer",
+    "report": "deconfound.report",
+}
+
+__all__ = list(_HOMES)
+
+if TYPE_CHECKING:
+    from deconfound.data.ingest import ingest as ingest
+    from deconfound.data.screen import Screen as Screen
+    from deconfound.data.screen import open_screen as open_screen
+    from deconfound.data.simulate import simulate as simulate
+    from deconfound.embed import embed as embed
+    from deconfound.fit import fit as fit
+    from deconfound.measure import measure as measure
+    from deconfound.report import report as report
+    from deconfound.transfer import transfer as transfer
+
+
+class _Package(ModuleType):
+    """The package; a verb's module and its function share a name, and the function is meant."""
+
+    def __getattr__(self, name: str) -> object:
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__:
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -211,9 +211,6 @@ def _probes(
         if not len(probe.classes):
             rows.append(Row(name, f"probe_{target}_macro_f1", within, probe.macro_f1))
             continue
-        caveat = (
-            probe.macro_f1.note.split("; ")[0] if "not converged" in probe.macro_f1.note else ""
-        )
         for one in parts:
             chosen = part[is_test] == one
             if not chosen.any():
@@ -224,7 +221,7 @@ def _probes(
                 ("macro_f1", macro_f1(truth, predicted, seen)),
                 ("accuracy", accuracy(truth, predicted, seen)),
             ):
-                note = "; ".join(text for text in (score.note, caveat) if text)
+                note = "; ".join(text for text in (score.note, probe.note) if text)
                 rows.append(Row(name, f"probe_{target}_{metric}", one, score._replace(note=note)))
     return rows
 
