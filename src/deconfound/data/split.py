@@ -90,9 +90,10 @@ def make_fold(
             f"{', '.join(roles.levels) or '(this screen has none: pass --levels)'}"
         )
     group = _find_group(table, roles, column, identity)
-    held_out, straddling = _held_out(table, roles, group)
+    own = nested_ids(table, roles.levels)[group.column]
+    held_out = np.asarray((own == group.identity).fillna(False), dtype=bool)
     part = _random_parts(
-        table, roles, ~held_out & ~straddling,
+        table, roles, ~held_out & ~_leaking(table, roles, held_out, group.column),
         ("id_test", "val"), (id_test_fraction, val_fraction), unit, seed,
     )  # fmt: skip
     part[held_out] = "test"
@@ -117,12 +118,12 @@ def groups(table: pd.DataFrame, roles: Roles, column: str) -> list[Group]:
     found = []
     for identity in ids:
         held_out = np.asarray((own == identity).fillna(False), dtype=bool)
-        straddling = _straddling(table, roles, held_out)
-        siblings = np.asarray((parent == parent[held_out].iloc[0]).fillna(False), dtype=bool)
+        leaking = _leaking(table, roles, held_out, column)
+        siblings = np.asarray((parent == parent[held_out].iloc[0]) & own.notna(), dtype=bool)
         reason = None
         if not (siblings & ~held_out).any():
             reason = f"{parent[held_out].iloc[0]} has no other group of {column} to train on"
-        elif not (siblings & ~held_out & ~straddling).any():
+        elif not (siblings & ~held_out & ~leaking).any():
             reason = "every sibling shares its wells"
         found.append(Group(column, identity, reason))
     return found
@@ -147,23 +148,21 @@ def _find_group(table: pd.DataFrame, roles: Roles, column: str, identity: str) -
     raise UserError(f"fold {column}={identity}: no such group; {column} has {names}")
 
 
-def _held_out(
-    table: pd.DataFrame, roles: Roles, group: Group
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    own = nested_ids(table, roles.levels)[group.column]
-    held_out = np.asarray((own == group.identity).fillna(False), dtype=bool)
-    return held_out, _straddling(table, roles, held_out)
-
-
-def _straddling(
-    table: pd.DataFrame, roles: Roles, held_out: npt.NDArray[np.bool_]
+def _leaking(
+    table: pd.DataFrame, roles: Roles, held_out: npt.NDArray[np.bool_], column: str
 ) -> npt.NDArray[np.bool_]:
-    """Rows outside `held_out` whose physical well has rows inside it."""
-    if roles.well is None:
-        return np.zeros(len(table), dtype=bool)
-    well = _physical_well(table, roles)
-    inside = well[held_out].dropna().unique()
-    return np.asarray(well.isin(inside), dtype=bool) & ~held_out
+    """Rows outside a group that would leak: of a well inside it, or perhaps of it.
+
+    A row is perhaps of the group if every level down to `column` is missing or the group's.
+    """
+    perhaps = np.ones(len(table), dtype=bool)
+    for level in roles.levels[: roles.levels.index(column) + 1]:
+        values = table[level].astype("string")
+        perhaps &= np.asarray(values.isna() | (values == values[held_out].iloc[0]), dtype=bool)
+    if roles.well is not None:
+        well = _physical_well(table, roles)
+        perhaps |= np.asarray(well.isin(well[held_out].dropna().unique()), dtype=bool)
+    return perhaps & ~held_out
 
 
 def _physical_well(table: pd.DataFrame, roles: Roles) -> pd.Series:
