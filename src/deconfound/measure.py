@@ -38,6 +38,7 @@ from deconfound.streams import numpy_stream
 COLUMNS = ["method", "fold", "seed", "representation", "metric", "part", "value", "n", "note"]
 GRAPH_ROWS = 20_000
 PROBE_ROWS = 8_000
+PROBE_ITERATIONS = 200
 COLLAPSE_BATCH = 1_024
 
 Codes = npt.NDArray[np.int64]
@@ -207,7 +208,7 @@ def _probes(
         ("environment", environment.codes, [within]),
     ):
         is_train, is_test = part == "train", np.isin(part, parts)
-        probe = linear_probe(values, codes, is_train, is_test, seed, max_train_rows=PROBE_ROWS)
+        probe = linear_probe(values, codes, is_train, is_test, seed, PROBE_ROWS, PROBE_ITERATIONS)
         if not len(probe.classes):
             rows.append(Row(name, f"probe_{target}_macro_f1", within, probe.macro_f1))
             continue
