@@ -145,7 +145,11 @@ def main() -> None:
     rows = []
     for seed in arguments.seeds:
         for fold in arguments.folds:
+            without_invariance: dict[str, Any] | None = None
             for name, recipe, changes in points:
+                if without_invariance and changes.get("alpha") == 0:
+                    rows.append(without_invariance | changes)  # every form is the same at alpha 0
+                    continue
                 place = f"{name}-{(fold or 'recipe').replace('/', '_')}-{seed}"
                 rows.append(
                     run_point(
@@ -158,6 +162,8 @@ def main() -> None:
                         arguments.selections,
                     )
                 )
+                if changes.get("alpha") == 0:
+                    without_invariance = rows[-1]
                 text = json.dumps(rows, indent=1) + "\n"
                 arguments.out.write_text(text, encoding="utf-8")
     table = pd.DataFrame(rows)
