@@ -1,0 +1,78 @@
+"""The global batch: rows of every rank, one after the other.
+
+Every function is the identity in a single process. With `torch.distributed` initialised and more
+than one rank each is a collective: all ranks call it, in the same order. Ranks may hold unequal
+numbers of rows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def row_counts(count: int, device: torch.device) -> list[int]:
+    """The number of rows on each rank, in rank order; `count` is this rank's."""
+    if not _several_ranks():
+        return [count]
+    own = torch.tensor([count], device=device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    return [int(c) for c in torch.cat(counts).tolist()]
+
+
+def own_rows(counts: Sequence[int]) -> slice:
+    """Where this rank's rows stand in the global batch."""
+    rank = dist.get_rank() if len(counts) > 1 else 0
+    start = sum(counts[:rank])
+    return slice(start, start + counts[rank])
+
+
+def gather_rows(tensor: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """The rows (b, ...) of every rank as one tensor (N, ...), without gradient.
+
+    `counts` is the result of `row_counts`; it is asked of the ranks when not given.
+    """
+    tensor = tensor.detach()
+    if not _several_ranks():
+        return tensor
+    if counts is None:
+        counts = row_counts(len(tensor), tensor.device)
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_with_gradient(tensor: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """The rows (b, ...) of every rank as one tensor (N, ...), differentiable in this rank's rows.
+
+    Backward communicates nothing: it keeps this rank's rows of the incoming gradient. That is the
+    whole gradient when every rank computes the same loss from the gathered rows. A trainer that
+    averages parameter gradients over ranks (DistributedDataParallel) must multiply such a loss by
+    the world size.
+    """
+    if not _several_ranks():
+        return tensor
+    if counts is None:
+        counts = row_counts(len(tensor), tensor.device)
+    gathered: Tensor = _Gather.apply(tensor, counts)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.rows = own_rows(counts)
+        return gather_rows(tensor, counts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[ctx.rows], None
