@@ -57,7 +57,7 @@ class ScbdOptions(MethodOptions):
     """Width of the decoder; 256 is the paper's."""
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     """Pixel likelihood; bernoulli needs --scaling unit."""
-    decoder_learning_rate: float = Field(1e-3, gt=0)
+    decoder_learning_rate: float = Field(3e-3, gt=0)
     """Learning rate of the decoder (paper: 1e-4)."""
     probe_learning_rate: float = Field(1e-2, gt=0)
     """Learning rate of the linear probes (paper: 1e-4, over 25,000 steps)."""

@@ -1,5 +1,7 @@
 """The additive decoder: an image as a sum of what content and style each contribute."""
 
+import math
+
 from torch import Tensor, nn
 
 from deconfound.errors import UserError
@@ -24,6 +26,8 @@ class AdditiveDecoder(nn.Module):
     reconstruction does not train the encoders.
     Makino et al., SCBD, A.1.1 and Table 2, with two additions: the input is as wide as the block
     (the table prints 64), and 64 pixels, for which the paper has no decoder, take a fifth block.
+    Initial weights, which the paper leaves open, keep the variance of a unit-norm block from layer
+    to layer; under PyTorch's defaults the output stays constant for hundreds of steps.
     Raises UserError when `image_size` is neither 32 nor 64, or `width` is odd.
     """
 
@@ -38,10 +42,26 @@ class AdditiveDecoder(nn.Module):
         self.content_branch = _branch(z_content, image_size, width)
         self.style_branch = _branch(z_style, image_size, width)
         self.to_image = nn.Conv2d(width // 2, channels, kernel_size=1)
+        for branch in (self.content_branch, self.style_branch):
+            branch.apply(_keep_variance)
 
     def forward(self, content: Tensor, style: Tensor) -> Tensor:
         image: Tensor = self.to_image(self.content_branch(content) + self.style_branch(style))
         return image
+
+
+def _keep_variance(layer: nn.Module) -> None:
+    """Normal weights of sd 1 for a linear layer (its input has norm 1), He's for convolutions."""
+    if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        taps = float(math.prod(layer.kernel_size))
+        if isinstance(layer, nn.ConvTranspose2d):
+            taps /= math.prod(layer.stride)
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.in_channels * taps)))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _branch(block_size: int, image_size: int, width: int) -> nn.Sequential:
