@@ -1,0 +1,334 @@
+"""The documentation does what it says: commands and code run, flags, defaults and links exist."""
+
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from deconfound import cli, demo, machine, methods
+from deconfound.config import Options, TrainingOptions
+from deconfound.measure import COLUMNS
+from deconfound.run import RunConfig, config_model
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+LISTS = ("methods", "metrics", "sources")
+NAMES = {"fit": ("erm", "scbd"), "source": ("cmnist",)}
+FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
+CHEAP = {
+    "demo": "--cells 500 --steps 2 --quiet",
+    "simulate": "--cells 500 --quiet",
+    "ingest": "--quiet",
+    "fit": FEW_STEPS,
+    "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
+    "embed": "--device cpu --quiet",
+    "measure": "--quiet",
+}
+"""Flags added to the documented ones, so that a command takes a second."""
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+
+
+class Step(NamedTuple):
+    """Something a reader does: a command, code to run, or a file to save."""
+
+    kind: str
+    text: str
+
+
+def steps_of(page: Path) -> list[Step]:
+    """What a page has its reader do, in order."""
+    steps = []
+    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language in ("console", "bash"):
+            lines = [line.removeprefix("$ ") for line in text.splitlines()]
+            steps += [Step("command", line) for line in lines if line.startswith("deconfound ")]
+        elif language == "python":
+            steps.append(Step("file" if text.startswith("# src/") else "code", text))
+    return steps
+
+
+def follow(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """Take every step of a page in the current directory."""
+    monkeypatch.setattr(machine, "available_cores", lambda: 1)
+    monkeypatch.setattr(demo, "config_model", small_config_model)
+    names: dict[str, Any] = {"__name__": page.stem}
+    steps = steps_of(page)
+    for step in steps:
+        match step.kind:
+            case "command":
+                cli.main(cheaply(shlex.split(step.text)[1:]))
+            case "code":
+                exec(compile(step.text, str(page), "exec"), names)
+            case "file":
+                save_module(step.text, monkeypatch)
+    return steps
+
+
+def cheaply(words: list[str]) -> list[str]:
+    """The words of a command with those of `CHEAP`."""
+    return words + CHEAP.get(" ".join(words[:2]), CHEAP.get(words[0], "")).split()
+
+
+def small_config_model(method: str) -> Callable[..., RunConfig]:
+    """`config_model` for the runs of the demonstration, whose networks and batches no flag sets."""
+    known = methods.load(method).Options.model_fields
+    small = {"block_size": 16, "decoder_steps": 2, "decoder_width": 8}
+    options = {name: value for name, value in small.items() if name in known}
+    batches = {"batch_size": 32, "device": "cpu", "precision": "32"}
+
+    def config(*, training: TrainingOptions, **values: Any) -> RunConfig:
+        return config_model(method)(
+            training=training.model_copy(update=batches), options=options, **values
+        )
+
+    return config
+
+
+def save_module(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a file whose first line is its path, and let its package find it."""
+    path = Path(text.splitlines()[0].removeprefix("# "))
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    package = importlib.import_module(".".join(path.parts[1:-1]))
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(path.parent.resolve())])
+    importlib.invalidate_caches()
+
+
+def write_users_files(folder: Path) -> None:
+    """What the pages take for granted: a table, images, class folders, public data, recipes."""
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    stream = np.random.default_rng(0)
+    compounds = ("DMSO", "taxol", "nocodazole")
+    rows = [
+        (batch, plate, f"{'ABC'[row]}0{site % 2 + 1}", compound)
+        for batch in ("B1", "B2")
+        for plate in ("P1", "P2")
+        for row, compound in enumerate(compounds)
+        for site in range(10)
+    ]
+    table = pd.DataFrame(rows, columns=["Batch", "Plate", "Well", "Perturbation"])
+    table = table.add_prefix("Metadata_")
+    table.insert(0, "Path", [f"{row:03d}.png" for row in range(len(table))])
+    (folder / "images").mkdir()
+    for name, compound in zip(table["Path"], table["Metadata_Perturbation"], strict=True):
+        pixels = stream.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+        corner = 2 + 8 * compounds.index(compound)
+        pixels[corner : corner + 8, corner : corner + 8] += 120
+        Image.fromarray(pixels).save(folder / "images" / name)
+    table.to_csv(folder / "cells.csv", index=False)
+    new = table.iloc[::5].assign(Metadata_Batch="B9")
+    new.to_csv(folder / "new.csv", index=False)
+    for row, path in enumerate(table["Path"][:8]):
+        place = folder / "folders" / f"hospital-{row % 2}" / f"class-{row // 4}"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "images" / path, place)
+    write_mnist(folder / "mnist", stream)
+    (folder / "downloads").mkdir()
+    np.savez(
+        folder / "downloads" / "cells.npz",
+        image=stream.integers(0, 255, (12, 2, 32, 32), dtype=np.uint8),
+        compound=np.array([*compounds] * 4),
+        plate=np.array(["01", "02"] * 6),
+    )
+
+
+def write_mnist(folder: Path, stream: np.random.Generator) -> None:
+    """Four idx files in the format of MNIST, with few digits."""
+    folder.mkdir()
+    for name, count in (("train", 100), ("t10k", 20)):
+        pixels = stream.integers(0, 255, (count, 28, 28), dtype=np.uint8).tobytes()
+        digits = (np.arange(count) % 10).astype(np.uint8).tobytes()
+        header = struct.pack(">4I", 2051, count, 28, 28)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + pixels)
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, count) + digits)
+
+
+@pytest.fixture(scope="module")
+def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the user's files lie and the README has been followed."""
+    folder = tmp_path_factory.mktemp("user")
+    write_users_files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert follow(README, patch)
+    return folder
+
+
+@pytest.fixture
+def forgotten_modules() -> Iterator[None]:
+    """Modules imported by the test are forgotten after it."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("deconfound."):
+            parent, _, child = name.rpartition(".")
+            del sys.modules[name]
+            if hasattr(sys.modules.get(parent), child):
+                delattr(sys.modules[parent], child)
+
+
+def test_readme_ends_in_a_report(after_readme: Path) -> None:
+    assert "<html" in (after_readme / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("forgotten_modules")
+def test_page_can_be_followed(
+    page: Path, after_readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = steps_of(page)
+    if not steps:
+        pytest.skip("nothing to do on this page")
+    folder = tmp_path / "user"
+    shutil.copytree(after_readme, folder)
+    monkeypatch.chdir(folder)
+    commands = [shlex.split(step.text) for step in steps if step.kind == "command"]
+    written = [words[words.index("--out") + 1] for words in commands if "--out" in words]
+    for made in map(Path, written):
+        if made.is_dir():
+            shutil.rmtree(made)
+        made.unlink(missing_ok=True)
+    follow(page, monkeypatch)
+    assert all(Path(made).exists() for made in written)
+
+
+def test_every_verb_has_a_page_that_runs_it() -> None:
+    for verb in set(cli.VERBS) - set(LISTS):
+        page = ROOT / "docs" / f"{verb}.md"
+        commands = [step.text.split()[1] for step in steps_of(page) if step.kind == "command"]
+        assert verb in commands
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.is_file(), f"{page.name}: {link}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [title.lower().replace(" ", "-") for title in titles], link
+
+
+class _Seen(Exception):
+    """Carries the arguments of a verb out of it."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self.model = model
+
+
+def fields_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, FieldInfo]:
+    """The fields behind every flag of a verb, whatever name follows it."""
+
+    def show(model: type[BaseModel], *_: object) -> None:
+        raise _Seen(model)
+
+    monkeypatch.setattr(cli, "_parse", show)
+    found: dict[str, FieldInfo] = {}
+    for name in NAMES.get(verb, ("",)):
+        with pytest.raises(_Seen) as seen:
+            cli.VERBS[verb][0]([name] if name else [])
+        found |= _flat(seen.value.model)
+    return found
+
+
+def _flat(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Options):
+            found |= _flat(kind)
+        else:
+            found["--" + name.replace("_", "-")] = field
+    return found
+
+
+def test_every_flag_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"--help", "--version", "--debug", "--config"}
+    for verb in set(cli.VERBS) - set(LISTS):
+        for flag, field in fields_of(verb, monkeypatch).items():
+            known |= {flag, flag.replace("--", "--no-", 1)} if field.annotation is bool else {flag}
+    for page in [README, *PAGES]:
+        text = page.read_text(encoding="utf-8")
+        shown = re.findall(r"^    (\w+): ", text, re.MULTILINE)  # options of an example
+        own = {"--" + name.replace("_", "-") for name in shown}
+        assert set(FLAG.findall(text)) <= known | own, page.name
+
+
+@pytest.mark.parametrize("verb", sorted(set(cli.VERBS) - set(LISTS)))
+def test_tables_of_options_tell_the_defaults(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / f"{verb}.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(--[a-z0-9-]+)` \| (.+?) \|", text, re.MULTILINE)
+    assert rows
+    fields = fields_of(verb, monkeypatch)
+    for flag, said in rows:
+        field = fields[flag]
+        if field.is_required():
+            assert said == "required", flag
+        elif field.default is False:
+            assert said == "off", flag
+        elif field.default is None or field.default == ():
+            assert not re.fullmatch("`[^`]+`", said), flag
+        else:
+            assert said == f"`{field.default}`", flag
+
+
+def test_messages_are_those_of_the_code() -> None:
+    spoken = [
+        node.value
+        for file in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    for page in PAGES:
+        _, found, text = page.read_text(encoding="utf-8").partition("| message | remedy |\n")
+        for row in text.splitlines()[1:] if found else []:
+            message = row.split(" | ")[0].removeprefix("| ").strip("` ")
+            for piece in message.split("…"):
+                assert any(piece.strip() in text for text in spoken), f"{page.name}: {piece}"
+
+
+def test_readme_lists_every_method() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == methods.names()
+
+
+def test_architecture_lists_the_files_of_a_run(after_readme: Path) -> None:
+    section = _section("Run directory")
+    named = [
+        name.replace("STAGE", "*")
+        for row in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", row)
+    ]
+    files = [file.name for file in (after_readme / "runs" / "scbd").iterdir()]
+    assert [file for file in files if not any(fnmatch(file, name) for name in named)] == []
+    named.remove("resume.pt")  # gone when the run is finished
+    assert [name for name in named if not any(fnmatch(file, name) for file in files)] == []
+
+
+def test_architecture_lists_the_columns_of_scores() -> None:
+    listed = _section("Scores file").partition(": ")[2].partition(".")[0]
+    assert re.findall(r"`(\w+)`", listed) == COLUMNS
+
+
+def _section(title: str) -> str:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return text.partition(f"### {title}\n")[2].partition("\n#")[0]
