@@ -225,9 +225,10 @@ class Training:
     def _keep(self, selection: str, value: float, scores: dict[str, float], lower: bool) -> None:
         """Write the checkpoint of a selection if `value` is the best so far."""
         best = self.best[self.stages[self.stage_number].name]
-        if selection in best and not math.isnan(value):
+        if selection in best:
             previous = best[selection][selection]
-            if (value >= previous) if lower else (value <= previous):
+            better = value < previous if lower else value > previous
+            if not better and not math.isnan(previous):
                 return
         best[selection] = {"step": float(self.done), **scores}
         if self.fabric.is_global_zero:
@@ -271,9 +272,9 @@ class Training:
             self._new_optimizers()
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except Exception as error:  # PyTorch has no one exception for a damaged file
             raise UserError(
-                f"{file}: damaged ({error}); remove {self.out} and fit again"
+                f"{file}: damaged ({type(error).__name__}); remove {self.out} and fit again"
             ) from error
         self.history.resume([s.name for s in self.stages[: self.stage_number + 1]], self.done)
 
@@ -310,15 +311,18 @@ class Training:
 
 def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
     """Whether `out` already holds this run, finished; raises UserError if it holds another."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
+        return False
+    if out.is_dir() and all(file.suffix == ".partial" for file in out.iterdir()):
         return False
     if not (out / "config.yaml").is_file():
         raise UserError(f"{out}: exists and is not a run; choose another --out")
     if dump_config(read_config(out / "config.yaml")) != dump_config(config):
         raise UserError(f"{out}: holds a run with another configuration; choose another --out")
-    fold = json.loads((out / "fold.json").read_text(encoding="utf-8"))
-    if fold["screen_identity"] != screen.identity:
-        raise UserError(f"{out}: was trained on another screen; choose another --out")
+    if (out / "fold.json").is_file():
+        fold = json.loads((out / "fold.json").read_text(encoding="utf-8"))
+        if fold["screen_identity"] != screen.identity:
+            raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()
 
 

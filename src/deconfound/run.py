@@ -199,6 +199,7 @@ def open_run(path: Path) -> Run:
 def write_description(path: Path, config: RunConfig, screen: Screen, problem: Problem) -> None:
     """Write config.yaml, classes.json and fold.json of a run that begins."""
     path.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path / "config.yaml", dump_config(config))
     classes = {
         "labels": problem.label.names,
         "environments": problem.environment.names,
@@ -213,7 +214,6 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "screen_identity": screen.identity,
     }
     atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
-    atomic.write_text(path / "config.yaml", dump_config(config))
 
 
 def dump_config(config: RunConfig) -> str:
