@@ -1,0 +1,46 @@
+"""What a report calls a method that comes in several settings."""
+
+from typing import Any
+
+import yaml
+
+# What may differ between runs of one method without making them different settings of it.
+INCIDENTAL = (
+    "method", "seed", "data.fold", "training.device", "training.precision", "training.threads",
+    "training.validate_every", "training.checkpoint_every",
+)  # fmt: skip
+
+
+class Names:
+    """Names of methods, told apart by the options in which their configurations differ."""
+
+    def __init__(self, configs: list[dict[str, Any]]) -> None:
+        """`configs` are the run configurations of everything in one report."""
+        self._differing: dict[str, list[str]] = {}
+        for method in {str(config["method"]) for config in configs}:
+            flat = [_flat(config) for config in configs if config["method"] == method]
+            keys = [
+                key
+                for key in dict.fromkeys(k for one in flat for k in one)
+                if key not in INCIDENTAL
+            ]
+            self._differing[method] = [
+                key for key in keys if len({one.get(key) for one in flat}) > 1
+            ]
+
+    def of(self, config: dict[str, Any]) -> str:
+        """The name of a configuration: "scbd", or "scbd (alpha 8.0)" beside another alpha."""
+        method = str(config["method"])
+        flat = _flat(config)
+        words = [f"{key.split('.')[-1]} {flat.get(key)}" for key in self._differing[method]]
+        return f"{method} ({', '.join(words)})" if words else method
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+    return flat

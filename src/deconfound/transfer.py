@@ -1,0 +1,220 @@
+"""transfer: counterfactual cells, the content of one in the style of another."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from deconfound import atomic, methods, picture
+from deconfound.data.intensity import Intensity
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.table import coded, joined
+from deconfound.errors import UserError
+from deconfound.methods.base import Method
+from deconfound.run import Rows, Run, open_run, pose
+from deconfound.streams import numpy_stream
+
+FORMAT_VERSION = 1
+# The drawn grid, in pixels.
+TILE, GAP, LEFT, TOP, DPI = 96, 5, 125, 58, 110
+FRAME = "#1a7f5a"
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Cells, and every content among them decoded in every style."""
+
+    rows: Rows
+    """(I,) int64 rows of the screen's table."""
+    labels: tuple[str, ...]
+    """The label of each cell; empty where it has none."""
+    environments: tuple[str, ...]
+    """The environment of each cell; empty where it has none."""
+    originals: npt.NDArray[Any]
+    """(I, C, H, W) in the stored dtype."""
+    swapped: npt.NDArray[np.float32]
+    """(I, I, C, h, w) in stored units: `swapped[i, j]` is the content of cell i in the style of
+    cell j, so the diagonal holds the reconstructions."""
+
+
+def transfer(
+    run: Path,
+    screen: Path,
+    out: Path,
+    *,
+    images: int = 8,
+    seed: int = 0,
+) -> Swap:
+    """Swap content and style between cells of `screen` and write the directory `out`.
+
+    `images` cells, drawn by `seed` from the rows that training did not see (of the training's
+    environments, where the screen is the run's own) to differ in label and environment. Writes
+    swap.png, originals.npy, swapped.npy and transfer.json. Makino et al., SCBD, Figure 2b. Raises
+    UserError if `out` exists, if the method cannot swap or if there are fewer than 2 cells.
+    """
+    out = Path(out)
+    atomic.refuse_existing(out)
+    if images < 2:
+        raise UserError(f"--images {images}: a swap needs 2 cells or more")
+    opened_run, opened_screen = open_run(run), open_screen(screen)
+    method, intensity = opened_run.load(opened_screen)
+    label = _names(opened_screen, [str(opened_run.roles.label)])
+    environment = _names(opened_screen, opened_run.roles.environment)
+    candidates = _candidates(opened_run, opened_screen)
+    rows = _diverse(candidates, label, environment, images, seed)
+    if len(rows) < 2:
+        raise UserError(f"{screen}: {len(rows)} cell to swap; expected 2 or more in val or id_test")
+    originals = opened_screen.read(rows)
+    swapped = _swapped(opened_run, method, intensity, originals)
+    swap = Swap(rows, _texts(label, rows), _texts(environment, rows), originals, swapped)
+    with atomic.atomic_directory(out) as temporary:
+        np.save(temporary / "originals.npy", originals, allow_pickle=False)
+        np.save(temporary / "swapped.npy", swapped, allow_pickle=False)
+        _draw(swap, opened_screen.channels, temporary / "swap.png")
+        about = _about(opened_run, opened_screen, swap, seed)
+        (temporary / "transfer.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+    return swap
+
+
+def _names(screen: Screen, columns: Any) -> pd.Series:
+    """Values of the columns joined, missing everywhere if the screen lacks one of them."""
+    if not columns or any(column not in screen.table.columns for column in columns):
+        return pd.Series(pd.NA, index=screen.table.index, dtype="string")
+    return joined(screen.table, columns)
+
+
+def _texts(values: pd.Series, rows: Rows) -> tuple[str, ...]:
+    return tuple(values.iloc[rows].fillna("").tolist())
+
+
+def _candidates(run: Run, screen: Screen) -> Rows:
+    fold = json.loads((run.path / "fold.json").read_text(encoding="utf-8"))
+    if fold["screen_identity"] != screen.identity:
+        return np.arange(len(screen), dtype=np.int64)
+    part = pose(screen, run.config.data).fold
+    return np.concatenate([part.rows("val"), part.rows("id_test")])
+
+
+def _diverse(
+    candidates: Rows, label: pd.Series, environment: pd.Series, images: int, seed: int
+) -> Rows:
+    """Rows drawn one by one, each of the label, pair and environment drawn least often so far.
+
+    They come back ordered by environment, then label.
+    """
+    left = numpy_stream(seed, "transfer cells").permutation(candidates)
+    labels, environments = coded(label).codes, coded(environment).codes
+    pairs = labels * (environments.max(initial=0) + 2) + environments
+    drawn: list[int] = []
+    for _ in range(min(images, len(left))):
+        times = [
+            (codes[drawn] == codes[left, None]).sum(axis=1)
+            for codes in (labels, pairs, environments)
+        ]
+        place = int(np.lexsort(times[::-1])[0])
+        drawn.append(int(left[place]))
+        left = np.delete(left, place)
+    rows = np.array(sorted(drawn), dtype=np.int64)
+    return rows[np.lexsort((rows, labels[rows], environments[rows]))]
+
+
+@torch.inference_mode()
+def _swapped(
+    run: Run, method: Method, intensity: Intensity, originals: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    embedded = method.embed(intensity(torch.from_numpy(originals)))
+    able = [name for name in methods.names() if methods.load(name).swap is not Method.swap]
+    if run.config.method not in able or not {"content", "style"} <= embedded.keys():
+        raise UserError(
+            f"{run.path}: {run.config.method} has no content and style to swap; "
+            f"fit one of {', '.join(able)}"
+        )
+    content, style = embedded["content"], embedded["style"]
+    found = []
+    for cell in content:
+        decoded = method.swap(cell.expand(len(style), -1), style)
+        if decoded is None:
+            raise UserError(
+                f"{run.path}: the run has no decoder (decoder: none); "
+                "fit it again with --decoder after"
+            )
+        found.append(_stored_units(decoded.float(), intensity))
+    return torch.stack(found).numpy()
+
+
+def _stored_units(image: Tensor, intensity: Intensity) -> Tensor:
+    """The inverse of `Intensity`, of images (B, C, H, W)."""
+    pixels = image / intensity.scale[:, None, None] + intensity.offset[:, None, None]
+    return pixels.sinh() if intensity.transform == "arcsinh" else pixels
+
+
+def _draw(swap: Swap, channels: tuple[str, ...], file: Path) -> None:
+    """Row i shows content i, column j style j; originals lead both, one contrast for all."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    cells = len(swap.rows)
+    bounds = picture.contrast(swap.originals, channels)
+    originals = picture.rgb(swap.originals, channels, bounds)
+    pitch, first = TILE + GAP, TILE + 4 * GAP
+    side = first + cells * pitch
+    sheet = np.full((side, side, 3), 255, dtype=np.uint8)
+    width, height = side + LEFT, side + TOP
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    axes = figure.add_axes((LEFT / width, 0, side / width, side / height))
+    for i in range(cells):
+        here = first + i * pitch
+        _paste(sheet, here, 0, originals[i])
+        _paste(sheet, 0, here, originals[i])
+        for j, decoded in enumerate(picture.rgb(swap.swapped[i], channels, bounds)):
+            _paste(sheet, here, first + j * pitch, decoded)
+        frame = Rectangle((here - 2, here - 2), TILE + 3, TILE + 3, fill=False, linewidth=1.5)
+        frame.set_edgecolor(FRAME)
+        axes.add_patch(frame)
+        name = f"{_short(swap.labels[i])}\n{_short(swap.environments[i])}"
+        middle = here + TILE / 2
+        common: dict[str, Any] = {"fontsize": 7.5, "parse_math": False, "clip_on": False}
+        axes.text(-GAP, middle, name, ha="right", va="center", **common)
+        axes.text(middle, -GAP, name, ha="center", va="bottom", **common)
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    figure.text((LEFT + side / 2) / width, 0.995, "style of", ha="center", va="top", fontsize=10)
+    figure.text(0.005, side / height / 2, "content of", rotation=90, va="center", fontsize=10)
+    figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def _paste(sheet: picture.Pictures, top: int, left: int, shown: picture.Pictures) -> None:
+    """Put a picture (H, W, 3) on the sheet, resized to one tile."""
+    from PIL import Image
+
+    grows = max(shown.shape[:2]) <= TILE
+    method = Image.Resampling.NEAREST if grows else Image.Resampling.BOX
+    tile = np.asarray(Image.fromarray(shown).resize((TILE, TILE), method))
+    sheet[top : top + TILE, left : left + TILE] = tile
+
+
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _about(run: Run, screen: Screen, swap: Swap, seed: int) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": run.config.method,
+        "fold": run.fold,
+        "seed": run.config.seed,
+        "run": run.path.resolve().name,
+        "config": run.config.model_dump(mode="json"),
+        "screen": screen.name,
+        "channels": screen.channels,
+        "cells_seed": seed,
+        "rows": swap.rows.tolist(),
+        "labels": swap.labels,
+        "environments": swap.environments,
+    }
