@@ -30,6 +30,35 @@ class Arguments(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
+class NewScreenArguments(Arguments):
+    """Base of the verbs that make a screen."""
+
+    out: Path
+    """Screen to write; must not exist."""
+
+
+class IngestArguments(NewScreenArguments):
+    """Make a screen of a table with one image file a row, or of folders ENVIRONMENT/LABEL/."""
+
+    table: Positional[Path | None] = None
+    """CSV, TSV or Parquet with one row per image; leave it out for class folders."""
+    images_root: Path
+    """Folder that the paths in the table start from, or that holds the class folders."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class FitArguments(Arguments):
+    """Base of the arguments of fit; each method adds its own."""
+
+    screen: Positional[Path]
+    """Screen to train on."""
+    out: Path
+    """Directory of the run; if it holds this very run, the run is resumed."""
+    quiet: bool = False
+    """No progress bar."""
+
+
 class EmbedArguments(Arguments):
     """Embed every image of a screen with a run."""
 
@@ -93,13 +122,12 @@ def _simulate(words: list[str]) -> None:
 
     arguments = create_model(
         "SimulateArguments",
-        __base__=Arguments,
-        out=(Path, ...),
-        options=(SimulateConfig, SimulateConfig()),
+        __base__=NewScreenArguments,
+        simulation=(SimulateConfig, SimulateConfig()),
         quiet=(bool, False),
     )
     parsed: Any = _parse(arguments, words, "simulate", "Make a screen of cells with planted truth.")
-    screen = simulate(parsed.out, config=parsed.options, quiet=parsed.quiet)
+    screen = simulate(parsed.out, config=parsed.simulation, quiet=parsed.quiet)
     _say(f"{len(screen):,} cells in {screen.path}")
 
 
@@ -107,18 +135,11 @@ def _ingest(words: list[str]) -> None:
     from deconfound.data.ingest import IngestConfig, ingest
 
     arguments = create_model(
-        "IngestArguments",
-        __base__=Arguments,
-        table=(Positional[Path | None], None),
-        images_root=(Path, ...),
-        out=(Path, ...),
-        options=(IngestConfig, IngestConfig()),
-        quiet=(bool, False),
+        "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
     )
-    about = "Make a screen of a table with one image file a row, or of folders ENVIRONMENT/LABEL/."
-    parsed: Any = _parse(arguments, words, "ingest", about)
+    parsed: Any = _parse(arguments, words, "ingest", IngestArguments.__doc__ or "")
     screen = ingest(
-        parsed.table, parsed.images_root, parsed.out, config=parsed.options, quiet=parsed.quiet
+        parsed.table, parsed.images_root, parsed.out, config=parsed.formats, quiet=parsed.quiet
     )
     _say(f"{len(screen):,} images in {screen.path}")
 
@@ -131,13 +152,12 @@ def _source(words: list[str]) -> None:
     module = found[name]
     arguments = create_model(
         "SourceArguments",
-        __base__=Arguments,
+        __base__=NewScreenArguments,
         root=(Path, ...),
-        out=(Path, ...),
-        options=(module.Config, module.Config()),
+        source=(module.Config, module.Config()),
     )
     parsed: Any = _parse(arguments, words[1:], f"source {name}", module.SUMMARY)
-    screen = module.make(parsed.root, parsed.out, parsed.options)
+    screen = module.make(parsed.root, parsed.out, parsed.source)
     _say(f"{len(screen):,} images in {screen.path}")
 
 
@@ -154,15 +174,12 @@ def _fit(words: list[str]) -> None:
     )
     method = methods.load(name)
     arguments = create_model(
-        "FitArguments",
-        __base__=Arguments,
-        screen=(Positional[Path], ...),
-        out=(Path, ...),
+        "WithMethod",
+        __base__=FitArguments,
         seed=(int, default.seed),
-        options=(method.Options, default.options),
+        method=(method.Options, default.options),
         data=(DataOptions, default.data),
         training=(TrainingOptions, default.training),
-        quiet=(bool, False),
     )
     about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
     parsed: Any = _parse(arguments, words, f"fit {name}", about)
@@ -171,7 +188,7 @@ def _fit(words: list[str]) -> None:
         seed=parsed.seed,
         data=parsed.data,
         training=parsed.training,
-        options=parsed.options,
+        options=parsed.method,
     )
     done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet)
     _say(f"run in {done.path}")
@@ -219,12 +236,12 @@ def _demo(words: list[str]) -> None:
         "DemoArguments",
         __base__=Arguments,
         out=(Path, Path("demo")),
-        options=(DemoOptions, DemoOptions()),
+        demonstration=(DemoOptions, DemoOptions()),
         quiet=(bool, False),
     )
     about = "The main job on a simulated screen, to a report."
     parsed: Any = _parse(arguments, words, "demo", about)
-    _say(f"report: {demo(parsed.out, parsed.options, quiet=parsed.quiet).resolve()}")
+    _say(f"report: {demo(parsed.out, parsed.demonstration, quiet=parsed.quiet).resolve()}")
 
 
 def _methods(words: list[str]) -> None:

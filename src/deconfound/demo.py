@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from deconfound import atomic
-from deconfound.config import DataOptions, Options, TrainingOptions
+from deconfound.config import DataOptions, Options, TrainingOptions, validated
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.simulate import SimulateConfig, simulate
 from deconfound.data.split import groups
@@ -23,9 +23,9 @@ METHODS = ("erm", "scbd")
 class DemoOptions(Options):
     """How large the demonstration is."""
 
-    cells: int = Field(8_000, ge=500)
+    cells: int = Field(6_000, ge=500)
     """Simulated cells."""
-    steps: int = Field(400, ge=1)
+    steps: int = Field(200, ge=1)
     """Training steps of every run."""
     seed: int = 0
     """Seed of the screen and of the runs."""
@@ -66,10 +66,24 @@ def demo(out: Path, options: DemoOptions | None = None, *, quiet: bool = False) 
 
 
 def _config(method: str, fold: str, options: DemoOptions) -> RunConfig:
-    training = TrainingOptions(steps=options.steps, augment="dihedral", schedule="cosine")
-    return config_model(method)(
-        method=method, seed=options.seed, data=DataOptions(fold=fold), training=training
+    training = TrainingOptions(
+        steps=options.steps,
+        augment="dihedral",
+        schedule="cosine",
+        warmup_steps=20,
+        validate_every=50,
     )
+    chosen = {"learning_rate": 2e-3}
+    if method == "scbd":
+        chosen |= {"alpha": 1.0, "decoder_steps": options.steps}
+    values = {
+        "method": method,
+        "seed": options.seed,
+        "data": DataOptions(fold=fold).model_dump(),
+        "training": training.model_dump(),
+        "options": chosen,
+    }
+    return validated(config_model(method), values, "demo")
 
 
 def _screen(path: Path, options: DemoOptions, quiet: bool) -> Screen:

@@ -118,6 +118,7 @@ class Training:
             while True:
                 stage = self.stages[self.stage_number]
                 self._train(stage, progress)
+                self.fabric.barrier()
                 load_weights(self._checkpoint(self._selected(stage)), self.method, self.intensity)
                 if self.stage_number == len(self.stages) - 1:
                     break
@@ -126,6 +127,7 @@ class Training:
                 self._new_optimizers()
                 self._save_resume()
         self._finish()
+        self.fabric.barrier()
 
     def _train(self, stage: Stage, progress: Progress) -> None:
         training = self.config.training
