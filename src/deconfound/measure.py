@@ -1,5 +1,6 @@
 """measure: the scores of embeddings files, one row a score, raw values."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,18 @@ from deconfound.metrics import (
 from deconfound.progress import Progress
 from deconfound.streams import numpy_stream
 
-COLUMNS = ["method", "fold", "seed", "representation", "metric", "part", "value", "n", "note"]
+COLUMNS = [
+    "method",
+    "fold",
+    "seed",
+    "representation",
+    "metric",
+    "part",
+    "value",
+    "n",
+    "note",
+    "config",
+]
 GRAPH_ROWS = 20_000
 PROBE_ROWS = 8_000
 PROBE_ITERATIONS = 200
@@ -60,8 +72,8 @@ def measure(
     """Score embeddings files; folds of one level, method and seed are also scored pooled.
 
     Returns, and writes to the Parquet file `out`, the columns method, fold, seed, representation,
-    metric, part (the rows scored), value, n, note. Raises UserError if `out` exists, if no file is
-    given or if a file cannot be read.
+    metric, part (the rows scored), value, n, note, config (of the run, as JSON). Raises UserError
+    if `out` exists, if no file is given or if a file cannot be read.
     """
     paths = [Path(path) for path in embeddings]
     if not paths:
@@ -69,7 +81,8 @@ def measure(
     if out is not None:
         atomic.refuse_existing(Path(out))
     rows: list[dict[str, Any]] = []
-    predictions: dict[tuple[str, ...], list[_Predictions]] = {}
+    predictions: dict[tuple[str, str], list[_Predictions]] = {}
+    last_of: dict[tuple[str, str], dict[str, Any]] = {}
     with Progress("measure", len(paths), "files", quiet=quiet) as progress:
         for path in paths:
             opened = read_embeddings(path)
@@ -78,14 +91,14 @@ def measure(
             rows += [_row(about, str(about["fold"]), row) for row in measured]
             level = str(about["fold"]).partition("=")
             if level[1]:
-                key = (str(about["method"]), level[0], str(about["seed"]), str(about["screen"]))
+                key = (level[0], _setting(about))
                 predictions.setdefault(key, []).append(_predictions_of_test(opened))
+                last_of[key] = about
             progress.update(1, path.name)
-    for (method, level_name, run_seed, _), folds in predictions.items():
+    for key, folds in predictions.items():
         if len(folds) > 1:
-            about = {"method": method, "seed": int(run_seed)}
-            name = f"{level_name} (pooled over {len(folds)} folds)"
-            rows += [_row(about, name, row) for row in _pooled(folds)]
+            name = f"{key[0]} (pooled over {len(folds)} folds)"
+            rows += [_row(last_of[key], name, row) for row in _pooled(folds)]
     table = pd.DataFrame(rows, columns=COLUMNS)
     if out is not None:
         with atomic.atomic_file(Path(out)) as temporary:
@@ -99,6 +112,13 @@ class _Predictions(NamedTuple):
     seen: Mask
 
 
+def _setting(about: dict[str, Any]) -> str:
+    """Everything that two runs must share for their folds to be pooled: all but the fold."""
+    config = dict(about["config"])
+    config["data"] = {k: v for k, v in config["data"].items() if k != "fold"}
+    return json.dumps([about["screen"], config], sort_keys=True)
+
+
 def _row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
     return {
         "method": about["method"],
@@ -110,6 +130,7 @@ def _row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
         "value": float(row.score.value),
         "n": int(row.score.n),
         "note": row.score.note,
+        "config": json.dumps(about["config"]),
     }
 
 
@@ -221,6 +242,7 @@ def _probes(
             for metric, score in (
                 ("macro_f1", macro_f1(truth, predicted, seen)),
                 ("accuracy", accuracy(truth, predicted, seen)),
+                ("macro_f1_chance", macro_f1_chance(truth, predicted, seen)),
             ):
                 note = "; ".join(text for text in (score.note, probe.note) if text)
                 rows.append(Row(name, f"probe_{target}_{metric}", one, score._replace(note=note)))

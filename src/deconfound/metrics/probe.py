@@ -43,6 +43,20 @@ PROBE_ENVIRONMENT_ACCURACY = Metric(
     paper=PAPER,
     summary="accuracy of the environment read by a fresh linear probe: what has leaked",
 )
+PROBE_LABEL_MACRO_F1_CHANCE = Metric(
+    "probe_label_macro_f1_chance",
+    better="context",
+    range=(0.0, 1.0),
+    paper="after Cohen 1960, expected agreement",
+    summary="macro-F1 of the label probe's answers dealt out at random",
+)
+PROBE_ENVIRONMENT_MACRO_F1_CHANCE = Metric(
+    "probe_environment_macro_f1_chance",
+    better="context",
+    range=(0.0, 1.0),
+    paper="after Cohen 1960, expected agreement",
+    summary="macro-F1 of the environment probe's answers dealt out at random",
+)
 
 
 @dataclass(frozen=True)
