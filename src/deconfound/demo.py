@@ -75,7 +75,7 @@ def _config(method: str, fold: str, options: DemoOptions) -> RunConfig:
     )
     chosen = {"learning_rate": 2e-3}
     if method == "scbd":
-        chosen |= {"alpha": 1.0, "decoder_steps": options.steps}
+        chosen |= {"alpha": 1.0, "decoder_steps": max(1, options.steps // 2)}
     values = {
         "method": method,
         "seed": options.seed,
