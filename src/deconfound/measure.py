@@ -81,7 +81,7 @@ def measure(
     if out is not None:
         atomic.refuse_existing(Path(out))
     rows: list[dict[str, Any]] = []
-    predictions: dict[tuple[str, str], list[_Predictions]] = {}
+    predictions: dict[tuple[str, str], dict[str, _Predictions]] = {}
     last_of: dict[tuple[str, str], dict[str, Any]] = {}
     with Progress("measure", len(paths), "files", quiet=quiet) as progress:
         for path in paths:
@@ -92,13 +92,14 @@ def measure(
             level = str(about["fold"]).partition("=")
             if level[1]:
                 key = (level[0], _setting(about))
-                predictions.setdefault(key, []).append(_predictions_of_test(opened))
+                of_folds = predictions.setdefault(key, {})
+                of_folds[str(about["fold"])] = _predictions_of_test(opened)
                 last_of[key] = about
             progress.update(1, path.name)
     for key, folds in predictions.items():
         if len(folds) > 1:
             name = f"{key[0]} (pooled over {len(folds)} folds)"
-            rows += [_row(last_of[key], name, row) for row in _pooled(folds)]
+            rows += [_row(last_of[key], name, row) for row in _pooled(list(folds.values()))]
     table = pd.DataFrame(rows, columns=COLUMNS)
     if out is not None:
         with atomic.atomic_file(Path(out)) as temporary:
@@ -116,7 +117,7 @@ def _setting(about: dict[str, Any]) -> str:
     """Everything that two runs must share for their folds to be pooled: all but the fold."""
     config = dict(about["config"])
     config["data"] = {k: v for k, v in config["data"].items() if k != "fold"}
-    return json.dumps([about["screen"], config], sort_keys=True)
+    return json.dumps([about["screen"], about["selection"], config], sort_keys=True)
 
 
 def _row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
@@ -141,13 +142,14 @@ def _predictions(embeddings: Embeddings) -> list[Row]:
     part = embeddings.part
     if (predicted < 0).all():
         return []
+    trained = coded(pd.Series(embeddings.about["labels"]), label.names).codes
     rows = []
-    for name in ("val", "id_test", "test"):
+    for name in ("val", "id_test", "test", "new"):
         inside = part == name
         if not inside.any():
             continue
         truth, answer = label.codes[inside], predicted[inside]
-        seen = seen_in_training(truth, label.codes[part == "train"])
+        seen = seen_in_training(truth, trained)
         rows += _classification(truth, answer, seen, name)
     return rows
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 import yaml
 from pydantic import SerializeAsAny, create_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deconfound import atomic, methods
@@ -227,7 +228,7 @@ def load_weights(file: Path, method: Method, intensity: Intensity) -> None:
         tensors = load_file(file)
         modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
         modules.load_state_dict(tensors)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: cannot be loaded ({reason}); fit the run again") from error
 
