@@ -7,7 +7,7 @@ import shlex
 import shutil
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from deconfound import cli, demo, machine, methods
-from deconfound.config import Options, TrainingOptions
+from deconfound.config import Options
 from deconfound.measure import COLUMNS
-from deconfound.run import RunConfig, config_model
+from deconfound.run import RunConfig
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -66,7 +66,7 @@ def steps_of(page: Path) -> list[Step]:
 def follow(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Take every step of a page in the current directory."""
     monkeypatch.setattr(machine, "available_cores", lambda: 1)
-    monkeypatch.setattr(demo, "config_model", small_config_model)
+    monkeypatch.setattr(demo, "_config", small_config)
     names: dict[str, Any] = {"__name__": page.stem}
     steps = steps_of(page)
     for step in steps:
@@ -85,19 +85,23 @@ def cheaply(words: list[str]) -> list[str]:
     return words + CHEAP.get(" ".join(words[:2]), CHEAP.get(words[0], "")).split()
 
 
-def small_config_model(method: str) -> Callable[..., RunConfig]:
-    """`config_model` for the runs of the demonstration, whose networks and batches no flag sets."""
-    known = methods.load(method).Options.model_fields
+demo_config = demo._config
+
+
+def small_config(method: str, fold: str, options: demo.DemoOptions) -> RunConfig:
+    """The demonstration's configuration with small batches and networks, which no flag sets."""
+    config = demo_config(method, fold, options)
     small = {"block_size": 16, "decoder_steps": 2, "decoder_width": 8}
-    options = {name: value for name, value in small.items() if name in known}
+    known = {
+        name: value for name, value in small.items() if name in type(config.options).model_fields
+    }
     batches = {"batch_size": 32, "device": "cpu", "precision": "32"}
-
-    def config(*, training: TrainingOptions, **values: Any) -> RunConfig:
-        return config_model(method)(
-            training=training.model_copy(update=batches), options=options, **values
-        )
-
-    return config
+    return config.model_copy(
+        update={
+            "training": config.training.model_copy(update=batches),
+            "options": config.options.model_copy(update=known),
+        }
+    )
 
 
 def save_module(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
