@@ -11,8 +11,9 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-# Threads of libgomp that spin while they wait slow training 17-95 times when another process
-# wants the core; waiting passively costs nothing measurable. Read when libgomp is first loaded.
+# Threads of libgomp that spin while they wait can starve training many times over when another
+# process wants the core, so they wait passively; benchmarks/contention.py measures both. Read when
+# libgomp is first loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
