@@ -28,7 +28,7 @@ from deconfound.nets.projection import Projection
 class ScbdOptions(MethodOptions):
     """Options of SCBD."""
 
-    alpha: float = Field(8.0, ge=0)
+    alpha: float = Field(1.0, ge=0)
     """Weight of the invariance loss: the dial between plate and perturbation."""
     invariance: Literal["balanced", "listing", "equation"] = "balanced"
     """Form of the invariance loss: balanced (mean over positives minus mean over negatives),
