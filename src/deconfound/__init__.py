@@ -11,11 +11,11 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-# Threads of libgomp that spin while they wait can starve training many times over when another
-# process wants the core, so they wait passively; benchmarks/contention.py measures both. Read when
-# libgomp is first loaded.
+# Threads of libgomp that spin long while they wait take the core from whoever needs it; threads
+# that never spin lose speed to sleeping. A short spin does well alone and beside a busy process:
+# benchmarks/contention.py. Read when libgomp is first loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 
