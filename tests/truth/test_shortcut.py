@@ -1,4 +1,4 @@
-"""A planted shortcut after Colored MNIST: three colours tell the label, each environment its own way.
+"""A planted shortcut after Colored MNIST: three colours tell the label, per environment.
 
 The colours vary with the label within an environment and are all on in the unseen one, where they
 would say both the first label and the last. The other features tell the label everywhere, but
@@ -18,7 +18,7 @@ from deconfound.streams import numpy_stream, torch_stream
 
 LABELS, FEATURES, HIDDEN, BATCH, STEPS = 10, 20, 128, 512, 200
 CONTRAST, BLUR = 6.0, 0.05
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 
 
 def rows(count: int, part: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +68,7 @@ def unseen_accuracy(alpha: float, shuffled: bool) -> float:
             supcon, invariance = content_losses(z, label[batch], environment[batch])
             loss = supcon + alpha * invariance + cross_entropy(probe(r.detach()), label[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         encoder.eval()
         with torch.no_grad():
