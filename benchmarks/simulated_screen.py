@@ -31,7 +31,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from deconfound.atomic import write_text
-from deconfound.data.augment import dihedral
+from deconfound.data.augment import dihedral, random_turns
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.simulate import SimulateConfig, counterfactual, new_environment, simulate
 from deconfound.data.split import Part, groups, make_fold, shared_labels
@@ -89,7 +89,8 @@ def trained(
         order = numpy_stream(seed, "order", epoch).permutation(len(label))
         for step in range(per_epoch):
             rows = order[step * BATCH : (step + 1) * BATCH]
-            batch = dihedral(standardised(images[rows]), turns)
+            batch = standardised(images[rows])
+            batch = dihedral(batch, random_turns(batch, len(batch), turns))
             logits = net(batch.contiguous(memory_format=torch.channels_last))
             loss = nn.functional.cross_entropy(logits, torch.from_numpy(label[rows]))
             optimiser.zero_grad()

@@ -29,6 +29,7 @@ from deconfound.data.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.history import History
 from deconfound.methods.base import Method, Stage, weighted_sum
+from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.progress import Progress
 from deconfound.run import (
     Problem,
@@ -90,6 +91,8 @@ class Training:
         method = build_method(
             config, screen, len(problem.label.names), len(problem.environment.names)
         )
+        if fabric.world_size > 1:
+            synchronise_batch_norm(method)
         self.method: Method = method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.reader = BatchReader(
             screen,
@@ -161,7 +164,8 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * _schedule(training, step, stage.steps)
         if training.augment == "dihedral":
-            batch = augmented(batch, seed, step)
+            fabric = self.fabric
+            batch = augmented(batch, seed, step, fabric.global_rank, fabric.world_size)
         with self.fabric.autocast():
             return self.method.step(batch, stage, self.optimizers, self._backward)
 
@@ -170,9 +174,7 @@ class Training:
         with torch.autocast(self.fabric.device.type, enabled=False):
             self.fabric.backward(loss)
         if self.fabric.world_size > 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
+            sum_gradients(parameters)
 
     @torch.no_grad()
     def _validate(self, stage: Stage) -> None:
@@ -200,6 +202,10 @@ class Training:
                     sums[name] = sums.get(name, 0.0) + float(value)
                 loss_batches += 1
         scores = {name: value / loss_batches for name, value in sums.items()}
+        if self.fabric.world_size > 1:
+            counts = torch.tensor([correct, known], device=self.fabric.device)
+            dist.all_reduce(counts)
+            correct, known = counts.tolist()
         if known:
             scores["accuracy"] = correct / known
         self.history.add(stage.name, self.done, "val", scores)
@@ -210,19 +216,23 @@ class Training:
             self._keep("last", float("nan"), scores, lower=True)
 
     def _validation_batches(self, stage: Stage) -> Iterator[tuple[Batch, bool]]:
-        """Validation batches, the same every time, and whether each is as large as the first."""
+        """This process's share of the validation batches, and whether each is of full size.
+
+        They are the same every time.
+        """
         rows = self.problem.fold.rows("val")
         size = min(stage.batch_size or self.config.training.batch_size, len(rows))
         count = min(stage.validation_batches, max(1, len(rows) // size))
+        own = slice(self.fabric.global_rank, None, self.fabric.world_size)
         if self.config.training.sampler == "label_balanced":
             sampler = _sampler(self.config, self.problem, "val", stage)
-            for batch in self.reader.stream(sampler.rows(step) for step in range(count)):
+            for batch in self.reader.stream(sampler.rows(step)[own] for step in range(count)):
                 yield batch, True
             return
         sampler = PlainSampler(rows, len(rows), 0, "validation")
         chunks = np.split(sampler.rows(0), np.arange(size, len(rows), size))[: count + 1]
-        for batch in self.reader.stream(chunks):
-            yield batch, len(batch) == size
+        for chunk, batch in zip(chunks, self.reader.stream(c[own] for c in chunks), strict=True):
+            yield batch, len(chunk) == size
 
     def _keep(self, selection: str, value: float, scores: dict[str, float], lower: bool) -> None:
         """Write the checkpoint of a selection if `value` is the best so far."""
@@ -309,6 +319,13 @@ class Training:
         with atomic.atomic_file(self.out / "model.safetensors") as temporary:
             save_file(weights(self.method, self.intensity), temporary)
         (self.out / "resume.pt").unlink(missing_ok=True)
+
+
+def sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace the gradient of every parameter by its sum over processes."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
 
 
 def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:

@@ -4,16 +4,21 @@ import torch
 from torch import Tensor
 
 
-def dihedral(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn every image of (B, C, H, W) by one of the eight flips and quarter turns of a square.
+def random_turns(image: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) int64 on the CPU, each one of the eight symmetries of a square, for `dihedral`.
 
-    Images that are not square get flips and half turns only. `generator` lives on the CPU.
+    Images (B, C, H, W) that are not square get flips and half turns only. `generator` lives on
+    the CPU.
     """
     square = image.shape[-1] == image.shape[-2]
-    choice = torch.randint(8 if square else 4, (len(image),), generator=generator)
+    return torch.randint(8 if square else 4, (count,), generator=generator)
+
+
+def dihedral(image: Tensor, turns: Tensor) -> Tensor:
+    """Flip and turn every image of (B, C, H, W) as `turns` (B,) of `random_turns` say."""
     out = torch.empty_like(image)
-    for turn in sorted(set(choice.tolist())):
-        chosen = (choice == turn).nonzero().squeeze(1).to(image.device)
+    for turn in sorted(set(turns.tolist())):
+        chosen = (turns == turn).nonzero().squeeze(1).to(image.device)
         part = image[chosen]
         if turn & 1:
             part = part.flip(-1)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deconfound.data.augment import dihedral
+from deconfound.data.augment import dihedral, random_turns
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Screen
 from deconfound.streams import torch_stream
@@ -79,10 +79,16 @@ class BatchReader:
         )
 
 
-def augmented(batch: Batch, seed: int, step: int) -> Batch:
-    """The batch with every image flipped and turned at random, a pure function of (seed, step)."""
+def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+    """The batch with every image flipped and turned at random, a pure function of (seed, step).
+
+    Where the batch is every `ranks`-th row of a larger one, starting at `rank`, its images are
+    turned as there.
+    """
     generator = torch_stream(seed, "augment", step)
-    return Batch(dihedral(batch.image, generator), batch.label, batch.environment, batch.row)
+    turns = random_turns(batch.image, len(batch) * ranks, generator)[rank::ranks]
+    image = dihedral(batch.image, turns[: len(batch)])
+    return Batch(image, batch.label, batch.environment, batch.row)
 
 
 def _read_ahead(

@@ -63,6 +63,21 @@ def gather_with_gradient(tensor: Tensor, counts: Sequence[int] | None = None) ->
     return gathered
 
 
+def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
+    """Mean over the rows of every rank of something this rank sums to `total` over `count` rows.
+
+    total: () floating. The value is the same on every rank; its gradient is that of this rank's
+    rows, so that gradients of parameters add up over ranks. 0 rows anywhere give 0.
+    """
+    rows = torch.as_tensor(count, device=total.device)
+    if not _several_ranks():
+        return total / rows.clamp(min=1)
+    both = torch.stack([total.detach().double(), rows.double()])
+    dist.all_reduce(both)
+    mean, rows = both[0] / both[1].clamp(min=1), both[1].clamp(min=1)
+    return mean.to(total.dtype) + (total - total.detach()) / rows.to(total.dtype)
+
+
 def _several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deconfound.config import Options
 from deconfound.data.batch import Batch
+from deconfound.losses.gather import global_mean
 
 Tensors = dict[str, Tensor]
 
@@ -151,10 +152,9 @@ def weighted_sum(losses: dict[str, Loss]) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy over the rows whose target is known (≥ 0); 0 where none is.
+    """Mean cross-entropy over the rows, of all processes, whose target is known; 0 where none is.
 
     logits (B, K) float; target (B,) int64, −1 = missing.
     """
-    known = (target >= 0).sum().clamp(min=1)
     total = nn.functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
-    return total / known
+    return global_mean(total, (target >= 0).sum())

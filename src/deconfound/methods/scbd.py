@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from deconfound.data.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.contrastive import content_losses, supervised_contrastive
+from deconfound.losses.gather import gather_rows, global_mean
 from deconfound.methods.base import (
     Loss,
     Method,
@@ -182,7 +183,8 @@ class Scbd(Method):
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
         """Length of the mean of z_c: 1 where the block has collapsed to a point."""
         del batch
-        return {"content_resultant_length": outputs["content"].float().mean(dim=0).norm()}
+        content = gather_rows(outputs["content"].float())
+        return {"content_resultant_length": content.mean(dim=0).norm()}
 
     def _contrast(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
         supcon, invariance = content_losses(
@@ -219,8 +221,8 @@ class Scbd(Method):
         assert self.decoder is not None
         target = self._target(batch.image)
         decoded = self.decoder(outputs["content"].detach(), outputs["style"].detach())
-        loss = self.likelihood.negative_log_likelihood(decoded.float(), target)
-        return {"reconstruction": Loss(loss)}
+        own_mean = self.likelihood.negative_log_likelihood(decoded.to(target.dtype), target)
+        return {"reconstruction": Loss(global_mean(own_mean * len(batch), len(batch)))}
 
     def _target(self, image: Tensor) -> Tensor:
         if self.options.likelihood == "bernoulli" and (image.min() < 0 or image.max() > 1):

@@ -1,0 +1,5 @@
+"""`python -m deconfound` is `deconfound`."""
+
+from deconfound.cli import main
+
+main()

@@ -1,0 +1,143 @@
+"""Two processes on half batches against one process on whole batches.
+
+Run as a script, this file is one process: `test_processes.py RANK RANKS DIRECTORY`.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deconfound import methods
+from deconfound.data.batch import BatchReader
+from deconfound.data.intensity import fit_intensity
+from deconfound.data.screen import Screen, open_screen
+from deconfound.fit import fit, sum_gradients
+from deconfound.methods.base import Method
+from deconfound.nets.batch_norm import synchronise_batch_norm
+from deconfound.run import RunConfig, build_method, dump_config, pose, read_config
+
+STEPS = 3
+OPTIONS = {"scbd": {"decoder": "beside"}}
+
+
+def trained(config: RunConfig, screen: Screen, rank: int, ranks: int) -> dict[str, Tensor]:
+    """Losses of every step, last gradients and final weights of a few steps in float64."""
+    problem = pose(screen, config.data)
+    intensity = fit_intensity(screen, problem.fold.rows("train"), "none", "standardise", 0)
+    method = build_method(config, screen, len(problem.label.names), len(problem.environment.names))
+    if ranks > 1:
+        synchronise_batch_norm(method)
+    method.double().train()
+    reader = BatchReader(
+        screen, problem.label.codes, problem.environment.codes, intensity, torch.device("cpu")
+    )
+    rows = problem.fold.rows("train")[:39]
+    batch = reader.read(rows[rank::ranks].copy())
+    batch = replace(batch, image=batch.image.double())
+    found = {}
+
+    def backward(loss: Tensor, parameters: list[nn.Parameter]) -> None:
+        torch.autograd.backward(loss)
+        if ranks > 1:
+            sum_gradients(parameters)
+
+    for stage in method.stages(STEPS):
+        optimizers = [phase.optimizer() for phase in stage.phases]
+        for step in range(STEPS):
+            for loss, value in method.step(batch, stage, optimizers, backward).items():
+                found[f"{stage.name}.{step}.{loss}"] = value
+    return found | _state(method)
+
+
+def _state(method: Method) -> dict[str, Tensor]:
+    gradients = {
+        f"gradient.{name}": parameter.grad.clone()
+        for name, parameter in method.named_parameters()
+        if parameter.grad is not None
+    }
+    return gradients | {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def one_rank(rank: int, ranks: int, directory: Path) -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{directory}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
+    screen = open_screen(Path((directory / "screen.txt").read_text()))
+    for name in methods.names():
+        config = read_config(directory / f"{name}.yaml")
+        save_file(trained(config, screen, rank, ranks), directory / f"{name}-{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+def test_half_batches_of_two_processes_train_as_one_process_does(
+    screen: Screen, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "screen.txt").write_text(str(screen.path))
+    configs = {name: make_config(name, options=OPTIONS.get(name)) for name in methods.names()}
+    for name, config in configs.items():
+        (tmp_path / f"{name}.yaml").write_text(dump_config(config))
+    processes = [
+        subprocess.Popen([sys.executable, __file__, str(rank), "2", str(tmp_path)])
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    for name, config in configs.items():
+        expected = trained(config, screen, 0, 1)
+        for rank in range(2):
+            found = load_file(tmp_path / f"{name}-{rank}.safetensors")
+            assert found.keys() == expected.keys()
+            for key, value in expected.items():
+                scale = max(1.0, float(value.abs().max()))
+                # Losses are logged in float32.
+                within = 1e-9 if value.dtype == torch.float64 else 1e-6
+                difference = float((found[key].double() - value.double()).abs().max())
+                assert difference <= within * scale, (name, rank, key, difference)
+
+
+def test_torchrun_fits_what_one_process_fits(
+    screen: Screen, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = make_config("scbd", training={"augment": "dihedral", "batch_size": 23})
+    alone = fit(config, screen.path, tmp_path / "alone", quiet=True)
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+        *("--master-addr=127.0.0.1", f"--master-port={port}", "-m", "deconfound"),
+        *("fit", "scbd", str(screen.path), "--config", str(tmp_path / "run.yaml")),
+        *("--out", str(tmp_path / "both"), "--quiet"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "both" / "provenance.json").read_text())["processes"] == 2
+    assert {file.name for file in (tmp_path / "both").iterdir()} == {
+        file.name for file in alone.path.iterdir()
+    }
+    losses = [
+        pd.read_csv(run / "metrics.csv").select_dtypes("number").to_numpy()
+        for run in (alone.path, tmp_path / "both")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2, atol=2e-3)
+
+
+if __name__ == "__main__":
+    one_rank(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
