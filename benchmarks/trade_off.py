@@ -5,7 +5,9 @@
         --seeds 0 1 2 --runs runs/cmnist --out benchmarks/results/cmnist.json --figure curve.png
 
 Fits, embeds and measures every point (what is done already is not done again) and writes one JSON
-row for each run, and the picture of Figure 3 of Makino et al.
+row for each run, and the picture of Figure 3 of Makino et al. With `--shuffle-environments` the
+known environments change places at random first: the control, in which invariance has nothing to
+hold on to.
 """
 
 import argparse
@@ -19,12 +21,33 @@ from rich.console import Console
 from rich.table import Table
 
 from deconfound.config import validated
+from deconfound.data.screen import ScreenWriter, open_screen
 from deconfound.embed import embed
 from deconfound.fit import fit
 from deconfound.measure import measure
 from deconfound.run import RunConfig, config_model, open_run, read_config
+from deconfound.streams import numpy_stream
 
 SHOWN = ("id", "ood", "environment_from_r", "environment_from_z")
+
+
+def with_shuffled_environments(screen: Path, out: Path) -> Path:
+    """Write the screen at `out` with the rows' known environments permuted; returns `out`."""
+    if out.exists():
+        return out
+    source = open_screen(screen)
+    table = source.table.copy()
+    columns = list(source.roles.environment)
+    known = table[columns].notna().all(axis=1).to_numpy().nonzero()[0]
+    order = numpy_stream(0, "shuffled environments").permutation(known)
+    table.loc[known, columns] = table.loc[order, columns].to_numpy()
+    provenance = {"made_by": "benchmarks/trade_off.py", "of": source.identity}
+    name = f"{source.name}, environments shuffled"
+    with ScreenWriter(out, name, source.channels, source.roles, provenance) as writer:
+        for start in range(0, len(source), 4096):
+            writer.append(source.read(np.arange(start, min(start + 4096, len(source)))))
+        writer.finish(table)
+    return out
 
 
 def run_point(
@@ -133,7 +156,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--selections", nargs="+", default=["loss"])
+    parser.add_argument("--shuffle-environments", action="store_true")
     arguments = parser.parse_args()
+    if arguments.shuffle_environments:
+        arguments.screen = with_shuffled_environments(
+            arguments.screen, arguments.runs / "shuffled-screen"
+        )
     points: list[tuple[str, Path, dict[str, Any]]] = []
     if arguments.erm:
         points.append(("erm", arguments.erm, {}))

@@ -19,6 +19,8 @@ FILES = sorted(file for file in SOURCE.rglob("*.py") if file != SOURCE / "__init
 def room_of(module: str) -> str:
     """The room of a module, named with or without "deconfound."."""
     first = module.removeprefix("deconfound.").split(".")[0]
+    if first == "__main__":
+        return "cli"
     if first in FOUNDATION:
         return "foundation"
     return first if first in ROOMS else "verbs"
