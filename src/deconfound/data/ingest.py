@@ -64,7 +64,7 @@ class IngestConfig(Options):
     split: str | None = None
     """Column of a given split (train, val, id_test, test); Metadata_Split where there is one."""
     channels: tuple[str, ...] = ()
-    """Channel names; R, G, B for colour PNG and JPEG, else channel_0, channel_1 … The alpha
+    """Channel names; R, G, B for colour PNG, JPEG and BMP, else channel_0, channel_1 … The alpha
     channel of a PNG is dropped unless it is named here."""
     name: str | None = None
     """The screen's name; the output folder's name if not given."""
@@ -234,7 +234,12 @@ class _Reader:
     def _channel_names(self) -> tuple[str, ...]:
         found = len(self.first)
         if not self._config.channels:
-            colour = found == 3 and self._files[0].suffix.lower() in (".png", ".jpg", ".jpeg")
+            colour = found == 3 and self._files[0].suffix.lower() in (
+                ".png",
+                ".jpg",
+                ".jpeg",
+                ".bmp",
+            )
             return ("R", "G", "B") if colour else tuple(f"channel_{c}" for c in range(found))
         if len(self._config.channels) != found:
             raise UserError(
