@@ -1,10 +1,9 @@
 import os
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from deconfound.data.image_paths import class_folders, image_files, path_column
+from deconfound.data.image_paths import class_folders, image_files
 from deconfound.errors import UserError
 
 
@@ -83,19 +82,6 @@ def test_no_folder(tmp_path: Path) -> None:
         image_files(["a.png"], tmp_path / "none", "t.csv")
     with pytest.raises(UserError, match=r"no such folder .* --images-root"):
         class_folders(tmp_path / "none")
-
-
-def test_path_column() -> None:
-    for name in ("Metadata_Path", "path", "FILE", "FileName", "image"):
-        assert path_column(pd.DataFrame({"y": ["a"], name: ["b"]}), None, "t.csv") == name
-    table = pd.DataFrame({"path": ["a"], "image": ["b"], "x": ["c"]})
-    assert path_column(table, "x", "t.csv") == "x"
-    with pytest.raises(UserError, match=r"path and image could both .* --path-column"):
-        path_column(table, None, "t.csv")
-    with pytest.raises(UserError, match=r"no column of image paths; .* --path-column"):
-        path_column(table[["x"]], None, "t.csv")
-    with pytest.raises(UserError, match="did you mean 'path'"):
-        path_column(table, "paht", "t.csv")
 
 
 def test_class_folders_in_order(tmp_path: Path) -> None:
