@@ -142,6 +142,12 @@ def write_users_files(folder: Path) -> None:
         place = folder / "folders" / f"hospital-{row % 2}" / f"class-{row // 4}"
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / "images" / path, place)
+    for row, path in enumerate(table["Path"][:8]):
+        place = folder / "tissue" / f"class-{row // 4}"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "images" / path, place)
+    hospitals = pd.DataFrame({"File": table["Path"][:8], "Hospital": [*"AB"] * 4})
+    hospitals.to_csv(folder / "hospitals.csv", index=False)
     write_fields(folder, table, stream)
     write_mnist(folder / "mnist", stream)
     (folder / "downloads").mkdir()

@@ -132,7 +132,8 @@ def _simulate(words: list[str]) -> None:
 
 
 def _ingest(words: list[str]) -> None:
-    from deconfound.data.ingest import IngestConfig, ingest, remarks
+    from deconfound.data.ingest import IngestConfig, ingest
+    from deconfound.data.ingest_provenance import remarks
 
     arguments = create_model(
         "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())

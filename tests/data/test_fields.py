@@ -11,7 +11,8 @@ from deconfound.data import fields as fields_module
 from deconfound.data import image_rows
 from deconfound.data.fields import CENTRE_COLUMNS, centre_columns, centres
 from deconfound.data.image_file import read_image
-from deconfound.data.ingest import IngestConfig, ingest, remarks
+from deconfound.data.ingest import IngestConfig, ingest
+from deconfound.data.ingest_provenance import remarks
 from deconfound.errors import UserError
 
 X, Y = "Nuclei_Location_Center_X", "Nuclei_Location_Center_Y"

@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from deconfound.data import image_rows
-from deconfound.data.ingest import IngestConfig, ingest, remarks, resolve_roles
+from deconfound.data.ingest import IngestConfig, ingest, resolve_roles
+from deconfound.data.ingest_provenance import remarks
 from deconfound.data.screen import open_screen
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
@@ -345,6 +346,22 @@ def test_class_folders(tmp_path: Path) -> None:
     assert screen.table["Metadata_Label"].tolist() == ["cat", "dog", "cat"]
     assert screen.read([0, 1, 2])[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert screen.provenance["table"] is None
+
+
+def test_class_folders_and_a_table_of_environments(tmp_path: Path) -> None:
+    for number, path in enumerate(["cat/a.png", "dog/b.png", "cat/c.png", "cat/left.png"]):
+        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(tmp_path / "images" / path)
+    table = tmp_path / "t.csv"
+    table.write_text("File,Hospital\nc.png,h1\ndog/b.png,h2\na.png,h2\n")
+    config = IngestConfig(class_folders=True, environment=("Hospital",))
+    screen = ingest(table, tmp_path / "images", tmp_path / "s", config=config, quiet=True)
+    assert screen.roles.label == "Metadata_Label"
+    assert screen.roles.environment == ("Hospital",)
+    assert screen.table["Metadata_Label"].tolist() == ["cat", "dog", "cat"]
+    assert screen.read([0, 1, 2])[:, 0, 0, 0].tolist() == [2, 1, 0]
+    assert "1 images in class folders have no row" in remarks(screen.provenance)[0]
+    assert_refused(None, tmp_path / "images", "--class-folders needs a table", config)
 
 
 @pytest.mark.skipif(not PACS.is_dir(), reason=f"needs {PACS}")

@@ -39,7 +39,7 @@ def class_folders(root: Path) -> pd.DataFrame:
             if len(parts) != 2:
                 raise UserError(
                     f"{Path(place, file)}: expected ENVIRONMENT/LABEL/file below {root}; move it, "
-                    "or give a table"
+                    "or give a table, with --class-folders where the folders are labels"
                 )
             path = "/".join((*parts, file))
             if not path.isprintable():
@@ -51,6 +51,46 @@ def class_folders(root: Path) -> pd.DataFrame:
             f"{', '.join(SUFFIXES)}, or give a table"
         )
     return pd.DataFrame(rows, columns=[FOLDER_ENVIRONMENT, FOLDER_LABEL, FOLDER_PATH])
+
+
+def labelled_by_folder(
+    table: pd.DataFrame, column: str, root: Path, where: str
+) -> tuple[pd.DataFrame, int]:
+    """`table` with the labels of its images, which lie in `root`/LABEL/file.
+
+    `column` holds paths (LABEL/file, relative to `root`) or names of files, which then must be
+    unique over the folders. Adds `Metadata_Label` and `Metadata_Path`, and returns with it how many
+    images no row names. Raises UserError for a row whose file is in no folder, or in several.
+    """
+    if FOLDER_LABEL in table.columns:
+        raise UserError(
+            f"{where}: column {FOLDER_LABEL!r} and --class-folders both give the label; drop one"
+        )
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of images; check --images-root")
+    folders: dict[str, list[str]] = {}
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            for file in folder.iterdir():
+                if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."):
+                    folders.setdefault(file.name, []).append(folder.name)
+    labels, paths = [], []
+    for row, path in enumerate(table[column].tolist()):
+        place = f"{where}: row {row} (from 0): column {column!r}: {path!r}"
+        *above, name = path.strip().split("/") if isinstance(path, str) else [""]
+        found = folders.get(name, [])
+        if above:
+            found = [folder for folder in found if [folder] == above]
+        if not found:
+            raise UserError(f"{place} is not in LABEL/file below {root}; check --images-root")
+        if len(found) > 1:
+            raise UserError(
+                f"{place} is in the folders {' and '.join(found)}; write LABEL/file in the table"
+            )
+        labels.append(found[0])
+        paths.append(f"{found[0]}/{name}")
+    unnamed = sum(map(len, folders.values())) - len(set(paths))
+    return table.assign(**{FOLDER_LABEL: labels, FOLDER_PATH: paths}), unnamed
 
 
 def image_files(

@@ -1,12 +1,7 @@
 """Make a screen from the user's own images: a table of image files, or class folders."""
 
-import hashlib
-import os
-import platform
 import shutil
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +12,9 @@ from deconfound.config import Options
 from deconfound.data.fields import FieldCrops
 from deconfound.data.image_columns import FileColumn, ImageColumns, image_columns, row_files
 from deconfound.data.image_file import Pixels
-from deconfound.data.image_paths import FOLDER_PATH, class_folders
+from deconfound.data.image_paths import FOLDER_LABEL, FOLDER_PATH, class_folders, labelled_by_folder
 from deconfound.data.image_rows import RowReader, whole_images
+from deconfound.data.ingest_provenance import provenance
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
 from deconfound.data.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
@@ -51,6 +47,9 @@ class IngestConfig(Options):
     Path, File, FileName or Image, or CellProfiler's FileName_X and PathName_X)."""
     channel_columns: tuple[str, ...] = ()
     """Columns of image paths, one per channel, where each channel has its own file."""
+    class_folders: bool = False
+    """The images lie in LABEL/file: the folder is the label of each row, whose path in the table is
+    LABEL/file or the file's name alone."""
     crop: int | None = Field(None, ge=1)
     """The images are fields of view: cut a square of CROP × CROP pixels around the cell of every
     row. Cells nearer than that to the border are dropped and counted."""
@@ -99,10 +98,11 @@ def ingest(
 
     `table` (.csv, .tsv or .parquet) has one row per image, in one file or in one per channel, or
     with `config.crop` one row per cell, many to a field of view; the screen's table has the rows
-    kept, in their order. Without a table the images lie in ENVIRONMENT/LABEL/file and the table
-    gets the columns Metadata_Environment, Metadata_Label and Metadata_Path. Pixels keep their type
-    (uint8, uint16 or float32). Memory stays bounded whatever the number of images. Unless `quiet`,
-    the terminal shows the rate and the time left.
+    kept, in their order. With `config.class_folders` the images lie in LABEL/file. Without a table
+    they lie in ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment,
+    Metadata_Label and Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
+    stays bounded whatever the number of images. Unless `quiet`, the terminal shows the rate and the
+    time left.
 
     Raises UserError, and leaves nothing at `out`, for a role without a column, an empty label,
     environment or level, a path that is missing or leaves `images_root`, a file that cannot be
@@ -113,7 +113,13 @@ def ingest(
     out = Path(out)
     images_root = Path(images_root)
     refuse_existing(out)
+    unnamed = 0
     if table is None:
+        if config.class_folders:
+            raise UserError(
+                "--class-folders needs a table that gives the environment of each file; without a "
+                "table the images lie in ENVIRONMENT/LABEL/file, drop the flag"
+            )
         where = str(images_root)
         metadata = class_folders(images_root)
         columns = ImageColumns((FileColumn(FOLDER_PATH),))
@@ -127,6 +133,16 @@ def ingest(
             per_channel=config.channel_columns,
             channels=config.channels,
         )
+        if config.class_folders:
+            if columns.channels:
+                raise UserError(
+                    f"{where}: --class-folders with one file per channel; name one column with "
+                    "--path-column"
+                )
+            metadata, unnamed = labelled_by_folder(
+                metadata, columns.columns[0].name, images_root, where
+            )
+            columns = ImageColumns((FileColumn(FOLDER_PATH),))
     roles = resolve_roles(metadata, config, where)
     _refuse_empty(metadata, roles, where)
     reader = RowReader(
@@ -156,10 +172,10 @@ def ingest(
             threads=config.threads,
         )
     _refuse_full_disk(out, len(metadata), reader.first, config)
-    provenance = _provenance(table, images_root, config, len(metadata))
+    made = provenance(table, images_root, config, config.size)
     black = 0
     with (
-        ScreenWriter(out, config.name or out.name, reader.channels, roles, provenance) as writer,
+        ScreenWriter(out, config.name or out.name, reader.channels, roles, made) as writer,
         Progress("ingest", len(metadata), "images", quiet=quiet) as progress,
     ):
         if crops is None:
@@ -172,29 +188,13 @@ def ingest(
                     progress.update(count)
                 for images in crops.kept():
                     black += _append(writer, images)
-            provenance["crop"] = crops.summary()
+            made["crop"] = crops.summary()
             metadata = metadata[crops.inside]
-        provenance["rows"] = len(metadata)
-        provenance["black_images"] = black
+        made["rows"] = len(metadata)
+        made["black_images"] = black
+        made["files_without_row"] = unnamed
         writer.finish(metadata)
     return open_screen(out)
-
-
-def remarks(provenance: dict[str, Any]) -> list[str]:
-    """What the user should know of a screen just made: cells dropped, images that are black."""
-    said = []
-    crop = provenance.get("crop")
-    if crop:
-        said.append(
-            f"{crop['dropped_at_border']:,} of {crop['rows_of_table']:,} cells in "
-            f"{crop['fields']:,} fields lie too near the border and were dropped"
-        )
-    if provenance.get("black_images"):
-        said.append(
-            f"warning: {provenance['black_images']:,} images are black (every pixel 0); check "
-            "their files, or drop these rows"
-        )
-    return said
 
 
 def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Roles:
@@ -203,7 +203,8 @@ def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Role
     Raises UserError for a column that is not there, or if label or environment remain without one.
     """
     present = set(table.columns)
-    label = config.label or next((name for name in LABEL_COLUMNS if name in present), None)
+    usual_labels = (FOLDER_LABEL,) if config.class_folders else LABEL_COLUMNS
+    label = config.label or next((name for name in usual_labels if name in present), None)
     usual = tuple(name for name in LEVEL_COLUMNS if name in present)
     if ENVIRONMENT_COLUMN in present:
         environment = config.environment or (ENVIRONMENT_COLUMN,)
@@ -264,29 +265,3 @@ def _refuse_full_disk(out: Path, rows: int, first: Pixels, config: IngestConfig)
             f"{out}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; make room, "
             "choose another --out, or shrink the images with --size"
         )
-
-
-def _provenance(
-    table: Path | None, images_root: Path, config: IngestConfig, rows: int
-) -> dict[str, Any]:
-    sha256 = None
-    if table is not None:
-        with Path(table).open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    resize = None
-    if config.size is not None:
-        resize = {"size": config.size, "shrinking": "area mean", "growing": "linear"}
-    packages = ("deconfound", "numpy", "pandas", "pillow", "tifffile")
-    return {
-        "made_by": "ingest",
-        "table": None if table is None else os.fspath(table),
-        "table_sha256": sha256,
-        "images_root": os.fspath(images_root),
-        "rows": rows,
-        "options": config.model_dump(mode="json"),
-        "resize": resize,
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-    }
