@@ -142,6 +142,13 @@ def write_users_files(folder: Path) -> None:
         place = folder / "folders" / f"hospital-{row % 2}" / f"class-{row // 4}"
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / "images" / path, place)
+    for row, path in enumerate(table["Path"][:8]):
+        place = folder / "tissue" / f"class-{row // 4}"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "images" / path, place)
+    hospitals = pd.DataFrame({"File": table["Path"][:8], "Hospital": [*"AB"] * 4})
+    hospitals.to_csv(folder / "hospitals.csv", index=False)
+    write_fields(folder, table, stream)
     write_mnist(folder / "mnist", stream)
     (folder / "downloads").mkdir()
     np.savez(
@@ -150,6 +157,23 @@ def write_users_files(folder: Path) -> None:
         compound=np.array([*compounds] * 4),
         plate=np.array(["01", "02"] * 6),
     )
+
+
+def write_fields(folder: Path, table: pd.DataFrame, stream: np.random.Generator) -> None:
+    """Fields of two channels, a file each, as CellProfiler lists them: by image and by cell."""
+    (folder / "sites").mkdir()
+    sites = table.iloc[::20].drop(columns="Path")
+    for channel in ("OrigDNA", "OrigER"):
+        names = [f"{site}-{channel}.tif" for site in range(len(sites))]
+        for name in names:
+            pixels = stream.integers(0, 4096, (48, 64), dtype=np.uint16)
+            Image.fromarray(pixels).save(folder / "sites" / name)
+        sites = sites.assign(**{f"FileName_{channel}": names, f"PathName_{channel}": "."})
+    sites.to_csv(folder / "Image.csv", index=False)
+    cells = sites.loc[sites.index.repeat(5)]
+    cells["Location_Center_X"] = stream.uniform(0, 63, len(cells))
+    cells["Location_Center_Y"] = stream.uniform(0, 47, len(cells))
+    cells.to_csv(folder / "Cells.csv", index=False)
 
 
 def write_mnist(folder: Path, stream: np.random.Generator) -> None:

@@ -133,6 +133,7 @@ def _simulate(words: list[str]) -> None:
 
 def _ingest(words: list[str]) -> None:
     from deconfound.data.ingest import IngestConfig, ingest
+    from deconfound.data.ingest_provenance import remarks
 
     arguments = create_model(
         "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
@@ -142,6 +143,8 @@ def _ingest(words: list[str]) -> None:
         parsed.table, parsed.images_root, parsed.out, config=parsed.formats, quiet=parsed.quiet
     )
     _say(f"{len(screen):,} images in {screen.path}")
+    for remark in remarks(screen.provenance):
+        _say(remark)
 
 
 def _source(words: list[str]) -> None:

@@ -102,6 +102,73 @@ def test_jpeg(tmp_path: Path) -> None:
         read_image(png(tmp_path / "k.jpg", values, "CMYK"))
 
 
+def test_bmp(tmp_path: Path) -> None:
+    values = noise(5, 7, 3)
+    found = read_image(png(tmp_path / "c.bmp", values))
+    np.testing.assert_array_equal(found, values.transpose(2, 0, 1))
+    found = read_image(png(tmp_path / "g.bmp", values[..., 0]))
+    np.testing.assert_array_equal(found, values[None, ..., 0])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "float32"])
+def test_npy(tmp_path: Path, dtype: str) -> None:
+    file = tmp_path / "a.npy"
+    values = noise(2, 6, 9).astype(dtype)
+    for shown in (values, values.transpose(1, 2, 0)):
+        np.save(file, shown)
+        found = read_image(file)
+        assert found.dtype == np.dtype(dtype).newbyteorder("=")
+        assert found.dtype.isnative
+        np.testing.assert_array_equal(found, values)
+    np.save(file, values[0])
+    np.testing.assert_array_equal(read_image(file), values[:1])
+
+
+def test_npy_whose_channels_could_be_first_or_last(tmp_path: Path) -> None:
+    file = tmp_path / "a.npy"
+    np.save(file, noise(4, 6, 4))
+    with pytest.raises(UserError, match=r"\(4, 6, 4\) .* --channels"):
+        read_image(file)
+    np.save(file, noise(6, 9, 4))
+    assert read_image(file).shape == (4, 6, 9)
+    assert read_image(file, channels=6).shape == (6, 9, 4)
+    np.save(file, noise(2, 6, 9, 4))
+    with pytest.raises(UserError, match=r"\(2, 6, 9, 4\); expected H × W"):
+        read_image(file)
+
+
+def test_npy_is_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[{}]]), allow_pickle=True)
+    with pytest.raises(UserError, match=r"damaged .*[Pp]ython objects"):
+        read_image(tmp_path / "a.npy")
+
+
+def test_npy_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", noise(3, 8, 8))
+    with pytest.raises(UserError, match="192 pixels over all channels"):
+        read_image(tmp_path / "a.npy", max_pixels=191)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("bool", "uint8"),
+        ("int8", "uint8"),
+        ("int16", "uint16"),
+        ("float16", "float32"),
+        ("float64", "float32"),
+    ],
+)
+def test_types_that_a_screen_does_not_store_are_converted(
+    tmp_path: Path, given: str, stored: str
+) -> None:
+    values = np.arange(54).reshape(6, 9) % 2
+    np.save(tmp_path / "a.npy", values.astype(given))
+    found = read_image(tmp_path / "a.npy")
+    assert found.dtype == np.dtype(stored)
+    np.testing.assert_array_equal(found[0], values * (255 if given == "bool" else 1))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize(
     "how",
@@ -211,8 +278,9 @@ def test_bilevel_tiff(tmp_path: Path) -> None:
     [
         (noise(2, 3, 6, 9), {"imagej": True, "metadata": {"axes": "ZCYX"}}, "axes ZCYX"),
         (noise(6, 9), {"photometric": "miniswhite"}, "MINISWHITE"),
-        (noise(6, 9).astype(np.int16), {}, "pixels of type int16"),
-        (noise(6, 9).astype(np.float64), {}, "pixels of type float64"),
+        (-1 - noise(6, 9).astype(np.int16), {}, "negative pixels of type int16"),
+        (noise(6, 9).astype(np.int32), {}, "pixels of type int32"),
+        (np.full((6, 9), 1e300), {}, "not finite"),
         (np.full((6, 9), np.nan, np.float32), {}, "not finite"),
     ],
 )
@@ -268,9 +336,9 @@ def test_huge_images_are_refused_before_decoding(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    for content in (b"", b"GIF89a", b"%PDF-1.4 and so on and so forth", b"\x93NUMPY"):
+    for content in (b"", b"GIF89a", b"%PDF-1.4 and so on and so forth"):
         (tmp_path / "x.png").write_bytes(content)
-        with pytest.raises(UserError, match="not a PNG, JPEG or TIFF"):
+        with pytest.raises(UserError, match="not a PNG, JPEG, BMP, TIFF or NPY"):
             read_image(tmp_path / "x.png")
 
 
@@ -279,6 +347,7 @@ for _name, _options in (
     ("png", {"format": "PNG"}),
     ("jpg", {"format": "JPEG", "quality": 90}),
     ("tif", {"format": "TIFF", "compression": "tiff_lzw"}),
+    ("bmp", {"format": "BMP"}),
 ):
     _stream = io.BytesIO()
     Image.fromarray(noise(24, 24, 3)).save(_stream, **_options)
@@ -287,6 +356,9 @@ for _name, _kind in (("strips.tif", {"rowsperstrip": 1}), ("pages.tif", {"metada
     _stream = io.BytesIO()
     tifffile.imwrite(_stream, noise(3, 24, 24, dtype="uint16"), photometric="minisblack", **_kind)
     WHOLE[_name] = _stream.getvalue()
+_stream = io.BytesIO()
+np.save(_stream, noise(3, 24, 24, dtype="uint16"))
+WHOLE["npy"] = _stream.getvalue()
 
 
 @pytest.mark.parametrize("name", WHOLE)

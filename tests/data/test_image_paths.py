@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from deconfound.data.image_paths import class_folders, image_files, path_column
+from deconfound.data.image_paths import class_folders, image_files, labelled_by_folder
 from deconfound.errors import UserError
 
 
@@ -85,19 +85,6 @@ def test_no_folder(tmp_path: Path) -> None:
         class_folders(tmp_path / "none")
 
 
-def test_path_column() -> None:
-    for name in ("Metadata_Path", "path", "FILE", "FileName", "image"):
-        assert path_column(pd.DataFrame({"y": ["a"], name: ["b"]}), None, "t.csv") == name
-    table = pd.DataFrame({"path": ["a"], "image": ["b"], "x": ["c"]})
-    assert path_column(table, "x", "t.csv") == "x"
-    with pytest.raises(UserError, match=r"path and image could both .* --path-column"):
-        path_column(table, None, "t.csv")
-    with pytest.raises(UserError, match=r"no column of image paths; .* --path-column"):
-        path_column(table[["x"]], None, "t.csv")
-    with pytest.raises(UserError, match="did you mean 'path'"):
-        path_column(table, "paht", "t.csv")
-
-
 def test_class_folders_in_order(tmp_path: Path) -> None:
     for path in ("photo/dog/2.png", "photo/dog/1.JPG", "art/cat/3.tif", "art/cat/.hidden.png"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -138,3 +125,46 @@ def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
         stream.write(b"x")
     with pytest.raises(UserError, match="not printable UTF-8"):
         class_folders(tmp_path)
+
+
+def label_folders(root: Path) -> Path:
+    """cat/1.png, cat/2.png, dog/1.png and dog/3.png below `root`."""
+    for path in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/3.png", "dog/notes.txt"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def test_labels_are_the_folders(tmp_path: Path) -> None:
+    root = label_folders(tmp_path / "images")
+    table = pd.DataFrame({"file": ["3.png", "dog/1.png", "2.png"], "hospital": ["a", "b", "c"]})
+    found, unnamed = labelled_by_folder(table, "file", root, "t.csv")
+    assert found["Metadata_Label"].tolist() == ["dog", "dog", "cat"]
+    assert found["Metadata_Path"].tolist() == ["dog/3.png", "dog/1.png", "cat/2.png"]
+    assert found[["file", "hospital"]].equals(table)
+    assert unnamed == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("1.png", r"'1.png' is in the folders cat and dog; write LABEL/file"),
+        ("cat/3.png", r"'cat/3.png' is not in LABEL/file below"),
+        ("a/cat/1.png", "is not in LABEL/file"),
+        ("../cat/1.png", "is not in LABEL/file"),
+        (None, "None is not in LABEL/file"),
+    ],
+)
+def test_rows_that_no_class_folder_fits(tmp_path: Path, path: str | None, message: str) -> None:
+    root = label_folders(tmp_path / "images")
+    table = pd.DataFrame({"file": ["2.png", path]})
+    with pytest.raises(UserError, match=rf"t.csv: row 1 \(from 0\): column 'file': .*{message}"):
+        labelled_by_folder(table, "file", root, "t.csv")
+
+
+def test_a_label_given_twice(tmp_path: Path) -> None:
+    root = label_folders(tmp_path / "images")
+    with pytest.raises(UserError, match="'Metadata_Label' and --class-folders both"):
+        labelled_by_folder(pd.DataFrame({"Metadata_Label": ["x"]}), "x", root, "t.csv")
+    with pytest.raises(UserError, match=r"no such folder .* --images-root"):
+        labelled_by_folder(pd.DataFrame({"x": ["x"]}), "x", tmp_path / "none", "t.csv")

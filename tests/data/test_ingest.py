@@ -11,8 +11,9 @@ import tifffile
 from PIL import Image
 from pydantic import ValidationError
 
-from deconfound.data import ingest as ingest_module
+from deconfound.data import image_rows
 from deconfound.data.ingest import IngestConfig, ingest, resolve_roles
+from deconfound.data.ingest_provenance import remarks
 from deconfound.data.screen import open_screen
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
@@ -85,7 +86,7 @@ def test_order_is_kept_over_many_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     table, pixels = cells(tmp_path / "images", rows=53)
-    monkeypatch.setattr(ingest_module, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(image_rows, "CHUNK_IMAGES", 2)
     config = IngestConfig(threads=threads)
     screen = ingest(table, tmp_path / "images", tmp_path / "s", config=config, quiet=True)
     np.testing.assert_array_equal(screen.read(range(53)), pixels)
@@ -125,6 +126,68 @@ def test_tiff_of_many_channels(tmp_path: Path) -> None:
     assert screen.channels == tuple(f"channel_{channel}" for channel in range(5))
     assert (screen.dtype, screen.image_shape) == (np.dtype("uint16"), (5, 7, 9))
     np.testing.assert_array_equal(screen.read(range(4)), pixels)
+
+
+def one_file_per_channel(folder: Path) -> tuple[Path, Pixels]:
+    """A table with FileName_X and PathName_X and the pixels (4, 3, 6, 6) of its grey files."""
+    folder.mkdir()
+    pixels = np.random.default_rng(5).integers(0, 256, (4, 3, 6, 6), dtype=np.uint8)
+    table = pd.DataFrame({"Metadata_Gene": list("abab"), "Metadata_Plate": list("ppqq")})
+    for channel, name in enumerate(("DNA", "ER", "RNA")):
+        (folder / name).mkdir()
+        for row in range(4):
+            Image.fromarray(pixels[row, channel]).save(folder / name / f"{row}.png")
+        table[f"FileName_{name}"] = [f"{row}.png" for row in range(4)]
+        table[f"PathName_{name}"] = name
+        table[f"{name} file"] = [f"{name}/{row}.png" for row in range(4)]
+    table.to_csv(folder / "t.csv", index=False)
+    return folder / "t.csv", pixels
+
+
+def test_one_file_per_channel(tmp_path: Path) -> None:
+    table, pixels = one_file_per_channel(tmp_path / "images")
+    for number, (config, names, channels) in enumerate(
+        [
+            (IngestConfig(), ("DNA", "ER", "RNA"), [0, 1, 2]),
+            (IngestConfig(channels=("RNA", "DNA")), ("RNA", "DNA"), [2, 0]),
+            (
+                IngestConfig(channel_columns=("ER file", "DNA file")),
+                ("ER file", "DNA file"),
+                [1, 0],
+            ),
+            (IngestConfig(channel_columns=("ER file",), channels=("ER",)), ("ER",), [1]),
+        ]
+    ):
+        out = tmp_path / f"s{number}"
+        screen = ingest(table, table.parent, out, config=config, quiet=True)
+        assert screen.channels == names
+        np.testing.assert_array_equal(screen.read(range(4)), pixels[:, channels])
+
+
+def test_a_bad_file_of_one_channel_names_its_column(tmp_path: Path) -> None:
+    table, _ = one_file_per_channel(tmp_path / "images")
+    file = table.parent / "ER" / "2.png"
+    place = r"row 2 \(from 0\): column 'FileName_ER': .*ER/2.png"
+    file.write_bytes(b"none")
+    assert_refused(table, table.parent, f"{place}: not a PNG")
+    Image.new("RGB", (6, 6)).save(file)
+    assert_refused(table, table.parent, f"{place}: 3 channels; expected one")
+    Image.fromarray(np.zeros((6, 6), np.uint16)).save(file)
+    assert_refused(table, table.parent, rf"{place}: \(6, 6\) uint16, but .* 'FileName_DNA'")
+    tifffile.imwrite(file, np.full((6, 6), np.nan, np.float32))
+    assert_refused(table, table.parent, f"{place}: pixels that are not finite")
+    file.unlink()
+    assert_refused(table, table.parent, r"row 2 \(from 0\): column 'FileName_ER': no file")
+
+
+def test_black_images_are_counted(tmp_path: Path) -> None:
+    table, _ = cells(tmp_path / "images")
+    for row in (2, 5):
+        Image.new("L", (6, 6)).save(table.parent / f"{row:03d}.png")
+    screen = ingest(table, table.parent, tmp_path / "s", quiet=True)
+    assert screen.provenance["black_images"] == 2
+    assert remarks(screen.provenance)[0].startswith("warning: 2 images are black")
+    assert remarks({"black_images": 0}) == []
 
 
 def test_channel_names(tmp_path: Path) -> None:
@@ -175,7 +238,7 @@ def test_the_first_bad_row_is_named_whatever_the_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, _ = cells(tmp_path / "images", rows=40)
-    monkeypatch.setattr(ingest_module, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(image_rows, "CHUNK_IMAGES", 2)
     for row in (11, 12, 30):
         (table.parent / f"{row:03d}.png").write_bytes(b"not an image")
     assert_refused(table, table.parent, r"row 11 .*011.png: not a PNG", IngestConfig(threads=8))
@@ -283,6 +346,22 @@ def test_class_folders(tmp_path: Path) -> None:
     assert screen.table["Metadata_Label"].tolist() == ["cat", "dog", "cat"]
     assert screen.read([0, 1, 2])[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert screen.provenance["table"] is None
+
+
+def test_class_folders_and_a_table_of_environments(tmp_path: Path) -> None:
+    for number, path in enumerate(["cat/a.png", "dog/b.png", "cat/c.png", "cat/left.png"]):
+        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(tmp_path / "images" / path)
+    table = tmp_path / "t.csv"
+    table.write_text("File,Hospital\nc.png,h1\ndog/b.png,h2\na.png,h2\n")
+    config = IngestConfig(class_folders=True, environment=("Hospital",))
+    screen = ingest(table, tmp_path / "images", tmp_path / "s", config=config, quiet=True)
+    assert screen.roles.label == "Metadata_Label"
+    assert screen.roles.environment == ("Hospital",)
+    assert screen.table["Metadata_Label"].tolist() == ["cat", "dog", "cat"]
+    assert screen.read([0, 1, 2])[:, 0, 0, 0].tolist() == [2, 1, 0]
+    assert "1 images in class folders have no row" in remarks(screen.provenance)[0]
+    assert_refused(None, tmp_path / "images", "--class-folders needs a table", config)
 
 
 @pytest.mark.skipif(not PACS.is_dir(), reason=f"needs {PACS}")

@@ -1,4 +1,4 @@
-"""One image file (PNG, JPEG or TIFF) as an array (C, H, W)."""
+"""One image file (PNG, JPEG, BMP, TIFF or NPY) as an array (C, H, W)."""
 
 import functools
 import struct
@@ -13,23 +13,27 @@ from PIL import Image
 from deconfound.errors import UserError
 
 Pixels = npt.NDArray[Any]
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG"
 _PNG_GREY = 0
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_BMP_MAGIC = b"BM"
+_NPY_MAGIC = b"\x93NUMPY"
 _CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA"}
 
 
 def read_image(file: Path, *, channels: int | None = None, max_pixels: int = 2**26) -> Pixels:
     """Decode one file, told by its first bytes: (C, H, W) uint8, uint16 or float32, full range.
 
-    PNG and JPEG: grey is one channel, 1-bit becomes 0 and 255, a palette becomes its RGB colours.
-    Their alpha channel is dropped unless `channels` counts it. TIFF: the one axis beside height and
-    width, or the pages, are the channels, all of them: scientific writers mark a fourth channel as
-    alpha. EXIF rotation is not applied. Raises UserError (without the file's name) for a file that
-    is no image, is damaged, holds more than `max_pixels` (height × width × channels, checked before
-    decoding) or another pixel type.
+    PNG, JPEG and BMP: grey is one channel, 1-bit becomes 0 and 255, a palette becomes its RGB
+    colours. Their alpha channel is dropped unless `channels` counts it. TIFF: the one axis beside
+    height and width, or the pages, are the channels, all of them: scientific writers mark a fourth
+    channel as alpha. NPY: H × W, C × H × W or H × W × C; the axis of `channels`, or else the
+    shorter of first and last, is the channels. Floats become float32; int8 and int16 without
+    negative values become unsigned. EXIF rotation is not applied. Raises UserError (without the
+    file's name) for a file that is no image, is damaged, holds more than `max_pixels` (height ×
+    width × channels, checked before decoding), pixels that are not finite or of another type.
     """
     try:
         with file.open("rb") as stream:
@@ -37,26 +41,47 @@ def read_image(file: Path, *, channels: int | None = None, max_pixels: int = 2**
             stream.seek(0)
             if head.startswith(_TIFF_MAGIC):
                 pixels = _read_tiff(stream, max_pixels)
-            elif head.startswith((_PNG_MAGIC, _JPEG_MAGIC)):
-                pixels = _read_png_or_jpeg(stream, head, channels, max_pixels)
+            elif head.startswith((_PNG_MAGIC, _JPEG_MAGIC, _BMP_MAGIC)):
+                pixels = _read_by_pillow(stream, head, channels, max_pixels)
+            elif head.startswith(_NPY_MAGIC):
+                pixels = _read_npy(file, channels, max_pixels)
             else:
-                raise UserError("not a PNG, JPEG or TIFF file; save it as one, or drop the row")
+                raise UserError(
+                    "not a PNG, JPEG, BMP, TIFF or NPY file; save it as one, or drop the row"
+                )
     except UserError:
         raise
     # Decoders fed with damaged bytes raise nearly every type there is.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"damaged or cut short ({reason}); restore the file") from error
-    if pixels.dtype == np.bool_:
+    return _stored(pixels)
+
+
+def _stored(pixels: Pixels) -> Pixels:
+    """`pixels`, contiguous and native, in one of the three types that a screen stores."""
+    kind = pixels.dtype
+    if kind == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
-    pixels = np.ascontiguousarray(pixels)
-    if str(pixels.dtype) not in ("uint8", "uint16", "float32"):
+    elif kind.kind == "f" and kind.itemsize in (2, 4, 8):
+        with np.errstate(over="ignore"):
+            pixels = pixels.astype(np.float32)
+        if not np.isfinite(pixels).all():
+            raise UserError("pixels that are not finite (NaN or infinite); mend the file")
+    elif kind.kind == "i" and kind.itemsize <= 2:
+        if pixels.min() < 0:
+            raise UserError(
+                f"negative pixels of type {kind}; add an offset and save it as uint16, or convert "
+                "it to float32"
+            )
+        pixels = pixels.astype(f"u{kind.itemsize}")
+    elif kind.kind == "u" and kind.itemsize <= 2:
+        pixels = pixels.astype(kind.newbyteorder("="), copy=False)
+    else:
         raise UserError(
-            f"pixels of type {pixels.dtype}; expected uint8, uint16 or float32, convert the file"
+            f"pixels of type {kind}; expected 8 or 16-bit integers or floats, convert the file"
         )
-    if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
-        raise UserError("pixels that are not finite (NaN or infinite); mend the file")
-    return pixels
+    return np.ascontiguousarray(pixels)
 
 
 def resized(pixels: Pixels, size: int) -> Pixels:
@@ -96,9 +121,7 @@ def _refuse_huge(count: int, max_pixels: int) -> None:
         )
 
 
-def _read_png_or_jpeg(
-    stream: BinaryIO, head: bytes, channels: int | None, max_pixels: int
-) -> Pixels:
+def _read_by_pillow(stream: BinaryIO, head: bytes, channels: int | None, max_pixels: int) -> Pixels:
     if head.startswith(_PNG_MAGIC):
         width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
         _refuse_huge(width * height, max_pixels)
@@ -107,7 +130,7 @@ def _read_png_or_jpeg(
                 "a colour PNG of 16 bits a channel, which would lose its lower 8 bits; save it as "
                 "TIFF, or as one grey PNG per channel"
             )
-    with Image.open(stream, formats=("PNG", "JPEG")) as image:
+    with Image.open(stream, formats=("PNG", "JPEG", "BMP")) as image:
         _refuse_huge(image.width * image.height * len(image.getbands()), max_pixels)
         if image.mode in ("CMYK", "YCCK"):
             raise UserError("a CMYK JPEG; save it as grey or RGB")
@@ -118,6 +141,27 @@ def _read_png_or_jpeg(
     pixels = values.transpose(2, 0, 1)
     has_alpha = len(pixels) in (2, 4)
     return pixels[:-1] if has_alpha and channels != len(pixels) else pixels
+
+
+def _read_npy(file: Path, channels: int | None, max_pixels: int) -> Pixels:
+    values: Pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+    _refuse_huge(values.size, max_pixels)
+    if values.ndim == 2:
+        return values[None]
+    if values.ndim != 3:
+        raise UserError(f"an array {values.shape}; expected H × W, C × H × W or H × W × C")
+    first, _, last = values.shape
+    if first == last or (channels in (first, last)):
+        is_first = channels == first
+        is_last = channels == last
+    else:
+        is_first, is_last = first < last, last < first
+    if is_first == is_last:
+        raise UserError(
+            f"an array {values.shape} in which first and last axis could both be the channels; "
+            "name the channels with --channels, or save it as TIFF"
+        )
+    return values if is_first else values.transpose(2, 0, 1)
 
 
 def _read_tiff(stream: BinaryIO, max_pixels: int) -> Pixels:

@@ -8,32 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from deconfound.data.image_file import SUFFIXES
-from deconfound.data.table import require_columns
 from deconfound.errors import UserError
 
-PATH_COLUMNS = ("Metadata_Path", "Path", "File", "FileName", "Image")
 FOLDER_ENVIRONMENT = "Metadata_Environment"
 FOLDER_LABEL = "Metadata_Label"
 FOLDER_PATH = "Metadata_Path"
-
-
-def path_column(table: pd.DataFrame, name: str | None, where: str) -> str:
-    """The column of image paths: `name`, or the one column called as in `PATH_COLUMNS`.
-
-    Case does not matter for the latter. Raises UserError if there is none, or more than one.
-    """
-    if name is not None:
-        require_columns(table, [name], where)
-        return name
-    known = {column.lower() for column in PATH_COLUMNS}
-    found = [str(column) for column in table.columns if str(column).lower() in known]
-    if len(found) == 1:
-        return found[0]
-    what = f"columns {' and '.join(found)} could both be" if found else "there is no column of"
-    raise UserError(
-        f"{where}: {what} image paths; name one with --path-column "
-        f"(looked for {', '.join(PATH_COLUMNS)})"
-    )
 
 
 def class_folders(root: Path) -> pd.DataFrame:
@@ -60,7 +39,7 @@ def class_folders(root: Path) -> pd.DataFrame:
             if len(parts) != 2:
                 raise UserError(
                     f"{Path(place, file)}: expected ENVIRONMENT/LABEL/file below {root}; move it, "
-                    "or give a table"
+                    "or give a table, with --class-folders where the folders are labels"
                 )
             path = "/".join((*parts, file))
             if not path.isprintable():
@@ -74,25 +53,79 @@ def class_folders(root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[FOLDER_ENVIRONMENT, FOLDER_LABEL, FOLDER_PATH])
 
 
+def labelled_by_folder(
+    table: pd.DataFrame, column: str, root: Path, where: str
+) -> tuple[pd.DataFrame, int]:
+    """`table` with the labels of its images, which lie in `root`/LABEL/file.
+
+    `column` holds paths (LABEL/file, relative to `root`) or names of files, which then must be
+    unique over the folders. Adds `Metadata_Label` and `Metadata_Path`, and returns with it how many
+    images no row names. Raises UserError for a row whose file is in no folder, or in several.
+    """
+    if FOLDER_LABEL in table.columns:
+        raise UserError(
+            f"{where}: column {FOLDER_LABEL!r} and --class-folders both give the label; drop one"
+        )
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of images; check --images-root")
+    folders: dict[str, list[str]] = {}
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            for file in folder.iterdir():
+                if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."):
+                    folders.setdefault(file.name, []).append(folder.name)
+    labels, paths = [], []
+    for row, path in enumerate(table[column].tolist()):
+        place = f"{where}: row {row} (from 0): column {column!r}: {path!r}"
+        *above, name = path.strip().split("/") if isinstance(path, str) else [""]
+        found = folders.get(name, [])
+        if above:
+            found = [folder for folder in found if [folder] == above]
+        if not found:
+            raise UserError(f"{place} is not in LABEL/file below {root}; check --images-root")
+        if len(found) > 1:
+            raise UserError(
+                f"{place} is in the folders {' and '.join(found)}; write LABEL/file in the table"
+            )
+        labels.append(found[0])
+        paths.append(f"{found[0]}/{name}")
+    unnamed = sum(map(len, folders.values())) - len(set(paths))
+    return table.assign(**{FOLDER_LABEL: labels, FOLDER_PATH: paths}), unnamed
+
+
 def image_files(
-    paths: Sequence[object], root: Path, where: str, *, allow_outside: bool = False
+    paths: Sequence[object],
+    root: Path,
+    where: str,
+    *,
+    column: str | None = None,
+    allow_outside: bool = False,
+    shared: bool = False,
 ) -> list[Path]:
     """The file of every row, all of them present and inside `root`.
 
-    `paths` are relative to `root` or absolute; symbolic links are followed. Raises UserError naming
-    the first row whose path is empty, leaves `root` (unless `allow_outside`) or repeats an earlier
-    row's, and the first missing file with the number of all that are missing.
+    `paths` are relative to `root` or absolute, from the table's `column`; symbolic links are
+    followed. Raises UserError naming the first row whose path is empty, leaves `root` (unless
+    `allow_outside`) or repeats an earlier row's (unless rows may have `shared` files), and the
+    first missing file with the number of all that are missing.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images; check --images-root")
     real_root = Path(os.path.realpath(root))
+    of_column = f"column {column!r}: " if column else ""
     real_folders: dict[str, Path] = {}
+    known: dict[str, Path] = {}
     first_row: dict[Path, int] = {}
     files: list[Path] = []
     missing: list[int] = []
     for row, path in enumerate(paths):
         if not isinstance(path, str) or not path.strip() or "\0" in path:
-            raise UserError(f"{where}: row {row} (from 0): path {path!r}; expected a file's path")
+            raise UserError(
+                f"{where}: row {row} (from 0): {of_column}path {path!r}; expected a file's path"
+            )
+        if shared and path in known:
+            files.append(known[path])
+            continue
         folder, name = os.path.split(path)
         if folder not in real_folders:
             real_folders[folder] = Path(os.path.realpath(root / folder))
@@ -106,20 +139,22 @@ def image_files(
             mode = 0
         if not allow_outside and not file.is_relative_to(real_root):
             raise UserError(
-                f"{where}: row {row} (from 0): {path} leads outside {root}; move the images below "
-                "it, or pass --allow-outside if that is meant"
+                f"{where}: row {row} (from 0): {of_column}{path} leads outside {root}; move "
+                "the images below it, or pass --allow-outside if that is meant"
             )
         if not stat.S_ISREG(mode):
             missing.append(row)
-        if first_row.setdefault(file, row) != row:
+        if not shared and first_row.setdefault(file, row) != row:
             raise UserError(
                 f"{where}: rows {first_row[file]} and {row} (from 0) both name {path}; expected "
-                "one image per row, drop one of them"
+                "one image per row, drop one of them, or cut cells out of fields with --crop"
             )
+        known[path] = file
         files.append(file)
     if missing:
         raise UserError(
-            f"{where}: row {missing[0]} (from 0): no file {root / str(paths[missing[0]])}; "
-            f"{len(missing)} of {len(files)} files are missing, check --images-root"
+            f"{where}: row {missing[0]} (from 0): {of_column}no file "
+            f"{root / str(paths[missing[0]])}; {len(missing)} of {len(known)} files are missing, "
+            "check --images-root"
         )
     return files

@@ -1,15 +1,7 @@
 """Make a screen from the user's own images: a table of image files, or class folders."""
 
-import hashlib
-import os
-import platform
 import shutil
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +9,12 @@ from pydantic import Field
 
 from deconfound.atomic import refuse_existing
 from deconfound.config import Options
-from deconfound.data.image_file import Pixels, read_image, resized
-from deconfound.data.image_paths import FOLDER_PATH, class_folders, image_files, path_column
+from deconfound.data.fields import FieldCrops
+from deconfound.data.image_columns import FileColumn, ImageColumns, image_columns, row_files
+from deconfound.data.image_file import Pixels
+from deconfound.data.image_paths import FOLDER_LABEL, FOLDER_PATH, class_folders, labelled_by_folder
+from deconfound.data.image_rows import RowReader, whole_images
+from deconfound.data.ingest_provenance import provenance
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
 from deconfound.data.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
@@ -41,8 +37,6 @@ LEVEL_COLUMNS = (
 ENVIRONMENT_COLUMN = "Metadata_Environment"
 WELL_COLUMN = "Metadata_Well"
 SPLIT_COLUMN = "Metadata_Split"
-CHUNK_IMAGES = 256
-CHUNK_BYTES = 16 * 2**20
 
 
 class IngestConfig(Options):
@@ -50,7 +44,18 @@ class IngestConfig(Options):
 
     path_column: str | None = None
     """Column of image paths, relative to the images' folder; looked up if not given (Metadata_Path,
-    Path, File, FileName or Image)."""
+    Path, File, FileName or Image, or CellProfiler's FileName_X and PathName_X)."""
+    channel_columns: tuple[str, ...] = ()
+    """Columns of image paths, one per channel, where each channel has its own file."""
+    class_folders: bool = False
+    """The images lie in LABEL/file: the folder is the label of each row, whose path in the table is
+    LABEL/file or the file's name alone."""
+    crop: int | None = Field(None, ge=1)
+    """The images are fields of view: cut a square of CROP × CROP pixels around the cell of every
+    row. Cells nearer than that to the border are dropped and counted."""
+    centre_columns: tuple[str, str] | None = None
+    """Columns of the cells' x and y in pixels, for --crop; looked up if not given
+    (Nuclei_Location_Center_X and _Y, and CellProfiler's and DeepProfiler's other names)."""
     label: str | None = None
     """Column to predict; if not given, the first present of Metadata_Perturbation, Metadata_Gene,
     Metadata_sgRNA, Metadata_JCP2022, Metadata_Label."""
@@ -64,12 +69,13 @@ class IngestConfig(Options):
     split: str | None = None
     """Column of a given split (train, val, id_test, test); Metadata_Split where there is one."""
     channels: tuple[str, ...] = ()
-    """Channel names; R, G, B for colour PNG and JPEG, else channel_0, channel_1 … The alpha
-    channel of a PNG is dropped unless it is named here."""
+    """Channel names; the columns' with one file per channel, R, G, B for colour PNG, JPEG and BMP,
+    else channel_0, channel_1 … Of CellProfiler's FileName_X it chooses those X, in this order. The
+    alpha channel of a PNG is dropped unless it is named here."""
     name: str | None = None
     """The screen's name; the output folder's name if not given."""
     size: int | None = Field(None, ge=1)
-    """Resize every image to SIZE × SIZE: area mean to shrink, linear to enlarge."""
+    """Resize every image or crop to SIZE × SIZE: area mean to shrink, linear to enlarge."""
     rgb: bool = False
     """Repeat grey images to three channels, where a data set mixes grey and colour."""
     max_pixels: int = Field(2**26, ge=1)
@@ -90,43 +96,103 @@ def ingest(
 ) -> Screen:
     """Write the images below `images_root` as a screen at `out` and open it.
 
-    `table` has one row per image file (.csv, .tsv or .parquet); without one the images lie in
-    ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment, Metadata_Label and
-    Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory stays bounded whatever
-    the number of images. Unless `quiet`, the terminal shows the rate and the time left.
+    `table` (.csv, .tsv or .parquet) has one row per image, in one file or in one per channel, or
+    with `config.crop` one row per cell, many to a field of view; the screen's table has the rows
+    kept, in their order. With `config.class_folders` the images lie in LABEL/file. Without a table
+    they lie in ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment,
+    Metadata_Label and Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
+    stays bounded whatever the number of images. Unless `quiet`, the terminal shows the rate and the
+    time left.
 
     Raises UserError, and leaves nothing at `out`, for a role without a column, an empty label,
     environment or level, a path that is missing or leaves `images_root`, a file that cannot be
-    read, or one whose channels, size or type differ from the first; each names row and file.
+    read, or one whose channels, size or type differ from the first, and for a centre outside its
+    field; each names row, column and file.
     """
     config = config or IngestConfig()
     out = Path(out)
     images_root = Path(images_root)
     refuse_existing(out)
+    unnamed = 0
     if table is None:
+        if config.class_folders:
+            raise UserError(
+                "--class-folders needs a table that gives the environment of each file; without a "
+                "table the images lie in ENVIRONMENT/LABEL/file, drop the flag"
+            )
         where = str(images_root)
         metadata = class_folders(images_root)
-        column = FOLDER_PATH
+        columns = ImageColumns((FileColumn(FOLDER_PATH),))
     else:
         where = str(table)
         metadata = read_table(table)
-        column = path_column(metadata, config.path_column, where)
+        columns = image_columns(
+            metadata,
+            where,
+            path=config.path_column,
+            per_channel=config.channel_columns,
+            channels=config.channels,
+        )
+        if config.class_folders:
+            if columns.channels:
+                raise UserError(
+                    f"{where}: --class-folders with one file per channel; name one column with "
+                    "--path-column"
+                )
+            metadata, unnamed = labelled_by_folder(
+                metadata, columns.columns[0].name, images_root, where
+            )
+            columns = ImageColumns((FileColumn(FOLDER_PATH),))
     roles = resolve_roles(metadata, config, where)
     _refuse_empty(metadata, roles, where)
-    files = image_files(
-        metadata[column].tolist(), images_root, where, allow_outside=config.allow_outside
+    reader = RowReader(
+        row_files(
+            metadata,
+            columns,
+            images_root,
+            where,
+            allow_outside=config.allow_outside,
+            shared=config.crop is not None,
+        ),
+        columns,
+        where,
+        channels=config.channels,
+        max_pixels=config.max_pixels,
+        rgb=config.rgb,
     )
-    reader = _Reader(files, where, config)
-    _refuse_full_disk(out, reader.first.nbytes * len(files))
-    provenance = _provenance(table, images_root, config, len(files))
-    name = config.name or out.name
+    crops = None
+    if config.crop is not None:
+        crops = FieldCrops(
+            reader,
+            metadata,
+            where,
+            columns=config.centre_columns,
+            crop=config.crop,
+            size=config.size,
+            threads=config.threads,
+        )
+    _refuse_full_disk(out, len(metadata), reader.first, config)
+    made = provenance(table, images_root, config, config.size)
+    black = 0
     with (
-        ScreenWriter(out, name, reader.channels, roles, provenance) as writer,
-        Progress("ingest", len(files), "images", quiet=quiet) as progress,
+        ScreenWriter(out, config.name or out.name, reader.channels, roles, made) as writer,
+        Progress("ingest", len(metadata), "images", quiet=quiet) as progress,
     ):
-        for images in reader.chunks():
-            writer.append(images)
-            progress.update(len(images))
+        if crops is None:
+            for images in whole_images(reader, size=config.size, threads=config.threads):
+                black += _append(writer, images)
+                progress.update(len(images))
+        else:
+            with crops.spooled(out.absolute().parent):
+                for count in crops.cut():
+                    progress.update(count)
+                for images in crops.kept():
+                    black += _append(writer, images)
+            made["crop"] = crops.summary()
+            metadata = metadata[crops.inside]
+        made["rows"] = len(metadata)
+        made["black_images"] = black
+        made["files_without_row"] = unnamed
         writer.finish(metadata)
     return open_screen(out)
 
@@ -137,7 +203,8 @@ def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Role
     Raises UserError for a column that is not there, or if label or environment remain without one.
     """
     present = set(table.columns)
-    label = config.label or next((name for name in LABEL_COLUMNS if name in present), None)
+    usual_labels = (FOLDER_LABEL,) if config.class_folders else LABEL_COLUMNS
+    label = config.label or next((name for name in usual_labels if name in present), None)
     usual = tuple(name for name in LEVEL_COLUMNS if name in present)
     if ENVIRONMENT_COLUMN in present:
         environment = config.environment or (ENVIRONMENT_COLUMN,)
@@ -178,88 +245,17 @@ def _refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
             )
 
 
-class _Reader:
-    """Reads the files in order, several at a time, and holds each to the first one's form."""
-
-    def __init__(self, files: list[Path], where: str, config: IngestConfig) -> None:
-        self._files = files
-        self._where = where
-        self._config = config
-        self.first = self._read(0)
-        self.channels = self._channel_names()
-
-    def chunks(self) -> Iterator[Pixels]:
-        """The images in order, (B, C, H, W) at a time."""
-        per_chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // self.first.nbytes))
-        starts = iter(range(0, len(self._files), per_chunk))
-        pending: deque[Future[Pixels]] = deque()
-        pool = ThreadPoolExecutor(self._config.threads)
-        try:
-            for start in starts:
-                pending.append(pool.submit(self._chunk, start, start + per_chunk))
-                if len(pending) > 2 * self._config.threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _chunk(self, start: int, stop: int) -> Pixels:
-        rows = range(start, min(stop, len(self._files)))
-        images = np.empty((len(rows), *self.first.shape), self.first.dtype)
-        for position, row in enumerate(rows):
-            pixels = self._read(row)
-            if (pixels.shape, pixels.dtype) != (self.first.shape, self.first.dtype):
-                self._refuse_other_form(row, pixels)
-            images[position] = pixels
-        return images
-
-    def _read(self, row: int) -> Pixels:
-        wanted = len(self._config.channels) or None
-        try:
-            pixels = read_image(
-                self._files[row], channels=wanted, max_pixels=self._config.max_pixels
-            )
-        except UserError as error:
-            raise UserError(f"{self._place(row)}: {error}") from error
-        if self._config.size is not None:
-            pixels = resized(pixels, self._config.size)
-        if self._config.rgb and len(pixels) == 1:
-            pixels = np.repeat(pixels, 3, axis=0)
-        return pixels
-
-    def _place(self, row: int) -> str:
-        return f"{self._where}: row {row} (from 0): {self._files[row]}"
-
-    def _channel_names(self) -> tuple[str, ...]:
-        found = len(self.first)
-        if not self._config.channels:
-            colour = found == 3 and self._files[0].suffix.lower() in (".png", ".jpg", ".jpeg")
-            return ("R", "G", "B") if colour else tuple(f"channel_{c}" for c in range(found))
-        if len(self._config.channels) != found:
-            raise UserError(
-                f"{self._place(0)}: {found} channels, but --channels names "
-                f"{len(self._config.channels)} ({', '.join(self._config.channels)}); name as many"
-            )
-        return self._config.channels
-
-    def _refuse_other_form(self, row: int, pixels: Pixels) -> None:
-        first = self.first
-        if pixels.dtype != first.dtype:
-            remedy = "convert all to one pixel type"
-        elif len(pixels) != len(first):
-            remedy = "save all with the same channels"
-            if {len(pixels), len(first)} == {1, 3}:
-                remedy += ", or pass --rgb"
-        else:
-            remedy = "pass --size N to resize all"
-        raise UserError(
-            f"{self._place(row)}: (C, H, W) {pixels.shape} {pixels.dtype}; expected {first.shape} "
-            f"{first.dtype} as in row 0 ({self._files[0].name}); {remedy}"
-        )
+def _append(writer: ScreenWriter, images: Pixels) -> int:
+    """Write images (B, C, H, W) and count those in which every pixel is 0."""
+    writer.append(images)
+    return int((~images.any(axis=(1, 2, 3))).sum())
 
 
-def _refuse_full_disk(out: Path, needed: int) -> None:
+def _refuse_full_disk(out: Path, rows: int, first: Pixels, config: IngestConfig) -> None:
+    side = config.size or config.crop
+    pixels = first.size if side is None else len(first) * side * side
+    # Crops lie on the disk twice while the screen is written.
+    needed = rows * pixels * first.itemsize * (1 if config.crop is None else 2)
     folder = out.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -269,29 +265,3 @@ def _refuse_full_disk(out: Path, needed: int) -> None:
             f"{out}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; make room, "
             "choose another --out, or shrink the images with --size"
         )
-
-
-def _provenance(
-    table: Path | None, images_root: Path, config: IngestConfig, rows: int
-) -> dict[str, Any]:
-    sha256 = None
-    if table is not None:
-        with Path(table).open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    resize = None
-    if config.size is not None:
-        resize = {"size": config.size, "shrinking": "area mean", "growing": "linear"}
-    packages = ("deconfound", "numpy", "pandas", "pillow", "tifffile")
-    return {
-        "made_by": "ingest",
-        "table": None if table is None else os.fspath(table),
-        "table_sha256": sha256,
-        "images_root": os.fspath(images_root),
-        "rows": rows,
-        "options": config.model_dump(mode="json"),
-        "resize": resize,
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-    }

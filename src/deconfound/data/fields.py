@@ -1,0 +1,204 @@
+"""Cells cut out of fields of view: one row of the table per cell, many rows per image."""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from deconfound.data.image_file import Pixels, resized
+from deconfound.data.image_rows import RowReader, images_per_chunk, in_order
+from deconfound.data.table import require_columns
+from deconfound.errors import UserError
+
+Centres = npt.NDArray[np.float64]
+
+CENTRE_COLUMNS = tuple(
+    (f"{name}X", f"{name}Y")
+    for name in (
+        "Nuclei_Location_Center_",
+        "Nuclei_AreaShape_Center_",
+        "Metadata_Nuclei_Location_Center_",
+        "Location_Center_",
+        "AreaShape_Center_",
+        "Metadata_",
+    )
+)
+"""Columns of x and y as CellProfiler and DeepProfiler name them; the first pair present counts."""
+
+
+def centre_columns(
+    table: pd.DataFrame, given: tuple[str, str] | None, where: str
+) -> tuple[str, str]:
+    """The columns of the centres' x and y: `given`, or the first pair of `CENTRE_COLUMNS`.
+
+    Raises UserError if one is missing.
+    """
+    if given is not None:
+        require_columns(table, given, where)
+        return given
+    for pair in CENTRE_COLUMNS:
+        if set(pair) <= set(table.columns):
+            return pair
+    looked = ", ".join(f"{x}/{y[-1]}" for x, y in CENTRE_COLUMNS)
+    raise UserError(
+        f"{where}: no columns of the cells' centres (looked for {looked}); name those of x and y "
+        "with --centre-columns"
+    )
+
+
+def centres(table: pd.DataFrame, columns: Sequence[str], where: str) -> Centres:
+    """(N, 2) x and y of every cell in pixels, where 0 is the middle of the first pixel.
+
+    Raises UserError naming the first row whose value is no finite number.
+    """
+    values = np.empty((len(table), len(columns)))
+    for position, column in enumerate(columns):
+        values[:, position] = pd.to_numeric(table[column], errors="coerce")
+        wrong = np.flatnonzero(~np.isfinite(values[:, position]))
+        if len(wrong):
+            raise UserError(
+                f"{where}: row {wrong[0]} (from 0): column {column!r} holds "
+                f"{table[column].iloc[wrong[0]]!r}; expected a number of pixels, {len(wrong)} rows "
+                "have none: drop them, or name others with --centre-columns"
+            )
+    return values
+
+
+class FieldCrops:
+    """Square crops around the cells of every field, each field read once.
+
+    Within `spooled`, `cut` all fields, then take the `kept` cells in the table's order. `columns`
+    are those of the centres' x and y (looked up if None), `crop` is the side in pixels, `size` the
+    side after resizing. Raises UserError for centres that are missing or no numbers, and for a cell
+    that is given twice.
+    """
+
+    def __init__(
+        self,
+        reader: RowReader,
+        table: pd.DataFrame,
+        where: str,
+        *,
+        columns: tuple[str, str] | None,
+        crop: int,
+        size: int | None,
+        threads: int,
+    ) -> None:
+        self._reader = reader
+        self._columns = centre_columns(table, columns, where)
+        self._centres = centres(table, self._columns, where)
+        self._crop = crop
+        self._size = size
+        self._threads = threads
+        self._shape = (len(reader.first), size or crop, size or crop)
+        self._bytes = math.prod(self._shape) * reader.first.itemsize
+        self._fields = self._rows_by_field()
+        self._spool: IO[bytes] | None = None
+        self.inside = np.zeros(len(table), dtype=np.bool_)
+        """(N,) whether the crop of a cell lies in its field; known once all fields are cut."""
+
+    @contextmanager
+    def spooled(self, folder: Path) -> Iterator[None]:
+        """Keep the crops in a file in `folder` without a name, which goes with the process."""
+        with tempfile.TemporaryFile(dir=folder) as spool:
+            self._spool = spool
+            yield
+
+    def summary(self) -> dict[str, Any]:
+        """For the provenance: the columns, and how many fields, rows and dropped cells."""
+        return {
+            "centre_columns": self._columns,
+            "fields": len(self._fields),
+            "rows_of_table": len(self.inside),
+            "dropped_at_border": int((~self.inside).sum()),
+        }
+
+    def cut(self) -> Iterator[int]:
+        """Cut every field's cells; yields the number of cells after each field.
+
+        Raises UserError for a field that cannot be read or is smaller than the crop, for a centre
+        outside its field, and if no cell is left.
+        """
+        for rows in in_order(self._cut_field, self._fields, self._threads):
+            yield len(rows)
+        if not self.inside.any():
+            raise UserError(
+                f"all {len(self.inside)} cells lie too near the border of their field for crops of "
+                f"{self._crop} pixels; choose a smaller --crop"
+            )
+
+    def kept(self) -> Iterator[Pixels]:
+        """The crops inside their field in the table's order, (B, C, S, S) at a time."""
+        rows = np.flatnonzero(self.inside)
+        per_chunk = images_per_chunk(self._bytes)
+        spool = self._descriptor()
+        for start in range(0, len(rows), per_chunk):
+            chunk = rows[start : start + per_chunk]
+            crops = np.empty((len(chunk), *self._shape), self._reader.first.dtype)
+            for position, row in enumerate(chunk):
+                stored = os.pread(spool, self._bytes, int(row) * self._bytes)
+                crops[position] = np.frombuffer(stored, crops.dtype).reshape(self._shape)
+            yield crops
+
+    def _rows_by_field(self) -> list[list[int]]:
+        fields: dict[tuple[Path, ...], list[int]] = {}
+        cells: dict[tuple[tuple[Path, ...], float, float], int] = {}
+        for row, (field, (x, y)) in enumerate(
+            zip(self._reader.files, self._centres.tolist(), strict=True)
+        ):
+            fields.setdefault(field, []).append(row)
+            earlier = cells.setdefault((field, x, y), row)
+            if earlier != row:
+                raise UserError(
+                    f"{self._reader.place(row)}: the cell at {x:g}, {y:g} is already in row "
+                    f"{earlier}; expected one row per cell, drop one of them"
+                )
+        return list(fields.values())
+
+    def _cut_field(self, rows: list[int]) -> list[int]:
+        field = self._reader.read(rows[0], any_size=True)
+        sides = np.array(field.shape[:0:-1])  # width, height, as x and y
+        if (sides < self._crop).any():
+            raise UserError(
+                f"{self._reader.place(rows[0])}: a field of {sides[1]} × {sides[0]} pixels, "
+                f"smaller than a crop of {self._crop}; choose a smaller --crop"
+            )
+        for row in rows:
+            centre = self._centres[row]
+            for value, side, column in zip(centre, sides, self._columns, strict=True):
+                if not -0.5 <= value <= side - 0.5:
+                    raise UserError(
+                        f"{self._reader.place(row, column=column)}: the centre {value:g} lies "
+                        f"outside its field of {sides[1]} × {sides[0]} (H × W) pixels; check that "
+                        "the columns are x and y in this order, in pixels, of this image"
+                    )
+            # The window whose middle is nearest to the centre.
+            left, top = (int(edge) for edge in np.ceil(centre - self._crop / 2))
+            right, bottom = left + self._crop, top + self._crop
+            if left < 0 or top < 0 or right > sides[0] or bottom > sides[1]:
+                continue
+            cell = field[:, top:bottom, left:right]
+            if self._size is not None:
+                cell = resized(cell, self._size)
+            self._write(row, cell.tobytes())
+            self.inside[row] = True
+        return rows
+
+    def _descriptor(self) -> int:
+        if self._spool is None:
+            raise RuntimeError("FieldCrops is used outside `spooled`")
+        return self._spool.fileno()
+
+    def _write(self, row: int, cell: bytes) -> None:
+        left = memoryview(cell)
+        place = row * self._bytes
+        while left:
+            written = os.pwrite(self._descriptor(), left, place)
+            left, place = left[written:], place + written

@@ -1,0 +1,58 @@
+"""What an ingested screen records of its making, and what of it the user should be told."""
+
+import hashlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deconfound.config import Options
+
+
+def provenance(
+    table: Path | None, images_root: Path, config: Options, size: int | None
+) -> dict[str, Any]:
+    """What is known before the images are read: files, options, resizing and versions."""
+    sha256 = None
+    if table is not None:
+        with Path(table).open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    resize = None
+    if size is not None:
+        resize = {"size": size, "shrinking": "area mean", "growing": "linear"}
+    packages = ("deconfound", "numpy", "pandas", "pillow", "tifffile")
+    return {
+        "made_by": "ingest",
+        "table": None if table is None else os.fspath(table),
+        "table_sha256": sha256,
+        "images_root": os.fspath(images_root),
+        "options": config.model_dump(mode="json"),
+        "resize": resize,
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+    }
+
+
+def remarks(made: dict[str, Any]) -> list[str]:
+    """What the user should know of a screen just made: cells dropped, images that are black."""
+    said = []
+    crop = made.get("crop")
+    if crop:
+        said.append(
+            f"{crop['dropped_at_border']:,} of {crop['rows_of_table']:,} cells in "
+            f"{crop['fields']:,} fields lie too near the border and were dropped"
+        )
+    if made.get("files_without_row"):
+        said.append(
+            f"{made['files_without_row']:,} images in class folders have no row in the table "
+            "and were left out"
+        )
+    if made.get("black_images"):
+        said.append(
+            f"warning: {made['black_images']:,} images are black (every pixel 0); check "
+            "their files, or drop these rows"
+        )
+    return said
