@@ -63,10 +63,11 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
     problem = pose(opened, config.data)
     if _claims(out, config, opened):
         return open_run(out)
+    options = config.training
+    fabric = machine.start(options.device, options.precision, options.threads)
+    training = Training(config, opened, problem, out, fabric, quiet)
     write_description(out, config, opened, problem)
-    training = config.training
-    fabric = machine.start(training.device, training.precision, training.threads)
-    Training(config, opened, problem, out, fabric, quiet).run()
+    training.run()
     return open_run(out)
 
 

@@ -161,6 +161,8 @@ def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
     screen = open_screen(path)
     if screen.identity != fold["screen_identity"]:
         raise UserError(f"the screen at {path} has changed since")
+    if screen.holds_profiles:
+        raise UserError("the screen holds profiles, which have no pictures")
     return screen
 
 

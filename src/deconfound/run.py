@@ -22,7 +22,7 @@ from deconfound.config import DataOptions, Options, TrainingOptions, read_yaml, 
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Screen
 from deconfound.data.split import Fold, make_fold
-from deconfound.data.table import Coded, Roles, require_columns
+from deconfound.data.table import Coded, Roles, listed, require_columns
 from deconfound.errors import UserError
 from deconfound.methods.base import Method, MethodOptions, Task
 from deconfound.streams import derived_seed
@@ -121,15 +121,23 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
 
 
 def build_method(config: RunConfig, screen: Screen, labels: int, environments: int) -> Method:
-    """The method of a run with its initial weights; raises UserError for images not square."""
+    """The method of a run with its initial weights; raises UserError for images not square.
+
+    Raises it too for an option that images have and profiles have not.
+    """
     channels, *sides = screen.image_shape
-    if len(sides) != 2 or sides[0] != sides[1]:
+    if screen.holds_profiles and config.training.augment != "none":
+        raise UserError(
+            f"{screen.path}: holds profiles, and --augment {config.training.augment} turns images; "
+            "leave --augment out"
+        )
+    if not screen.holds_profiles and (len(sides) != 2 or sides[0] != sides[1]):
         raise UserError(
             f"{screen.path}: images of {' × '.join(map(str, sides))} px; expected square ones, "
             "ingest with --size"
         )
     torch.manual_seed(derived_seed(config.seed, "initial weights"))
-    task = Task(channels, sides[0], labels, environments)
+    task = Task(channels, sides[0] if sides else None, labels, environments)
     return methods.load(config.method)(config.options, task)
 
 
@@ -164,8 +172,8 @@ class Run:
         """
         if screen.channels != self.channels:
             raise UserError(
-                f"{screen.path}: channels {', '.join(screen.channels)}; the run {self.path} was "
-                f"trained on {', '.join(self.channels)}"
+                f"{screen.path}: channels {listed(screen.channels)}; the run {self.path} was "
+                f"trained on {listed(self.channels)}"
             )
         method = build_method(self.config, screen, len(self.labels), len(self.environments))
         intensity = Intensity(len(self.channels), self.config.data.transform)

@@ -63,6 +63,8 @@ def transfer(
     if images < 2:
         raise UserError(f"--images {images}: a swap needs 2 cells or more")
     opened_run, opened_screen = open_run(run), open_screen(screen)
+    if opened_screen.holds_profiles:
+        raise UserError(f"{screen}: holds profiles; transfer draws cells, give a screen of images")
     method, intensity = opened_run.load(opened_screen)
     label = _names(opened_screen, [str(opened_run.roles.label)])
     environment = _names(opened_screen, opened_run.roles.environment)

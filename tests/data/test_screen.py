@@ -234,3 +234,29 @@ def test_a_shard_of_python_objects_is_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "s" / "images-00000.npy", np.array([{}, {}, {}]), allow_pickle=True)
     with pytest.raises(UserError, match="missing or cut short"):
         open_screen(tmp_path / "s")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_profiles_round_trip(tmp_path: Path) -> None:
+    profiles = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    screen = write(tmp_path / "s", profiles)
+    assert screen.holds_profiles
+    assert (screen.image_shape, screen.channels) == ((2,), ("a", "b"))
+    assert len(screen.index.shards) > 1
+    np.testing.assert_array_equal(screen.read([49, 0, 17]), profiles[[49, 0, 17]])
+    assert not write(tmp_path / "images", images_of(3)).holds_profiles
+
+
+@pytest.mark.parametrize(
+    ("profiles", "said"),
+    [
+        (np.zeros((3, 2)), "float64"),
+        (np.zeros((3, 2), np.uint8), "float32, one column for each feature"),
+        (np.zeros((3, 5), np.float32), r"expected \(B, 2\) float32"),
+        (np.array([[0, 0], [0, np.nan]], np.float32), "profile 1 of those added"),
+    ],
+)
+def test_unfit_profiles_are_refused(tmp_path: Path, profiles: np.ndarray, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        write(tmp_path / "s", profiles)
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deconfound.errors import UserError
-from deconfound.nets.encoder import build_encoder
+from deconfound.nets.encoder import Norm, build_encoder
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -133,3 +133,36 @@ def test_timm_networks_have_any_channel_count(monkeypatch: pytest.MonkeyPatch) -
         build_encoder("timm:tinny", 5, 32)
     with pytest.raises(UserError, match="keeps its own norm"):
         build_encoder("timm:tiny", 5, 32, "group")
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_profiles_take_a_perceptron_under_every_norm_they_have(norm: Norm) -> None:
+    encoder = build_encoder("mlp", 7, None, norm)
+    kinds = {type(layer) for layer in encoder.modules()}
+    assert (nn.GroupNorm in kinds) == (norm == "group")
+    assert sum(isinstance(layer, nn.BatchNorm1d) for layer in encoder.modules()) == (
+        3 if norm == "batch" else 1
+    )
+    representation = encoder(torch.randn(16, 7))
+    assert representation.shape == (16, encoder.features)
+    weights = torch.randn(16, encoder.features)
+    (representation * weights).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in encoder.parameters())
+
+
+def test_small_stands_for_the_perceptron_of_profiles() -> None:
+    torch.manual_seed(0)
+    small = build_encoder("small", 5, None)
+    torch.manual_seed(0)
+    mlp = build_encoder("mlp", 5, None)
+    for first, second in zip(small.parameters(), mlp.parameters(), strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_image_encoders_refuse_profiles_and_the_perceptron_images() -> None:
+    with pytest.raises(UserError, match=r"densenet121 takes images.*use mlp"):
+        build_encoder("densenet121", 5, None)
+    with pytest.raises(UserError, match=r"mlp takes profiles.*use small"):
+        build_encoder("mlp", 3, 32)
+    with pytest.raises(UserError, match="profiles have none"):
+        build_encoder("mlp", 5, None, "instance")

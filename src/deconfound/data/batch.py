@@ -25,7 +25,7 @@ class Batch:
     """What a method sees of the data."""
 
     image: Tensor
-    """(B, C, H, W) float32, intensities as `Intensity` leaves them."""
+    """(B, C, H, W), or profiles (B, D), float32, values as `Intensity` leaves them."""
     label: Tensor
     """(B,) int64; −1 where missing."""
     environment: Tensor
@@ -55,6 +55,7 @@ class BatchReader:
         self._environment = torch.from_numpy(environment)
         self._intensity = intensity.to(device)
         self._device = device
+        channels_last = channels_last and not screen.holds_profiles
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:

@@ -1,4 +1,4 @@
-"""From stored pixels to the float32 values a network sees; fitted on training rows alone."""
+"""From stored values to the float32 a network sees; fitted on training rows alone."""
 
 from typing import Any, Literal
 
@@ -13,12 +13,14 @@ from deconfound.streams import numpy_stream
 Transform = Literal["none", "arcsinh"]
 Scaling = Literal["standardise", "unit"]
 SAMPLE = 4096
+CONSTANT = 1e-6
 
 
 class Intensity(nn.Module):
-    """(transform(x) − offset) · scale for every channel; part of a run's checkpoint.
+    """(transform(x) − offset) · scale for every channel or feature; part of a run's checkpoint.
 
-    `forward` takes stored pixels (B, C, H, W) of any numeric dtype and returns float32.
+    `forward` takes stored pixels (B, C, H, W) of any numeric dtype, or profiles (B, D), and
+    returns float32.
     """
 
     offset: Tensor
@@ -31,11 +33,12 @@ class Intensity(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Stored pixels (B, C, H, W) to float32 of the same shape."""
+        """Stored pixels (B, C, H, W) or profiles (B, D) to float32 of the same shape."""
         image = pixels.to(torch.float32, copy=True)
         if self.transform == "arcsinh":
             image = torch.asinh_(image)
-        return image.sub_(self.offset[:, None, None]).mul_(self.scale[:, None, None])
+        sides = (1,) * (image.ndim - 2)
+        return image.sub_(self.offset.view(-1, *sides)).mul_(self.scale.view(-1, *sides))
 
 
 def fit_intensity(
@@ -44,7 +47,8 @@ def fit_intensity(
     """Fit on at most 4,096 of `rows`: "standardise" to mean 0 and sd 1 a channel, "unit" to [0, 1].
 
     "unit" divides by the largest value the stored type can hold (float32 is taken to be in [0, 1]
-    already) and needs no fit. Raises UserError for "unit" after "arcsinh".
+    already) and needs no fit. Profiles are standardised by feature; a feature that does not vary
+    over the rows fitted on becomes 0 in every row. Raises UserError for "unit" after "arcsinh".
     """
     intensity = Intensity(len(screen.channels), transform)
     if scaling == "unit":
@@ -58,10 +62,17 @@ def fit_intensity(
     squares: Any = 0.0
     for start in range(0, len(sample), 256):
         values = intensity(torch.from_numpy(screen.read(sample[start : start + 256]))).double()
-        total = total + values.mean(dim=(2, 3)).sum(dim=0)
-        squares = squares + values.square().mean(dim=(2, 3)).sum(dim=0)
+        values = values.flatten(2) if values.ndim > 2 else values[:, :, None]
+        total = total + values.mean(dim=2).sum(dim=0)
+        squares = squares + values.square().mean(dim=2).sum(dim=0)
     mean = total / len(sample)
     deviation = (squares / len(sample) - mean.square()).clamp(min=0).sqrt()
     intensity.offset.copy_(mean)
-    intensity.scale.copy_(1.0 / deviation.clamp(min=1e-6))
+    if screen.holds_profiles:
+        # Features differ in size by orders of magnitude, so "does not vary" is relative: no more
+        # than the rounding of a float32 mean.
+        varies = deviation > CONSTANT * mean.abs()
+        intensity.scale.copy_(torch.where(varies, 1.0 / deviation, 0.0))
+    else:
+        intensity.scale.copy_(1.0 / deviation.clamp(min=1e-6))
     return intensity

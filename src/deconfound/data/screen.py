@@ -1,4 +1,4 @@
-"""A screen on disk: a table with one row per image, and the images in plain NumPy shards."""
+"""A screen on disk: a table, and one image or profile per row in plain NumPy shards."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class Shard(BaseModel):
 
 
 class ScreenIndex(BaseModel):
-    """What `screen.json` holds."""
+    """What `screen.json` holds; of profiles, `channels` are the names of the features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,13 +73,18 @@ class Screen:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Channel names, in the order of the image axis."""
+        """Channel names, in the order of the image axis; of profiles the names of the features."""
         return self.index.channels
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (C, H, W)."""
+        """Shape of one image, (C, H, W), or of one profile, (D,)."""
         return self.index.image_shape
+
+    @property
+    def holds_profiles(self) -> bool:
+        """Whether the rows are profiles, vectors of features, and not images."""
+        return len(self.image_shape) == 1
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -103,7 +108,7 @@ class Screen:
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def read(self, rows: npt.ArrayLike) -> Images:
-        """The images of `rows`, in that order: (B, C, H, W) in the stored dtype.
+        """The images of `rows`, in that order: (B, C, H, W), or profiles (B, D); stored dtype.
 
         Raises IndexError for a row outside 0 … N−1.
         """
@@ -187,7 +192,10 @@ class ScreenWriter:
         return self._temporary
 
     def append(self, images: Images) -> None:
-        """Add images (B, C, H, W), uint8, uint16 or float32, all of one shape and dtype."""
+        """Add images (B, C, H, W), uint8, uint16 or float32, or profiles (B, D), float32.
+
+        All of one shape and dtype.
+        """
         if self._buffer is None:
             self._buffer = self._new_buffer(images)
         expected = self._buffer.shape[1:], self._buffer.dtype
@@ -195,6 +203,12 @@ class ScreenWriter:
             raise UserError(
                 f"images of shape {images.shape[1:]} {images.dtype} after {expected[0]} "
                 f"{expected[1]}; a screen holds one shape and type, resize or convert them"
+            )
+        if images.ndim == 2 and not np.isfinite(images).all():
+            row = int(np.flatnonzero(~np.isfinite(images).all(axis=1))[0])
+            raise UserError(
+                f"{self._path}: profile {row} of those added has values that are not finite; "
+                "drop the feature or the row"
             )
         done = 0
         while done < len(images):
@@ -234,13 +248,22 @@ class ScreenWriter:
     def _new_buffer(self, images: Images) -> Images:
         if str(images.dtype) not in DTYPES:
             raise UserError(f"pixels of type {images.dtype}; expected one of {', '.join(DTYPES)}")
-        if images.ndim != 4 or images.shape[1] != len(self._channels):
+        if images.ndim == 2:
+            self._refuse_unfit_profiles(images)
+        elif images.ndim != 4 or images.shape[1] != len(self._channels):
             raise UserError(
                 f"images of shape {images.shape}; expected (B, {len(self._channels)}, H, W) for "
                 f"the channels {', '.join(self._channels)}"
             )
         per_image = max(1, images[0].nbytes)
         return np.empty((max(1, SHARD_BYTES // per_image), *images.shape[1:]), images.dtype)
+
+    def _refuse_unfit_profiles(self, profiles: Images) -> None:
+        if profiles.dtype != np.float32 or profiles.shape[1] != len(self._channels):
+            raise UserError(
+                f"profiles of shape {profiles.shape} {profiles.dtype}; expected "
+                f"(B, {len(self._channels)}) float32, one column for each feature"
+            )
 
     def _write_shard(self) -> None:
         assert self._buffer is not None

@@ -95,7 +95,7 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> 
     for column in columns:
         if column not in table.columns:
             near = difflib.get_close_matches(column, [str(name) for name in table.columns], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {_listed(table.columns)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {listed(table.columns)}"
             raise UserError(f"{where}: there is no column {column!r}; {hint}")
 
 
@@ -151,7 +151,8 @@ def natural_order(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts)
 
 
-def _listed(columns: Iterable[object], most: int = 12) -> str:
+def listed(columns: Iterable[object], most: int = 12) -> str:
+    """Names with commas between them, `most` at most and the number of the others."""
     names = [str(column) for column in columns]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -29,8 +29,9 @@ class Task:
     """What the training data look like."""
 
     channels: int
-    image_size: int
-    """Height, which equals the width."""
+    """Channels of an image, or features of a profile."""
+    image_size: int | None
+    """Height, which equals the width; None for profiles."""
     labels: int
     """Labels present in training."""
     environments: int
@@ -104,9 +105,9 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def embed(self, image: Tensor) -> Tensors:
-        """(B, C, H, W) to "representation" and, if the method has them, "content", "style".
+        """Images or profiles to "representation" and, if there are blocks, "content", "style".
 
-        Each is (B, D) float32.
+        (B, C, H, W) or (B, features) to (B, D) float32 each.
         """
         raise NotImplementedError
 

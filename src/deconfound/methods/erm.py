@@ -22,7 +22,7 @@ class ErmOptions(MethodOptions):
     """Options of ERM."""
 
     encoder: str = "small"
-    """small, resnet18, densenet121 or timm:NAME."""
+    """small, resnet18, densenet121 or timm:NAME; profiles take mlp, for which small stands too."""
     norm: Norm = "batch"
     """Normalisation in the encoder: batch, instance, group or none."""
 
@@ -57,7 +57,7 @@ class Erm(Method):
         return (Stage("classifier", steps, (phase,)),)
 
     def embed(self, image: Tensor) -> Tensors:
-        """(B, C, H, W) to "representation" (B, features)."""
+        """(B, C, H, W), or profiles (B, D), to "representation" (B, features)."""
         return {"representation": self.encoder(image)}
 
     def predict(self, embedded: Tensors) -> Tensor:

@@ -41,15 +41,17 @@ class ScbdOptions(MethodOptions):
     style_target: Literal["environment", "pair"] = "environment"
     """What the style block follows: the environment, or the pair (label, environment)."""
     encoder: str = "small"
-    """Content encoder: small, resnet18, densenet121 or timm:NAME."""
+    """Content encoder: small, resnet18, densenet121 or timm:NAME; profiles take mlp, for which
+    small stands too."""
     style_encoder: str | None = None
     """Style encoder; the same network as the content encoder if not given."""
     norm: Norm = "batch"
     """Normalisation in the encoders: batch, instance, group or none."""
     block_size: int = Field(128, ge=1)
     """Dimensions of z_c and of z_s."""
-    decoder: Literal["after", "beside", "none"] = "after"
-    """When the decoder is fitted: after the encoders, beside them as in the paper, or never."""
+    decoder: Literal["after", "beside", "none"] | None = None
+    """When the decoder is fitted: after the encoders, beside them as in the paper, or never
+    (none). If not given: after for images, none for profiles, which it cannot draw."""
     decoder_steps: int = Field(300, ge=1)
     """Steps of the decoder when it is fitted after the encoders."""
     decoder_batch_size: int = Field(64, ge=1)
@@ -97,9 +99,17 @@ class Scbd(Method):
             }
         )
         self.decoder: AdditiveDecoder | None = None
-        if options.decoder != "none":
-            side = decoder_size(task.image_size)
-            self.decoder = AdditiveDecoder(size, size, task.channels, side, options.decoder_width)
+        if task.image_size is None:
+            if options.decoder not in (None, "none"):
+                raise UserError(
+                    f"--decoder {options.decoder} draws images, and the screen holds profiles; "
+                    "leave --decoder out"
+                )
+        elif options.decoder != "none":
+            self.side = decoder_size(task.image_size)
+            self.decoder = AdditiveDecoder(
+                size, size, task.channels, self.side, options.decoder_width
+            )
         self.likelihood = (
             BernoulliLikelihood() if options.likelihood == "bernoulli" else GaussianLikelihood()
         )
@@ -136,7 +146,7 @@ class Scbd(Method):
             self._reconstruction,
             options.decoder_learning_rate,
             options.weight_decay,
-            validates=options.decoder == "after",
+            validates=options.decoder != "beside",
         )
         if options.decoder == "beside":
             return (Stage("encoders", steps, (contrast, probes, reconstruct)),)
@@ -151,7 +161,10 @@ class Scbd(Method):
         return (Stage("encoders", steps, (contrast, probes)), decoder_stage)
 
     def embed(self, image: Tensor) -> Tensors:
-        """(B, C, H, W) to "representation" r_c, "content" z_c and "style" z_s; z of unit norm."""
+        """Images or profiles to "representation" r_c, "content" z_c, "style" z_s; z of unit norm.
+
+        (B, C, H, W) or (B, features) to (B, D) each.
+        """
         representation = self.content_encoder(image)
         return {
             "representation": representation,
@@ -227,7 +240,6 @@ class Scbd(Method):
     def _target(self, image: Tensor) -> Tensor:
         if self.options.likelihood == "bernoulli" and (image.min() < 0 or image.max() > 1):
             raise UserError("--likelihood bernoulli needs pixels in [0, 1]; add --scaling unit")
-        side = decoder_size(self.task.image_size)
-        if image.shape[-1] == side:
+        if image.shape[-1] == self.side:
             return image
-        return nn.functional.interpolate(image, (side, side), mode="area")
+        return nn.functional.interpolate(image, (self.side, self.side), mode="area")

@@ -1,4 +1,4 @@
-"""Image encoders: any channel count, any normalisation, one flat representation per image."""
+"""Encoders of images and of profiles: any channel count, any normalisation, one flat vector."""
 
 import copy
 import difflib
@@ -13,13 +13,16 @@ from deconfound.errors import UserError
 Norm = Literal["batch", "instance", "group", "none"]
 
 ENCODERS = ("small", "resnet18", "densenet121")
+MLP = "mlp"
+MLP_WIDTHS = (512, 512, 256)
 TIMM_PREFIX = "timm:"
 
 
 class Encoder(nn.Module):
-    """A network that turns images into representations.
+    """A network that turns images or profiles into representations.
 
-    `encoder(image)`: image (B, C, H, W) float32 -> representation (B, features).
+    `encoder(image)`: image (B, C, H, W), or profile (B, D), float32 -> representation
+    (B, features).
     Random initial weights come from PyTorch's global stream: seed it before building.
     """
 
@@ -48,8 +51,13 @@ class ChannelAffine(nn.Module):
         return map * self.weight + self.bias
 
 
-def build_encoder(name: str, channels: int, image_size: int, norm: Norm = "batch") -> Encoder:
+def build_encoder(
+    name: str, channels: int, image_size: int | None, norm: Norm = "batch"
+) -> Encoder:
     """The encoder called `name` for square images of `image_size` pixels and `channels` channels.
+
+    Where `image_size` is None it is for profiles of `channels` features, and `name` is `mlp`, or
+    `small`, the default, which stands for it.
 
     - `small`: four convolutions, 256 features; ours, the default on a CPU. Its pooled features are
       standardised over the batch under every norm.
@@ -57,15 +65,22 @@ def build_encoder(name: str, channels: int, image_size: int, norm: Norm = "batch
       A.1.1, with the ImageNet stem (7x7 stride 2, max-pool) at every image size and BatchNorm;
       the layers and their initialisation are MONAI's, laid out as torchvision's.
     - `timm:NAME`: any network of the extra `[timm]`, with random weights and its own norm.
+    - `mlp`: two hidden layers of 512 and 256 features, which are standardised over the batch as
+      those of `small` are; of profiles alone.
 
     `norm` replaces the BatchNorm of the maps by affine instance norm, group norm (8 groups) or a
     plain per-channel scale and shift ("none"); the parameter count does not change.
 
     Raises UserError for an unknown name or norm, a missing extra, a norm other than "batch" with
-    a timm network, and an image size that the network or its norm cannot take.
+    a timm network, an image size that the network or its norm cannot take, an image encoder for
+    profiles or `mlp` for images, and instance norm of profiles, whose features have no extent.
     """
     if norm not in get_args(Norm):
         raise UserError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(Norm))}")
+    if image_size is None:
+        return _mlp(name, channels, norm)
+    if name == MLP:
+        raise UserError(f"encoder {MLP} takes profiles, and the screen holds images; use small")
     if name == "small":
         network = _small(channels)
     elif name == "resnet18":
@@ -104,6 +119,29 @@ def _small(channels: int) -> nn.Module:
         nn.Flatten(),
         nn.BatchNorm1d(256),
     )
+
+
+def _mlp(name: str, features: int, norm: Norm) -> Encoder:
+    if name not in (MLP, "small"):
+        raise UserError(f"encoder {name} takes images, and the screen holds profiles; use {MLP}")
+    if norm == "instance":
+        raise UserError(f"norm {norm!r} needs maps, and profiles have none; use batch or group")
+
+    def layer(inputs: int, outputs: int) -> list[nn.Module]:
+        linear = nn.Linear(inputs, outputs, bias=norm == "none")
+        normed: dict[Norm, nn.Module] = {
+            "batch": nn.BatchNorm1d(outputs), "group": nn.GroupNorm(8, outputs),
+        }  # fmt: skip
+        return [linear, *([normed[norm]] if norm in normed else []), nn.ReLU(inplace=True)]
+
+    first, second, last = MLP_WIDTHS
+    network = nn.Sequential(
+        *layer(features, first),
+        *layer(first, second),
+        nn.Linear(second, last, bias=False),
+        nn.BatchNorm1d(last),
+    )
+    return Encoder(network, last)
 
 
 def _resnet18(channels: int) -> nn.Module:
