@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,18 +55,23 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
     """Train `config` on `screen` into the directory `out`, or resume what is there.
 
     On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
-    holds another run or something else, if the loss stops being finite, and for every mistake in
-    the configuration.
+    holds another run or something else, if another process is writing it, if the loss stops being
+    finite, and for every mistake in the configuration.
     """
     out = Path(out)
     opened = open_screen(screen)
     problem = pose(opened, config.data)
     if _claims(out, config, opened):
         return open_run(out)
-    write_description(out, config, opened, problem)
-    training = config.training
-    fabric = machine.start(training.device, training.precision, training.threads)
-    Training(config, opened, problem, out, fabric, quiet).run()
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
+    with atomic.locked(out) if first else contextlib.nullcontext():
+        if not _claims(out, config, opened):
+            if first:
+                atomic.sweep(out)
+                write_description(out, config, opened, problem)
+            training = config.training
+            fabric = machine.start(training.device, training.precision, training.threads)
+            Training(config, opened, problem, out, fabric, quiet).run()
     return open_run(out)
 
 
