@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
-from deconfound import __version__
+from deconfound import __version__, stop
 from deconfound.config import DataOptions, Options, TrainingOptions, nearest
 from deconfound.errors import UserError
 
@@ -297,21 +297,33 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 }
 
 
+RESUMED = ("fit", "embed", "demo")
+"""Verbs that go on where they were stopped."""
+
+
 def main(words: list[str] | None = None) -> None:
-    """Run a verb; exits with 2 and one line on a mistake of the user's, with 130 on Ctrl-C."""
+    """Run a verb.
+
+    Exits with 2 and one line on a mistake of the user's; with one line too on SIGTERM, with 0 where
+    fit has saved its run and else with 143, and on Ctrl-C, with 130.
+    """
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        _dispatch(words)
+        with stop.at_once():
+            _dispatch(words)
     except UserError as error:
         if debug:
             traceback.print_exc()
         print(f"deconfound: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("deconfound: stopped; the same command resumes", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as request:
+        remedy = "resumes" if words[0] in RESUMED else "starts again, as nothing was written"
+        said = str(request) or f"stopped; the same command {remedy}"
+        print(f"deconfound: {_one_line(said)}", file=sys.stderr)
+        asked = isinstance(request, stop.Stopped)
+        sys.exit(130 if not asked else 0 if words[0] == "fit" else 143)
 
 
 def _dispatch(words: list[str]) -> None:

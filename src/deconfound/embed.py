@@ -37,19 +37,22 @@ def embed(
     """Embed all images of `screen` with `run` into the `.h5ad` file `out`.
 
     Finished chunks are kept beside `out` until it is whole, so a killed call resumes. Raises
-    UserError if `out` exists, does not end in .h5ad, or if run and screen do not fit.
+    UserError if `out` exists, is being written, does not end in .h5ad, or if run and screen do not
+    fit.
     """
     out = Path(out)
     if out.suffix != ".h5ad":
         raise UserError(f"{out}: expected a name ending in .h5ad")
     atomic.refuse_existing(out)
     opened_run, opened_screen = open_run(run), open_screen(screen)
-    chunks = out.with_name(f".{out.name}.chunks")
-    _claim_chunks(chunks, opened_run, opened_screen, selection, precision)
-    _embed_chunks(opened_run, opened_screen, chunks, selection, device, precision, threads, quiet)
-    embeddings = _assemble(opened_run, opened_screen, chunks, selection)
-    write_embeddings(out, embeddings)
-    shutil.rmtree(chunks)
+    with atomic.claimed(out):
+        chunks = out.with_name(f".{out.name}.chunks")
+        _claim_chunks(chunks, opened_run, opened_screen, selection, precision)
+        _embed_chunks(
+            opened_run, opened_screen, chunks, selection, device, precision, threads, quiet
+        )
+        write_embeddings(out, _assemble(opened_run, opened_screen, chunks, selection))
+        shutil.rmtree(chunks)
     return read_embeddings(out)
 
 

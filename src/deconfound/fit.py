@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ from deconfound.run import (
     weights,
     write_description,
 )
+from deconfound.stop import Request, Stopped
 from deconfound.streams import derived_seed
 
 LOG_EVERY = 10
@@ -55,19 +57,26 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
     """Train `config` on `screen` into the directory `out`, or resume what is there.
 
     On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
-    holds another run or something else, if the loss stops being finite, and for every mistake in
-    the configuration.
+    holds another run or something else, if another process is writing it, if the loss stops being
+    finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
+    of the step and raises Stopped.
     """
     out = Path(out)
     opened = open_screen(screen)
     problem = pose(opened, config.data)
-    if _claims(out, config, opened):
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
+    if first and _claims(out, config, opened):
         return open_run(out)
-    options = config.training
-    fabric = machine.start(options.device, options.precision, options.threads)
-    training = Training(config, opened, problem, out, fabric, quiet)
-    write_description(out, config, opened, problem)
-    training.run()
+    with atomic.locked(out) if first else contextlib.nullcontext():
+        finished = _claims(out, config, opened) if first else (out / "model.safetensors").is_file()
+        if not finished:
+            options = config.training
+            fabric = machine.start(options.device, options.precision, options.threads)
+            training = Training(config, opened, problem, out, fabric, quiet)
+            if first:
+                atomic.sweep(out)
+                write_description(out, config, opened, problem)
+            training.run()
     return open_run(out)
 
 
@@ -106,6 +115,9 @@ class Training:
         self.stages = self.method.stages(config.training.steps)
         self.stage_number = 0
         self.done = 0
+        self.validation_due = False
+        """Whether step `done` is still to be validated: the run was stopped before."""
+        self.request = Request()
         self.seconds = 0.0
         self.best: dict[str, dict[str, dict[str, float]]] = {s.name: {} for s in self.stages}
         self.history = History(out / "metrics.csv")
@@ -118,7 +130,10 @@ class Training:
             self._resume()
         total = sum(stage.steps for stage in self.stages)
         before = sum(stage.steps for stage in self.stages[: self.stage_number]) + self.done
-        with Progress(self.out.name, total, "steps", before, self.quiet) as progress:
+        with (
+            self.request,
+            Progress(self.out.name, total, "steps", before, self.quiet) as progress,
+        ):
             while True:
                 stage = self.stages[self.stage_number]
                 self._train(stage, progress)
@@ -135,6 +150,9 @@ class Training:
 
     def _train(self, stage: Stage, progress: Progress) -> None:
         training = self.config.training
+        if self.validation_due:
+            self._validate(stage)
+            self._stop_if_asked()
         sampler = _sampler(self.config, self.problem, "train", stage)
         rank, world = self.fabric.global_rank, self.fabric.world_size
         steps = range(self.done, stage.steps)
@@ -154,8 +172,27 @@ class Training:
                 if self.done % training.validate_every == 0 or self.done == stage.steps:
                     self._validate(stage)
                 self.seconds += time.perf_counter() - started
+                self._stop_if_asked()
                 if self.done % training.checkpoint_every == 0 or self.done == stage.steps:
                     self._save_resume()
+
+    def _stop_if_asked(self) -> None:
+        """Save the run as it stands and raise Stopped, if a signal asks for it."""
+        if not self._is_asked():
+            return
+        self.request.answered()
+        self._save_resume()
+        stage = self.stages[self.stage_number]
+        where = f"step {self.done} of {stage.steps} ({stage.name})"
+        raise Stopped(f"{self.out}: saved at {where}; the same command resumes")
+
+    def _is_asked(self) -> bool:
+        """Whether any process of the run has been asked to stop, the same answer in all."""
+        if self.fabric.world_size == 1:
+            return self.request.asked
+        asked = torch.tensor(float(self.request.asked), device=self.fabric.device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        return bool(asked)
 
     def _step(self, stage: Stage, step: int, batch: Batch) -> dict[str, Tensor]:
         training, seed = self.config.training, self.config.seed
@@ -182,11 +219,15 @@ class Training:
         phase = next((phase for phase in stage.phases if phase.validates), None)
         if phase is None:
             return
+        self.validation_due = True
         self.method.eval()
+        torch.manual_seed(derived_seed(self.config.seed, "validation", stage.name, self.done))
         sums: dict[str, float] = {}
         loss_batches = correct = known = 0
         with self.fabric.autocast():
             for batch, whole in self._validation_batches(stage):
+                if self._is_asked():
+                    return
                 outputs = self.method.outputs(batch, stage.name)
                 logits = self.method.predict(outputs) if stage.classifies else None
                 if logits is not None:
@@ -215,6 +256,7 @@ class Training:
             self._keep("accuracy", scores["accuracy"], scores, lower=False)
         if self.done == stage.steps:
             self._keep("last", float("nan"), scores, lower=True)
+        self.validation_due = False
 
     def _validation_batches(self, stage: Stage) -> Iterator[tuple[Batch, bool]]:
         """This process's share of the validation batches, and whether each is of full size.
@@ -266,6 +308,7 @@ class Training:
         state = {
             "stage_number": self.stage_number,
             "done": self.done,
+            "validation_due": self.validation_due,
             "seconds": self.seconds,
             "best": self.best,
             "weights": weights(self.method, self.intensity),
@@ -281,6 +324,7 @@ class Training:
             modules = nn.ModuleDict({"method": self.method, "intensity": self.intensity})
             modules.load_state_dict(state["weights"])
             self.stage_number, self.done = state["stage_number"], state["done"]
+            self.validation_due = state["validation_due"]
             self.seconds, self.best = state["seconds"], state["best"]
             self._new_optimizers()
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

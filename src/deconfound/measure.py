@@ -73,13 +73,21 @@ def measure(
 
     Returns, and writes to the Parquet file `out`, the columns method, fold, seed, representation,
     metric, part (the rows scored), value, n, note, config (of the run, as JSON). Raises UserError
-    if `out` exists, if no file is given or if a file cannot be read.
+    if `out` exists or is being written, if no file is given or if a file cannot be read.
     """
     paths = [Path(path) for path in embeddings]
     if not paths:
         raise UserError("nothing to measure; give one or more .h5ad files of `deconfound embed`")
-    if out is not None:
-        atomic.refuse_existing(Path(out))
+    if out is None:
+        return _measured(paths, seed, quiet)
+    with atomic.claimed(Path(out)):
+        table = _measured(paths, seed, quiet)
+        with atomic.atomic_file(Path(out)) as temporary:
+            table.to_parquet(temporary)
+    return table
+
+
+def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     predictions: dict[tuple[str, str], dict[str, _Predictions]] = {}
     last_of: dict[tuple[str, str], dict[str, Any]] = {}
@@ -100,11 +108,7 @@ def measure(
         if len(folds) > 1:
             name = f"{key[0]} (pooled over {len(folds)} folds)"
             rows += [_row(last_of[key], name, row) for row in _pooled(list(folds.values()))]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    if out is not None:
-        with atomic.atomic_file(Path(out)) as temporary:
-            table.to_parquet(temporary)
-    return table
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 class _Predictions(NamedTuple):

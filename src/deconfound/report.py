@@ -34,9 +34,9 @@ def report(paths: Iterable[Path], out: Path, *, points: int = 3_000, seed: int =
     out = Path(out)
     if out.suffix != ".html":
         raise UserError(f"{out}: expected a name ending in .html")
-    atomic.refuse_existing(out)
-    sources = find_sources(paths, points, seed)
-    atomic.write_text(out, _page(sources, seed))
+    with atomic.claimed(out):
+        sources = find_sources(paths, points, seed)
+        atomic.write_text(out, _page(sources, seed))
 
 
 def _page(sources: Sources, seed: int) -> str:

@@ -66,16 +66,18 @@ def transfer(
     if opened_screen.holds_profiles:
         raise UserError(f"{screen}: holds profiles; transfer draws cells, give a screen of images")
     method, intensity = opened_run.load(opened_screen)
-    label = _names(opened_screen, [str(opened_run.roles.label)])
-    environment = _names(opened_screen, opened_run.roles.environment)
-    candidates = _candidates(opened_run, opened_screen)
-    rows = _diverse(candidates, label, environment, images, seed)
-    if len(rows) < 2:
-        raise UserError(f"{screen}: {len(rows)} cell to swap; expected 2 or more in val or id_test")
-    originals = opened_screen.read(rows)
-    swapped = _swapped(opened_run, method, intensity, originals)
-    swap = Swap(rows, _texts(label, rows), _texts(environment, rows), originals, swapped)
     with atomic.atomic_directory(out) as temporary:
+        label = _names(opened_screen, [str(opened_run.roles.label)])
+        environment = _names(opened_screen, opened_run.roles.environment)
+        candidates = _candidates(opened_run, opened_screen)
+        rows = _diverse(candidates, label, environment, images, seed)
+        if len(rows) < 2:
+            raise UserError(
+                f"{screen}: {len(rows)} cell to swap; expected 2 or more in val or id_test"
+            )
+        originals = opened_screen.read(rows)
+        swapped = _swapped(opened_run, method, intensity, originals)
+        swap = Swap(rows, _texts(label, rows), _texts(environment, rows), originals, swapped)
         np.save(temporary / "originals.npy", originals, allow_pickle=False)
         np.save(temporary / "swapped.npy", swapped, allow_pickle=False)
         _draw(swap, opened_screen.channels, temporary / "swap.png")

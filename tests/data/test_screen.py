@@ -120,7 +120,7 @@ with screen.ScreenWriter(Path(sys.argv[1]), "n", ("a",), Roles(), {{}}) as write
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "s"], env=environment)
     assert done.returncode == 9
     left = list(tmp_path.iterdir())
-    assert [path.name.startswith(".s.") for path in left] == [True]
+    assert all(path.name.startswith(".s.") for path in left)
     assert not (tmp_path / "s").exists()
     with pytest.raises(UserError, match="not a screen"):
         open_screen(tmp_path / "s")
