@@ -34,6 +34,7 @@ CHEAP = {
     "demo": "--cells 500 --steps 2 --quiet",
     "simulate": "--cells 500 --quiet",
     "ingest": "--quiet",
+    "describe": "--quiet",
     "fit": FEW_STEPS,
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
     "embed": "--device cpu --quiet",

@@ -1,6 +1,6 @@
 """deconfound: image embeddings that follow the perturbation and ignore the plate.
 
-    from deconfound import Screen, embed, fit, measure, open_screen, report, transfer
+    from deconfound import Screen, describe, embed, fit, measure, open_screen, report, transfer
 
 The names are imported when they are first used, so that the command line starts fast.
 """
@@ -24,6 +24,7 @@ _HOMES = {
     "open_screen": "deconfound.data.screen",
     "ingest": "deconfound.data.ingest",
     "simulate": "deconfound.data.simulate",
+    "describe": "deconfound.describe",
     "fit": "deconfound.fit",
     "embed": "deconfound.embed",
     "measure": "deconfound.measure",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from deconfound.data.screen import Screen as Screen
     from deconfound.data.screen import open_screen as open_screen
     from deconfound.data.simulate import simulate as simulate
+    from deconfound.describe import describe as describe
     from deconfound.embed import embed as embed
     from deconfound.fit import fit as fit
     from deconfound.measure import measure as measure

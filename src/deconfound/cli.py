@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import Positional
 
 from deconfound import __version__, stop
@@ -44,6 +45,25 @@ class IngestArguments(NewScreenArguments):
     """CSV, TSV or Parquet with one row per image; leave it out for class folders."""
     images_root: Path
     """Folder that the paths in the table start from, or that holds the class folders."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class DescribeArguments(Arguments):
+    """Say what a screen holds, what can be held out of it, and what is confounded in it."""
+
+    screen: Positional[Path]
+    """Screen to describe."""
+    out: Path | None = None
+    """Directory of tables, a picture and a page to write as well."""
+    label: str | None = None
+    """Column to predict; the screen's own label if not given."""
+    environment: tuple[str, ...] = ()
+    """Column or columns (joined) of the nuisance; the screen's own if not given."""
+    levels: tuple[str, ...] = ()
+    """Nested levels, outermost first; the screen's own if not given."""
+    images: int = 20_000
+    """Images at most that statistics of pixels come from, evenly over the environments."""
     quiet: bool = False
     """No progress bar."""
 
@@ -162,6 +182,24 @@ def _source(words: list[str]) -> None:
     parsed: Any = _parse(arguments, words[1:], f"source {name}", module.SUMMARY)
     screen = module.make(parsed.root, parsed.out, parsed.source)
     _say(f"{len(screen):,} images in {screen.path}")
+
+
+def _describe(words: list[str]) -> None:
+    from deconfound.describe import describe
+    from deconfound.describe_page import text_tables
+
+    parsed = _parse(DescribeArguments, words, "describe")
+    description = describe(**dict(parsed))
+    for table in text_tables(description, most=24, width=Console().width):
+        _say(f"\n{table.title}")
+        if table.rows:
+            _print_table(table.columns, table.rows, plain=True)
+        if table.note:
+            _say(table.note)
+    for warning in description.warnings:
+        _say(f"! {warning}")
+    if parsed.out is not None:
+        _say(f"page in {parsed.out / 'describe.html'}")
 
 
 def _fit(words: list[str]) -> None:
@@ -286,6 +324,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "simulate": (_simulate, "make a screen of cells with planted truth"),
     "ingest": (_ingest, "make a screen of your table and images"),
     "source": (_source, "make a screen of a public data set"),
+    "describe": (_describe, "what a screen holds, what can be held out, what is confounded"),
     "fit": (_fit, "train one method on one fold with one seed"),
     "embed": (_embed, "embed every image of a screen"),
     "measure": (_measure, "score embeddings"),
@@ -426,8 +465,17 @@ def _say(text: str) -> None:
     print(text)
 
 
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(*columns)
+def _print_table(columns: list[str], rows: list[list[str]], plain: bool = False) -> None:
+    """A table with borders, or a `plain` one whose cells are wrapped and never cut."""
+    table = Table(
+        *(Column(escape(column), overflow="fold" if plain else "ellipsis") for column in columns),
+        box=box.SIMPLE_HEAD if plain else box.HEAVY_HEAD,
+        show_header=any(columns),
+        pad_edge=not plain,
+        padding=(0, 1, 0, 0) if plain else (0, 1),
+    )
+    if plain:
+        table.columns[0].min_width = min(32, max(len(row[0]) for row in rows))
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     Console().print(table)

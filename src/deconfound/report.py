@@ -4,16 +4,15 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
 from deconfound import __version__, atomic
 from deconfound.errors import UserError
+from deconfound.page import data_uri, template_text, templates
 from deconfound.report_figures import score_dots, training_curves
 from deconfound.report_map import draw_maps
 from deconfound.report_scores import levels, with_levels
@@ -56,8 +55,8 @@ def _page(sources: Sources, seed: int) -> str:
         ],
     }
     plotly = get_plotlyjs() if panels or any(data["maps"]) else ""
-    script = _template_text("report.js")
-    return _environment().get_template("report.html").render(
+    script = template_text("report.js")
+    return templates().get_template("report.html").render(
         version=__version__,
         statements=statements(scores, _environment_name(sources)),
         warnings=warnings(sources, scores),
@@ -65,33 +64,19 @@ def _page(sources: Sources, seed: int) -> str:
         levels=levels(scores),
         raw=sources.scores[list(SCORE_COLUMNS)].head(RAW_ROWS).to_dict("records"),
         scores=len(sources.scores),
-        csv=_data_uri("text/csv", sources.scores[list(SCORE_COLUMNS)].to_csv(index=False).encode()),
+        csv=data_uri("text/csv", sources.scores[list(SCORE_COLUMNS)].to_csv(index=False).encode()),
         maps=maps,
         embeddings=len(sources.samples),
         swaps=[
-            (swap.name, swap.about, _data_uri("image/png", swap.picture)) for swap in sources.swaps
+            (swap.name, swap.about, data_uri("image/png", swap.picture)) for swap in sources.swaps
         ],
         curves=curves,
         runs=[(run, _facts(run), _yaml(run.config), _yaml(run.provenance)) for run in sources.runs],
         data=_json_in_page(data),
-        style=Markup(_template_text("report.css")),
+        style=Markup(template_text("report.css")),
         scripts=[Markup(text) for text in (plotly, script) if text],
         policy=_policy([plotly, script]),
     )  # fmt: skip
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("deconfound"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _template_text(name: str) -> str:
-    return (resources.files("deconfound") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _policy(scripts: list[str]) -> str:
@@ -109,10 +94,6 @@ def _json_in_page(data: Any) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _environment_name(sources: Sources) -> str:

@@ -19,6 +19,7 @@ from deconfound.streams import numpy_stream
 Part = Literal["train", "val", "id_test", "test", "unused"]
 PARTS: tuple[Part, ...] = ("train", "val", "id_test", "test", "unused")
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 Unit = Literal["cell", "well"]
 
 
@@ -90,11 +91,10 @@ def make_fold(
             f"{', '.join(roles.levels) or '(this screen has none: pass --levels)'}"
         )
     group = _find_group(table, roles, column, identity)
-    own = nested_ids(table, roles.levels)[group.column]
-    held_out = np.asarray((own == group.identity).fillna(False), dtype=bool)
+    held_out, leaking = separated(table, roles, group)
     part = _random_parts(
-        table, roles, ~held_out & ~_leaking(table, roles, held_out, group.column),
-        ("id_test", "val"), (id_test_fraction, val_fraction), unit, seed,
+        table, roles, ~held_out & ~leaking, ("id_test", "val"), (id_test_fraction, val_fraction),
+        unit, seed,
     )  # fmt: skip
     part[held_out] = "test"
     return Fold(name, part)
@@ -129,6 +129,24 @@ def groups(table: pd.DataFrame, roles: Roles, column: str) -> list[Group]:
     return found
 
 
+def separated(table: pd.DataFrame, roles: Roles, group: Group) -> tuple[Mask, Mask]:
+    """Rows that holding a group out tests, and rows outside it that would leak: (N,) bool each."""
+    own = nested_ids(table, roles.levels)[group.column]
+    held_out = np.asarray((own == group.identity).fillna(False), dtype=bool)
+    return held_out, _leaking(table, roles, held_out, group.column)
+
+
+def physical_well(table: pd.DataFrame, roles: Roles) -> pd.Series:
+    """Ids of wells: prefixed by the levels down to the plate, or by all where none is a plate.
+
+    The roles must name a well.
+    """
+    assert roles.well is not None
+    levels = [level for level in roles.levels if level != roles.well]
+    plates = [depth for depth, level in enumerate(levels) if "plate" in level.lower()]
+    return joined(table, [*levels[: plates[0] + 1 if plates else len(levels)], roles.well])
+
+
 def shared_labels(label: Coded, fold: Fold, part: Part) -> Rows:
     """Codes of the labels present both in training and in `part`, ascending."""
     train = np.unique(label.codes[fold.rows("train")])
@@ -160,17 +178,9 @@ def _leaking(
         values = table[level].astype("string")
         perhaps &= np.asarray(values.isna() | (values == values[held_out].iloc[0]), dtype=bool)
     if roles.well is not None:
-        well = _physical_well(table, roles)
+        well = physical_well(table, roles)
         perhaps |= np.asarray(well.isin(well[held_out].dropna().unique()), dtype=bool)
     return perhaps & ~held_out
-
-
-def _physical_well(table: pd.DataFrame, roles: Roles) -> pd.Series:
-    """Ids of wells: prefixed by the levels down to the plate, or by all where none is a plate."""
-    assert roles.well is not None
-    levels = [level for level in roles.levels if level != roles.well]
-    plates = [depth for depth, level in enumerate(levels) if "plate" in level.lower()]
-    return joined(table, [*levels[: plates[0] + 1 if plates else len(levels)], roles.well])
 
 
 def _random_parts(
@@ -188,7 +198,7 @@ def _random_parts(
     if unit == "well":
         if roles.well is None:
             raise UserError("iid unit 'well': the screen has no well column; name it with --well")
-        well = _physical_well(table, roles).iloc[rows]
+        well = physical_well(table, roles).iloc[rows]
         owner = np.asarray(well.fillna("").astype("category").cat.codes, dtype=np.int64)
         members = pd.Series(np.arange(len(rows))).groupby(owner).first().to_numpy()
     else:
