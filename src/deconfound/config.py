@@ -38,8 +38,9 @@ class DataOptions(Options):
     """What the in-distribution parts are drawn by."""
     split_seed: int = 0
     """Seed of the split; kept apart from the run's seed so that all runs share their folds."""
-    transform: Literal["none", "arcsinh"] = "none"
-    """Intensity transform before scaling."""
+    transform: Literal["none", "arcsinh", "percentile"] = "none"
+    """Intensity transform before scaling; percentile stretches each channel of each image between
+    its 0.1 and 99.9 percentiles, and so forgets how bright the image was."""
     scaling: Literal["standardise", "unit"] = "standardise"
     """Per-channel mean 0 and sd 1 over training rows, or division by the type's maximum."""
 

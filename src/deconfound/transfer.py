@@ -148,6 +148,11 @@ def _swapped(
                 f"{run.path}: the run has no decoder (decoder: none); "
                 "fit it again with --decoder after"
             )
+        if intensity.transform == "percentile":
+            raise UserError(
+                f"{run.path}: transform percentile forgets how bright images were, so none can be "
+                "put back into stored units; fit it again with --transform none or arcsinh"
+            )
         found.append(_stored_units(decoded.float(), intensity))
     return torch.stack(found).numpy()
 

@@ -121,3 +121,19 @@ def test_an_even_channel_gives_no_infinity(screen_of: Callable[..., Screen]) -> 
 def test_unit_after_arcsinh_is_refused(screen_of: Callable[..., Screen]) -> None:
     with pytest.raises(UserError, match="--transform none"):
         fit_intensity(screen_of(images_of("uint8")), TRAIN, "arcsinh", "unit", 0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_percentile_undoes_the_gain_and_the_offset_of_an_image(dtype: str) -> None:
+    images = images_of(dtype).astype(np.float32)
+    brighter = images * np.arange(2.0, 2.0 + len(images), dtype=np.float32)[:, None, None, None] + 3
+    values, again = (scaled(Intensity(2, "percentile"), each) for each in (images, brighter))
+    np.testing.assert_allclose(again, values, atol=1e-4)
+    low, high = np.quantile(images[0, 1], [0.001, 0.999])
+    expected = ((images[0, 1] - low) / (high - low)).clip(0, 1)
+    np.testing.assert_allclose(values[0, 1], expected, atol=1e-5)
+
+
+def test_percentile_of_a_flat_channel_is_0() -> None:
+    flat = np.full((2, 2, 4, 4), 9, np.uint8)
+    assert not scaled(Intensity(2, "percentile"), flat).any()

@@ -10,9 +10,10 @@ from deconfound.data.screen import Rows, Screen
 from deconfound.errors import UserError
 from deconfound.streams import numpy_stream
 
-Transform = Literal["none", "arcsinh"]
+Transform = Literal["none", "arcsinh", "percentile"]
 Scaling = Literal["standardise", "unit"]
 SAMPLE = 4096
+LOWEST, HIGHEST = 0.001, 0.999
 CONSTANT = 1e-6
 
 
@@ -37,8 +38,17 @@ class Intensity(nn.Module):
         image = pixels.to(torch.float32, copy=True)
         if self.transform == "arcsinh":
             image = torch.asinh_(image)
+        elif self.transform == "percentile":
+            stretched = [_between_percentiles(one) for one in image.flatten(2)]
+            image = torch.stack(stretched).view_as(image)
         sides = (1,) * (image.ndim - 2)
         return image.sub_(self.offset.view(-1, *sides)).mul_(self.scale.view(-1, *sides))
+
+
+def _between_percentiles(image: Tensor) -> Tensor:
+    """Channels (C, H·W): the 0.1 percentile of each to 0, 99.9 to 1, clipped; flat ones to 0."""
+    limits = torch.quantile(image, image.new_tensor([LOWEST, HIGHEST]), dim=1, keepdim=True)
+    return ((image - limits[0]) / (limits[1] - limits[0]).clamp(min=1e-6)).clamp(0, 1)
 
 
 def fit_intensity(
@@ -48,13 +58,16 @@ def fit_intensity(
 
     "unit" divides by the largest value the stored type can hold (float32 is taken to be in [0, 1]
     already) and needs no fit. Profiles are standardised by feature; a feature that does not vary
-    over the rows fitted on becomes 0 in every row. Raises UserError for "unit" after "arcsinh".
+    over the rows fitted on becomes 0 in every row. Raises UserError for "unit" after "arcsinh" and
+    for "percentile" of profiles.
     """
+    if transform == "percentile" and screen.holds_profiles:
+        raise UserError("--transform percentile is for images; profiles take none or arcsinh")
     intensity = Intensity(len(screen.channels), transform)
     if scaling == "unit":
-        if transform != "none":
+        if transform == "arcsinh":
             raise UserError("--scaling unit needs --transform none; use --scaling standardise")
-        if screen.dtype.kind == "u":
+        if transform == "none" and screen.dtype.kind == "u":
             intensity.scale.fill_(1.0 / float(np.iinfo(screen.dtype).max))
         return intensity
     sample = np.sort(numpy_stream(seed, "intensity").permutation(rows)[:SAMPLE])
