@@ -18,6 +18,7 @@ from deconfound.data.table import require_columns
 from deconfound.errors import UserError
 
 Centres = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 CENTRE_COLUMNS = tuple(
     (f"{name}X", f"{name}Y")
@@ -147,30 +148,31 @@ class FieldCrops:
                 crops[position] = np.frombuffer(stored, crops.dtype).reshape(self._shape)
             yield crops
 
-    def _rows_by_field(self) -> list[list[int]]:
-        fields: dict[tuple[Path, ...], list[int]] = {}
-        cells: dict[tuple[tuple[Path, ...], float, float], int] = {}
-        for row, (field, (x, y)) in enumerate(
-            zip(self._reader.files, self._centres.tolist(), strict=True)
-        ):
-            fields.setdefault(field, []).append(row)
-            earlier = cells.setdefault((field, x, y), row)
-            if earlier != row:
-                raise UserError(
-                    f"{self._reader.place(row)}: the cell at {x:g}, {y:g} is already in row "
-                    f"{earlier}; expected one row per cell, drop one of them"
-                )
-        return list(fields.values())
+    def _rows_by_field(self) -> list[Rows]:
+        numbers: dict[tuple[Path, ...], int] = {}
+        of_row = np.array([numbers.setdefault(f, len(numbers)) for f in self._reader.files])
+        cells = np.column_stack([of_row, self._centres])
+        repeated = np.flatnonzero(pd.DataFrame(cells).duplicated())
+        if len(repeated):
+            row = int(repeated[0])
+            earlier = np.flatnonzero((cells == cells[row]).all(axis=1))[0]
+            x, y = self._centres[row]
+            raise UserError(
+                f"{self._reader.place(row)}: the cell at {x:g}, {y:g} is already in row "
+                f"{earlier}; expected one row per cell, drop one of them"
+            )
+        order = np.argsort(of_row, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(of_row))[:-1])
 
-    def _cut_field(self, rows: list[int]) -> list[int]:
-        field = self._reader.read(rows[0], any_size=True)
+    def _cut_field(self, rows: Rows) -> Rows:
+        field = self._reader.read(int(rows[0]), any_size=True)
         sides = np.array(field.shape[:0:-1])  # width, height, as x and y
         if (sides < self._crop).any():
             raise UserError(
-                f"{self._reader.place(rows[0])}: a field of {sides[1]} × {sides[0]} pixels, "
+                f"{self._reader.place(int(rows[0]))}: a field of {sides[1]} × {sides[0]} pixels, "
                 f"smaller than a crop of {self._crop}; choose a smaller --crop"
             )
-        for row in rows:
+        for row in rows.tolist():
             centre = self._centres[row]
             for value, side, column in zip(centre, sides, self._columns, strict=True):
                 if not -0.5 <= value <= side - 0.5:
