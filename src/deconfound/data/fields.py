@@ -34,16 +34,18 @@ CENTRE_COLUMNS = tuple(
 """Columns of x and y as CellProfiler and DeepProfiler name them; the first pair present counts."""
 
 
-def centre_columns(
-    table: pd.DataFrame, given: tuple[str, str] | None, where: str
-) -> tuple[str, str]:
+def centre_columns(table: pd.DataFrame, given: Sequence[str], where: str) -> tuple[str, str]:
     """The columns of the centres' x and y: `given`, or the first pair of `CENTRE_COLUMNS`.
 
-    Raises UserError if one is missing.
+    Raises UserError if one is missing, or if not two are given.
     """
-    if given is not None:
+    if given:
         require_columns(table, given, where)
-        return given
+        if len(given) != 2:
+            raise UserError(
+                f"{where}: --centre-columns names {len(given)} columns; expected two, x and y"
+            )
+        return given[0], given[1]
     for pair in CENTRE_COLUMNS:
         if set(pair) <= set(table.columns):
             return pair
@@ -76,7 +78,7 @@ class FieldCrops:
     """Square crops around the cells of every field, each field read once.
 
     Within `spooled`, `cut` all fields, then take the `kept` cells in the table's order. `columns`
-    are those of the centres' x and y (looked up if None), `crop` is the side in pixels, `size` the
+    are those of the centres' x and y (looked up if empty), `crop` is the side in pixels, `size` the
     side after resizing. Raises UserError for centres that are missing or no numbers, and for a cell
     that is given twice.
     """
@@ -87,7 +89,7 @@ class FieldCrops:
         table: pd.DataFrame,
         where: str,
         *,
-        columns: tuple[str, str] | None,
+        columns: Sequence[str],
         crop: int,
         size: int | None,
         threads: int,
@@ -100,6 +102,7 @@ class FieldCrops:
         self._threads = threads
         self._shape = (len(reader.first), size or crop, size or crop)
         self._bytes = math.prod(self._shape) * reader.first.itemsize
+        self._refuse_small(0, reader.first)
         self._fields = self._rows_by_field()
         self._spool: IO[bytes] | None = None
         self.inside = np.zeros(len(table), dtype=np.bool_)
@@ -164,14 +167,18 @@ class FieldCrops:
         order = np.argsort(of_row, kind="stable")
         return np.split(order, np.cumsum(np.bincount(of_row))[:-1])
 
+    def _refuse_small(self, row: int, field: Pixels) -> None:
+        _, height, width = field.shape
+        if min(height, width) < self._crop:
+            raise UserError(
+                f"{self._reader.place(row)}: a field of {height} × {width} pixels, smaller than a "
+                f"crop of {self._crop}; choose a smaller --crop"
+            )
+
     def _cut_field(self, rows: Rows) -> Rows:
         field = self._reader.read(int(rows[0]), any_size=True)
+        self._refuse_small(int(rows[0]), field)
         sides = np.array(field.shape[:0:-1])  # width, height, as x and y
-        if (sides < self._crop).any():
-            raise UserError(
-                f"{self._reader.place(int(rows[0]))}: a field of {sides[1]} × {sides[0]} pixels, "
-                f"smaller than a crop of {self._crop}; choose a smaller --crop"
-            )
         for row in rows.tolist():
             centre = self._centres[row]
             for value, side, column in zip(centre, sides, self._columns, strict=True):
