@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import tifffile
 
+from deconfound import cli
 from deconfound.data import fields as fields_module
 from deconfound.data import image_rows
 from deconfound.data.fields import CENTRE_COLUMNS, centre_columns, centres
@@ -157,6 +158,10 @@ def test_centres_that_are_no_numbers(tmp_path: Path) -> None:
 def test_a_crop_larger_than_its_field(tmp_path: Path) -> None:
     table, _ = write_fields(tmp_path / "f", [(0, 20, 20)])
     assert_refused(table, r"row 0 .* 40 × 50 pixels, smaller than a crop of 41", crop=41)
+    table, pixels = write_fields(tmp_path / "g", [(0, 20, 20), (1, 2, 2)])
+    for channel, name in enumerate(("DNA", "ER")):
+        tifffile.imwrite(table.parent / f"f1-{name}.tif", pixels[1, channel, :5, :30])
+    assert_refused(table, r"row 1 .* 5 × 30 pixels, smaller than a crop of 8")
 
 
 def test_the_same_cell_twice(tmp_path: Path) -> None:
@@ -167,6 +172,19 @@ def test_the_same_cell_twice(tmp_path: Path) -> None:
 def test_the_same_file_in_many_rows_asks_for_crops(tmp_path: Path) -> None:
     table, _ = write_fields(tmp_path / "f", [(0, 20, 20), (0, 10, 10)])
     assert_refused(table, r"rows 0 and 1 .* --crop", crop=None)
+
+
+def test_centres_without_crops_are_not_ignored(tmp_path: Path) -> None:
+    table, _ = write_fields(tmp_path / "f", [(0, 20, 20)])
+    assert_refused(table, r"--centre-columns .* give --crop", crop=None, centre_columns=(X, Y))
+
+
+def test_what_was_dropped_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, _ = write_fields(tmp_path / "f", [(0, 20, 20), (1, 2, 20)])
+    words = f"ingest {table} --images-root {table.parent} --crop 8 --out {tmp_path / 's'} --quiet"
+    cli.main(words.split())
+    said = capsys.readouterr()
+    assert "1 of 2 cells in 2 fields lie too near the border and were dropped" in said.out
 
 
 def test_black_crops_are_counted(tmp_path: Path) -> None:
@@ -182,13 +200,15 @@ def test_black_crops_are_counted(tmp_path: Path) -> None:
 def test_usual_and_given_centre_columns() -> None:
     names = [name for pair in reversed(CENTRE_COLUMNS) for name in pair]
     table = pd.DataFrame({name: ["1"] for name in names})
-    assert centre_columns(table, None, "t.csv") == (X, Y)
-    assert centre_columns(table[["Metadata_X", "Metadata_Y"]], None, "t.csv")[0] == "Metadata_X"
+    assert centre_columns(table, (), "t.csv") == (X, Y)
+    assert centre_columns(table[["Metadata_X", "Metadata_Y"]], (), "t.csv")[0] == "Metadata_X"
     assert centre_columns(table, (Y, X), "t.csv") == (Y, X)
+    with pytest.raises(UserError, match="names 1 columns; expected two, x and y"):
+        centre_columns(table, (X,), "t.csv")
     with pytest.raises(UserError, match="there is no column 'cx'"):
         centre_columns(table, ("cx", Y), "t.csv")
     with pytest.raises(UserError, match=r"Location_Center_X/Y.* --centre-columns"):
-        centre_columns(table[["Metadata_X"]], None, "t.csv")
+        centre_columns(table[["Metadata_X"]], (), "t.csv")
     assert centres(table, (X, Y), "t.csv").tolist() == [[1.0, 1.0]]
 
 

@@ -18,6 +18,7 @@ from deconfound.data.table import require_columns
 from deconfound.errors import UserError
 
 Centres = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 CENTRE_COLUMNS = tuple(
     (f"{name}X", f"{name}Y")
@@ -33,16 +34,18 @@ CENTRE_COLUMNS = tuple(
 """Columns of x and y as CellProfiler and DeepProfiler name them; the first pair present counts."""
 
 
-def centre_columns(
-    table: pd.DataFrame, given: tuple[str, str] | None, where: str
-) -> tuple[str, str]:
+def centre_columns(table: pd.DataFrame, given: Sequence[str], where: str) -> tuple[str, str]:
     """The columns of the centres' x and y: `given`, or the first pair of `CENTRE_COLUMNS`.
 
-    Raises UserError if one is missing.
+    Raises UserError if one is missing, or if not two are given.
     """
-    if given is not None:
+    if given:
         require_columns(table, given, where)
-        return given
+        if len(given) != 2:
+            raise UserError(
+                f"{where}: --centre-columns names {len(given)} columns; expected two, x and y"
+            )
+        return given[0], given[1]
     for pair in CENTRE_COLUMNS:
         if set(pair) <= set(table.columns):
             return pair
@@ -75,7 +78,7 @@ class FieldCrops:
     """Square crops around the cells of every field, each field read once.
 
     Within `spooled`, `cut` all fields, then take the `kept` cells in the table's order. `columns`
-    are those of the centres' x and y (looked up if None), `crop` is the side in pixels, `size` the
+    are those of the centres' x and y (looked up if empty), `crop` is the side in pixels, `size` the
     side after resizing. Raises UserError for centres that are missing or no numbers, and for a cell
     that is given twice.
     """
@@ -86,7 +89,7 @@ class FieldCrops:
         table: pd.DataFrame,
         where: str,
         *,
-        columns: tuple[str, str] | None,
+        columns: Sequence[str],
         crop: int,
         size: int | None,
         threads: int,
@@ -99,6 +102,7 @@ class FieldCrops:
         self._threads = threads
         self._shape = (len(reader.first), size or crop, size or crop)
         self._bytes = math.prod(self._shape) * reader.first.itemsize
+        self._refuse_small(0, reader.first)
         self._fields = self._rows_by_field()
         self._spool: IO[bytes] | None = None
         self.inside = np.zeros(len(table), dtype=np.bool_)
@@ -147,30 +151,35 @@ class FieldCrops:
                 crops[position] = np.frombuffer(stored, crops.dtype).reshape(self._shape)
             yield crops
 
-    def _rows_by_field(self) -> list[list[int]]:
-        fields: dict[tuple[Path, ...], list[int]] = {}
-        cells: dict[tuple[tuple[Path, ...], float, float], int] = {}
-        for row, (field, (x, y)) in enumerate(
-            zip(self._reader.files, self._centres.tolist(), strict=True)
-        ):
-            fields.setdefault(field, []).append(row)
-            earlier = cells.setdefault((field, x, y), row)
-            if earlier != row:
-                raise UserError(
-                    f"{self._reader.place(row)}: the cell at {x:g}, {y:g} is already in row "
-                    f"{earlier}; expected one row per cell, drop one of them"
-                )
-        return list(fields.values())
-
-    def _cut_field(self, rows: list[int]) -> list[int]:
-        field = self._reader.read(rows[0], any_size=True)
-        sides = np.array(field.shape[:0:-1])  # width, height, as x and y
-        if (sides < self._crop).any():
+    def _rows_by_field(self) -> list[Rows]:
+        numbers: dict[tuple[Path, ...], int] = {}
+        of_row = np.array([numbers.setdefault(f, len(numbers)) for f in self._reader.files])
+        cells = np.column_stack([of_row, self._centres])
+        repeated = np.flatnonzero(pd.DataFrame(cells).duplicated())
+        if len(repeated):
+            row = int(repeated[0])
+            earlier = np.flatnonzero((cells == cells[row]).all(axis=1))[0]
+            x, y = self._centres[row]
             raise UserError(
-                f"{self._reader.place(rows[0])}: a field of {sides[1]} × {sides[0]} pixels, "
-                f"smaller than a crop of {self._crop}; choose a smaller --crop"
+                f"{self._reader.place(row)}: the cell at {x:g}, {y:g} is already in row "
+                f"{earlier}; expected one row per cell, drop one of them"
             )
-        for row in rows:
+        order = np.argsort(of_row, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(of_row))[:-1])
+
+    def _refuse_small(self, row: int, field: Pixels) -> None:
+        _, height, width = field.shape
+        if min(height, width) < self._crop:
+            raise UserError(
+                f"{self._reader.place(row)}: a field of {height} × {width} pixels, smaller than a "
+                f"crop of {self._crop}; choose a smaller --crop"
+            )
+
+    def _cut_field(self, rows: Rows) -> Rows:
+        field = self._reader.read(int(rows[0]), any_size=True)
+        self._refuse_small(int(rows[0]), field)
+        sides = np.array(field.shape[:0:-1])  # width, height, as x and y
+        for row in rows.tolist():
             centre = self._centres[row]
             for value, side, column in zip(centre, sides, self._columns, strict=True):
                 if not -0.5 <= value <= side - 0.5:

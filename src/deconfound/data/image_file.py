@@ -10,6 +10,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
+from deconfound.data.ome_zarr import read_field
 from deconfound.errors import UserError
 
 Pixels = npt.NDArray[Any]
@@ -30,25 +31,17 @@ def read_image(file: Path, *, channels: int | None = None, max_pixels: int = 2**
     colours. Their alpha channel is dropped unless `channels` counts it. TIFF: the one axis beside
     height and width, or the pages, are the channels, all of them: scientific writers mark a fourth
     channel as alpha. NPY: H × W, C × H × W or H × W × C; the axis of `channels`, or else the
-    shorter of first and last, is the channels. Floats become float32; int8 and int16 without
-    negative values become unsigned. EXIF rotation is not applied. Raises UserError (without the
-    file's name) for a file that is no image, is damaged, holds more than `max_pixels` (height ×
-    width × channels, checked before decoding), pixels that are not finite or of another type.
+    shorter of first and last, is the channels. A folder is an image of OME-Zarr. Floats become
+    float32; int8 and int16 without negative values become unsigned. EXIF rotation is not applied.
+    Raises UserError (without the file's name) for a file that is no image, is damaged, holds more
+    than `max_pixels` (height × width × channels, checked before decoding), pixels that are not
+    finite or of another type.
     """
     try:
-        with file.open("rb") as stream:
-            head = stream.read(26)
-            stream.seek(0)
-            if head.startswith(_TIFF_MAGIC):
-                pixels = _read_tiff(stream, max_pixels)
-            elif head.startswith((_PNG_MAGIC, _JPEG_MAGIC, _BMP_MAGIC)):
-                pixels = _read_by_pillow(stream, head, channels, max_pixels)
-            elif head.startswith(_NPY_MAGIC):
-                pixels = _read_npy(file, channels, max_pixels)
-            else:
-                raise UserError(
-                    "not a PNG, JPEG, BMP, TIFF or NPY file; save it as one, or drop the row"
-                )
+        if file.is_dir():
+            pixels = read_field(file, max_pixels)
+        else:
+            pixels = _read_file(file, channels, max_pixels)
     except UserError:
         raise
     # Decoders fed with damaged bytes raise nearly every type there is.
@@ -56,6 +49,19 @@ def read_image(file: Path, *, channels: int | None = None, max_pixels: int = 2**
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"damaged or cut short ({reason}); restore the file") from error
     return _stored(pixels)
+
+
+def _read_file(file: Path, channels: int | None, max_pixels: int) -> Pixels:
+    with file.open("rb") as stream:
+        head = stream.read(26)
+        stream.seek(0)
+        if head.startswith(_TIFF_MAGIC):
+            return _read_tiff(stream, max_pixels)
+        if head.startswith((_PNG_MAGIC, _JPEG_MAGIC, _BMP_MAGIC)):
+            return _read_by_pillow(stream, head, channels, max_pixels)
+        if head.startswith(_NPY_MAGIC):
+            return _read_npy(file, channels, max_pixels)
+    raise UserError("not a PNG, JPEG, BMP, TIFF or NPY file; save it as one, or drop the row")
 
 
 def _stored(pixels: Pixels) -> Pixels:

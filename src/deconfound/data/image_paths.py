@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from deconfound.data.image_file import SUFFIXES
+from deconfound.data.ome_zarr import is_group
 from deconfound.errors import UserError
 
 FOLDER_ENVIRONMENT = "Metadata_Environment"
@@ -102,7 +103,7 @@ def image_files(
     allow_outside: bool = False,
     shared: bool = False,
 ) -> list[Path]:
-    """The file of every row, all of them present and inside `root`.
+    """The file of every row (or OME-Zarr's folder), all of them present and inside `root`.
 
     `paths` are relative to `root` or absolute, from the table's `column`; symbolic links are
     followed. Raises UserError naming the first row whose path is empty, leaves `root` (unless
@@ -142,7 +143,7 @@ def image_files(
                 f"{where}: row {row} (from 0): {of_column}{path} leads outside {root}; move "
                 "the images below it, or pass --allow-outside if that is meant"
             )
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(mode) and not (stat.S_ISDIR(mode) and is_group(file)):
             missing.append(row)
         if not shared and first_row.setdefault(file, row) != row:
             raise UserError(

@@ -52,8 +52,8 @@ class IngestConfig(Options):
     LABEL/file or the file's name alone."""
     crop: int | None = Field(None, ge=1)
     """The images are fields of view: cut a square of CROP × CROP pixels around the cell of every
-    row. Cells nearer than that to the border are dropped and counted."""
-    centre_columns: tuple[str, str] | None = None
+    row. Cells whose square would leave the field are dropped and counted."""
+    centre_columns: tuple[str, ...] = ()
     """Columns of the cells' x and y in pixels, for --crop; looked up if not given
     (Nuclei_Location_Center_X and _Y, and CellProfiler's and DeepProfiler's other names)."""
     label: str | None = None
@@ -161,6 +161,8 @@ def ingest(
         rgb=config.rgb,
     )
     crops = None
+    if config.crop is None and config.centre_columns:
+        raise UserError("--centre-columns is for fields of view; give --crop, the side of a cell")
     if config.crop is not None:
         crops = FieldCrops(
             reader,
