@@ -112,13 +112,13 @@ def ingest(
         metadata = read_table(table)
         column = path_column(metadata, config.path_column, where)
     roles = resolve_roles(metadata, config, where)
-    _refuse_empty(metadata, roles, where)
+    refuse_empty(metadata, roles, where)
     files = image_files(
         metadata[column].tolist(), images_root, where, allow_outside=config.allow_outside
     )
     reader = _Reader(files, where, config)
-    _refuse_full_disk(out, reader.first.nbytes * len(files))
-    provenance = _provenance(table, images_root, config, len(files))
+    refuse_full_disk(out, reader.first.nbytes * len(files))
+    provenance = provenance_of(table, images_root, config, len(files))
     name = config.name or out.name
     with (
         ScreenWriter(out, name, reader.channels, roles, provenance) as writer,
@@ -164,7 +164,8 @@ def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Role
     return roles
 
 
-def _refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
+def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
+    """Raise UserError naming the first rows without a label, an environment or a level."""
     wanted = dict.fromkeys([str(roles.label), *roles.environment, *roles.levels])
     for column in wanted:
         text = table[column].astype("string").str.strip()
@@ -259,7 +260,8 @@ class _Reader:
         )
 
 
-def _refuse_full_disk(out: Path, needed: int) -> None:
+def refuse_full_disk(out: Path, needed: int) -> None:
+    """Raise UserError if the disk of `out` has less than `needed` bytes free."""
     folder = out.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -271,9 +273,10 @@ def _refuse_full_disk(out: Path, needed: int) -> None:
         )
 
 
-def _provenance(
-    table: Path | None, images_root: Path, config: IngestConfig, rows: int
+def provenance_of(
+    table: Path | None, images_root: Path | None, config: IngestConfig, rows: int
 ) -> dict[str, Any]:
+    """Which files and options a screen of `rows` rows was made of, and by which versions."""
     sha256 = None
     if table is not None:
         with Path(table).open("rb") as stream:
@@ -286,7 +289,7 @@ def _provenance(
         "made_by": "ingest",
         "table": None if table is None else os.fspath(table),
         "table_sha256": sha256,
-        "images_root": os.fspath(images_root),
+        "images_root": None if images_root is None else os.fspath(images_root),
         "rows": rows,
         "options": config.model_dump(mode="json"),
         "resize": resize,
