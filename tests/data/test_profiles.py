@@ -106,6 +106,16 @@ def test_constant_and_not_finite_features_are_dropped_and_named(
     assert "8 profiles in" in said
 
 
+def test_the_index_of_a_data_frame_is_a_column(tmp_path: Path) -> None:
+    table = profiles().set_index("Metadata_Well")
+    table.to_parquet(tmp_path / "named.parquet")
+    assert made(tmp_path / "named.parquet").roles.well == "Metadata_Well"
+    table.reset_index().iloc[::-1].to_parquet(tmp_path / "numbered.parquet")
+    screen = ingest_profiles(tmp_path / "numbered.parquet", tmp_path / "t", quiet=True)
+    assert not [name for name in screen.table if "index" in name]
+    assert screen.read([0])[0, 0] == table[FEATURES[0]].iloc[-1]
+
+
 def test_features_can_be_named(tmp_path: Path) -> None:
     table = profiles()
     table["emb_0"], table["emb_1"] = np.arange(8), np.arange(8) * 0.5

@@ -154,13 +154,13 @@ class _Parquet:
         self._file = pq.ParquetFile(path)
         schema = self._file.schema_arrow
         self._types = {field.name: field.type for field in schema}
-        index = (schema.pandas_metadata or {}).get("index_columns", [])
-        self.columns = [name for name in schema.names if name not in index]
+        self.columns = [name for name in schema.names if not name.startswith("__index_level_")]
         said = (schema.metadata or {}).get(FEATURES_KEY)
         self.features: list[str] | None = None if said is None else json.loads(said)
 
     def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
-        return pd.read_parquet(self._path, columns=list(columns)).reset_index(drop=True)
+        read: pd.DataFrame = self._file.read(columns=list(columns)).to_pandas(ignore_metadata=True)
+        return read
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Values]:
         for name in columns:
@@ -172,7 +172,7 @@ class _Parquet:
                 )
         rows = max(1, CHUNK_VALUES // len(columns))
         for part in self._file.iter_batches(batch_size=rows, columns=list(columns)):
-            frame = part.to_pandas()[list(columns)]
+            frame = part.to_pandas(ignore_metadata=True)[list(columns)]
             yield _single(frame.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
