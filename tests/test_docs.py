@@ -38,6 +38,7 @@ CHEAP = {
     "fit": FEW_STEPS,
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
     "embed": "--device cpu --quiet",
+    "export": "--quiet",
     "measure": "--quiet",
 }
 """Flags added to the documented ones, so that a command takes a second."""
@@ -150,6 +151,13 @@ def write_users_files(folder: Path) -> None:
     hospitals = pd.DataFrame({"File": table["Path"][:8], "Hospital": [*"AB"] * 4})
     hospitals.to_csv(folder / "hospitals.csv", index=False)
     write_fields(folder, table, stream)
+    wells = table.drop(columns="Path")
+    for number, name in enumerate(["Cells_Area", "Nuclei_Area", "Nuclei_Texture"]):
+        follows = wells["Metadata_Perturbation"].map(compounds.index)
+        wells[name] = stream.normal(size=len(wells)) + number * follows
+    wells.to_parquet(folder / "wells.parquet")
+    np.save(folder / "crops.npy", stream.integers(0, 255, (len(new), 24, 24, 3), dtype=np.uint8))
+    new.to_csv(folder / "crops.csv", index=False)
     write_mnist(folder / "mnist", stream)
     (folder / "downloads").mkdir()
     np.savez(
@@ -208,7 +216,7 @@ def forgotten_modules() -> Iterator[None]:
         if name.startswith("deconfound."):
             parent, _, child = name.rpartition(".")
             del sys.modules[name]
-            if hasattr(sys.modules.get(parent), child):
+            if child in vars(sys.modules.get(parent, object)):
                 delattr(sys.modules[parent], child)
 
 

@@ -23,24 +23,30 @@ _HOMES = {
     "Screen": "deconfound.data.screen",
     "open_screen": "deconfound.data.screen",
     "ingest": "deconfound.data.ingest",
+    "ingest_array": "deconfound.data.arrays",
+    "ingest_profiles": "deconfound.data.profiles",
     "simulate": "deconfound.data.simulate",
     "describe": "deconfound.describe",
     "fit": "deconfound.fit",
     "embed": "deconfound.embed",
     "measure": "deconfound.measure",
     "transfer": "deconfound.transfer",
+    "export": "deconfound.export",
     "report": "deconfound.report",
 }
 
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
+    from deconfound.data.arrays import ingest_array as ingest_array
     from deconfound.data.ingest import ingest as ingest
+    from deconfound.data.profiles import ingest_profiles as ingest_profiles
     from deconfound.data.screen import Screen as Screen
     from deconfound.data.screen import open_screen as open_screen
     from deconfound.data.simulate import simulate as simulate
     from deconfound.describe import describe as describe
     from deconfound.embed import embed as embed
+    from deconfound.export import export as export
     from deconfound.fit import fit as fit
     from deconfound.measure import measure as measure
     from deconfound.report import report as report

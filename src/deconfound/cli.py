@@ -39,12 +39,23 @@ class NewScreenArguments(Arguments):
 
 
 class IngestArguments(NewScreenArguments):
-    """Make a screen of a table with one image file a row, or of folders ENVIRONMENT/LABEL/."""
+    """Make a screen of image files, of folders ENVIRONMENT/LABEL/, of profiles or of an array."""
 
     table: Positional[Path | None] = None
     """CSV, TSV or Parquet with one row per image; leave it out for class folders."""
-    images_root: Path
+    images_root: Path | None = None
     """Folder that the paths in the table start from, or that holds the class folders."""
+    profiles: bool = False
+    """The table (or an AnnData .h5ad) holds features, such as CellProfiler's, and no images."""
+    feature_columns: tuple[str, ...] = ()
+    """Feature columns of --profiles, * for anything; if not given, those that begin with Cells_,
+    Cytoplasm_ or Nuclei_, without coordinates, parents and identifiers."""
+    array: Path | None = None
+    """A .npy or .npz with one image or profile for each row of the table."""
+    array_key: str | None = None
+    """Which array of a .npz."""
+    array_axes: Literal["NCHW", "NHWC"] | None = None
+    """Order of the array's axes; if not given, the two equal ones are height and width."""
     quiet: bool = False
     """No progress bar."""
 
@@ -128,6 +139,17 @@ class TransferArguments(Arguments):
     """Seed of the choice of cells."""
 
 
+class ExportArguments(Arguments):
+    """Write a screen as OME-TIFF files and table.csv, or profiles as Parquet."""
+
+    screen: Positional[Path]
+    """Screen to write."""
+    out: Path
+    """Directory to write; must not exist."""
+    quiet: bool = False
+    """No progress bar."""
+
+
 class ReportArguments(Arguments):
     """Write one self-contained HTML page from runs, embeddings, scores and transfers."""
 
@@ -152,17 +174,39 @@ def _simulate(words: list[str]) -> None:
 
 
 def _ingest(words: list[str]) -> None:
+    from deconfound.data.arrays import ingest_array
     from deconfound.data.ingest import IngestConfig, ingest
     from deconfound.data.ingest_provenance import remarks
+    from deconfound.data.profiles import ingest_profiles
 
     arguments = create_model(
         "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
     )
     parsed: Any = _parse(arguments, words, "ingest", IngestArguments.__doc__ or "")
-    screen = ingest(
-        parsed.table, parsed.images_root, parsed.out, config=parsed.formats, quiet=parsed.quiet
-    )
-    _say(f"{len(screen):,} images in {screen.path}")
+    made_of = {
+        "--images-root": parsed.images_root is not None,
+        "--profiles": parsed.profiles,
+        "--array": parsed.array is not None,
+    }
+    if sum(made_of.values()) != 1:
+        raise UserError(f"ingest: expected one of {', '.join(made_of)}")
+    if parsed.feature_columns and not parsed.profiles:
+        raise UserError("ingest: --feature-columns belongs to --profiles; add it")
+    if (parsed.array_key or parsed.array_axes) and parsed.array is None:
+        raise UserError("ingest: --array-key and --array-axes belong to --array; add it")
+    if parsed.table is None and not made_of["--images-root"]:
+        raise UserError("ingest: name the table first: deconfound ingest TABLE …")
+    common = {"config": parsed.formats, "quiet": parsed.quiet}
+    if parsed.profiles:
+        named = {"features": parsed.feature_columns}
+        screen = ingest_profiles(parsed.table, parsed.out, **named, **common)
+    elif parsed.array is not None:
+        shape = {"key": parsed.array_key, "axes": parsed.array_axes}
+        screen = ingest_array(parsed.table, parsed.array, parsed.out, **shape, **common)
+    else:
+        screen = ingest(parsed.table, parsed.images_root, parsed.out, **common)
+    what = "profiles" if screen.holds_profiles else "images"
+    _say(f"{len(screen):,} {what} in {screen.path}")
     for remark in remarks(screen.provenance):
         _say(remark)
 
@@ -262,6 +306,14 @@ def _transfer(words: list[str]) -> None:
     _say(f"swap grid in {parsed.out / 'swap.png'}")
 
 
+def _export(words: list[str]) -> None:
+    from deconfound.export import export
+
+    parsed = _parse(ExportArguments, words, "export")
+    command = export(**dict(parsed))
+    _say(f"{parsed.out}; back to a screen with: {command}")
+
+
 def _report(words: list[str]) -> None:
     from deconfound.report import report
 
@@ -329,6 +381,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "embed": (_embed, "embed every image of a screen"),
     "measure": (_measure, "score embeddings"),
     "transfer": (_transfer, "counterfactual images: swap content and style between cells"),
+    "export": (_export, "a screen as OME-TIFF files and a table, or profiles as Parquet"),
     "report": (_report, "one HTML page of runs, embeddings and scores"),
     "methods": (_methods, "list the methods"),
     "metrics": (_metrics, "list the metrics"),

@@ -14,7 +14,7 @@ from deconfound.data.image_columns import FileColumn, ImageColumns, image_column
 from deconfound.data.image_file import Pixels
 from deconfound.data.image_paths import FOLDER_LABEL, FOLDER_PATH, class_folders, labelled_by_folder
 from deconfound.data.image_rows import RowReader, whole_images
-from deconfound.data.ingest_provenance import provenance
+from deconfound.data.ingest_provenance import provenance_of
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
 from deconfound.data.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
@@ -144,7 +144,7 @@ def ingest(
             )
             columns = ImageColumns((FileColumn(FOLDER_PATH),))
     roles = resolve_roles(metadata, config, where)
-    _refuse_empty(metadata, roles, where)
+    refuse_empty(metadata, roles, where)
     reader = RowReader(
         row_files(
             metadata,
@@ -173,8 +173,8 @@ def ingest(
             size=config.size,
             threads=config.threads,
         )
-    _refuse_full_disk(out, len(metadata), reader.first, config)
-    made = provenance(table, images_root, config, config.size)
+    refuse_full_disk(out, _bytes_needed(len(metadata), reader.first, config))
+    made = provenance_of(table, images_root, config, config.size)
     black = 0
     with (
         ScreenWriter(out, config.name or out.name, reader.channels, roles, made) as writer,
@@ -233,7 +233,8 @@ def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Role
     return roles
 
 
-def _refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
+def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
+    """Raise UserError naming the first rows without a label, an environment or a level."""
     wanted = dict.fromkeys([str(roles.label), *roles.environment, *roles.levels])
     for column in wanted:
         text = table[column].astype("string").str.strip()
@@ -253,11 +254,8 @@ def _append(writer: ScreenWriter, images: Pixels) -> int:
     return int((~images.any(axis=(1, 2, 3))).sum())
 
 
-def _refuse_full_disk(out: Path, rows: int, first: Pixels, config: IngestConfig) -> None:
-    side = config.size or config.crop
-    pixels = first.size if side is None else len(first) * side * side
-    # Crops lie on the disk twice while the screen is written.
-    needed = rows * pixels * first.itemsize * (1 if config.crop is None else 2)
+def refuse_full_disk(out: Path, needed: int) -> None:
+    """Raise UserError if the disk of `out` has less than `needed` bytes free."""
     folder = out.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -267,3 +265,10 @@ def _refuse_full_disk(out: Path, rows: int, first: Pixels, config: IngestConfig)
             f"{out}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; make room, "
             "choose another --out, or shrink the images with --size"
         )
+
+
+def _bytes_needed(rows: int, first: Pixels, config: IngestConfig) -> int:
+    side = config.size or config.crop
+    pixels = first.size if side is None else len(first) * side * side
+    # Crops lie on the disk twice while the screen is written.
+    return rows * pixels * first.itemsize * (1 if config.crop is None else 2)

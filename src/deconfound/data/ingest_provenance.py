@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from deconfound.config import Options
+from deconfound.data.table import listed
 
 
-def provenance(
-    table: Path | None, images_root: Path, config: Options, size: int | None
+def provenance_of(
+    table: Path | None, images_root: Path | None, config: Options, size: int | None
 ) -> dict[str, Any]:
     """What is known before the images are read: files, options, resizing and versions."""
     sha256 = None
@@ -26,7 +27,7 @@ def provenance(
         "made_by": "ingest",
         "table": None if table is None else os.fspath(table),
         "table_sha256": sha256,
-        "images_root": os.fspath(images_root),
+        "images_root": None if images_root is None else os.fspath(images_root),
         "options": config.model_dump(mode="json"),
         "resize": resize,
         "versions": {
@@ -37,8 +38,12 @@ def provenance(
 
 
 def remarks(made: dict[str, Any]) -> list[str]:
-    """What the user should know of a screen just made: cells dropped, images that are black."""
-    said = []
+    """What the user should know of a screen just made: what was dropped, images that are black."""
+    said = [
+        f"dropped {len(features)} features, {why.replace('_', ' ')}: {listed(features)}"
+        for why, features in made.get("dropped", {}).items()
+        if features
+    ]
     crop = made.get("crop")
     if crop:
         said.append(
