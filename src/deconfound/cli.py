@@ -117,6 +117,13 @@ class ReportArguments(Arguments):
     """The .html file to write."""
 
 
+class CheckArguments(Arguments):
+    """Verify every file of a screen or a run."""
+
+    path: Positional[Path]
+    """Directory of a screen, or of a run, finished or not."""
+
+
 def _simulate(words: list[str]) -> None:
     from deconfound.data.simulate import SimulateConfig, simulate
 
@@ -229,6 +236,13 @@ def _report(words: list[str]) -> None:
     _say(f"report in {parsed.out}")
 
 
+def _check(words: list[str]) -> None:
+    from deconfound.check import check
+
+    parsed = _parse(CheckArguments, words, "check")
+    _say(check(parsed.path))
+
+
 def _demo(words: list[str]) -> None:
     from deconfound.demo import DemoOptions, demo
 
@@ -288,6 +302,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "measure": (_measure, "score embeddings"),
     "transfer": (_transfer, "counterfactual images: swap content and style between cells"),
     "report": (_report, "one HTML page of runs, embeddings and scores"),
+    "check": (_check, "verify that every file of a screen or a run is whole"),
     "methods": (_methods, "list the methods"),
     "metrics": (_metrics, "list the metrics"),
     "sources": (_sources, "list the public data sets"),
