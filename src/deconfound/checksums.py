@@ -7,19 +7,19 @@ from pathlib import Path
 from deconfound import atomic
 from deconfound.errors import UserError
 
-FILE = "checksums.json"
+CHECKSUMS = "checksums.json"
 
 
 def write_checksums(run: Path, model: Path) -> None:
     """Record the SHA-256 of every file of `run`, and of `model`, which becomes its weights."""
     files = sorted(file for file in run.iterdir() if _counts(file))
     found = {file.name: sha256(file) for file in files} | {"model.safetensors": sha256(model)}
-    atomic.write_text(run / FILE, json.dumps(found, indent=2))
+    atomic.write_text(run / CHECKSUMS, json.dumps(found, indent=2))
 
 
 def read_checksums(run: Path) -> dict[str, str]:
     """SHA-256 by file name; raises UserError if they are missing or damaged."""
-    file = run / FILE
+    file = run / CHECKSUMS
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return {str(name): str(value) for name, value in found.items()}
@@ -41,4 +41,8 @@ def sha256(file: Path) -> str:
 
 
 def _counts(file: Path) -> bool:
-    return file.is_file() and not file.name.startswith(".") and file.name not in (FILE, "resume.pt")
+    return (
+        file.is_file()
+        and not file.name.startswith(".")
+        and file.name not in (CHECKSUMS, "resume.pt")
+    )

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deconfound import atomic, methods
-from deconfound.checksums import differs, read_checksums
+from deconfound.checksums import CHECKSUMS, differs, read_checksums
 from deconfound.config import DataOptions, Options, TrainingOptions, read_yaml, validated
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Screen
@@ -176,8 +176,8 @@ class Run:
             stage = next(stage.name for stage in stages if stage.classifies)
             name = f"{stage}-{selection}"
         file = self.path / f"{name}.safetensors"
-        expected = read_checksums(self.path).get(file.name)
-        if file.is_file() and (expected is None or differs(file, expected)):
+        recorded = read_checksums(self.path) if (self.path / CHECKSUMS).is_file() else {}
+        if file.name in recorded and differs(file, recorded[file.name]):
             raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
         load_weights(file, method, intensity)
         return method.eval(), intensity
