@@ -194,7 +194,7 @@ def test_damaged_weights_are_named(finished_runs: Runs, screen: Screen, tmp_path
     shutil.copytree(finished_runs("erm"), run)
     model = run / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-50])
-    with pytest.raises(UserError, match=r"model\.safetensors: cannot be loaded"):
+    with pytest.raises(UserError, match=r"model\.safetensors: changed since the run ended"):
         embedded(run, screen, tmp_path / "e.h5ad")
 
 

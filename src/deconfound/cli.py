@@ -159,6 +159,13 @@ class ReportArguments(Arguments):
     """The .html file to write."""
 
 
+class CheckArguments(Arguments):
+    """Verify every file of a screen or a run."""
+
+    path: Positional[Path]
+    """Directory of a screen, or of a run, finished or not."""
+
+
 def _simulate(words: list[str]) -> None:
     from deconfound.data.simulate import SimulateConfig, simulate
 
@@ -322,6 +329,13 @@ def _report(words: list[str]) -> None:
     _say(f"report in {parsed.out}")
 
 
+def _check(words: list[str]) -> None:
+    from deconfound.check import check
+
+    parsed = _parse(CheckArguments, words, "check")
+    _say(check(parsed.path))
+
+
 def _demo(words: list[str]) -> None:
     from deconfound.demo import DemoOptions, demo
 
@@ -383,6 +397,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "transfer": (_transfer, "counterfactual images: swap content and style between cells"),
     "export": (_export, "a screen as OME-TIFF files and a table, or profiles as Parquet"),
     "report": (_report, "one HTML page of runs, embeddings and scores"),
+    "check": (_check, "verify that every file of a screen or a run is whole"),
     "methods": (_methods, "list the methods"),
     "metrics": (_metrics, "list the metrics"),
     "sources": (_sources, "list the public data sets"),

@@ -85,6 +85,8 @@ def read_embeddings(path: Path) -> Embeddings:
     about = data.uns.get("deconfound")
     if not isinstance(about, dict) or "json" not in about:
         raise UserError(f"{path}: was not written by `deconfound embed` (no uns['deconfound'])")
+    if (version := int(about.get("format_version", FORMAT_VERSION))) != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version}; this release reads {FORMAT_VERSION}")
     representations = {
         name.removeprefix("X_"): np.asarray(values, dtype=np.float32)
         for name, values in data.obsm.items()

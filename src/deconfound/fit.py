@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deconfound import atomic, machine
+from deconfound.checkpoint import damaged_resume, read_resume
+from deconfound.checksums import write_checksums
 from deconfound.config import TrainingOptions
 from deconfound.data.batch import Batch, BatchReader, augmented
 from deconfound.data.intensity import Intensity, fit_intensity
@@ -43,6 +45,7 @@ from deconfound.run import (
     open_run,
     pose,
     read_config,
+    read_json,
     software,
     weights,
     write_description,
@@ -318,9 +321,8 @@ class Training:
             torch.save(state, temporary)
 
     def _resume(self) -> None:
-        file = self.out / "resume.pt"
+        state = read_resume(self.out)
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
             modules = nn.ModuleDict({"method": self.method, "intensity": self.intensity})
             modules.load_state_dict(state["weights"])
             self.stage_number, self.done = state["stage_number"], state["done"]
@@ -329,10 +331,8 @@ class Training:
             self._new_optimizers()
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        except Exception as error:  # PyTorch has no one exception for a damaged file
-            raise UserError(
-                f"{file}: damaged ({type(error).__name__}); remove {self.out} and fit again"
-            ) from error
+        except Exception as error:  # PyTorch has no one exception for what does not fit
+            raise damaged_resume(self.out, error) from error
         self.history.resume([s.name for s in self.stages[: self.stage_number + 1]], self.done)
 
     def _check_finite(self, values: dict[str, float]) -> None:
@@ -363,6 +363,7 @@ class Training:
         atomic.write_text(self.out / "provenance.json", json.dumps(described, indent=2))
         with atomic.atomic_file(self.out / "model.safetensors") as temporary:
             save_file(weights(self.method, self.intensity), temporary)
+            write_checksums(self.out, temporary)
         (self.out / "resume.pt").unlink(missing_ok=True)
 
 
@@ -383,8 +384,10 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
         raise UserError(f"{out}: exists and is not a run; choose another --out")
     if dump_config(read_config(out / "config.yaml")) != dump_config(config):
         raise UserError(f"{out}: holds a run with another configuration; choose another --out")
+    if (out / "classes.json").is_file():
+        read_json(out / "classes.json")
     if (out / "fold.json").is_file():
-        fold = json.loads((out / "fold.json").read_text(encoding="utf-8"))
+        fold = read_json(out / "fold.json")
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()

@@ -16,7 +16,7 @@ from deconfound.embeddings import read_embeddings
 from deconfound.errors import UserError
 from deconfound.history import read_history
 from deconfound.report_names import Names
-from deconfound.run import open_run
+from deconfound.run import open_run, read_json
 from deconfound.streams import numpy_stream
 
 SCORE_COLUMNS = ("method", "fold", "seed", "representation", "metric", "part", "value", "n", "note")
@@ -177,9 +177,9 @@ def _read_run(path: Path) -> RunSource:
         opened.config.method,
         opened.config.model_dump(mode="json"),
         read_history(path / "metrics.csv"),
-        _read_json(path / "selection.json"),
+        read_json(path / "selection.json"),
         opened.provenance(),
-        _read_json(path / "fold.json"),
+        read_json(path / "fold.json"),
         opened.roles.environment,
     )
 
@@ -188,7 +188,7 @@ def _read_swap(path: Path) -> SwapSource:
     file = path / "swap.png"
     if not file.is_file():
         raise UserError(f"{file}: missing; `deconfound transfer` again")
-    about = _read_json(path / "transfer.json")
+    about = read_json(path / "transfer.json")
     if missing := {"method", "fold", "seed", "screen", "rows", "config"} - about.keys():
         raise UserError(f"{path / 'transfer.json'}: lacks {min(missing)!r}; transfer again")
     return SwapSource(path, str(about["method"]), about, file.read_bytes())
@@ -235,14 +235,6 @@ def _read_scores(path: Path) -> pd.DataFrame:
         table[column] = table[column].astype("string").fillna("").astype(object)
     table["value"] = table["value"].astype(float)
     return table.assign(file=str(path))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or damaged ({error})") from error
-    return found
 
 
 def _joined(scores: list[pd.DataFrame]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deconfound import atomic, methods
+from deconfound.checksums import CHECKSUMS, differs, read_checksums
 from deconfound.config import DataOptions, Options, TrainingOptions, read_yaml, validated
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Screen
@@ -27,6 +28,8 @@ from deconfound.errors import UserError
 from deconfound.methods.base import Method, MethodOptions, Task
 from deconfound.streams import derived_seed
 
+FORMAT_VERSION = 1
+"""Of a run directory; `classes.json` holds it."""
 Rows = npt.NDArray[np.int64]
 
 
@@ -159,9 +162,7 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         """Versions, commit, device and times."""
-        text = (self.path / "provenance.json").read_text(encoding="utf-8")
-        found: dict[str, Any] = json.loads(text)
-        return found
+        return read_json(self.path / "provenance.json")
 
     def load(self, screen: Screen, selection: str | None = None) -> tuple[Method, Intensity]:
         """The method and intensity, on the CPU in evaluation mode.
@@ -182,7 +183,11 @@ class Run:
             stages = method.stages(self.config.training.steps)
             stage = next(stage.name for stage in stages if stage.classifies)
             name = f"{stage}-{selection}"
-        load_weights(self.path / f"{name}.safetensors", method, intensity)
+        file = self.path / f"{name}.safetensors"
+        recorded = read_checksums(self.path) if (self.path / CHECKSUMS).is_file() else {}
+        if file.name in recorded and differs(file, recorded[file.name]):
+            raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
+        load_weights(file, method, intensity)
         return method.eval(), intensity
 
 
@@ -193,8 +198,8 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{path}: not a run (no config.yaml); make one with `deconfound fit`")
     if not (path / "model.safetensors").is_file():
         raise UserError(f"{path}: the run is not finished; `deconfound fit` it again to resume")
+    classes = read_json(path / "classes.json")
     config = read_config(path / "config.yaml")
-    classes = json.loads((path / "classes.json").read_text(encoding="utf-8"))
     return Run(
         path,
         config,
@@ -205,11 +210,31 @@ def open_run(path: Path) -> Run:
     )
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file of a run; raises UserError if it is missing, damaged or of a newer format."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: missing or damaged; restore a copy, or remove {file.parent} and fit again"
+        ) from error
+    version = found.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{file}: format version {version!r}; this release reads version {FORMAT_VERSION}, "
+            "take a newer one"
+        )
+    return found
+
+
 def write_description(path: Path, config: RunConfig, screen: Screen, problem: Problem) -> None:
     """Write config.yaml, classes.json and fold.json of a run that begins."""
     path.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path / "config.yaml", dump_config(config))
     classes = {
+        "format_version": FORMAT_VERSION,
         "labels": problem.label.names,
         "environments": problem.environment.names,
         "roles": problem.roles.model_dump(),

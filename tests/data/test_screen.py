@@ -209,9 +209,10 @@ def test_a_changed_table_is_refused(tmp_path: Path) -> None:
         ({"format_version": 2}, "format version 2"),
         ({"rows": "many"}, "damaged"),
         ({"unknown": 1}, "damaged"),
-        ({"rows": 4}, "differ in length"),
+        ({"rows": 4}, "its checksum differs"),
+        ({"rows": 4, "sha256": ""}, "differ in length"),
         (
-            {"shards": [{"file": "../x.npy", "rows": 3, "sha256": ""}]},
+            {"shards": [{"file": "../x.npy", "rows": 3, "sha256": ""}], "sha256": ""},
             "lies outside the screen",
         ),
     ],

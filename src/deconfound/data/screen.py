@@ -50,6 +50,13 @@ class ScreenIndex(BaseModel):
     table_sha256: str
     shards: tuple[Shard, ...]
     provenance: dict[str, Any]
+    sha256: str = ""
+    """Of everything above; empty in a screen that was made before this was recorded."""
+
+    def digest(self) -> str:
+        """The SHA-256 of all fields but `sha256`."""
+        fields = json.loads(self.model_dump_json(exclude={"sha256"}))
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -135,11 +142,13 @@ class Screen:
         return coded(joined(self.table, columns), names)
 
     def check(self) -> None:
-        """Verify the checksum of every shard; raises UserError naming the first that differs."""
-        for shard in self.index.shards:
-            file = self.path / shard.file
-            if _sha256(file) != shard.sha256:
-                raise UserError(f"{file}: checksum differs from screen.json; make the screen again")
+        """Verify the checksum of every shard; raises UserError naming those that differ."""
+        files = [(self.path / shard.file, shard.sha256) for shard in self.index.shards]
+        damaged = [str(file) for file, expected in files if _sha256(file) != expected]
+        if damaged:
+            raise UserError(
+                f"{', '.join(damaged)}: checksum differs from screen.json; make the screen again"
+            )
 
 
 class ScreenWriter:
@@ -243,6 +252,7 @@ class ScreenWriter:
             shards=tuple(self._shards),
             provenance=self._provenance,
         )
+        index = index.model_copy(update={"sha256": index.digest()})
         (self._folder / "screen.json").write_text(index.model_dump_json(indent=2), encoding="utf-8")
 
     def _new_buffer(self, images: Images) -> Images:
@@ -288,6 +298,8 @@ def open_screen(path: Path) -> Screen:
         if version != FORMAT_VERSION:
             raise UserError(f"{file}: format version {version!r}; this release reads version 1")
         index = ScreenIndex.model_validate(raw)
+        if index.sha256 not in ("", index.digest()):
+            raise ValueError("its checksum differs")
     except (ValidationError, ValueError) as error:
         raise UserError(f"{file}: damaged ({str(error).splitlines()[0]}); make it again") from error
     table_file = path / "table.parquet"

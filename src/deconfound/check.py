@@ -1,0 +1,56 @@
+"""check: whether every file of a screen or of a run is whole."""
+
+from pathlib import Path
+
+from deconfound.checkpoint import read_resume, verify_weights
+from deconfound.checksums import differs, read_checksums
+from deconfound.data.screen import open_screen
+from deconfound.errors import UserError
+from deconfound.history import read_history
+from deconfound.run import open_run, read_config, read_json
+
+
+def check(path: Path) -> str:
+    """Verify every file of a screen or a run, finished or not, and say in a line what is whole.
+
+    Raises UserError that names what is missing or damaged, and what to do.
+    """
+    path = Path(path)
+    if (path / "screen.json").is_file():
+        screen = open_screen(path)
+        screen.check()
+        return f"{path}: whole; {len(screen):,} images in {len(screen.index.shards)} shards"
+    if (path / "config.yaml").is_file():
+        return _check_run(path)
+    raise UserError(f"{path}: neither a screen (screen.json) nor a run (config.yaml)")
+
+
+def _check_run(path: Path) -> str:
+    if not (path / "model.safetensors").is_file():
+        return _check_unfinished(path)
+    expected = read_checksums(path)
+    damaged = [name for name, value in expected.items() if differs(path / name, value)]
+    if damaged:
+        raise UserError(
+            f"{path}: {', '.join(damaged)} missing or changed since the run ended; restore a copy, "
+            f"or remove {path} and fit it again"
+        )
+    run = open_run(path)
+    return f"{path}: whole; a finished run of {run.config.method}, {len(expected)} files"
+
+
+def _check_unfinished(path: Path) -> str:
+    read_config(path / "config.yaml")
+    for name in ("classes.json", "fold.json"):
+        if (path / name).is_file():
+            read_json(path / name)
+    for file in sorted(path.glob("*.safetensors")):
+        verify_weights(file)
+    if not (path / "resume.pt").is_file():
+        return f"{path}: not finished and without a checkpoint yet; the same fit starts it again"
+    read_history(path / "metrics.csv")
+    state = read_resume(path)
+    return (
+        f"{path}: whole and not finished, stage {state['stage_number'] + 1}, step "
+        f"{state['done']}; the same fit resumes it"
+    )
