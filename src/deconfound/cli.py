@@ -345,6 +345,12 @@ def main(words: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"deconfound: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None or debug:
+            raise
+        reason = f"{error.filename}: {error.strerror}"
+        print(f"deconfound: {reason}; check the path and its permissions", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("deconfound: stopped; the same command resumes", file=sys.stderr)
         sys.exit(130)

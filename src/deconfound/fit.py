@@ -62,10 +62,12 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
     problem = pose(opened, config.data)
     if _claims(out, config, opened):
         return open_run(out)
-    write_description(out, config, opened, problem)
     training = config.training
+    _refuse_unfillable_batches(training, problem)
     fabric = machine.start(training.device, training.precision, training.threads)
-    Training(config, opened, problem, out, fabric, quiet).run()
+    prepared = Training(config, opened, problem, out, fabric, quiet)
+    write_description(out, config, opened, problem)
+    prepared.run()
     return open_run(out)
 
 
@@ -326,6 +328,24 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()
+
+
+def _refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:
+    size, rows = training.batch_size, len(problem.fold.rows("train"))
+    labels = min(training.classes_per_batch, len(problem.label.names))
+    environments = len(problem.environment.names)
+    if size > rows:
+        raise UserError(f"--batch-size {size}: training has {rows} rows; lower it")
+    if training.sampler == "label_balanced" and size < labels:
+        raise UserError(
+            f"--batch-size {size}: cannot hold an image of each of {labels} labels; raise it, or "
+            "lower --classes-per-batch"
+        )
+    if training.sampler == "environment_balanced" and size < environments:
+        raise UserError(
+            f"--batch-size {size}: cannot hold an image of each of {environments} environments; "
+            "raise it"
+        )
 
 
 def _sampler(
