@@ -21,7 +21,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FAST = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -86,6 +86,30 @@ def test_any_json_as_an_index(value: Any, screen: Screen, tmp_path: Path) -> Non
     copy = copied(screen, tmp_path)
     (copy / "screen.json").write_text(json.dumps(value))
     works_or_says(open_screen, copy)
+
+
+@FAST
+@given(data=st.data(), kept=st.integers(0, 200))
+def test_a_mutated_shard(data: st.DataObject, kept: int, screen: Screen, tmp_path: Path) -> None:
+    copy = copied(screen, tmp_path)
+    whole = (screen.path / "images-00000.npy").read_bytes()
+    content = data.draw(mutated(whole[:128]))[:kept] + whole[128:]
+    (copy / "images-00000.npy").write_bytes(content)
+    works_or_says(open_screen, copy)
+
+
+def test_files_that_readers_choke_on(screen: Screen, tmp_path: Path) -> None:
+    table = tmp_path / "long.csv"
+    table.write_text(f'"{"a" * 200_000}",b\n1,2\n')
+    with pytest.raises(UserError, match=r"long\.csv"):
+        read_table(table)
+    copy = copied(screen, tmp_path)
+    (copy / "images-00000.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="images-00000"):
+        open_screen(copy)
+    (copy / "screen.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"screen\.json"):
+        open_screen(copy)
 
 
 def copied(screen: Screen, folder: Path) -> Path:
