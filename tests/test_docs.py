@@ -184,8 +184,8 @@ def forgotten_modules() -> Iterator[None]:
         if name.startswith("deconfound."):
             parent, _, child = name.rpartition(".")
             del sys.modules[name]
-            if hasattr(sys.modules.get(parent), child):
-                delattr(sys.modules[parent], child)
+            if parent in sys.modules:
+                vars(sys.modules[parent]).pop(child, None)
 
 
 def test_readme_ends_in_a_report(after_readme: Path) -> None:

@@ -17,7 +17,7 @@ from deconfound.data.screen import Screen, open_screen
 from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.progress import Progress
-from deconfound.run import Rows, Run, open_run, pose, software
+from deconfound.run import Rows, Run, open_run, pose, read_json, software
 
 BATCH = 512
 CHUNK = 8192
@@ -108,7 +108,7 @@ def _assemble(run: Run, screen: Screen, chunks: Path, selection: str | None) -> 
     arrays = {name: np.concatenate([chunk[name] for chunk in loaded]) for name in loaded[0]}
     predicted = arrays.pop("predicted", None)
     table = screen.table.copy()
-    fold = json.loads((run.path / "fold.json").read_text(encoding="utf-8"))
+    fold = read_json(run.path / "fold.json")
     if fold["screen_identity"] == screen.identity:
         table[PART] = pose(screen, run.config.data).fold.part
     else:

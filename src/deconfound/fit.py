@@ -41,6 +41,7 @@ from deconfound.run import (
     open_run,
     pose,
     read_config,
+    read_json,
     software,
     weights,
     write_description,
@@ -324,7 +325,7 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
     if dump_config(read_config(out / "config.yaml")) != dump_config(config):
         raise UserError(f"{out}: holds a run with another configuration; choose another --out")
     if (out / "fold.json").is_file():
-        fold = json.loads((out / "fold.json").read_text(encoding="utf-8"))
+        fold = read_json(out / "fold.json")
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()

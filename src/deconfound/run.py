@@ -161,9 +161,7 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         """Versions, commit, device and times."""
-        text = (self.path / "provenance.json").read_text(encoding="utf-8")
-        found: dict[str, Any] = json.loads(text)
-        return found
+        return read_json(self.path / "provenance.json")
 
     def load(self, screen: Screen, selection: str | None = None) -> tuple[Method, Intensity]:
         """The method and intensity, on the CPU in evaluation mode.
@@ -196,15 +194,29 @@ def open_run(path: Path) -> Run:
     if not (path / "model.safetensors").is_file():
         raise UserError(f"{path}: the run is not finished; `deconfound fit` it again to resume")
     config = read_config(path / "config.yaml")
-    classes = json.loads((path / "classes.json").read_text(encoding="utf-8"))
-    return Run(
-        path,
-        config,
-        tuple(classes["labels"]),
-        tuple(classes["environments"]),
-        Roles.model_validate(classes["roles"]),
-        tuple(classes["channels"]),
-    )
+    classes = read_json(path / "classes.json")
+    try:
+        return Run(
+            path,
+            config,
+            tuple(classes["labels"]),
+            tuple(classes["environments"]),
+            Roles.model_validate(classes["roles"]),
+            tuple(classes["channels"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / 'classes.json'}: damaged; fit the run again") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """One of a run's JSON files; raises UserError if it is missing or damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: missing or damaged; fit the run again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: damaged; fit the run again")
+    return found
 
 
 def write_description(path: Path, config: RunConfig, screen: Screen, problem: Problem) -> None:
