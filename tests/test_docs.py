@@ -216,8 +216,8 @@ def forgotten_modules() -> Iterator[None]:
         if name.startswith("deconfound."):
             parent, _, child = name.rpartition(".")
             del sys.modules[name]
-            if child in vars(sys.modules.get(parent, object)):
-                delattr(sys.modules[parent], child)
+            if parent in sys.modules:
+                vars(sys.modules[parent]).pop(child, None)
 
 
 def test_readme_ends_in_a_report(after_readme: Path) -> None:

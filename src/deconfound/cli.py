@@ -425,6 +425,12 @@ def main(words: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"deconfound: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None or debug:
+            raise
+        reason = f"{error.filename}: {error.strerror}"
+        print(f"deconfound: {reason}; check the path and its permissions", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt as request:
         remedy = "resumes" if words[0] in RESUMED else "starts again, as nothing was written"
         said = str(request) or f"stopped; the same command {remedy}"

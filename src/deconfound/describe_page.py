@@ -227,7 +227,8 @@ def _draw(grid: Grid, description: Description, file: Path) -> None:
         _write_counts(axes, grid, most)
     title = "Images per label and environment"
     axes.set_title(f"{title}\n{grid.left_out}" if grid.left_out else title, fontsize=9)
-    figure.colorbar(drawn, ax=axes, label="images", shrink=0.8)
+    bar = figure.colorbar(drawn, ax=axes, label="images", shrink=min(0.8, 16 / rows), format="%d")
+    bar.minorticks_off()
     figure.savefig(file, format="png")
 
 

@@ -79,8 +79,8 @@ def read_embeddings(path: Path) -> Embeddings:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             data = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # anndata and HDF5 raise nearly every type there is
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable .h5ad file ({reason}); embed again") from error
     about = data.uns.get("deconfound")
     if not isinstance(about, dict) or "json" not in about:

@@ -70,6 +70,7 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
     first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
     if first and _claims(out, config, opened):
         return open_run(out)
+    _refuse_unfillable_batches(config.training, problem)
     with atomic.locked(out) if first else contextlib.nullcontext():
         finished = _claims(out, config, opened) if first else (out / "model.safetensors").is_file()
         if not finished:
@@ -391,6 +392,24 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()
+
+
+def _refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:
+    size, rows = training.batch_size, len(problem.fold.rows("train"))
+    labels = min(training.classes_per_batch, len(problem.label.names))
+    environments = len(problem.environment.names)
+    if size > rows:
+        raise UserError(f"--batch-size {size}: training has {rows} rows; lower it")
+    if training.sampler == "label_balanced" and size < labels:
+        raise UserError(
+            f"--batch-size {size}: cannot hold an image of each of {labels} labels; raise it, or "
+            "lower --classes-per-batch"
+        )
+    if training.sampler == "environment_balanced" and size < environments:
+        raise UserError(
+            f"--batch-size {size}: cannot hold an image of each of {environments} environments; "
+            "raise it"
+        )
 
 
 def _sampler(

@@ -84,7 +84,8 @@ class Problem:
 def pose(screen: Screen, options: DataOptions) -> Problem:
     """Roles, fold and codes for a screen; label and environment names come from training rows.
 
-    Raises UserError for a missing column, an impossible fold or an empty part.
+    Raises UserError for a missing column, an impossible fold, an empty part, fewer than 2 labels in
+    training, or an environment that is the label under another name.
     """
     default = screen.roles
     roles = Roles(
@@ -117,9 +118,18 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
     label = screen.coded([roles.label], _present(every_label, train))
     environment = screen.coded(roles.environment, _present(every_environment, train))
     if len(label.names) < 2:
-        raise UserError(f"fold {fold.name}: training has {len(label.names)} label; expected 2")
+        found = f"{len(label.names)} label" + "s" * (len(label.names) != 1)
+        raise UserError(
+            f"fold {fold.name}: training has {found}; expected 2 or more, hold out less"
+        )
     if not environment.names:
         raise UserError(f"fold {fold.name}: no training row has an environment")
+    if _same_partition(label.codes[train], environment.codes[train]):
+        raise UserError(
+            f"fold {fold.name}: label {roles.label!r} and environment "
+            f"{' / '.join(map(repr, roles.environment))} divide the training rows alike, so "
+            "neither can be told from the other; choose another --environment"
+        )
     return Problem(roles, fold, label, environment, every_label)
 
 
@@ -200,14 +210,17 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{path}: the run is not finished; `deconfound fit` it again to resume")
     classes = read_json(path / "classes.json")
     config = read_config(path / "config.yaml")
-    return Run(
-        path,
-        config,
-        tuple(classes["labels"]),
-        tuple(classes["environments"]),
-        Roles.model_validate(classes["roles"]),
-        tuple(classes["channels"]),
-    )
+    try:
+        return Run(
+            path,
+            config,
+            tuple(classes["labels"]),
+            tuple(classes["environments"]),
+            Roles.model_validate(classes["roles"]),
+            tuple(classes["channels"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / 'classes.json'}: damaged; fit the run again") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -216,7 +229,7 @@ def read_json(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("no object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file}: missing or damaged; restore a copy, or remove {file.parent} and fit again"
         ) from error
@@ -292,6 +305,14 @@ def _git(folder: Path, *words: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def _same_partition(label: Rows, environment: Rows) -> bool:
+    """Whether two codes (−1 for missing), the first of 2 values or more, decide each other."""
+    both = (label >= 0) & (environment >= 0)
+    label, environment = label[both], environment[both]
+    pairs = len(set(zip(label.tolist(), environment.tolist(), strict=True)))
+    return 1 < pairs == len(np.unique(label)) == len(np.unique(environment))
 
 
 def _present(values: Coded, rows: Rows) -> list[str]:

@@ -17,7 +17,7 @@ from deconfound.data.screen import Screen, open_screen
 from deconfound.data.table import coded, joined
 from deconfound.errors import UserError
 from deconfound.methods.base import Method
-from deconfound.run import Rows, Run, open_run, pose
+from deconfound.run import Rows, Run, open_run, pose, read_json
 from deconfound.streams import numpy_stream
 
 FORMAT_VERSION = 1
@@ -98,7 +98,7 @@ def _texts(values: pd.Series, rows: Rows) -> tuple[str, ...]:
 
 
 def _candidates(run: Run, screen: Screen) -> Rows:
-    fold = json.loads((run.path / "fold.json").read_text(encoding="utf-8"))
+    fold = read_json(run.path / "fold.json")
     if fold["screen_identity"] != screen.identity:
         return np.arange(len(screen), dtype=np.int64)
     part = pose(screen, run.config.data).fold

@@ -20,12 +20,14 @@ def class_folders(root: Path) -> pd.DataFrame:
     """The images below `root`/ENVIRONMENT/LABEL/ as a table, sorted by path; hidden files skipped.
 
     Columns `Metadata_Environment`, `Metadata_Label` and `Metadata_Path` (relative to `root`).
-    Raises UserError if an image lies at another depth, or if there is none.
+    Raises UserError if an image lies at another depth, or if there is none in all or in one class.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images; check --images-root")
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    empty: list[str] = []
     for place, folders, files in os.walk(root, followlinks=True):
+        before = len(rows)
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         parts = Path(place).relative_to(root).parts
         if len(parts) == 2:
@@ -46,11 +48,15 @@ def class_folders(root: Path) -> pd.DataFrame:
             if not path.isprintable():
                 raise UserError(f"{root}: file name {path!r} is not printable UTF-8; rename it")
             rows.append((*parts, path))
+        if len(parts) == 2 and len(rows) == before:
+            empty.append(place)
     if not rows:
         raise UserError(
             f"{root}: no images; expected ENVIRONMENT/LABEL/file with one of "
             f"{', '.join(SUFFIXES)}, or give a table"
         )
+    if empty:
+        raise UserError(f"{empty[0]}: no images in this class; add some, or remove the folder")
     return pd.DataFrame(rows, columns=[FOLDER_ENVIRONMENT, FOLDER_LABEL, FOLDER_PATH])
 
 

@@ -300,7 +300,7 @@ def open_screen(path: Path) -> Screen:
         index = ScreenIndex.model_validate(raw)
         if index.sha256 not in ("", index.digest()):
             raise ValueError("its checksum differs")
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({str(error).splitlines()[0]}); make it again") from error
     table_file = path / "table.parquet"
     if not table_file.is_file() or _sha256(table_file) != index.table_sha256:
@@ -321,8 +321,11 @@ def _open_shard(path: Path, shard: Shard, index: ScreenIndex) -> Images:
         raise UserError(f"{path}: shard {shard.file!r} lies outside the screen; make it again")
     try:
         images: Images = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: missing or cut short ({error}); make the screen again") from error
+    except Exception as error:  # NumPy has no one exception for a damaged header
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: missing or cut short ({reason}); make the screen again"
+        ) from error
     if images.shape != (shard.rows, *index.image_shape) or str(images.dtype) != index.dtype:
         raise UserError(f"{file}: holds {images.shape} {images.dtype}, screen.json says otherwise")
     return images

@@ -67,7 +67,9 @@ def read_table(path: Path) -> pd.DataFrame:
                 table = pd.read_parquet(path)
             case _:
                 raise UserError(f"{path}: not a table; expected .csv, .tsv or .parquet")
-    except (ValueError, OSError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+    except UserError:
+        raise
+    except Exception as error:  # readers of damaged tables raise nearly every type there is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as a table ({reason}); check the file") from error
     if table.empty:
