@@ -67,6 +67,8 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
     opened = open_screen(screen)
     problem = pose(opened, config.data)
     if _claims(out, config, opened):
+        with contextlib.suppress(OSError):  # left if the run was killed as it finished
+            (out / "resume.pt").unlink()
         return open_run(out)
     first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
     with atomic.locked(out) if first else contextlib.nullcontext():
