@@ -8,6 +8,7 @@ every kill all that has its final name must be whole; then the same command, nev
 or stopped up to twice more, must end with the bytes of an uninterrupted one and leave nothing else.
 Runs too are stopped by SIGTERM at a random time; the seconds until their process has ended are
 reported. Processes are forked after the libraries are loaded, so that the kills hit the work.
+Leave the repository alone meanwhile: embeddings record its commit.
 """
 
 import os

@@ -74,6 +74,16 @@ def test_every_file_of_a_finished_run_is_verified(run: Path) -> None:
     check(run)
 
 
+def test_a_run_killed_as_it_finished_is_tidied(
+    screen: Screen, run: Path, unfinished: Path, make_config: MakeConfig
+) -> None:
+    shutil.copy(unfinished / "resume.pt", run)
+    before = {file.name for file in run.iterdir()}
+    fit(make_config("erm"), screen.path, run, quiet=True)
+    assert before - {file.name for file in run.iterdir()} == {"resume.pt"}
+    check(run)
+
+
 @pytest.mark.parametrize("name", ["resume.pt", "classifier-loss.safetensors", "fold.json"])
 def test_a_file_cut_off_in_an_unfinished_run_is_named(name: str, unfinished: Path) -> None:
     content = (unfinished / name).read_bytes()

@@ -69,6 +69,8 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
     problem = pose(opened, config.data)
     first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
     if first and _claims(out, config, opened):
+        with contextlib.suppress(OSError):  # left if the run was killed as it finished
+            (out / "resume.pt").unlink()
         return open_run(out)
     _refuse_unfillable_batches(config.training, problem)
     with atomic.locked(out) if first else contextlib.nullcontext():
