@@ -11,6 +11,7 @@ import torch
 from deconfound.data.intensity import fit_intensity
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
 from deconfound.data.table import Roles
+from deconfound.describe import describe
 from deconfound.embed import embed
 from deconfound.errors import UserError
 from deconfound.fit import fit
@@ -136,3 +137,11 @@ def test_a_run_on_profiles_takes_no_other_features(screen: Screen, runs: Path) -
     with pytest.raises(UserError, match=r"was trained on Cells_Shape_0, .*") as error:
         open_run(runs / "erm").load(screen)
     assert "\n" not in str(error.value)
+
+
+def test_profiles_are_described_by_their_means_and_nothing_is_black(wells: Screen) -> None:
+    found = describe(wells.path, quiet=True)
+    assert set(found.statistics["channel"]) == set(wells.channels)
+    assert not found.statistics[["black", "constant"]].to_numpy().any()
+    assert found.statistics["saturated"].isna().all()
+    assert not any("black" in warning for warning in found.warnings)

@@ -55,7 +55,13 @@ _MEASURED = ("mean", "square", "saturated", "black", "constant")
 
 
 def _measured(pixels: npt.NDArray[Any]) -> dict[str, Numbers]:
-    """What is added up, (B, C) each, of pixels (B, C, H, W)."""
+    """What is added up, (B, C) each, of pixels (B, C, H, W); or of profiles (B, C)."""
+    if pixels.ndim == 2:
+        values, none = pixels.astype(np.float64), np.zeros(pixels.shape)
+        return {"mean": values, "square": values**2, "saturated": none + np.nan} | {
+            "black": none,
+            "constant": none,
+        }
     flat = pixels.reshape(*pixels.shape[:2], -1)
     mean = flat.mean(axis=2, dtype=np.float64)
     low, high = flat.min(axis=2), flat.max(axis=2)
