@@ -3,7 +3,8 @@
     python benchmarks/scbd_step.py --out benchmarks/results/scbd_step.json
 
 Batches of 256 images of 32 px, three channels, two environments; the paper's decoder width of 256
-and the default of 32; `small` and `resnet18` encoders. Median of seconds a step, one process.
+and the default of 32; `small` and `resnet18` encoders. Median of seconds a step, one process. Then
+the step of each encoder in float32 and in bfloat16, with images laid out channels last or first.
 """
 
 import argparse
@@ -26,7 +27,12 @@ BATCH = 256
 
 
 def seconds_a_step(
-    encoder: str, decoder: Literal["after", "beside"], width: int, repeats: int
+    encoder: str,
+    decoder: Literal["after", "beside", "none"],
+    width: int,
+    repeats: int,
+    precision: machine.Precision = "auto",
+    layout: torch.memory_format = torch.channels_last,
 ) -> dict[str, float]:
     """Median seconds of a step of every stage."""
     torch.manual_seed(0)
@@ -38,10 +44,10 @@ def seconds_a_step(
         likelihood="bernoulli",
     )
     method = Scbd(options, Task(3, 32, 10, 2))
-    fabric = machine.start("auto", "auto", None)
-    method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fabric = machine.start("auto", precision, None)
+    method.to(fabric.device, memory_format=layout)  # type: ignore[call-overload]
     batch = Batch(
-        torch.rand(BATCH, 3, 32, 32, device=fabric.device).to(memory_format=torch.channels_last),
+        torch.rand(BATCH, 3, 32, 32, device=fabric.device).to(memory_format=layout),
         torch.randint(10, (BATCH,), device=fabric.device),
         torch.randint(2, (BATCH,), device=fabric.device),
         torch.arange(BATCH),
@@ -62,6 +68,23 @@ def seconds_a_step(
 
 def _backward(loss: Tensor, parameters: list[nn.Parameter]) -> None:
     torch.autograd.backward(loss, inputs=parameters)
+
+
+def _formats(repeats: int) -> list[dict[str, Any]]:
+    """Seconds a step of the encoders alone, in every precision and layout."""
+    rows = []
+    table = Table("encoder", "precision", "layout", "s/step")
+    precisions: tuple[machine.Precision, ...] = ("32", "bf16")
+    for encoder in ("small", "resnet18"):
+        for precision in precisions:
+            for layout in (torch.contiguous_format, torch.channels_last):
+                (value,) = seconds_a_step(encoder, "none", 32, repeats, precision, layout).values()
+                name = "last" if layout == torch.channels_last else "first"
+                row = {"encoder": encoder, "precision": precision, "channels": name}
+                rows.append(row | {"seconds_a_step": value})
+                table.add_row(*row.values(), f"{value:.3f}")
+    Console().print(table)
+    return rows
 
 
 def main() -> None:
@@ -86,8 +109,10 @@ def main() -> None:
             )
             table.add_row(encoder, decoder, str(width), stage, f"{value:.3f}")
     Console().print(table)
+    formats = _formats(arguments.repeats)
     if arguments.out:
-        text = json.dumps({"batch": BATCH, "threads": torch.get_num_threads(), "rows": rows})
+        found = {"batch": BATCH, "threads": torch.get_num_threads(), "rows": rows}
+        text = json.dumps(found | {"precision_and_layout": formats}, indent=1)
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 

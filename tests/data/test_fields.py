@@ -222,6 +222,6 @@ def test_a_full_disk_while_cutting_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fields_module.os, "pwrite", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         ingest(table, table.parent, tmp_path / "s", config=IngestConfig(crop=8), quiet=True)
     assert sorted(tmp_path.rglob("*")) == before
