@@ -107,7 +107,16 @@ def test_a_verb_refuses_an_output_that_is_being_written(
     words = {
         "simulate": ["--cells", "500"],
         "ingest": ["--images-root", str(tmp_path / "images")],
-        "fit": ["erm", str(screen.path), "--fold", "plate=S1/P1", "--val-fraction", "0.2"],
+        "fit": [
+            "erm",
+            str(screen.path),
+            "--fold",
+            "plate=S1/P1",
+            "--val-fraction",
+            "0.2",
+            "--batch-size",
+            "24",
+        ],
         "embed": [str(run), str(screen.path)],
         "measure": [str(embeddings)],
         "report": [str(run)],
