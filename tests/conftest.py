@@ -154,6 +154,20 @@ def make_config() -> Callable[..., RunConfig]:
     return tiny_config
 
 
+def same_run(first: Path, second: Path) -> None:
+    """Assert that two finished runs hold the same files, and what training decides bit for bit."""
+    named = [{file.name for file in folder.iterdir()} for folder in (first, second)]
+    assert named[0] == named[1]
+    whole = {"model.safetensors", "metrics.csv", "selection.json", "classes.json", "config.yaml"}
+    for file in whole | {name for name in named[0] if name.endswith(".safetensors")}:
+        assert (first / file).read_bytes() == (second / file).read_bytes(), file
+
+
+@pytest.fixture(scope="session")
+def assert_same_run() -> Callable[[Path, Path], None]:
+    return same_run
+
+
 @pytest.fixture(scope="session")
 def finished_runs(
     screen: Screen, tmp_path_factory: pytest.TempPathFactory

@@ -14,21 +14,16 @@ from deconfound.data.screen import Screen
 from deconfound.fit import Training, fit
 from deconfound.run import RunConfig
 
+AssertSameRun = Callable[[Path, Path], None]
 MakeConfig = Callable[..., RunConfig]
-SAME = ("model.safetensors", "metrics.csv", "selection.json", "classes.json", "config.yaml")
 VERB = [sys.executable, "-c", "from deconfound.cli import main; main()"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def assert_same_run(first: Path, second: Path) -> None:
-    assert {file.name for file in first.iterdir()} == {file.name for file in second.iterdir()}
-    for file in first.iterdir():
-        if file.suffix == ".safetensors" or file.name in SAME:
-            assert file.read_bytes() == (second / file.name).read_bytes(), file.name
-
-
 def test_a_terminated_process_saves_its_run_and_the_same_command_resumes(
-    screen: Screen, tmp_path: Path
+    screen: Screen,
+    tmp_path: Path,
+    assert_same_run: AssertSameRun,
 ) -> None:
     """SIGTERM as soon as the run trains; what it has done is kept to the last step."""
     few = "--steps 40 --batch-size 12 --validate-every 5 --checkpoint-every 40 --device cpu"
@@ -82,6 +77,7 @@ def test_a_stopped_run_loses_no_step_and_no_validation(
     finished_runs: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    assert_same_run: AssertSameRun,
 ) -> None:
     out = tmp_path / "run"
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -109,6 +105,7 @@ def test_a_step_that_does_not_end_is_left(
     finished_runs: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    assert_same_run: AssertSameRun,
 ) -> None:
     out = tmp_path / "run"
 
