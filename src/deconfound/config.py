@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deconfound.errors import UserError
 
+SamplerName = Literal["plain", "label_balanced", "environment_balanced"]
+
 
 class Options(BaseModel):
     """Base of every group of options: frozen, and a name that does not exist is an error."""
@@ -52,8 +54,8 @@ class TrainingOptions(Options):
     """Optimisation steps."""
     batch_size: int = Field(256, ge=1)
     """Images in a batch, over all devices."""
-    sampler: Literal["plain", "label_balanced", "environment_balanced"] = "plain"
-    """How batches are drawn."""
+    sampler: SamplerName | None = None
+    """How batches are drawn; as the method asks for if not given."""
     classes_per_batch: int = Field(256, ge=1)
     """Distinct labels in a batch of the label-balanced sampler."""
     augment: Literal["none", "dihedral"] = "none"

@@ -144,8 +144,11 @@ class Training:
                 stage = self.stages[self.stage_number]
                 self._train(stage, progress)
                 self.fabric.barrier()
-                load_weights(self._checkpoint(self._selected(stage)), self.method, self.intensity)
-                if self.stage_number == len(self.stages) - 1:
+                last = self.stage_number == len(self.stages) - 1
+                if last or not self.stages[self.stage_number + 1].continues:
+                    file = self._checkpoint(self._selected(stage))
+                    load_weights(file, self.method, self.intensity)
+                if last:
                     break
                 self.stage_number += 1
                 self.done = 0

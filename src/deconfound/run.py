@@ -13,13 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
-from pydantic import SerializeAsAny, create_model
+from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deconfound import atomic, methods
 from deconfound.checksums import CHECKSUMS, differs, read_checksums
-from deconfound.config import DataOptions, Options, TrainingOptions, read_yaml, validated
+from deconfound.config import (
+    DataOptions,
+    Options,
+    TrainingOptions,
+    read_yaml,
+    validated,
+)
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Screen
 from deconfound.data.split import Fold, make_fold
@@ -42,10 +48,18 @@ class RunConfig(Options):
     """Seed of initial weights, batches and augmentation."""
     data: DataOptions = DataOptions()
     """What is predicted and what is held out."""
-    training: TrainingOptions = TrainingOptions()
+    training: TrainingOptions = Field(TrainingOptions(), validate_default=True)
     """How it is trained."""
     options: SerializeAsAny[MethodOptions] = MethodOptions()
     """The method's own options."""
+
+    @field_validator("training")
+    @classmethod
+    def _with_sampler(cls, training: TrainingOptions, known: ValidationInfo) -> TrainingOptions:
+        if training.sampler is not None or "method" not in known.data:
+            return training
+        sampler = methods.load(known.data["method"]).SAMPLER
+        return training.model_copy(update={"sampler": sampler})
 
 
 def config_model(method: str) -> type[RunConfig]:

@@ -2,26 +2,31 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from deconfound.config import Options
+from deconfound.config import Options, SamplerName
 from deconfound.data.batch import Batch
 from deconfound.losses.gather import global_mean
 
 Tensors = dict[str, Tensor]
+OptimizerName = Literal["adamw", "adam", "sgd"]
 
 
 class MethodOptions(Options):
     """Options every trained method has."""
 
+    optimizer: OptimizerName = "adamw"
+    """adamw, adam or sgd."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Learning rate of AdamW."""
+    """Learning rate of the optimizer."""
     weight_decay: float = Field(0.01, ge=0)
-    """Weight decay of AdamW."""
+    """Weight decay of the optimizer."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of sgd."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,30 @@ class Phase:
     weight_decay: float
     validates: bool = False
     """Whether the phase's weighted sum is the validation loss of its stage."""
+    rule: OptimizerName = "adamw"
+    """Update rule."""
+    momentum: float = 0.0
+    """Momentum of sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of adam's and adamw's two averages."""
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over the phase's parameters."""
-        return torch.optim.AdamW(
-            self.parameters, lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        """A new optimizer over the phase's parameters."""
+        rate, decay = self.learning_rate, self.weight_decay
+        if self.rule == "sgd":
+            return torch.optim.SGD(
+                self.parameters, lr=rate, momentum=self.momentum, weight_decay=decay
+            )
+        adam = torch.optim.Adam if self.rule == "adam" else torch.optim.AdamW
+        return adam(self.parameters, lr=rate, betas=self.betas, weight_decay=decay)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Phases that step together for a number of steps; the selected weights start the next one."""
+    """Phases that step together for a number of steps, each stage with optimizers of its own.
+
+    The selected weights start the next one, unless that `continues`.
+    """
 
     name: str
     steps: int
@@ -80,6 +98,8 @@ class Stage:
     """At most so many batches are validated on."""
     classifies: bool = True
     """Whether the stage changes what `predict` says, so that accuracy can select a checkpoint."""
+    continues: bool = False
+    """Whether it starts from the last weights of the stage before, not from the selected ones."""
 
 
 class Method(nn.Module):
@@ -94,6 +114,8 @@ class Method(nn.Module):
     """One line for `deconfound methods`."""
     PAPER: ClassVar[str]
     """Authors, title, equation."""
+    SAMPLER: ClassVar[SamplerName] = "plain"
+    """What batches are drawn by unless the user says otherwise."""
 
     def __init__(self, options: MethodOptions, task: Task) -> None:
         super().__init__()
@@ -103,6 +125,28 @@ class Method(nn.Module):
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """The stages in order, the first of `steps` steps."""
         raise NotImplementedError
+
+    def phase(
+        self,
+        name: str,
+        parameters: Iterable[nn.Parameter],
+        losses: Callable[[Batch, Tensors], dict[str, Loss]],
+        *,
+        learning_rate: float | None = None,
+        validates: bool = False,
+    ) -> Phase:
+        """A phase with the optimizer of the method's options, or at another `learning_rate`."""
+        options = self.options
+        return Phase(
+            name,
+            list(parameters),
+            losses,
+            options.learning_rate if learning_rate is None else learning_rate,
+            options.weight_decay,
+            validates,
+            options.optimizer,
+            options.momentum,
+        )
 
     def embed(self, image: Tensor) -> Tensors:
         """Images or profiles to "representation" and, if there are blocks, "content", "style".

@@ -9,7 +9,6 @@ from deconfound.methods.base import (
     Loss,
     Method,
     MethodOptions,
-    Phase,
     Stage,
     Task,
     Tensors,
@@ -46,14 +45,7 @@ class Erm(Method):
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """One stage with one phase."""
-        phase = Phase(
-            "classify",
-            list(self.parameters()),
-            self._losses,
-            self.options.learning_rate,
-            self.options.weight_decay,
-            validates=True,
-        )
+        phase = self.phase("classify", self.parameters(), self._losses, validates=True)
         return (Stage("classifier", steps, (phase,)),)
 
     def embed(self, image: Tensor) -> Tensors:

@@ -14,7 +14,6 @@ from deconfound.methods.base import (
     Loss,
     Method,
     MethodOptions,
-    Phase,
     Stage,
     Task,
     Tensors,
@@ -128,29 +127,25 @@ class Scbd(Method):
             self.style_encoder,
             self.style_projection,
         ]
-        contrast = Phase(
+        contrast = self.phase(
             "contrast",
             [parameter for block in blocks for parameter in block.parameters()],
             self._contrast,
-            options.learning_rate,
-            options.weight_decay,
             validates=True,
         )
-        probes = Phase(
+        probes = self.phase(
             "probes",
             [*self.label_probe.parameters(), *self.environment_probes.parameters()],
             self._probes,
-            options.probe_learning_rate,
-            options.weight_decay,
+            learning_rate=options.probe_learning_rate,
         )
         if self.decoder is None:
             return (Stage("encoders", steps, (contrast, probes)),)
-        reconstruct = Phase(
+        reconstruct = self.phase(
             "reconstruct",
             [*self.decoder.parameters(), *self.likelihood.parameters()],
             self._reconstruction,
-            options.decoder_learning_rate,
-            options.weight_decay,
+            learning_rate=options.decoder_learning_rate,
             validates=options.decoder != "beside",
         )
         if options.decoder == "beside":
