@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+import torch
 
 from deconfound.data.screen import Screen
 from deconfound.embed import embed
 from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
+from deconfound.fit import fit
 from deconfound.methods.scbd import Scbd
-from deconfound.run import open_run, pose
+from deconfound.run import RunConfig, open_run, pose
 
 embed_module = importlib.import_module("deconfound.embed")
 Runs = Callable[[str], Path]
@@ -202,3 +204,22 @@ def test_an_anndata_file_of_another_program_is_refused(tmp_path: Path) -> None:
     anndata.AnnData(obs=pd.DataFrame(index=["a"])).write_h5ad(tmp_path / "other.h5ad")
     with pytest.raises(UserError, match="was not written by `deconfound embed`"):
         read_embeddings(tmp_path / "other.h5ad")
+
+
+def test_percentiles_of_plates_go_with_the_run(
+    screen: Screen, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Plates of two series share names; the held-out one takes the limits of all training rows."""
+    data = {"transform": "percentile", "percentile_by": "plate", "fold": "plate=S1/P1"}
+    run = fit(make_config("erm", data=data), screen.path, tmp_path / "run", quiet=True)
+    assert run.groups == ("S1/P2", "S2/P1", "S2/P2")
+    found = embedded(run.path, screen, tmp_path / "e.h5ad")
+    method, intensity = run.load(screen)
+    rows = np.arange(0, len(screen), 7)
+    plates = screen.table["series"] + "/" + screen.table["plate"]
+    group = [run.groups.index(plate) if plate in run.groups else -1 for plate in plates[rows]]
+    assert -1 in group
+    with torch.no_grad():
+        image = intensity(torch.from_numpy(screen.read(rows)), torch.tensor(group))
+        expected = method.embed(image)["representation"].numpy()
+    np.testing.assert_allclose(found.representations["representation"][rows], expected, atol=1e-5)

@@ -56,6 +56,9 @@ def write_scores(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+PIXELS = {"transform": "percentile", "percentile_by": ["plate"], "groups": ["P1"]}
+
+
 def write_run(
     path: Path,
     method: str = "erm",
@@ -74,9 +77,10 @@ def write_run(
     (path / "config.yaml").write_text(dump_config(config))
     classes = {"labels": ["a", "b"], "environments": ["P1"], "channels": ["DNA"]}
     roles = Roles(label="drug", environment=("plate",), levels=("plate",))
-    (path / "classes.json").write_text(json.dumps(classes | {"roles": roles.model_dump()}))
+    (path / "classes.json").write_text(json.dumps(classes | {"roles": roles.model_dump()} | PIXELS))
     counts = {"train": 80, "val": 10, "test": 10, "id_test": 0, "unused": 0}
     described = {"name": fold, "counts": counts, "screen": str(screen), "screen_identity": identity}
+    described["screen_provenance"] = {"resize": {"size": 48}, "options": {"crop": 100}}
     (path / "fold.json").write_text(json.dumps(described))
     history = [("classifier", step, "train", "loss", 2 - step / 40) for step in (10, 20, 30)]
     steps = zip((10, 20, 30), val_loss, strict=True)

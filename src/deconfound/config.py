@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deconfound.errors import UserError
 
+TransformName = Literal["none", "arcsinh", "percentile"]
 SamplerName = Literal["plain", "label_balanced", "environment_balanced"]
 
 
@@ -40,9 +41,12 @@ class DataOptions(Options):
     """What the in-distribution parts are drawn by."""
     split_seed: int = 0
     """Seed of the split; kept apart from the run's seed so that all runs share their folds."""
-    transform: Literal["none", "arcsinh", "percentile"] = "none"
-    """Intensity transform before scaling; percentile stretches each channel of each image between
-    its 0.1 and 99.9 percentiles, and so forgets how bright the image was."""
+    transform: TransformName | None = None
+    """Intensity transform before scaling: none, arcsinh or percentile, which stretches each channel
+    between its 0.1 and 99.9 percentiles; the screen's own if not given."""
+    percentile_by: str | None = None
+    """Column, such as Metadata_Plate, whose groups share percentiles, those of their training rows
+    (a group without any takes those of all training rows); each image has its own if not given."""
     scaling: Literal["standardise", "unit"] = "standardise"
     """Per-channel mean 0 and sd 1 over training rows, or division by the type's maximum."""
 

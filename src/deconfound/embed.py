@@ -17,7 +17,7 @@ from deconfound.data.screen import Screen, open_screen
 from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.progress import Progress
-from deconfound.run import Rows, Run, open_run, pose, read_json, software
+from deconfound.run import Rows, Run, group_codes, open_run, pose, read_json, software
 
 BATCH = 512
 CHUNK = 8192
@@ -87,7 +87,10 @@ def _embed_chunks(
     method, intensity = run.load(screen, selection)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     nothing = np.full(len(screen), -1, dtype=np.int64)
-    reader = BatchReader(screen, nothing, nothing, intensity, fabric.device, channels_last=True)
+    group = group_codes(run, screen)
+    reader = BatchReader(
+        screen, nothing, nothing, intensity, fabric.device, channels_last=True, group=group
+    )
     done = min(len(screen), CHUNK * (len(range(0, len(screen), CHUNK)) - len(missing)))
     with Progress(f"embed {screen.name}", len(screen), "images", done, quiet) as progress:
         for start in missing:

@@ -85,12 +85,17 @@ def read_embeddings(path: Path) -> Embeddings:
     about = data.uns.get("deconfound")
     if not isinstance(about, dict) or "json" not in about:
         raise UserError(f"{path}: was not written by `deconfound embed` (no uns['deconfound'])")
-    if (version := int(about.get("format_version", FORMAT_VERSION))) != FORMAT_VERSION:
+    if (version := str(about.get("format_version", FORMAT_VERSION))) != str(FORMAT_VERSION):
         raise UserError(f"{path}: format version {version}; this release reads {FORMAT_VERSION}")
+    try:
+        described = json.loads(str(about["json"]))
+        Roles.model_validate(described["roles"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged (uns['deconfound']); embed again") from error
     representations = {
         name.removeprefix("X_"): np.asarray(values, dtype=np.float32)
         for name, values in data.obsm.items()
         if name.startswith("X_")
     }
     table = data.obs.reset_index(drop=True)
-    return Embeddings(table, representations, json.loads(str(about["json"])))
+    return Embeddings(table, representations, described)

@@ -127,4 +127,8 @@ def _command(screen: Screen, out: Path) -> str:
     ]:
         named = [value for value in values if value]
         words += [option, *named] if named else []
+    if screen.index.transform != "none":
+        words += ["--transform", screen.index.transform]
+    if screen.index.percentile_by:
+        words += ["--percentile-by", screen.index.percentile_by]
     return shlex.join([*words, "--name", screen.name, "--out", f"{screen.name}-again"])

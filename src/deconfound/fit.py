@@ -102,7 +102,12 @@ class Training:
         self.quiet = quiet
         data = config.data
         self.intensity: Intensity = fit_intensity(
-            screen, problem.fold.rows("train"), data.transform, data.scaling, config.seed
+            screen,
+            problem.fold.rows("train"),
+            problem.transform,
+            data.scaling,
+            config.seed,
+            problem.group,
         )
         method = build_method(
             config, screen, len(problem.label.names), len(problem.environment.names)
@@ -117,6 +122,7 @@ class Training:
             self.intensity,
             fabric.device,
             channels_last=True,
+            group=None if problem.group is None else problem.group.codes,
         )
         self.stages = self.method.stages(config.training.steps)
         self.stage_number = 0

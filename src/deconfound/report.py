@@ -114,12 +114,25 @@ def _facts(run: RunSource) -> list[tuple[str, str]]:
         commit += " (with changes)"
     return [
         ("images", ", ".join(f"{part} {count:,}" for part, count in counts.items())),
+        ("pixels", _pixels(run)),
         ("checkpoint", _checkpoints(run)),
         ("device", f"{provenance.get('device')}, {provenance.get('precision')}"),
         ("training", _duration(float(provenance.get("training_seconds", 0)))),
         ("finished", str(provenance.get("finished"))),
         ("commit", commit or "–"),
     ]
+
+
+def _pixels(run: RunSource) -> str:
+    """What was done to the pixels, at ingest and before the network."""
+    made = run.fold["screen_provenance"]
+    size = (made.get("resize") or {}).get("size")
+    crop = (made.get("options") or {}).get("crop")
+    done = [f"cut to {crop} px"] if crop else []
+    done += [f"resized to {size} px"] if size else []
+    shared = f" of each {run.percentile_by[-1]}" if run.percentile_by else ""
+    done.append(f"transform {run.transform}{shared}")
+    return ", ".join([*done, f"scaling {run.config['data']['scaling']}"])
 
 
 def _checkpoints(run: RunSource) -> str:

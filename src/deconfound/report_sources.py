@@ -38,6 +38,10 @@ class RunSource:
     """What fold.json holds: counts of the parts, path and identity of the screen."""
     environment: tuple[str, ...]
     """Columns of the environment."""
+    transform: str
+    """Intensity transform before the network."""
+    percentile_by: tuple[str, ...]
+    """Columns whose groups share the transform's percentiles."""
 
     @property
     def title(self) -> str:
@@ -181,6 +185,8 @@ def _read_run(path: Path) -> RunSource:
         opened.provenance(),
         read_json(path / "fold.json"),
         opened.roles.environment,
+        opened.transform,
+        opened.percentile_by,
     )
 
 

@@ -23,6 +23,7 @@ from deconfound.config import (
     DataOptions,
     Options,
     TrainingOptions,
+    TransformName,
     read_yaml,
     validated,
 )
@@ -93,6 +94,12 @@ class Problem:
     """The same of environments."""
     all_labels: Coded
     """Labels of all rows, whether training has them or not."""
+    transform: TransformName
+    """Intensity transform."""
+    percentile_by: tuple[str, ...]
+    """Columns (joined) whose groups share percentiles; of a level, with those around it."""
+    group: Coded | None
+    """Its codes of all rows, numbered by the groups of training rows; −1 for any other."""
 
 
 def pose(screen: Screen, options: DataOptions) -> Problem:
@@ -144,7 +151,9 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
             f"{' / '.join(map(repr, roles.environment))} divide the training rows alike, so "
             "neither can be told from the other; choose another --environment"
         )
-    return Problem(roles, fold, label, environment, every_label)
+    transform, by = _transform(screen, options, roles)
+    group = screen.coded(by, _present(screen.coded(by), train)) if by else None
+    return Problem(roles, fold, label, environment, every_label, transform, by, group)
 
 
 def build_method(config: RunConfig, screen: Screen, labels: int, environments: int) -> Method:
@@ -178,6 +187,10 @@ class Run:
     environments: tuple[str, ...]
     roles: Roles
     channels: tuple[str, ...]
+    transform: TransformName
+    percentile_by: tuple[str, ...]
+    groups: tuple[str, ...]
+    """Groups of `percentile_by` that training had."""
 
     @property
     def fold(self) -> str:
@@ -201,7 +214,7 @@ class Run:
                 f"trained on {listed(self.channels)}"
             )
         method = build_method(self.config, screen, len(self.labels), len(self.environments))
-        intensity = Intensity(len(self.channels), self.config.data.transform)
+        intensity = Intensity(len(self.channels), self.transform, len(self.groups))
         name = "model"
         if selection is not None:
             stages = method.stages(self.config.training.steps)
@@ -213,6 +226,16 @@ class Run:
             raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
         load_weights(file, method, intensity)
         return method.eval(), intensity
+
+
+def group_codes(run: Run, screen: Screen) -> Rows | None:
+    """What `Intensity` needs of every row of a screen, (N,); None where it has no groups.
+
+    Raises UserError if the screen lacks the column.
+    """
+    if not run.percentile_by:
+        return None
+    return screen.coded(run.percentile_by, run.groups).codes
 
 
 def open_run(path: Path) -> Run:
@@ -232,6 +255,9 @@ def open_run(path: Path) -> Run:
             tuple(classes["environments"]),
             Roles.model_validate(classes["roles"]),
             tuple(classes["channels"]),
+            classes["transform"],
+            tuple(classes["percentile_by"]),
+            tuple(classes["groups"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'classes.json'}: damaged; fit the run again") from error
@@ -266,6 +292,9 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "environments": problem.environment.names,
         "roles": problem.roles.model_dump(),
         "channels": screen.channels,
+        "transform": problem.transform,
+        "percentile_by": problem.percentile_by,
+        "groups": () if problem.group is None else problem.group.names,
     }
     atomic.write_text(path / "classes.json", json.dumps(classes, indent=2))
     fold = {
@@ -273,6 +302,7 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "counts": problem.fold.counts(),
         "screen": str(screen.path.resolve()),
         "screen_identity": screen.identity,
+        "screen_provenance": screen.provenance,
     }
     atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
 
@@ -327,6 +357,23 @@ def _same_partition(label: Rows, environment: Rows) -> bool:
     label, environment = label[both], environment[both]
     pairs = len(set(zip(label.tolist(), environment.tolist(), strict=True)))
     return 1 < pairs == len(np.unique(label)) == len(np.unique(environment))
+
+
+def _transform(
+    screen: Screen, options: DataOptions, roles: Roles
+) -> tuple[TransformName, tuple[str, ...]]:
+    """The transform and the columns of its groups: the options', else the screen's."""
+    transform = options.transform or screen.index.transform
+    by = options.percentile_by
+    if by is None and options.transform is None:
+        by = screen.index.percentile_by
+    if by is None:
+        return transform, ()
+    if transform != "percentile":
+        raise UserError(f"--percentile-by {by} belongs to --transform percentile; add it")
+    columns = roles.levels[: roles.levels.index(by) + 1] if by in roles.levels else (by,)
+    require_columns(screen.table, columns, str(screen.path))
+    return transform, columns
 
 
 def _present(values: Coded, rows: Rows) -> list[str]:

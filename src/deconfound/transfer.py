@@ -132,6 +132,11 @@ def _diverse(
 def _swapped(
     run: Run, method: Method, intensity: Intensity, originals: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
+    if intensity.transform == "percentile":
+        raise UserError(
+            f"{run.path}: transform percentile forgets how bright images were, so none can be "
+            "put back into stored units; fit it again with --transform none or arcsinh"
+        )
     embedded = method.embed(intensity(torch.from_numpy(originals)))
     able = [name for name in methods.names() if methods.load(name).swap is not Method.swap]
     if run.config.method not in able or not {"content", "style"} <= embedded.keys():
@@ -147,11 +152,6 @@ def _swapped(
             raise UserError(
                 f"{run.path}: the run has no decoder (decoder: none); "
                 "fit it again with --decoder after"
-            )
-        if intensity.transform == "percentile":
-            raise UserError(
-                f"{run.path}: transform percentile forgets how bright images were, so none can be "
-                "put back into stored units; fit it again with --transform none or arcsinh"
             )
         found.append(_stored_units(decoded.float(), intensity))
     return torch.stack(found).numpy()

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import tifffile
 from PIL import Image
 from pydantic import ValidationError
 
+from deconfound.config import DataOptions
 from deconfound.data import image_rows
 from deconfound.data.ingest import IngestConfig, ingest, resolve_roles
 from deconfound.data.ingest_provenance import remarks
 from deconfound.data.screen import open_screen
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
+from deconfound.run import pose
 
 PACS = Path(__file__).parents[2].parent / "shared" / "data" / "pacs_64px"
 VLCS = PACS.parent / "vlcs_mini"
@@ -390,3 +393,27 @@ def test_vlcs_mixes_grey_and_colour(tmp_path: Path) -> None:
     screen = ingest(None, VLCS, tmp_path / "s", config=config, quiet=True)
     assert (len(screen), screen.image_shape) == (187, (3, 64, 64))
     assert screen.channels == ("R", "G", "B")
+
+
+def test_the_transform_of_runs_to_come_is_recorded_and_pixels_stay(tmp_path: Path) -> None:
+    table, pixels = cells(tmp_path / "images")
+    config = IngestConfig(transform="percentile", percentile_by="Metadata_Plate")
+    screen = ingest(table, tmp_path / "images", tmp_path / "screen", config=config, quiet=True)
+    np.testing.assert_array_equal(screen.read(range(10)), pixels)
+    recorded = json.loads((tmp_path / "screen" / "screen.json").read_text())
+    assert (recorded["transform"], recorded["percentile_by"]) == ("percentile", "Metadata_Plate")
+    data = {"environment": ("Metadata_Plate",), "levels": ("Metadata_Plate",), "val_fraction": 0.3}
+    problem = pose(screen, DataOptions(**data))
+    assert (problem.transform, problem.percentile_by) == ("percentile", ("Metadata_Plate",))
+    assert problem.group is not None
+    assert problem.group.names == ("P0", "P1")
+    other = pose(screen, DataOptions(**data, transform="arcsinh"))
+    assert (other.transform, other.percentile_by, other.group) == ("arcsinh", (), None)
+
+
+def test_percentiles_by_a_column_are_for_the_transform_percentile(tmp_path: Path) -> None:
+    table, _ = cells(tmp_path / "images")
+    config = IngestConfig(percentile_by="Metadata_Plate")
+    assert_refused(table, tmp_path / "images", "--transform percentile", config)
+    config = IngestConfig(transform="percentile", percentile_by="Metadata_Plat")
+    assert_refused(table, tmp_path / "images", "did you mean 'Metadata_Plate'", config)

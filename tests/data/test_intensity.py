@@ -10,7 +10,7 @@ import torch
 from deconfound.data import intensity as intensity_module
 from deconfound.data.intensity import Intensity, fit_intensity
 from deconfound.data.screen import Screen
-from deconfound.data.table import Roles
+from deconfound.data.table import Coded, Roles
 from deconfound.errors import UserError
 
 MakeScreen = Callable[..., Screen]
@@ -137,3 +137,35 @@ def test_percentile_undoes_the_gain_and_the_offset_of_an_image(dtype: str) -> No
 def test_percentile_of_a_flat_channel_is_0() -> None:
     flat = np.full((2, 2, 4, 4), 9, np.uint8)
     assert not scaled(Intensity(2, "percentile"), flat).any()
+
+
+def grouped(
+    screen_of: Callable[..., Screen], images: npt.NDArray[np.generic]
+) -> tuple[Intensity, Coded]:
+    """Percentiles shared by the plates p (rows 0 … 19), q (20 … 39) and, not fitted, r."""
+    group = Coded(np.repeat([0, 1, -1], 20), ("p", "q"))
+    return fit_intensity(screen_of(images), TRAIN, "percentile", "unit", 0, group), group
+
+
+def test_percentiles_of_a_plate_are_those_of_its_training_rows(
+    screen_of: Callable[..., Screen],
+) -> None:
+    images = images_of("uint16")
+    images[20:40] = images[20:40] * 3 + 7
+    fitted, group = grouped(screen_of, images)
+    values = fitted(torch.from_numpy(images), torch.from_numpy(group.codes)).numpy()
+    for rows, known in ((slice(0, 20),) * 2, (slice(20, 40),) * 2, (slice(40, 60), slice(0, 40))):
+        for channel in range(2):
+            low, high = np.quantile(images[known, channel], [0.001, 0.999])
+            expected = ((images[rows, channel] - low) / (high - low)).clip(0, 1)
+            np.testing.assert_allclose(values[rows, channel], expected, atol=1e-5)
+
+
+def test_held_out_rows_decide_no_percentile(screen_of: Callable[..., Screen]) -> None:
+    images = images_of("uint8")
+    mutated = images.copy()
+    mutated[40:] = 255 - mutated[40:]
+    before, after = (grouped(screen_of, each)[0].limits for each in (images, mutated))
+    assert torch.equal(before, after)
+    mutated[0] = 255
+    assert not torch.equal(before, grouped(screen_of, mutated)[0].limits)

@@ -27,6 +27,8 @@ from deconfound.progress import Progress
 Axes = Literal["NCHW", "NHWC"]
 Array = npt.NDArray[Any]
 
+ARRAY_OPTIONS = frozenset({"channels", "size", "transform", "percentile_by"})
+
 
 def ingest_array(
     table: Path,
@@ -51,7 +53,7 @@ def ingest_array(
     of another length than the table, of another type, or with values that are not finite.
     """
     config = config or IngestConfig()
-    refuse_options(config, ROLE_OPTIONS | {"channels", "size"}, "arrays")
+    refuse_options(config, ROLE_OPTIONS | ARRAY_OPTIONS, "arrays")
     refuse_existing(out)
     values = _open(Path(array), key)
     metadata = read_table(table)
@@ -94,7 +96,7 @@ def ingest_array(
                 part = np.stack([resized(image, size) for image in part])
             writer.append(part)
             progress.update(len(part))
-        writer.finish(metadata)
+        writer.finish(metadata, config.transform, config.percentile_by)
     return open_screen(out)
 
 

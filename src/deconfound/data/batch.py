@@ -48,8 +48,13 @@ class BatchReader:
         intensity: Intensity,
         device: torch.device,
         channels_last: bool = False,
+        group: Rows | None = None,
     ) -> None:
-        """`label` and `environment` are the codes (N,) of every row of the screen."""
+        """`label` and `environment` are the codes (N,) of every row of the screen.
+
+        So is `group`, which `intensity` needs if it was fitted with groups.
+        """
+        self._group = None if group is None else torch.from_numpy(group)
         self._screen = screen
         self._label = torch.from_numpy(label)
         self._environment = torch.from_numpy(environment)
@@ -71,7 +76,8 @@ class BatchReader:
     def _assemble(self, rows: Rows, pixels: npt.NDArray[Any]) -> Batch:
         row = torch.from_numpy(np.ascontiguousarray(rows))
         raw = torch.from_numpy(pixels).to(self._device)
-        image = self._intensity(raw).to(memory_format=self._layout)
+        group = None if self._group is None else self._group[row]
+        image = self._intensity(raw, group).to(memory_format=self._layout)
         return Batch(
             image=image,
             label=self._label[row].to(self._device),

@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound.atomic import refuse_existing
-from deconfound.config import Options
+from deconfound.config import Options, TransformName
 from deconfound.data.fields import FieldCrops
 from deconfound.data.image_columns import FileColumn, ImageColumns, image_columns, row_files
 from deconfound.data.image_file import Pixels
@@ -78,6 +78,13 @@ class IngestConfig(Options):
     """Resize every image or crop to SIZE × SIZE: area mean to shrink, linear to enlarge."""
     rgb: bool = False
     """Repeat grey images to three channels, where a data set mixes grey and colour."""
+    transform: TransformName = "none"
+    """Intensity transform of the runs on this screen: none, arcsinh or percentile, which stretches
+    each channel between its 0.1 and 99.9 percentiles. It is recorded, and fit can choose another;
+    pixels are stored as they are."""
+    percentile_by: str | None = None
+    """Column, such as Metadata_Plate, whose groups share percentiles; each image has its own if
+    not given."""
     max_pixels: int = Field(2**26, ge=1)
     """Largest image read, height × width × channels."""
     allow_outside: bool = False
@@ -195,7 +202,7 @@ def ingest(
         made["rows"] = len(metadata)
         made["black_images"] = black
         made["files_without_row"] = unnamed
-        writer.finish(metadata)
+        writer.finish(metadata, config.transform, config.percentile_by)
     return open_screen(out)
 
 
@@ -230,6 +237,10 @@ def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Role
         split=config.split or (SPLIT_COLUMN if SPLIT_COLUMN in present else None),
     )
     require_columns(table, roles.columns(), where)
+    if config.percentile_by is not None:
+        require_columns(table, [config.percentile_by], where)
+        if config.transform != "percentile":
+            raise UserError("ingest: --percentile-by belongs to --transform percentile; add it")
     return roles
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deconfound.atomic import atomic_directory
+from deconfound.config import TransformName
 from deconfound.data.table import Coded, Roles, coded, joined, require_columns
 from deconfound.errors import UserError
 
@@ -46,6 +47,11 @@ class ScreenIndex(BaseModel):
     dtype: str
     image_shape: tuple[int, ...]
     roles: Roles
+    transform: TransformName = "none"
+    """Intensity transform that runs on the screen use unless told otherwise; pixels are stored
+    without it."""
+    percentile_by: str | None = None
+    """Column whose groups share percentiles, for the transform percentile."""
     rows: int
     table_sha256: str
     shards: tuple[Shard, ...]
@@ -228,8 +234,17 @@ class ScreenWriter:
             if self._filled == len(self._buffer):
                 self._write_shard()
 
-    def finish(self, table: pd.DataFrame) -> None:
-        """Write the table and the index; the screen appears when the with block is left."""
+    def finish(
+        self,
+        table: pd.DataFrame,
+        transform: TransformName = "none",
+        percentile_by: str | None = None,
+    ) -> None:
+        """Write the table and the index; the screen appears when the with block is left.
+
+        `transform` and `percentile_by` are recorded for the runs to come; pixels are stored as
+        they are.
+        """
         if self._buffer is None:
             raise UserError(f"{self._path}: no images; a screen needs at least one")
         if self._filled:
@@ -247,6 +262,8 @@ class ScreenWriter:
             dtype=str(self._buffer.dtype),
             image_shape=self._buffer.shape[1:],
             roles=self._roles,
+            transform=transform,
+            percentile_by=percentile_by,
             rows=rows,
             table_sha256=_sha256(file),
             shards=tuple(self._shards),
