@@ -21,12 +21,15 @@ from pydantic.fields import FieldInfo
 
 from deconfound import cli, demo, machine, methods
 from deconfound.config import Options
+from deconfound.data.screen import open_screen
 from deconfound.measure import COLUMNS
 from deconfound.run import RunConfig
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PUBLIC_DATA = ROOT / "docs" / "public-data.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+REAL = ROOT.parent / "shared" / "data"
 LISTS = ("methods", "metrics", "sources")
 NAMES = {"fit": ("erm", "scbd"), "source": ("cmnist",)}
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
@@ -58,8 +61,11 @@ def steps_of(page: Path) -> list[Step]:
     steps = []
     for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language in ("console", "bash"):
-            lines = [line.removeprefix("$ ") for line in text.splitlines()]
-            steps += [Step("command", line) for line in lines if line.startswith("deconfound ")]
+            for line in (line.removeprefix("$ ") for line in text.splitlines()):
+                if line.startswith("deconfound "):
+                    steps.append(Step("command", line))
+                elif line.startswith("python -c "):
+                    steps.append(Step("code", shlex.split(line)[2]))
         elif language == "python":
             steps.append(Step("file" if text.startswith("# src/") else "code", text))
     return steps
@@ -224,7 +230,29 @@ def test_readme_ends_in_a_report(after_readme: Path) -> None:
     assert "<html" in (after_readme / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no public data in {REAL}")
+def test_public_data_are_read_as_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command of the page on the real files; then the README's own five lines on HEp-2."""
+    (tmp_path / "data").symlink_to(REAL)
+    monkeypatch.chdir(tmp_path)
+    follow(PUBLIC_DATA, monkeypatch)
+    rows = {"pacs": 9991, "vlcs": 187, "periscope": 185, "bbbc021": 632}
+    assert {name: len(open_screen(Path(name))) for name in rows} == rows
+    (tmp_path / "screen-of-hep2").mkdir()
+    monkeypatch.chdir(tmp_path / "screen-of-hep2")
+    for name in ("cells.csv", "images"):
+        Path(name).symlink_to(tmp_path / name)
+    five = [step.text for step in steps_of(README) if step.kind == "command"][:5]
+    assert [words.split()[1] for words in five] == ["ingest", "fit", "embed", "measure", "report"]
+    for words in five:
+        cli.main(cheaply(shlex.split(words)[1:]))
+    assert len(open_screen(Path("screen"))) == 4200
+    assert "<html" in Path("report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - {PUBLIC_DATA}), ids=lambda page: page.stem)
 @pytest.mark.usefixtures("forgotten_modules")
 def test_page_can_be_followed(
     page: Path, after_readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
