@@ -31,7 +31,7 @@ PUBLIC_DATA = ROOT / "docs" / "public-data.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 REAL = ROOT.parent / "shared" / "data"
 LISTS = ("methods", "metrics", "sources")
-NAMES = {"fit": ("erm", "scbd"), "source": ("cmnist",)}
+NAMES = {"fit": methods.names(), "source": ("cmnist",)}
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
 CHEAP = {
     "demo": "--cells 500 --steps 2 --quiet",
@@ -370,6 +370,20 @@ def test_messages_are_those_of_the_code() -> None:
             message = row.split(" | ")[0].removeprefix("| ").strip("` ")
             for piece in message.split("…"):
                 assert any(piece.strip() in text for text in spoken), f"{page.name}: {piece}"
+
+
+def test_the_page_of_methods_tells_the_defaults_of_each() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
+    assert [title for title in sections if title in methods.names()] == methods.names()
+    for name in methods.names():
+        fields = methods.load(name).Options.model_fields
+        for option, said in re.findall(r"^\| `--([a-z0-9-]+)` \| (.+?) \|", sections[name], re.M):
+            default = fields[option.replace("-", "_")].default
+            if default is None:
+                assert not re.fullmatch("`[^`]+`", said), f"{name}: --{option}"
+            else:
+                assert said == f"`{default}`", f"{name}: --{option}"
 
 
 def test_readme_lists_every_method() -> None:

@@ -29,7 +29,7 @@ from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.run import RunConfig, build_method, dump_config, pose, read_config
 
 STEPS = 3
-OPTIONS = {"scbd": {"decoder": "beside"}}
+OPTIONS = {"scbd": {"decoder": "beside"}, "fish": {"form": "authors", "meta_steps": 2}}
 
 
 def trained(config: RunConfig, screen: Screen, rank: int, ranks: int) -> dict[str, Tensor]:

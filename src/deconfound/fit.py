@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -360,7 +361,10 @@ class Training:
             return
         self.history.write()
         selection = {
-            "used": {stage.name: self._selected(stage) for stage in self.stages},
+            "used": {
+                stage.name: "last" if after and after.continues else self._selected(stage)
+                for stage, after in zip_longest(self.stages, self.stages[1:])
+            },
             "best": self.best,
         }
         atomic.write_text(self.out / "selection.json", json.dumps(selection, indent=2))

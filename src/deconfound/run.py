@@ -204,8 +204,8 @@ class Run:
     def load(self, screen: Screen, selection: str | None = None) -> tuple[Method, Intensity]:
         """The method and intensity, on the CPU in evaluation mode.
 
-        `selection` "loss", "accuracy" or "last" takes that checkpoint of the stage that learns to
-        classify instead of the one the run selected. Raises UserError if the screen's channels
+        `selection` "loss", "accuracy" or "last" takes that checkpoint of the last stage that learns
+        to classify instead of the one the run selected. Raises UserError if the screen's channels
         differ from training.
         """
         if screen.channels != self.channels:
@@ -218,7 +218,7 @@ class Run:
         name = "model"
         if selection is not None:
             stages = method.stages(self.config.training.steps)
-            stage = next(stage.name for stage in stages if stage.classifies)
+            *_, stage = (stage.name for stage in stages if stage.classifies)
             name = f"{stage}-{selection}"
         file = self.path / f"{name}.safetensors"
         recorded = read_checksums(self.path) if (self.path / CHECKSUMS).is_file() else {}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deconfound.losses import content_losses, invariance, supervised_contrastive
-from deconfound.losses.gather import gather_rows, gather_with_gradient
+from deconfound.losses.gather import gather_rows, gather_with_gradient, whole_batch
 from deconfound.streams import torch_stream
 
 ROWS = {2: [5, 9], 3: [4, 0, 526]}
@@ -68,6 +68,10 @@ def one_rank(rank: int, ranks: int, directory: Path) -> None:
     gathered = gather_with_gradient(z.requires_grad_())
     factor = torch.arange(1.0, len(gathered) + 1, dtype=z.dtype)[:, None]
     (gathered * factor).sum().backward()
+    dealt = torch.arange(sum(ROWS[ranks]))[rank::ranks]
+    values = dealt.double().requires_grad_()
+    whole, codes = whole_batch(values, -dealt)
+    (whole * torch.arange(len(whole))).sum().backward()
     np.savez(
         directory / f"{rank}of{ranks}.npz",
         *values_and_gradients(z, label, environment),
@@ -75,6 +79,8 @@ def one_rank(rank: int, ranks: int, directory: Path) -> None:
         gathered=gathered.detach().numpy(),
         gathered_gradient=z.grad.numpy(),
         labels=gather_rows(label).numpy(),
+        whole=torch.stack([whole.detach(), codes]).numpy(),
+        whole_gradient=values.grad.numpy(),
     )
     dist.destroy_process_group()
 
@@ -121,12 +127,18 @@ def test_ranks_equal_one_process(ranks: int, directory: Path) -> None:
             np.testing.assert_array_equal(found["labels"], label)
             factor = np.arange(1.0, len(z) + 1)[own, None]
             np.testing.assert_array_equal(found["gathered_gradient"], np.tile(factor, 6))
+            count = np.arange(len(z))
+            np.testing.assert_array_equal(found["whole"], [count, -count])
+            np.testing.assert_array_equal(found["whole_gradient"], count[rank::ranks])
 
 
 def test_one_process_gathers_nothing() -> None:
     z = torch.ones(3, 2, requires_grad=True)
     assert gather_with_gradient(z) is z
     assert not gather_rows(z).requires_grad
+    codes = torch.arange(3)
+    assert whole_batch(z, codes)[0] is z
+    assert whole_batch(z, codes)[1] is codes
 
 
 if __name__ == "__main__":

@@ -63,6 +63,21 @@ def gather_with_gradient(tensor: Tensor, counts: Sequence[int] | None = None) ->
     return gathered
 
 
+def whole_batch(values: Tensor, *codes: Tensor) -> tuple[Tensor, ...]:
+    """The rows of every rank in the order they had before the training loop dealt them out.
+
+    It deals row i of a batch to rank i mod R. values (b, ...) keeps the gradient of this rank's
+    rows, as in `gather_with_gradient`; codes (b,) carry none. Returns all of them as (N, ...).
+    """
+    if not _several_ranks():
+        return values, *codes
+    counts = row_counts(len(values), values.device)
+    place = [torch.arange(count) * len(counts) + rank for rank, count in enumerate(counts)]
+    order = torch.cat(place).argsort().to(values.device)
+    gathered = gather_with_gradient(values, counts)
+    return gathered[order], *(gather_rows(code, counts)[order] for code in codes)
+
+
 def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
     """Mean over the rows of every rank of something this rank sums to `total` over `count` rows.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deconfound.config import Options, SamplerName
 from deconfound.data.batch import Batch
+from deconfound.errors import UserError
 from deconfound.losses.gather import global_mean
 
 Tensors = dict[str, Tensor]
@@ -116,14 +117,22 @@ class Method(nn.Module):
     """Authors, title, equation."""
     SAMPLER: ClassVar[SamplerName] = "plain"
     """What batches are drawn by unless the user says otherwise."""
+    ENVIRONMENTS: ClassVar[int] = 1
+    """Environments it needs in training: 2 where it compares them."""
 
     def __init__(self, options: MethodOptions, task: Task) -> None:
         super().__init__()
+        if task.environments < self.ENVIRONMENTS:
+            raise UserError(
+                f"{type(self).__module__.rpartition('.')[2]}: training has {task.environments} "
+                f"environment; expected {self.ENVIRONMENTS} or more, choose another --environment "
+                "or hold out less"
+            )
         self.options = options
         self.task = task
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
-        """The stages in order, the first of `steps` steps."""
+        """The stages in order; those that classify have `steps` steps together."""
         raise NotImplementedError
 
     def phase(

@@ -78,14 +78,10 @@ class Scbd(Method):
     options: ScbdOptions
     SUMMARY = "two contrastive blocks: z_c follows the label and ignores the environment"
     PAPER = "Makino et al., Supervised Contrastive Block Disentanglement, eq. 1"
+    ENVIRONMENTS = 2
 
     def __init__(self, options: ScbdOptions, task: Task) -> None:
         super().__init__(options, task)
-        if task.environments < 2:
-            raise UserError(
-                f"scbd: training has {task.environments} environment; expected 2 or more, choose "
-                "another --environment or hold out less"
-            )
         content = build_encoder(options.encoder, task.channels, task.image_size, options.norm)
         style = build_encoder(
             options.style_encoder or options.encoder, task.channels, task.image_size, options.norm

@@ -1,0 +1,40 @@
+"""CORAL: ERM with features whose means and covariances agree between environments."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from deconfound.data.batch import Batch
+from deconfound.losses.alignment import coral_penalty
+from deconfound.methods.base import Loss, MethodOptions, Tensors, cross_entropy
+from deconfound.methods.erm import Erm, ErmOptions
+
+
+class CoralOptions(ErmOptions):
+    """Options of CORAL."""
+
+    penalty_weight: float = Field(1.0, ge=0)
+    """Weight of the penalty (DomainBed and WILDS: 1; WILDS on Camelyon17: 0.1)."""
+
+
+class Coral(Erm):
+    """Deep CORAL: Sun & Saenko 2016, in the form of DomainBed and WILDS.
+
+    Cross-entropy + weight · `coral_penalty` of the encoder's output, which nothing detaches.
+    "representation" is that output. Deviation from DomainBed: one forward pass, so batch
+    normalisation sees all environments together.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = CoralOptions
+    options: CoralOptions
+    SUMMARY = "cross-entropy, and features whose means and covariances agree between environments"
+    PAPER = "Sun & Saenko, Deep CORAL: Correlation Alignment for Deep Domain Adaptation, 2016"
+    SAMPLER = "environment_balanced"
+    ENVIRONMENTS = 2
+
+    def _losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        penalty = coral_penalty(outputs["representation"], batch.environment)
+        return {
+            "cross_entropy": Loss(cross_entropy(self.predict(outputs), batch.label)),
+            "coral_penalty": Loss(penalty, self.options.penalty_weight),
+        }

@@ -1,0 +1,63 @@
+"""GroupDRO: ERM with weights on the environments that grow where the loss is high."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from deconfound.data.batch import Batch
+from deconfound.losses.risk import environment_risks
+from deconfound.methods.base import Loss, MethodOptions, Task, Tensors
+from deconfound.methods.erm import Erm, ErmOptions
+
+
+class GroupDroOptions(ErmOptions):
+    """Options of GroupDRO."""
+
+    eta: float = Field(0.01, ge=0)
+    """Step size of the weights of environments."""
+    form: Literal["domainbed", "wilds"] = "domainbed"
+    """What an environment that is absent from a batch does: nothing, the weights of the others
+    then sum to 1 (domainbed), or it has a loss of 0 and keeps its weight (wilds)."""
+
+
+class GroupDro(Erm):
+    """Group distributionally robust optimisation: Sagawa et al. 2020, algorithm 1.
+
+    Σ_e q_e · cross-entropy in e, with q_e multiplied by exp(eta · cross-entropy) and renormalised
+    before it weights, in training alone. q starts uniform: DomainBed's start at 1 is the same
+    after one step. "representation" is the encoder's output. Deviation from DomainBed: one
+    forward pass, so batch normalisation sees all environments together.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = GroupDroOptions
+    options: GroupDroOptions
+    SUMMARY = "cross-entropy, weighted to the environments where it is high"
+    PAPER = "Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, 2020, alg. 1"
+    SAMPLER = "environment_balanced"
+    ENVIRONMENTS = 2
+    q: Tensor
+    """(environments,), at least 0, sums to 1; saved with the weights."""
+
+    def __init__(self, options: GroupDroOptions, task: Task) -> None:
+        super().__init__(options, task)
+        self.register_buffer("q", torch.full((task.environments,), 1 / task.environments))
+
+    def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
+        """The largest weight: 1 where one environment is all that counts."""
+        del batch, outputs
+        return {"largest_environment_weight": self.q.max()}
+
+    def _losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        risks, rows = environment_risks(
+            self.predict(outputs), batch.label, batch.environment, self.task.environments
+        )
+        if self.training:
+            raised = self.q * (self.options.eta * risks.detach()).exp()
+            self.q.copy_(raised / raised.sum())
+        weight = self.q.clone()
+        if self.options.form == "domainbed":
+            weight = weight * (rows > 0)
+            weight = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+        return {"weighted_cross_entropy": Loss((weight * risks).sum())}
