@@ -30,6 +30,11 @@ from deconfound.run import RunConfig, build_method, dump_config, pose, read_conf
 
 STEPS = 3
 OPTIONS = {"scbd": {"decoder": "beside"}}
+VARIANTS = {
+    "dann-reversal": ("dann", {"form": "reversal"}),
+    "dann-penalty": ("dann", {"discriminator_gradient_penalty": 0.5}),
+}
+"""Other settings of a method, by a name of their own."""
 
 
 def trained(config: RunConfig, screen: Screen, rank: int, ranks: int) -> dict[str, Tensor]:
@@ -75,7 +80,7 @@ def one_rank(rank: int, ranks: int, directory: Path) -> None:
     rendezvous = f"file://{directory}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
     screen = open_screen(Path((directory / "screen.txt").read_text()))
-    for name in methods.names():
+    for name in [*methods.names(), *VARIANTS]:
         config = read_config(directory / f"{name}.yaml")
         save_file(trained(config, screen, rank, ranks), directory / f"{name}-{rank}.safetensors")
     dist.destroy_process_group()
@@ -85,7 +90,8 @@ def test_half_batches_of_two_processes_train_as_one_process_does(
     screen: Screen, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     (tmp_path / "screen.txt").write_text(str(screen.path))
-    configs = {name: make_config(name, options=OPTIONS.get(name)) for name in methods.names()}
+    settings = {name: (name, OPTIONS.get(name)) for name in methods.names()} | VARIANTS
+    configs = {name: make_config(method, options=own) for name, (method, own) in settings.items()}
     for name, config in configs.items():
         (tmp_path / f"{name}.yaml").write_text(dump_config(config))
     processes = [

@@ -121,13 +121,15 @@ def test_stages_are_declared_as_the_loop_needs_them(built: tuple[Any, ...]) -> N
         assert sum(phase.validates for phase in stage.phases) <= 1
 
 
-def test_a_step_moves_every_phase_and_reports_its_losses(built: tuple[Any, ...]) -> None:
+def test_two_steps_move_every_phase_and_report_its_losses(built: tuple[Any, ...]) -> None:
+    """Two, because the phases of an adversarial method take turns."""
     method, batch, *_ = built
     for stage in method.stages(6):
         method.train()
         before = {name: value.clone() for name, value in method.named_parameters()}
         optimizers = [phase.optimizer() for phase in stage.phases]
-        logged = method.step(batch, stage, optimizers, lambda loss, _: loss.backward())
+        for _ in range(2):
+            logged = method.step(batch, stage, optimizers, lambda loss, _: loss.backward())
         own = {id(p) for phase in stage.phases for p in phase.parameters}
         for name, value in method.named_parameters():
             assert torch.equal(before[name], value) == (id(value) not in own), name

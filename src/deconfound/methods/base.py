@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deconfound.config import Options, SamplerName
 from deconfound.data.batch import Batch
+from deconfound.errors import UserError
 from deconfound.losses.gather import global_mean
 
 Tensors = dict[str, Tensor]
@@ -41,6 +42,14 @@ class Task:
     """Labels present in training."""
     environments: int
     """Environments present in training."""
+
+    def require_environments(self, method: str) -> None:
+        """Raise UserError if training has fewer than 2 environments, which `method` needs."""
+        if self.environments < 2:
+            raise UserError(
+                f"{method}: training has {self.environments} environment; expected 2 or more, "
+                "choose another --environment or hold out less"
+            )
 
 
 class Loss(NamedTuple):

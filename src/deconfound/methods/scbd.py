@@ -81,11 +81,7 @@ class Scbd(Method):
 
     def __init__(self, options: ScbdOptions, task: Task) -> None:
         super().__init__(options, task)
-        if task.environments < 2:
-            raise UserError(
-                f"scbd: training has {task.environments} environment; expected 2 or more, choose "
-                "another --environment or hold out less"
-            )
+        task.require_environments("scbd")
         content = build_encoder(options.encoder, task.channels, task.image_size, options.norm)
         style = build_encoder(
             options.style_encoder or options.encoder, task.channels, task.image_size, options.norm
