@@ -32,6 +32,8 @@ STEPS = 3
 OPTIONS = {"scbd": {"decoder": "beside"}}
 VARIANTS = {
     "dann-reversal": ("dann", {"form": "reversal"}),
+    "scbd-joint": ("scbd", {"decoder": "joint", "decoder_weight": 2.0}),
+    "scbd-content": ("scbd", {"style_block": False}),
     "dann-penalty": ("dann", {"discriminator_gradient_penalty": 0.5}),
 }
 """Other settings of a method, by a name of their own."""
