@@ -29,6 +29,11 @@ class MethodOptions(Options):
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of sgd."""
 
+    @property
+    def sees_held_out(self) -> bool:
+        """Whether batches of training are joined by as many images of test rows, unlabelled."""
+        return False
+
 
 @dataclass(frozen=True)
 class Task:
