@@ -8,9 +8,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -25,13 +27,14 @@ from deconfound.data.intensity import fit_intensity
 from deconfound.data.screen import Screen, open_screen
 from deconfound.fit import fit, sum_gradients
 from deconfound.methods.base import Method
+from deconfound.nets import mixstyle
 from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.run import RunConfig, build_method, dump_config, pose, read_config
 
 STEPS = 3
 OPTIONS = {
     "scbd": {"decoder": "beside"},
-    "mixstyle": {"mix_probability": 0.0},  # each process mixes within its own rows
+    "mixstyle": {"mix_probability": 1.0},
 }
 VARIANTS = {
     "dann-reversal": ("dann", {"form": "reversal"}),
@@ -63,12 +66,31 @@ def trained(config: RunConfig, screen: Screen, rank: int, ranks: int) -> dict[st
         if ranks > 1:
             sum_gradients(parameters)
 
-    for stage in method.stages(STEPS):
-        optimizers = [phase.optimizer() for phase in stage.phases]
-        for step in range(STEPS):
-            for loss, value in method.step(batch, stage, optimizers, backward).items():
-                found[f"{stage.name}.{step}.{loss}"] = value
+    with mixing_within_rows_of_each_of_two(alone=ranks == 1):
+        for stage in method.stages(STEPS):
+            optimizers = [phase.optimizer() for phase in stage.phases]
+            for step in range(STEPS):
+                for loss, value in method.step(batch, stage, optimizers, backward).items():
+                    found[f"{stage.name}.{step}.{loss}"] = value
     return found | _state(method)
+
+
+@contextmanager
+def mixing_within_rows_of_each_of_two(alone: bool) -> Iterator[None]:
+    """Fixed partners and weight: a row's partner is the next one of its process, alone too."""
+
+    def partners(environment: Tensor, *_: object) -> Tensor:
+        rows = torch.arange(len(environment))
+        found = rows.clone()
+        for own in (rows[0::2], rows[1::2]) if alone else (rows,):
+            found[own] = own.roll(-1)
+        return found
+
+    with (
+        patch.object(mixstyle, "draw_partners", partners),
+        patch.object(mixstyle.MixStyle, "weights", lambda _, count: torch.full((count,), 0.25)),
+    ):
+        yield
 
 
 def _state(method: Method) -> dict[str, Tensor]:

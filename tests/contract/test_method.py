@@ -235,7 +235,6 @@ def test_no_held_out_label_or_pixel_is_read(
         ("test", "pixels", True),
         ("test", "labels", False),
         ("id_test", "pixels", False),
-        ("id_test", "labels", False),
     ],
 )
 def test_domain_adaptation_reads_pixels_of_test_rows_and_nothing_else(
