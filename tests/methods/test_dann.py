@@ -123,3 +123,15 @@ def test_refusals() -> None:
         built(form="reversal", discriminator_steps=2)
     with pytest.raises(UserError, match="--discriminator-gradient-penalty belongs"):
         built(form="reversal", discriminator_gradient_penalty=1.0)
+
+
+@pytest.mark.parametrize("form", ["alternating", "reversal"])
+def test_profiles_are_taken(form: str) -> None:
+    method = built(Task(5, None, 3, 4), form=form)
+    (stage,) = method.stages(2)
+    rows = torch.arange(12)
+    batch = Batch(torch.randn(12, 5), rows % 3, rows // 3, rows)
+    optimizers = [phase.optimizer() for phase in stage.phases]
+    for _ in range(2):
+        logged = method.step(batch, stage, optimizers, lambda loss, _: loss.backward())
+        assert all(torch.isfinite(value) for value in logged.values())
