@@ -31,7 +31,7 @@ PUBLIC_DATA = ROOT / "docs" / "public-data.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 REAL = ROOT.parent / "shared" / "data"
 LISTS = ("methods", "metrics", "sources")
-NAMES = {"fit": methods.names(), "source": ("cmnist",)}
+NAMES = {"fit": tuple(methods.names()), "source": ("cmnist",)}
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
 CHEAP = {
     "demo": "--cells 500 --steps 2 --quiet",

@@ -8,9 +8,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -25,11 +27,23 @@ from deconfound.data.intensity import fit_intensity
 from deconfound.data.screen import Screen, open_screen
 from deconfound.fit import fit, sum_gradients
 from deconfound.methods.base import Method
+from deconfound.nets import mixstyle
 from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.run import RunConfig, build_method, dump_config, pose, read_config
 
 STEPS = 3
-OPTIONS = {"scbd": {"decoder": "beside"}, "fish": {"form": "authors", "meta_steps": 2}}
+OPTIONS = {
+    "scbd": {"decoder": "beside"},
+    "mixstyle": {"mix_probability": 1.0},
+    "fish": {"form": "authors", "meta_steps": 2},
+}
+VARIANTS = {
+    "dann-reversal": ("dann", {"form": "reversal"}),
+    "scbd-joint": ("scbd", {"decoder": "joint", "decoder_weight": 2.0}),
+    "scbd-content": ("scbd", {"style_block": False}),
+    "dann-penalty": ("dann", {"discriminator_gradient_penalty": 0.5}),
+}
+"""Other settings of a method, by a name of their own."""
 
 
 def trained(config: RunConfig, screen: Screen, rank: int, ranks: int) -> dict[str, Tensor]:
@@ -53,12 +67,31 @@ def trained(config: RunConfig, screen: Screen, rank: int, ranks: int) -> dict[st
         if ranks > 1:
             sum_gradients(parameters)
 
-    for stage in method.stages(STEPS):
-        optimizers = [phase.optimizer() for phase in stage.phases]
-        for step in range(STEPS):
-            for loss, value in method.step(batch, stage, optimizers, backward).items():
-                found[f"{stage.name}.{step}.{loss}"] = value
+    with mixing_within_rows_of_each_of_two(alone=ranks == 1):
+        for stage in method.stages(STEPS):
+            optimizers = [phase.optimizer() for phase in stage.phases]
+            for step in range(STEPS):
+                for loss, value in method.step(batch, stage, optimizers, backward).items():
+                    found[f"{stage.name}.{step}.{loss}"] = value
     return found | _state(method)
+
+
+@contextmanager
+def mixing_within_rows_of_each_of_two(alone: bool) -> Iterator[None]:
+    """Fixed partners and weight: a row's partner is the next one of its process, alone too."""
+
+    def partners(environment: Tensor, *_: object) -> Tensor:
+        rows = torch.arange(len(environment))
+        found = rows.clone()
+        for own in (rows[0::2], rows[1::2]) if alone else (rows,):
+            found[own] = own.roll(-1)
+        return found
+
+    with (
+        patch.object(mixstyle, "draw_partners", partners),
+        patch.object(mixstyle.MixStyle, "weights", lambda _, count: torch.full((count,), 0.25)),
+    ):
+        yield
 
 
 def _state(method: Method) -> dict[str, Tensor]:
@@ -75,7 +108,7 @@ def one_rank(rank: int, ranks: int, directory: Path) -> None:
     rendezvous = f"file://{directory}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
     screen = open_screen(Path((directory / "screen.txt").read_text()))
-    for name in methods.names():
+    for name in [*methods.names(), *VARIANTS]:
         config = read_config(directory / f"{name}.yaml")
         save_file(trained(config, screen, rank, ranks), directory / f"{name}-{rank}.safetensors")
     dist.destroy_process_group()
@@ -85,7 +118,8 @@ def test_half_batches_of_two_processes_train_as_one_process_does(
     screen: Screen, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     (tmp_path / "screen.txt").write_text(str(screen.path))
-    configs = {name: make_config(name, options=OPTIONS.get(name)) for name in methods.names()}
+    settings = {name: (name, OPTIONS.get(name)) for name in methods.names()} | VARIANTS
+    configs = {name: make_config(method, options=own) for name, (method, own) in settings.items()}
     for name, config in configs.items():
         (tmp_path / f"{name}.yaml").write_text(dump_config(config))
     processes = [

@@ -108,6 +108,7 @@ def test_a_feature_constant_in_training_says_nothing_of_other_rows(
     [
         ("scbd", {"options": {"decoder": "after"}}, "leave --decoder out"),
         ("scbd", {"options": {"decoder": "beside"}}, "leave --decoder out"),
+        ("mixstyle", {}, "profiles, which have none; use another method"),
         ("erm", {"training": {"augment": "dihedral"}}, "leave --augment out"),
         ("erm", {"options": {"encoder": "resnet18"}}, "encoder resnet18 takes images.*use mlp"),
         ("erm", {"options": {"norm": "instance"}}, "profiles have none"),

@@ -130,7 +130,16 @@ def test_methods_that_cannot_swap_say_what_to_do(screen: Path, tmp_path: Path) -
     bare = run_of(screen, tmp_path / "bare", decoder="none", block_size=8)
     with pytest.raises(UserError, match="--decoder after"):
         transfer(bare, screen, tmp_path / "swap")
-    assert {path.name for path in tmp_path.iterdir()} == {"erm", "bare"}
+    styleless = run_of(screen, tmp_path / "styleless", style_block=False, block_size=8)
+    with pytest.raises(UserError, match="no style block to swap; fit it again with --style-block"):
+        transfer(styleless, screen, tmp_path / "swap")
+    assert {path.name for path in tmp_path.iterdir()} == {"erm", "bare", "styleless"}
+
+
+def test_a_joint_decoder_swaps(screen: Path, tmp_path: Path) -> None:
+    joint = run_of(screen, tmp_path / "joint", decoder="joint", decoder_width=4, block_size=8)
+    swap = transfer(joint, screen, tmp_path / "swap", images=3)
+    assert np.isfinite(swap.swapped).all()
 
 
 def test_refusals(run: Path, screen: Path, tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ def _assemble(run: Run, screen: Screen, chunks: Path, selection: str | None) -> 
     else:
         table[PREDICTED] = np.asarray(run.labels, dtype=object)[predicted]
     about = {
-        "method": run.config.method,
+        "method": run.config.title,
+        "saw_held_out": run.config.options.sees_held_out,
         "fold": run.fold,
         "seed": run.config.seed,
         "run": run.path.name,

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from deconfound.data.batch import Batch, BatchReader, augmented
 from deconfound.data.intensity import Intensity, fit_intensity
 from deconfound.data.sampler import (
     EnvironmentBalancedSampler,
+    JoinedSampler,
     LabelBalancedSampler,
     PlainSampler,
     Sampler,
@@ -74,6 +76,11 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
             (out / "resume.pt").unlink()
         return open_run(out)
     _refuse_unfillable_batches(config.training, problem)
+    if config.options.sees_held_out and not len(problem.fold.rows("test")):
+        raise UserError(
+            f"fold {problem.fold.name}: holds nothing out to adapt to; choose another --fold or "
+            "leave --domain-adaptation out"
+        )
     with atomic.locked(out) if first else contextlib.nullcontext():
         finished = _claims(out, config, opened) if first else (out / "model.safetensors").is_file()
         if not finished:
@@ -116,10 +123,11 @@ class Training:
         if fabric.world_size > 1:
             synchronise_batch_norm(method)
         self.method: Method = method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        known = np.isin(problem.fold.part, ("train", "val"))
         self.reader = BatchReader(
             screen,
-            problem.label.codes,
-            problem.environment.codes,
+            np.where(known, problem.label.codes, -1),
+            np.where(known, problem.environment.codes, -1),
             self.intensity,
             fabric.device,
             channels_last=True,
@@ -176,6 +184,9 @@ class Training:
         with contextlib.closing(batches):
             for step, batch in zip(steps, batches, strict=True):
                 started = time.perf_counter()
+                if self.config.options.sees_held_out:
+                    held_out = self.problem.fold.part[batch.row.numpy()] == "test"
+                    batch = replace(batch, held_out=int(held_out.sum()))
                 logged = self._step(stage, step, batch)
                 self.done = step + 1
                 if self.done % LOG_EVERY == 0 or self.done == stage.steps:
@@ -428,6 +439,18 @@ def _refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> N
 
 
 def _sampler(
+    config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
+) -> Sampler:
+    """Of a part; in training joined by images of test rows where the method sees those."""
+    sampler = _part_sampler(config, problem, part, stage)
+    if part == "val" or not config.options.sees_held_out:
+        return sampler
+    size = stage.batch_size or config.training.batch_size
+    seed = derived_seed(config.seed, "held out", stage.name)
+    return JoinedSampler(sampler, PlainSampler(problem.fold.rows("test"), size, seed))
+
+
+def _part_sampler(
     config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
 ) -> Sampler:
     training = config.training

@@ -48,6 +48,7 @@ COLUMNS = [
     "note",
     "config",
 ]
+SAW_HELD_OUT = "trained with images of test rows"
 GRAPH_ROWS = 20_000
 PROBE_ROWS = 8_000
 PROBE_ITERATIONS = 200
@@ -125,6 +126,7 @@ def _setting(about: dict[str, Any]) -> str:
 
 
 def _row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
+    notes = (row.score.note, SAW_HELD_OUT if about.get("saw_held_out") else "")
     return {
         "method": about["method"],
         "fold": fold,
@@ -134,7 +136,7 @@ def _row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
         "part": row.part,
         "value": float(row.score.value),
         "n": int(row.score.n),
-        "note": row.score.note,
+        "note": "; ".join(note for note in notes if note),
         "config": json.dumps(about["config"]),
     }
 

@@ -17,8 +17,8 @@ class Names:
     def __init__(self, configs: list[dict[str, Any]]) -> None:
         """`configs` are the run configurations of everything in one report."""
         self._differing: dict[str, list[str]] = {}
-        for method in {str(config["method"]) for config in configs}:
-            flat = [_flat(config) for config in configs if config["method"] == method]
+        for method in {_title(config) for config in configs}:
+            flat = [_flat(config) for config in configs if _title(config) == method]
             keys = [
                 key
                 for key in dict.fromkeys(k for one in flat for k in one)
@@ -30,10 +30,16 @@ class Names:
 
     def of(self, config: dict[str, Any]) -> str:
         """The name of a configuration: "scbd", or "scbd (alpha 8.0)" beside another alpha."""
-        method = str(config["method"])
+        method = _title(config)
         flat = _flat(config)
         words = [f"{key.split('.')[-1]} {flat.get(key)}" for key in self._differing[method]]
         return f"{method} ({', '.join(words)})" if words else method
+
+
+def _title(config: dict[str, Any]) -> str:
+    """As `RunConfig.title`: a method that saw images of test rows is another one."""
+    adapted = config.get("options", {}).get("domain_adaptation", False)
+    return f"{config['method']}-da" if adapted else str(config["method"])
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from deconfound.data.table import natural_order
+from deconfound.measure import SAW_HELD_OUT
 from deconfound.report_scores import (
     Spread,
     level_title,
@@ -71,6 +72,7 @@ def statements(scores: pd.DataFrame, environment: str) -> list[Statement]:
 def warnings(sources: Sources, scores: pd.DataFrame) -> list[str]:
     """What the reader must know before believing the numbers."""
     return [
+        *_adapted(sources, scores),
         *_alarms(scores),
         *_coverage(scores),
         *_undefined(scores),
@@ -123,6 +125,17 @@ def _chance(chances: list[float]) -> str:
 def _within_noise(one: Spread, other: Spread) -> bool:
     sds = [spread.sd for spread in (one, other) if not math.isnan(spread.sd)]
     return bool(sds) and abs(one.mean - other.mean) <= max(sds)
+
+
+def _adapted(sources: Sources, scores: pd.DataFrame) -> list[str]:
+    told = scores["note"].str.contains(SAW_HELD_OUT, regex=False)
+    names = {str(name) for name in scores["method"][told]}
+    names |= {run.name for run in sources.runs if run.config["options"].get("domain_adaptation")}
+    return [
+        f"{name} was trained with images of test rows, without their labels: its scores there are "
+        "those of domain adaptation and not of environments never seen."
+        for name in sorted(names)
+    ]
 
 
 def _alarms(scores: pd.DataFrame) -> list[str]:

@@ -54,6 +54,11 @@ class RunConfig(Options):
     options: SerializeAsAny[MethodOptions] = MethodOptions()
     """The method's own options."""
 
+    @property
+    def title(self) -> str:
+        """The method's name; NAME-da where training saw images of test rows."""
+        return f"{self.method}-da" if self.options.sees_held_out else self.method
+
     @field_validator("training")
     @classmethod
     def _with_sampler(cls, training: TrainingOptions, known: ValidationInfo) -> TrainingOptions:

@@ -139,6 +139,10 @@ def _swapped(
         )
     embedded = method.embed(intensity(torch.from_numpy(originals)))
     able = [name for name in methods.names() if methods.load(name).swap is not Method.swap]
+    if run.config.method in able and "style" not in embedded:
+        raise UserError(
+            f"{run.path}: the run has no style block to swap; fit it again with --style-block"
+        )
     if run.config.method not in able or not {"content", "style"} <= embedded.keys():
         raise UserError(
             f"{run.path}: {run.config.method} has no content and style to swap; "

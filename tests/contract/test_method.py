@@ -122,13 +122,15 @@ def test_stages_are_declared_as_the_loop_needs_them(built: tuple[Any, ...]) -> N
         assert sum(phase.validates for phase in stage.phases) <= 1
 
 
-def test_a_step_moves_every_phase_and_reports_its_losses(built: tuple[Any, ...]) -> None:
+def test_two_steps_move_every_phase_and_report_its_losses(built: tuple[Any, ...]) -> None:
+    """Two, because the phases of an adversarial method take turns."""
     method, batch, *_ = built
     for stage in method.stages(6):
         method.train()
         before = {name: value.clone() for name, value in method.named_parameters()}
         optimizers = [phase.optimizer() for phase in stage.phases]
-        logged = method.step(batch, stage, optimizers, lambda loss, _: loss.backward())
+        for _ in range(2):
+            logged = method.step(batch, stage, optimizers, lambda loss, _: loss.backward())
         own = {id(p) for phase in stage.phases for p in phase.parameters}
         for name, value in method.named_parameters():
             assert torch.equal(before[name], value) == (id(value) not in own), name
@@ -226,6 +228,42 @@ def test_no_held_out_label_or_pixel_is_read(
     files = [file.name for file in run.iterdir() if file.suffix == ".safetensors"]
     for file in [*files, "metrics.csv", "selection.json", "classes.json"]:
         assert (again / file).read_bytes() == (run / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("part", "what", "changes"),
+    [
+        ("test", "pixels", True),
+        ("test", "labels", False),
+        ("id_test", "pixels", False),
+    ],
+)
+def test_domain_adaptation_reads_pixels_of_test_rows_and_nothing_else(
+    part: str,
+    what: str,
+    changes: bool,
+    screen: Screen,
+    make_config: MakeConfig,
+    make_screen: Callable[..., Screen],
+    tmp_path: Path,
+) -> None:
+    """The one exception to the test before: a run that was asked by name to see them."""
+    config = make_config("mixstyle", options={"domain_adaptation": True, "mix_probability": 1.0})
+    parts = pose(screen, config.data).fold.part
+    inside = parts == part
+    assert inside.any()
+    stream = np.random.default_rng(7)
+    images, table = screen.read(np.arange(len(screen))), screen.table.copy()
+    if what == "pixels":
+        images[inside] = stream.integers(0, 60_000, images[inside].shape)
+    else:
+        table.loc[inside, "compound"] = stream.choice(["c0", "c1", "new"], inside.sum())
+    mutated = make_screen(tmp_path / "mutated", images, table)
+    np.testing.assert_array_equal(pose(mutated, config.data).fold.part, parts)
+    first = fit(config, screen.path, tmp_path / "first", quiet=True).path
+    again = fit(config, mutated.path, tmp_path / "again", quiet=True).path
+    same = (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert same != changes
 
 
 def test_training_pixels_are_read(

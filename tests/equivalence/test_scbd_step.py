@@ -84,10 +84,43 @@ def written_out(method: Scbd, batches: list[Batch], alpha: float) -> Scbd:
     return own
 
 
-def build(alpha: float) -> tuple[Scbd, list[Batch]]:
+def written_out_jointly(
+    method: Scbd, batches: list[Batch], alpha: float, weight: float
+) -> tuple[Scbd, torch.optim.Optimizer]:
+    """One optimizer for encoders and decoder, whose gradient reaches both blocks; no probes."""
+    own = copy.deepcopy(method)
+    nets = [
+        own.content_encoder, own.content_projection, own.style_encoder, own.style_projection,
+        own.decoder, own.likelihood,
+    ]  # fmt: skip
+    options = own.options
+    optimizer = torch.optim.AdamW(
+        [p for net in nets for p in net.parameters()],  # type: ignore[union-attr]
+        lr=options.learning_rate, weight_decay=options.weight_decay,
+    )  # fmt: skip
+    for batch in batches:
+        x, y, e = batch.image, batch.label, batch.environment
+        z_c = project(own.content_projection.layers, own.content_encoder(x))
+        z_s = project(own.style_projection.layers, own.style_encoder(x))  # type: ignore[union-attr, misc]
+        mean = own.decoder.to_image(own.decoder.content_branch(z_c) + own.decoder.style_branch(z_s))  # type: ignore[union-attr]
+        sd = torch.exp(own.likelihood.log_sd)  # type: ignore[arg-type]
+        loss = (
+            listing_supcon(z_c, y)
+            + listing_supcon(z_s, y * ENVIRONMENTS + e)
+            + alpha * listing_invariance(z_c, e)
+            - weight * torch.distributions.Normal(mean, sd).log_prob(x).mean()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return own, optimizer
+
+
+def build(alpha: float, **changes: Any) -> tuple[Scbd, list[Batch]]:
     torch.manual_seed(0)
+    given = {"decoder": "beside"} | changes
     options = ScbdOptions(
-        alpha=alpha, invariance="listing", style_target="pair", decoder="beside",
+        alpha=alpha, invariance="listing", style_target="pair", **given,
         decoder_width=8, block_size=16, learning_rate=2e-3, weight_decay=0.05,
         decoder_learning_rate=3e-3, probe_learning_rate=5e-3, temperature=TEMPERATURE,
     )  # fmt: skip
@@ -132,3 +165,25 @@ def test_the_weight_of_the_invariance_loss_matters() -> None:
         method.step(batch, stage, optimizers, lambda loss, _: loss.backward())
     name = "content_projection.layers.2.weight"
     assert not torch.allclose(method.get_parameter(name), expected[name], rtol=0, atol=1e-5)
+
+
+def test_steps_with_a_joint_decoder_are_those_of_one_optimizer() -> None:
+    method, batches = build(8.0, decoder="joint", decoder_weight=2.0)
+    own, reference = written_out_jointly(method, batches, 8.0, 2.0)
+    expected = dict(own.named_parameters())
+    (stage,) = method.stages(STEPS)
+    optimizers = [phase.optimizer() for phase in stage.phases]
+    for batch in batches:
+        method.step(batch, stage, optimizers, lambda loss, _: loss.backward())
+    state = optimizers[0].state
+    for name, value in method.named_parameters():
+        if "probe" in name:
+            continue
+        torch.testing.assert_close(
+            value, expected[name], rtol=0, atol=1e-9,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )  # fmt: skip
+        for key in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(
+                state[value][key], reference.state[expected[name]][key], rtol=0, atol=1e-9
+            )

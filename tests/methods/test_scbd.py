@@ -1,12 +1,22 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from deconfound.data.batch import Batch
+from deconfound.data.screen import Screen
+from deconfound.embed import embed
 from deconfound.errors import UserError
+from deconfound.fit import fit
 from deconfound.losses import invariance, supervised_contrastive
+from deconfound.measure import measure
 from deconfound.methods.base import Task, weighted_sum
 from deconfound.methods.scbd import Scbd, ScbdOptions
+from deconfound.report import report
+from deconfound.run import RunConfig
 
 TASK = Task(channels=2, image_size=32, labels=3, environments=2)
 
@@ -67,7 +77,7 @@ def test_the_style_block_can_follow_the_pair() -> None:
     torch.testing.assert_close(found, supervised_contrastive(style, pair))
 
 
-@pytest.mark.parametrize("decoder", ["after", "beside", "none"])
+@pytest.mark.parametrize("decoder", ["after", "beside", "joint", "none"])
 def test_stages_follow_the_decoder(decoder: str) -> None:
     stages = built(decoder=decoder, decoder_steps=7, decoder_batch_size=5).stages(40)
     names = [(stage.name, stage.steps, [p.name for p in stage.phases]) for stage in stages]
@@ -77,6 +87,7 @@ def test_stages_follow_the_decoder(decoder: str) -> None:
         == {
             "after": [("encoders", 40, encoders), ("decoder", 7, ["reconstruct"])],
             "beside": [("encoders", 40, [*encoders, "reconstruct"])],
+            "joint": [("encoders", 40, encoders)],
             "none": [("encoders", 40, encoders)],
         }[decoder]
     )
@@ -188,3 +199,88 @@ def test_each_part_has_its_own_rate() -> None:
     rates = {p.name: p.learning_rate for stage in method.stages(1) for p in stage.phases}
     assert rates == {"contrast": 0.1, "probes": 0.2, "reconstruct": 0.3}
     assert {p.weight_decay for stage in method.stages(1) for p in stage.phases} == {0.4}
+
+
+def test_a_joint_decoder_trains_the_encoders() -> None:
+    """Its gradient reaches both blocks, in proportion to its weight; the probes' still none."""
+    gradients = {}
+    for weight in (0.0, 1.0, 2.0):
+        method, batch = built(decoder="joint", decoder_weight=weight).double(), batch_of()
+        batch = replace(batch, image=batch.image.double())
+        contrast = method.stages(4)[0].phases[0]
+        losses = contrast.losses(batch, method.outputs(batch, "encoders"))
+        assert losses["reconstruction"].weight == weight
+        own = [method.content_encoder.network[0].weight, method.style_encoder.network[0].weight]  # type: ignore[union-attr, index]
+        gradients[weight] = torch.autograd.grad(weighted_sum(losses), own)
+        decoder = {id(parameter) for parameter in method.decoder.parameters()}  # type: ignore[union-attr]
+        assert decoder < {id(parameter) for parameter in contrast.parameters}
+    for none, once, twice in zip(*gradients.values(), strict=True):
+        assert ((once - none).abs() > 1e-7).any()
+        torch.testing.assert_close(twice - none, 2 * (once - none), rtol=1e-5, atol=1e-8)
+
+
+def test_without_a_style_block_the_content_is_all_there_is() -> None:
+    method, batch = built(style_block=False), batch_of()
+    (stage,) = method.stages(4)
+    assert [phase.name for phase in stage.phases] == ["contrast", "probes"]
+    assert set(losses_of(method, batch, "contrast")) == {"supcon_content", "invariance"}
+    assert "environment_probe_style" not in losses_of(method, batch, "probes")
+    assert set(method.embed(batch.image)) == {"representation", "content"}
+    assert not any("style" in name for name in method.state_dict())
+    assert method.swap(torch.zeros(2, 8), torch.zeros(2, 8)) is None
+
+
+@pytest.mark.parametrize("decoder", ["after", "beside", "joint"])
+def test_what_needs_a_style_block_is_refused_without_one(decoder: str) -> None:
+    with pytest.raises(UserError, match=f"--decoder {decoder} decodes content and style"):
+        built(style_block=False, decoder=decoder)
+    with pytest.raises(UserError, match="--style-encoder resnet18 belongs to the style block"):
+        built(style_block=False, style_encoder="resnet18")
+    with pytest.raises(UserError, match=f"--decoder {decoder} draws images"):
+        built(Task(5, None, 3, 2), decoder=decoder)
+
+
+def test_dropping_the_style_block_changes_no_step_of_the_content() -> None:
+    batch = batch_of()
+    weights = []
+    for style_block in (True, False):
+        method = built(style_block=style_block, decoder="none").train()
+        torch.manual_seed(2)
+        for parameter in [
+            *method.content_encoder.parameters(), *method.content_projection.parameters(),
+        ]:  # fmt: skip
+            if parameter.ndim > 1:
+                nn.init.kaiming_uniform_(parameter)
+            else:
+                nn.init.ones_(parameter)
+        (stage,) = method.stages(3)
+        optimizers = [phase.optimizer() for phase in stage.phases]
+        for _ in range(3):
+            method.step(batch, stage, optimizers, lambda loss, _: loss.backward())
+        weights.append([p.detach().clone() for p in method.content_encoder.parameters()])
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [
+        ({"style_block": False}, {"content", "representation"}),
+        ({"decoder": "joint"}, {"content", "representation", "style"}),
+    ],
+)
+def test_ablations_go_from_fit_to_report(
+    options: dict[str, object],
+    blocks: set[str],
+    screen: Screen,
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+) -> None:
+    config = make_config("scbd", options=options, training={"steps": 2})
+    run = fit(config, screen.path, tmp_path / "run", quiet=True).path
+    file = tmp_path / "e.h5ad"
+    found = embed(run, screen.path, file, device="cpu", threads=1, quiet=True)
+    assert set(found.representations) == blocks
+    scores = measure([file], tmp_path / "scores.parquet", quiet=True)
+    assert set(scores["representation"]) == blocks | {"prediction"}
+    report([run, file, tmp_path / "scores.parquet"], tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size > 1000

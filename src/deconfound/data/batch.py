@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ class Batch:
     """(B,) int64; −1 where missing or never seen in training."""
     row: Tensor
     """(B,) int64 row of the screen's table."""
+    held_out: int = 0
+    """So many rows at the end are held-out images, without label and environment."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -95,7 +97,7 @@ def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1)
     generator = torch_stream(seed, "augment", step)
     turns = random_turns(batch.image, len(batch) * ranks, generator)[rank::ranks]
     image = dihedral(batch.image, turns[: len(batch)])
-    return Batch(image, batch.label, batch.environment, batch.row)
+    return replace(batch, image=image)
 
 
 def _read_ahead(

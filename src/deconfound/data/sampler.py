@@ -91,6 +91,17 @@ class LabelBalancedSampler:
         return np.asarray(self._rows[place], dtype=np.int64)
 
 
+class JoinedSampler:
+    """The batch of one sampler, followed by that of another."""
+
+    def __init__(self, first: Sampler, second: Sampler) -> None:
+        self._both = (first, second)
+
+    def rows(self, step: int) -> Rows:
+        """Row numbers of both batches of `step`, in order."""
+        return np.concatenate([sampler.rows(step) for sampler in self._both])
+
+
 def _distinct(count: Rows, wanted: Rows, stream: np.random.Generator) -> Rows:
     """For each class, `wanted` distinct integers below `count`; −1 fills the row up.
 

@@ -29,6 +29,11 @@ class MethodOptions(Options):
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of sgd."""
 
+    @property
+    def sees_held_out(self) -> bool:
+        """Whether batches of training are joined by as many images of test rows, unlabelled."""
+        return False
+
 
 @dataclass(frozen=True)
 class Task:
@@ -42,6 +47,14 @@ class Task:
     """Labels present in training."""
     environments: int
     """Environments present in training."""
+
+    def require_environments(self, method: str, least: int = 2) -> None:
+        """Raise UserError if training has fewer than `least` environments, which `method` needs."""
+        if self.environments < least:
+            raise UserError(
+                f"{method}: training has {self.environments} environment; expected {least} or "
+                "more, choose another --environment or hold out less"
+            )
 
 
 class Loss(NamedTuple):
@@ -122,12 +135,8 @@ class Method(nn.Module):
 
     def __init__(self, options: MethodOptions, task: Task) -> None:
         super().__init__()
-        if task.environments < self.ENVIRONMENTS:
-            raise UserError(
-                f"{type(self).__module__.rpartition('.')[2]}: training has {task.environments} "
-                f"environment; expected {self.ENVIRONMENTS} or more, choose another --environment "
-                "or hold out less"
-            )
+        name = type(self).__module__.rpartition(".")[2]
+        task.require_environments(name, self.ENVIRONMENTS)
         self.options = options
         self.task = task
 

@@ -20,7 +20,7 @@ from deconfound.methods.base import (
     cross_entropy,
 )
 from deconfound.nets.decoder import AdditiveDecoder, decoder_size
-from deconfound.nets.encoder import Norm, build_encoder
+from deconfound.nets.encoder import Encoder, Norm, build_encoder
 from deconfound.nets.likelihood import BernoulliLikelihood, GaussianLikelihood
 from deconfound.nets.projection import Projection
 
@@ -48,9 +48,14 @@ class ScbdOptions(MethodOptions):
     """Normalisation in the encoders: batch, instance, group or none."""
     block_size: int = Field(128, ge=1)
     """Dimensions of z_c and of z_s."""
-    decoder: Literal["after", "beside", "none"] | None = None
-    """When the decoder is fitted: after the encoders, beside them as in the paper, or never
-    (none). If not given: after for images, none for profiles, which it cannot draw."""
+    style_block: bool = True
+    """Whether there is a style block; without it there is no decoder either."""
+    decoder: Literal["after", "beside", "joint", "none"] | None = None
+    """When the decoder is fitted: after the encoders, beside them as in the paper, jointly with
+    them, its gradient reaching them (joint), or never (none). If not given: after for images, none
+    without a style block and for profiles, which it cannot draw."""
+    decoder_weight: float = Field(1.0, ge=0)
+    """Weight of the reconstruction in the encoders' objective when the decoder is joint."""
     decoder_steps: int = Field(300, ge=1)
     """Steps of the decoder when it is fitted after the encoders."""
     decoder_batch_size: int = Field(64, ge=1)
@@ -60,7 +65,7 @@ class ScbdOptions(MethodOptions):
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     """Pixel likelihood; bernoulli needs --scaling unit."""
     decoder_learning_rate: float = Field(3e-3, gt=0)
-    """Learning rate of the decoder (paper: 1e-4)."""
+    """Learning rate of the decoder (paper: 1e-4); a joint one learns at the encoders' rate."""
     probe_learning_rate: float = Field(1e-2, gt=0)
     """Learning rate of the linear probes (paper: 1e-4, over 25,000 steps)."""
 
@@ -71,7 +76,8 @@ class Scbd(Method):
     Makino et al., SCBD, eq. 1: SupCon(z_c, y) + SupCon(z_s, e) + alpha · invariance(z_c, e), with
     an additive decoder and linear probes that never train the encoders. "representation" is r_c,
     from which the label is read, "content" z_c, "style" z_s. Deviations, all options: the
-    `balanced` invariance, the decoder fitted after the encoders, a smaller network.
+    `balanced` invariance, the decoder fitted after the encoders, a smaller network. Ablations, all
+    options too: no style block, and a decoder that trains the encoders.
     """
 
     Options: ClassVar[type[MethodOptions]] = ScbdOptions
@@ -82,30 +88,25 @@ class Scbd(Method):
 
     def __init__(self, options: ScbdOptions, task: Task) -> None:
         super().__init__(options, task)
-        content = build_encoder(options.encoder, task.channels, task.image_size, options.norm)
-        style = build_encoder(
-            options.style_encoder or options.encoder, task.channels, task.image_size, options.norm
-        )
+        _refuse_missing_parts(options, task)
+
+        def encoder(name: str) -> Encoder:
+            return build_encoder(name, task.channels, task.image_size, options.norm)
+
+        content = encoder(options.encoder)
+        style = encoder(options.style_encoder or options.encoder) if options.style_block else None
         size = options.block_size
         self.content_encoder, self.style_encoder = content, style
         self.content_projection = Projection(content.features, size)
-        self.style_projection = Projection(style.features, size)
+        self.style_projection = None if style is None else Projection(style.features, size)
         self.label_probe = nn.Linear(content.features, task.labels)
+        probed = {"representation": content.features, "content": size}
+        probed |= {} if style is None else {"style": size}
         self.environment_probes = nn.ModuleDict(
-            {
-                "representation": nn.Linear(content.features, task.environments),
-                "content": nn.Linear(size, task.environments),
-                "style": nn.Linear(size, task.environments),
-            }
+            {name: nn.Linear(features, task.environments) for name, features in probed.items()}
         )
         self.decoder: AdditiveDecoder | None = None
-        if task.image_size is None:
-            if options.decoder not in (None, "none"):
-                raise UserError(
-                    f"--decoder {options.decoder} draws images, and the screen holds profiles; "
-                    "leave --decoder out"
-                )
-        elif options.decoder != "none":
+        if task.image_size is not None and style is not None and options.decoder != "none":
             self.side = decoder_size(task.image_size)
             self.decoder = AdditiveDecoder(
                 size, size, task.channels, self.side, options.decoder_width
@@ -115,18 +116,20 @@ class Scbd(Method):
         )
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
-        """Encoders and probes (with the decoder, if beside); then the decoder, if after."""
+        """Encoders and probes, with a decoder beside or joint; then the decoder, if after."""
         options = self.options
-        blocks = [
+        blocks: list[nn.Module | None] = [
             self.content_encoder,
             self.content_projection,
             self.style_encoder,
             self.style_projection,
         ]
+        joint = self.decoder is not None and options.decoder == "joint"
+        blocks += [self.decoder, self.likelihood] if joint else []
         contrast = self.phase(
             "contrast",
-            [parameter for block in blocks for parameter in block.parameters()],
-            self._contrast,
+            [p for block in blocks if block is not None for p in block.parameters()],
+            self._joint_objective if joint else self._contrast,
             validates=True,
         )
         probes = self.phase(
@@ -135,12 +138,12 @@ class Scbd(Method):
             self._probes,
             learning_rate=options.probe_learning_rate,
         )
-        if self.decoder is None:
+        if self.decoder is None or joint:
             return (Stage("encoders", steps, (contrast, probes)),)
         reconstruct = self.phase(
             "reconstruct",
             [*self.decoder.parameters(), *self.likelihood.parameters()],
-            self._reconstruction,
+            self._detached_reconstruction,
             learning_rate=options.decoder_learning_rate,
             validates=options.decoder != "beside",
         )
@@ -159,21 +162,22 @@ class Scbd(Method):
     def embed(self, image: Tensor) -> Tensors:
         """Images or profiles to "representation" r_c, "content" z_c, "style" z_s; z of unit norm.
 
-        (B, C, H, W) or (B, features) to (B, D) each.
+        (B, C, H, W) or (B, features) to (B, D) each; no "style" without a style block.
         """
         representation = self.content_encoder(image)
-        return {
-            "representation": representation,
-            "content": self.content_projection(representation),
-            "style": self.style_projection(self.style_encoder(image)),
-        }
+        content = self.content_projection(representation)
+        blocks: Tensors = {"representation": representation, "content": content}
+        if self.style_encoder is not None and self.style_projection is not None:
+            blocks["style"] = self.style_projection(self.style_encoder(image))
+        return blocks
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:
         """The blocks; in the decoder's stage from frozen encoders, batch statistics included."""
         if stage == "encoders":
             return self.embed(batch.image)
-        self.content_encoder.eval()
-        self.style_encoder.eval()
+        for encoder in (self.content_encoder, self.style_encoder):
+            if encoder is not None:
+                encoder.eval()
         with torch.no_grad():
             return self.embed(batch.image)
 
@@ -204,18 +208,24 @@ class Scbd(Method):
             reduction=self.options.invariance,
             include_self=self.options.include_self,
         )
+        losses = {"supcon_content": Loss(supcon)}
+        if "style" in outputs:
+            losses["supcon_style"] = Loss(self._style_supcon(batch, outputs["style"]))
+        return {**losses, "invariance": Loss(invariance, self.options.alpha)}
+
+    def _style_supcon(self, batch: Batch, style: Tensor) -> Tensor:
         target = batch.environment
         if self.options.style_target == "pair":
             pair = batch.label * self.task.environments + batch.environment
             target = pair.where((batch.label >= 0) & (batch.environment >= 0), -1)
-        style = supervised_contrastive(
-            outputs["style"], target, self.options.temperature, self.options.include_self
+        return supervised_contrastive(
+            style, target, self.options.temperature, self.options.include_self
         )
-        return {
-            "supcon_content": Loss(supcon),
-            "supcon_style": Loss(style),
-            "invariance": Loss(invariance, self.options.alpha),
-        }
+
+    def _joint_objective(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        reconstruction = self._reconstruction(batch, outputs["content"], outputs["style"])
+        weighted = Loss(reconstruction, self.options.decoder_weight)
+        return {**self._contrast(batch, outputs), "reconstruction": weighted}
 
     def _probes(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
         detached = {name: outputs[name].detach() for name in self.environment_probes}
@@ -226,12 +236,16 @@ class Scbd(Method):
             losses[f"environment_probe_{name}"] = Loss(loss)
         return losses
 
-    def _reconstruction(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+    def _detached_reconstruction(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        content, style = outputs["content"].detach(), outputs["style"].detach()
+        return {"reconstruction": Loss(self._reconstruction(batch, content, style))}
+
+    def _reconstruction(self, batch: Batch, content: Tensor, style: Tensor) -> Tensor:
         assert self.decoder is not None
         target = self._target(batch.image)
-        decoded = self.decoder(outputs["content"].detach(), outputs["style"].detach())
+        decoded = self.decoder(content, style)
         own_mean = self.likelihood.negative_log_likelihood(decoded.to(target.dtype), target)
-        return {"reconstruction": Loss(global_mean(own_mean * len(batch), len(batch)))}
+        return global_mean(own_mean * len(batch), len(batch))
 
     def _target(self, image: Tensor) -> Tensor:
         if self.options.likelihood == "bernoulli" and (image.min() < 0 or image.max() > 1):
@@ -239,3 +253,24 @@ class Scbd(Method):
         if image.shape[-1] == self.side:
             return image
         return nn.functional.interpolate(image, (self.side, self.side), mode="area")
+
+
+def _refuse_missing_parts(options: ScbdOptions, task: Task) -> None:
+    """Raise UserError for options of a decoder or a style block that cannot be."""
+    if task.image_size is None and options.decoder not in (None, "none"):
+        raise UserError(
+            f"--decoder {options.decoder} draws images, and the screen holds profiles; "
+            "leave --decoder out"
+        )
+    if options.style_block:
+        return
+    if options.decoder not in (None, "none"):
+        raise UserError(
+            f"--decoder {options.decoder} decodes content and style, and --no-style-block leaves "
+            "the style out; leave one of the two out"
+        )
+    if options.style_encoder is not None:
+        raise UserError(
+            f"--style-encoder {options.style_encoder} belongs to the style block, and "
+            "--no-style-block leaves it out; leave one of the two out"
+        )

@@ -1,0 +1,220 @@
+"""DANN: an encoder from which a discriminator cannot tell the environment."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from deconfound.data.batch import Batch
+from deconfound.errors import UserError
+from deconfound.losses.adversarial import gradient_penalty
+from deconfound.methods.base import (
+    Loss,
+    Method,
+    MethodOptions,
+    OptimizerName,
+    Phase,
+    Stage,
+    Task,
+    Tensors,
+    cross_entropy,
+    weighted_sum,
+)
+from deconfound.nets.encoder import Norm, build_encoder
+
+ALTERNATING_BETAS = (0.5, 0.9)
+WIDTHS = {"alternating": 256, "reversal": 1024}
+
+
+class DannOptions(MethodOptions):
+    """Options of DANN."""
+
+    optimizer: OptimizerName = "adam"
+    """adamw, adam or sgd; alternating steps decay Adam's averages by 0.5 and 0.9."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the optimizers."""
+    form: Literal["alternating", "reversal"] = "alternating"
+    """alternating: steps of the discriminator and of the rest take turns (DomainBed); reversal:
+    all step at once, the encoder by the reversed gradient (WILDS, and "DR" of Pernice et al.)."""
+    adversarial_weight: float = Field(1.0, ge=0)
+    """Weight lambda of the discriminator's loss in the encoder's objective (Pernice et al.:
+    0.0625)."""
+    discriminator_steps: int = Field(1, ge=1)
+    """Alternating: steps of the discriminator for each step of the rest."""
+    discriminator_width: int | None = Field(None, ge=1)
+    """Width of the discriminator's hidden layers; if not given 256, or 1024 with reversal."""
+    discriminator_gradient_penalty: float = Field(0.0, ge=0)
+    """Alternating: weight of the squared gradient of the discriminator's loss in its input."""
+    discriminator_learning_rate: float | None = Field(None, gt=0)
+    """Learning rate of the discriminator; --learning-rate if not given."""
+    head_learning_rate: float | None = Field(None, gt=0)
+    """Learning rate of the label's head; --learning-rate if not given."""
+    encoder: str = "small"
+    """small, resnet18, densenet121 or timm:NAME; profiles take mlp, for which small stands too."""
+    norm: Norm = "batch"
+    """Normalisation in the encoder: batch, instance, group or none."""
+
+
+class Dann(Method):
+    """Domain-adversarial training between the training environments.
+
+    Ganin et al., Domain-Adversarial Training of Neural Networks, 2016: the encoder minimises
+    CE(label) − lambda · CE(environment), its discriminator CE(environment). "representation" is the
+    encoder's output r. Two forms: `alternating` as in DomainBed (Gulrajani and Lopez-Paz, 2021; a
+    step is the discriminator's if the count, with this step, mod (1 + d) is less than d) and
+    `reversal` as in WILDS (Koh et al., 2021), a baseline of Pernice et al., section 5.2.
+
+    The parts have optimizers of their own. The reversed gradient is computed as that of a constant
+    discriminator, which is the same. Deviation: no bias before a batch norm, which would undo it.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = DannOptions
+    options: DannOptions
+    SUMMARY = "an encoder from which a discriminator cannot tell the environment"
+    PAPER = "Ganin et al., Domain-Adversarial Training of Neural Networks, 2016"
+    ENVIRONMENTS = 2
+
+    count: Tensor
+    """() int64: steps taken, of alternating form."""
+
+    def __init__(self, options: DannOptions, task: Task) -> None:
+        super().__init__(options, task)
+        _refuse_turns_of_reversal(options)
+        self.encoder = build_encoder(options.encoder, task.channels, task.image_size, options.norm)
+        features = self.encoder.features
+        self.head = nn.Linear(features, task.labels)
+        alternates = options.form == "alternating"
+        width = options.discriminator_width or WIDTHS[options.form]
+        self.discriminator = nn.Sequential(
+            *_hidden(features, width, alternates),
+            *_hidden(width, width, alternates),
+            nn.Linear(width, task.environments),
+        )
+        if alternates:
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def stages(self, steps: int) -> tuple[Stage, ...]:
+        """One stage: the discriminator, the encoder and the head."""
+        options = self.options
+        phases: tuple[Phase, ...] = (
+            self.phase(
+                "discriminator",
+                self.discriminator.parameters(),
+                self._discriminator_losses,
+                learning_rate=options.discriminator_learning_rate,
+            ),
+            self.phase("encoder", self.encoder.parameters(), self._encoder_losses),
+            self.phase(
+                "head",
+                self.head.parameters(),
+                self._head_losses,
+                learning_rate=options.head_learning_rate,
+                validates=True,
+            ),
+        )
+        if options.form == "alternating":
+            phases = tuple(replace(phase, betas=ALTERNATING_BETAS) for phase in phases)
+        return (Stage("adversarial", steps, phases),)
+
+    def step(
+        self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
+        backward: Callable[[Tensor, list[nn.Parameter]], None],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The phases whose turn it is, all from the weights before the step; logs every loss."""
+        taking_turns = self._turn()
+        outputs = self.outputs(batch, stage.name)
+        logged: dict[str, Tensor] = {}
+        stepping: list[torch.optim.Optimizer] = []
+        totals: list[tuple[Tensor, Phase]] = []
+        for phase, optimizer in zip(stage.phases, optimizers, strict=True):
+            its_turn = phase.name in taking_turns
+            with torch.set_grad_enabled(its_turn):
+                losses = phase.losses(batch, outputs)
+            logged |= {name: loss.value.detach() for name, loss in losses.items()}
+            if its_turn:
+                totals.append((weighted_sum(losses), phase))
+                stepping.append(optimizer)
+        for optimizer in stepping:
+            optimizer.zero_grad(set_to_none=True)
+        for total, phase in totals:
+            backward(total, phase.parameters)
+        for optimizer in stepping:
+            optimizer.step()
+        return logged
+
+    def embed(self, image: Tensor) -> Tensors:
+        """(B, C, H, W), or profiles (B, D), to "representation" (B, features)."""
+        return {"representation": self.encoder(image)}
+
+    def predict(self, embedded: Tensors) -> Tensor:
+        """Logits (B, labels)."""
+        logits: Tensor = self.head(embedded["representation"])
+        return logits
+
+    def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
+        """The discriminator's loss: log K, of K environments, where it cannot tell them apart."""
+        logits = self.discriminator(outputs["representation"])
+        return {"discriminator": cross_entropy(logits, batch.environment)}
+
+    def _turn(self) -> set[str]:
+        """Names of the phases that step now; counts the step."""
+        if self.options.form == "reversal":
+            return {"discriminator", "encoder", "head"}
+        self.count += 1
+        steps = self.options.discriminator_steps
+        return {"discriminator"} if int(self.count) % (1 + steps) < steps else {"encoder", "head"}
+
+    def _discriminator_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        representation = outputs["representation"].detach()
+        return self._told_apart(self.discriminator, representation, batch, 1.0)
+
+    def _encoder_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        representation = outputs["representation"]
+        label = cross_entropy(_constant(self.head)(representation), batch.label)
+        against = self._told_apart(
+            _constant(self.discriminator), representation, batch, -self.options.adversarial_weight
+        )
+        return {"cross_entropy": Loss(label), **against}
+
+    def _head_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        logits = self.head(outputs["representation"].detach())
+        return {"cross_entropy": Loss(cross_entropy(logits, batch.label))}
+
+    def _told_apart(
+        self, discriminator: Callable[[Tensor], Tensor], representation: Tensor, batch: Batch,
+        weight: float,
+    ) -> dict[str, Loss]:  # fmt: skip
+        """The discriminator's objective, times `weight`."""
+        loss = cross_entropy(discriminator(representation), batch.environment)
+        losses = {"discriminator": Loss(loss, weight)}
+        if penalty_weight := self.options.discriminator_gradient_penalty:
+            penalty = gradient_penalty(discriminator, representation, batch.environment)
+            losses["gradient_penalty"] = Loss(penalty, weight * penalty_weight)
+        return losses
+
+
+def _refuse_turns_of_reversal(options: DannOptions) -> None:
+    given = {
+        "--discriminator-steps": options.discriminator_steps != 1,
+        "--discriminator-gradient-penalty": options.discriminator_gradient_penalty != 0,
+    }
+    for flag, is_given in given.items():
+        if options.form == "reversal" and is_given:
+            raise UserError(f"{flag} belongs to --form alternating; leave it out with reversal")
+
+
+def _hidden(inputs: int, outputs: int, alternates: bool) -> list[nn.Module]:
+    if alternates:
+        return [nn.Linear(inputs, outputs), nn.ReLU()]
+    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+
+
+def _constant(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`module` as a function of its input alone: no gradient reaches it, its buffers stay."""
+    state = {name: value.detach() for name, value in module.named_parameters()}
+    state |= {name: value.clone() for name, value in module.named_buffers()}
+    return lambda representation: functional_call(module, state, (representation,))
