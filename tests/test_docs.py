@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 LISTS = ("methods", "metrics", "sources")
-NAMES = {"fit": methods.names(), "source": ("cmnist",)}
+NAMES = {"fit": tuple(methods.names()), "source": ("cmnist",)}
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
 CHEAP = {
     "demo": "--cells 500 --steps 2 --quiet",
