@@ -13,11 +13,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deconfound import atomic, machine
-from deconfound.checkpoint import damaged_resume, read_resume
+from deconfound.checkpoint import damaged_resume, read_resume, save_weights
 from deconfound.checksums import write_checksums
 from deconfound.config import TrainingOptions
 from deconfound.data.batch import Batch, BatchReader, augmented
@@ -297,7 +296,7 @@ class Training:
         best[selection] = {"step": float(self.done), **scores}
         if self.fabric.is_global_zero:
             with atomic.atomic_file(self._checkpoint(selection)) as temporary:
-                save_file(weights(self.method, self.intensity), temporary)
+                save_weights(temporary, weights(self.method, self.intensity))
 
     def _checkpoint(self, selection: str) -> Path:
         return self.out / f"{self.stages[self.stage_number].name}-{selection}.safetensors"
@@ -368,7 +367,7 @@ class Training:
         }
         atomic.write_text(self.out / "provenance.json", json.dumps(described, indent=2))
         with atomic.atomic_file(self.out / "model.safetensors") as temporary:
-            save_file(weights(self.method, self.intensity), temporary)
+            save_weights(temporary, weights(self.method, self.intensity))
             write_checksums(self.out, temporary)
         (self.out / "resume.pt").unlink(missing_ok=True)
 

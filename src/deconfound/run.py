@@ -14,11 +14,10 @@ import numpy.typing as npt
 import torch
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from deconfound import atomic, methods
-from deconfound.checksums import CHECKSUMS, differs, read_checksums
+from deconfound.checkpoint import read_weights
+from deconfound.checksums import CHECKSUMS, differs, read_checksums, sha256
 from deconfound.config import (
     DataOptions,
     Options,
@@ -208,9 +207,7 @@ class Run:
             stage = next(stage.name for stage in stages if stage.classifies)
             name = f"{stage}-{selection}"
         file = self.path / f"{name}.safetensors"
-        recorded = read_checksums(self.path) if (self.path / CHECKSUMS).is_file() else {}
-        if file.name in recorded and differs(file, recorded[file.name]):
-            raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
+        _refuse_changed(file)
         load_weights(file, method, intensity)
         return method.eval(), intensity
 
@@ -224,6 +221,9 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{path}: the run is not finished; `deconfound fit` it again to resume")
     classes = read_json(path / "classes.json")
     config = read_config(path / "config.yaml")
+    read_json(path / "fold.json")
+    for name in ("config.yaml", "classes.json", "fold.json"):
+        _refuse_changed(path / name)
     try:
         return Run(
             path,
@@ -235,6 +235,13 @@ def open_run(path: Path) -> Run:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'classes.json'}: damaged; fit the run again") from error
+
+
+def _refuse_changed(file: Path) -> None:
+    """Raise UserError if a file of a finished run is not as it was when the run ended."""
+    recorded = read_checksums(file.parent) if (file.parent / CHECKSUMS).is_file() else {}
+    if file.name in recorded and differs(file, recorded[file.name]):
+        raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -273,6 +280,7 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "counts": problem.fold.counts(),
         "screen": str(screen.path.resolve()),
         "screen_identity": screen.identity,
+        "config_sha256": sha256(path / "config.yaml"),
     }
     atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
 
@@ -283,12 +291,14 @@ def dump_config(config: RunConfig) -> str:
 
 
 def load_weights(file: Path, method: Method, intensity: Intensity) -> None:
-    """Load a checkpoint into a method and its intensity; raises UserError if it does not fit."""
+    """Load a checkpoint into a method and its intensity.
+
+    Raises UserError if it is damaged or does not fit.
+    """
     try:
-        tensors = load_file(file)
         modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
-        modules.load_state_dict(tensors)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        modules.load_state_dict(read_weights(file))
+    except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: cannot be loaded ({reason}); fit the run again") from error
 

@@ -121,7 +121,7 @@ def ingest(
                 "table the images lie in ENVIRONMENT/LABEL/file, drop the flag"
             )
         where = str(images_root)
-        metadata = class_folders(images_root)
+        metadata = class_folders(images_root, allow_outside=config.allow_outside)
         columns = ImageColumns((FileColumn(FOLDER_PATH),))
     else:
         where = str(table)
