@@ -285,7 +285,7 @@ def _fit(words: list[str]) -> None:
         training=parsed.training,
         options=parsed.method,
     )
-    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet)
+    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=_complain)
     _say(f"run in {done.path}")
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from deconfound.data.sampler import (
     Sampler,
 )
 from deconfound.data.screen import Screen, open_screen
+from deconfound.data.table import listed
 from deconfound.errors import UserError
 from deconfound.history import History
 from deconfound.methods.base import Method, Stage, weighted_sum
@@ -55,13 +56,20 @@ from deconfound.streams import derived_seed
 LOG_EVERY = 10
 
 
-def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> Run:
+def fit(
+    config: RunConfig,
+    screen: Path,
+    out: Path,
+    *,
+    quiet: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> Run:
     """Train `config` on `screen` into the directory `out`, or resume what is there.
 
     On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
     holds another run or something else, if another process is writing it, if the loss stops being
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
-    of the step and raises Stopped.
+    of the step and raises Stopped. `warn` is given a sentence about labels that are never scored.
     """
     out = Path(out)
     opened = open_screen(screen)
@@ -72,6 +80,8 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
             (out / "resume.pt").unlink()
         return open_run(out)
     _refuse_unfillable_batches(config.training, problem)
+    if first and warn is not None and problem.untrained():
+        warn(_of_untrained(problem))
     with atomic.locked(out) if first else contextlib.nullcontext():
         finished = _claims(out, config, opened) if first else (out / "model.safetensors").is_file()
         if not finished:
@@ -396,6 +406,14 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()
+
+
+def _of_untrained(problem: Problem) -> str:
+    found = [f"{name} ({rows} rows)" for name, rows in problem.untrained().items()]
+    return (
+        f"warning: fold {problem.fold.name}: training has no row of {listed(found, 5)}; their test "
+        "rows are never scored, hold out another group if they must be"
+    )
 
 
 def _refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:

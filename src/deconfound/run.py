@@ -93,12 +93,23 @@ class Problem:
     all_labels: Coded
     """Labels of all rows, whether training has them or not."""
 
+    def untrained(self) -> dict[str, int]:
+        """Labels of test rows that training lacks, with their number of test rows."""
+        test = self.all_labels.codes[self.fold.rows("test")]
+        codes, counts = np.unique(test[test >= 0], return_counts=True)
+        named = {
+            self.all_labels.names[code]: int(count)
+            for code, count in zip(codes, counts, strict=True)
+        }
+        return {name: count for name, count in named.items() if name not in self.label.names}
+
 
 def pose(screen: Screen, options: DataOptions) -> Problem:
     """Roles, fold and codes for a screen; label and environment names come from training rows.
 
     Raises UserError for a missing column, an impossible fold, an empty part, fewer than 2 labels in
-    training, or an environment that is the label under another name.
+    training, an environment that is the label under another name, or a group held out none of
+    whose labels training has.
     """
     default = screen.roles
     roles = Roles(
@@ -143,7 +154,20 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
             f"{' / '.join(map(repr, roles.environment))} divide the training rows alike, so "
             "neither can be told from the other; choose another --environment"
         )
-    return Problem(roles, fold, label, environment, every_label)
+    problem = Problem(roles, fold, label, environment, every_label)
+    _refuse_unscorable(problem)
+    return problem
+
+
+def _refuse_unscorable(problem: Problem) -> None:
+    """Raise UserError if a group is held out none of whose labels training has."""
+    untrained, fold = problem.untrained(), problem.fold
+    labelled = int((problem.all_labels.codes[fold.rows("test")] >= 0).sum())
+    if "=" in fold.name and labelled and sum(untrained.values()) == labelled:
+        raise UserError(
+            f"fold {fold.name}: none of its labels ({listed(untrained, 5)}) has a training row, so "
+            "nothing could be scored; hold out another group, or choose another --label"
+        )
 
 
 def build_method(config: RunConfig, screen: Screen, labels: int, environments: int) -> Method:

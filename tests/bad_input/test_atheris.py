@@ -34,7 +34,7 @@ def test_no_bytes_make_a_reader_fail(
         case "resume":
             torch.save({"stage_number": 0, "done": 0, "weights": {"a": torch.ones(2)}}, seed)
     done = subprocess.run(
-        [sys.executable, str(HARNESS), name, str(tmp_path), "-runs=300", "-seed=1", "-rss_limit_mb=0"],
+        [sys.executable, str(HARNESS), name, str(tmp_path), "-runs=300", "-rss_limit_mb=0"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
