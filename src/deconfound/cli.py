@@ -415,7 +415,8 @@ def main(words: list[str] | None = None) -> None:
     """Run a verb.
 
     Exits with 2 and one line on a mistake of the user's; with one line too on SIGTERM, with 0 where
-    fit has saved its run and else with 143, and on Ctrl-C, with 130.
+    fit has saved its run and else with 143, and on Ctrl-C, with 130. Ends quietly with 141 where
+    the reader of its output has gone.
     """
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
@@ -423,12 +424,16 @@ def main(words: list[str] | None = None) -> None:
     try:
         with stop.at_once():
             _dispatch(words)
+            sys.stdout.flush()
     except UserError as error:
         if debug:
             lines = traceback.format_exc().splitlines()
             print(*map(for_terminal, lines), sep="\n", file=sys.stderr)
         _complain(str(error))
         sys.exit(2)
+    except BrokenPipeError:  # its reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.filename is None or debug:
             raise
@@ -561,7 +566,10 @@ def _print_table(columns: list[str], rows: list[list[str]], plain: bool = False)
         table.columns[0].min_width = min(32, max(len(row[0]) for row in rows))
     for row in rows:
         table.add_row(*map(_cell, row))
-    Console().print(table)
+    console = Console()
+    with console.capture() as shown:  # rich would end the process where the reader has gone
+        console.print(table)
+    print(shown.get(), end="")
 
 
 def _cell(text: str) -> str:
