@@ -11,7 +11,7 @@ from deconfound.data.table import Roles, nested_ids
 
 LEVELS = ("source", "series", "plate", "section")
 few = settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -110,7 +110,7 @@ def test_the_tables_hold_every_kind_of_fold() -> None:
     """The control: folds of every depth and all sizes of nesting come up."""
     seen: set[tuple[int, int]] = set()
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=14, deadline=None)
     @given(problem=problems())
     def collect(problem: tuple[pd.DataFrame, Roles]) -> None:
         table, roles = problem
