@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from deconfound.data.screen import Screen
 from deconfound.embed import embed
 from deconfound.errors import UserError
 from deconfound.fit import Training, fit
-from deconfound.run import RunConfig
+from deconfound.run import RunConfig, dump_config, read_config
 
 MakeConfig = Callable[..., RunConfig]
 Runs = Callable[[str], Path]
@@ -92,6 +93,34 @@ def test_a_file_cut_off_in_an_unfinished_run_is_named(name: str, unfinished: Pat
         check(unfinished)
 
 
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_a_changed_bit_in_kept_weights_is_found(
+    place: float, screen: Screen, make_config: MakeConfig, unfinished: Path
+) -> None:
+    file = unfinished / "classifier-loss.safetensors"
+    flip(file, int(place * file.stat().st_size))
+    with pytest.raises(UserError, match=r"classifier-loss\.safetensors: damaged \(its checksum"):
+        check(unfinished)
+    # Training goes on, and says so where it would use them, unless it has found better ones.
+    with contextlib.suppress(UserError):
+        fit(make_config("erm"), screen.path, unfinished, quiet=True)
+        check(unfinished)
+
+
+def test_a_configuration_cut_between_lines_is_found(
+    run: Path, unfinished: Path, screen: Screen, tmp_path: Path
+) -> None:
+    for path in (run, unfinished):
+        file = path / "config.yaml"
+        whole = file.read_text()
+        file.write_text("".join(whole.splitlines(keepends=True)[:4]))
+        read_config(file)
+        with pytest.raises(UserError, match=r"config\.yaml.*changed since the run"):
+            check(path)
+    with pytest.raises(UserError, match=r"config\.yaml: changed since the run ended"):
+        embed(run, screen.path, tmp_path / "e.h5ad", device="cpu", threads=1, quiet=True)
+
+
 def test_damage_is_one_line_and_exits_with_2(
     screen: Screen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,8 +155,6 @@ def test_the_state_of_another_method_is_refused(
     config = make_config("scbd")
     for file in ("config.yaml", "classes.json"):
         (other / file).unlink()
-    from deconfound.run import dump_config
-
     (other / "config.yaml").write_text(dump_config(config))
     with pytest.raises(UserError, match=r"resume\.pt: damaged"):
         fit(config, screen.path, other, quiet=True)
@@ -154,8 +181,9 @@ def test_damaged_weights_are_one_line(
     (run / "checksums.json").write_text(
         json.dumps({**json.loads((run / "checksums.json").read_text()), file.name: _sum(file)})
     )
-    if damage in ("cut", "other method"):
-        with pytest.raises(UserError, match=r"model\.safetensors: cannot be loaded"):
+    if damage != "one tensor":
+        said = "cannot be loaded" if damage == "other method" else "damaged"
+        with pytest.raises(UserError, match=rf"model\.safetensors: {said}"):
             embed(run, screen.path, tmp_path / "e.h5ad", device="cpu", threads=1, quiet=True)
 
 

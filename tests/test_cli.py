@@ -1,5 +1,8 @@
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -298,3 +301,14 @@ def test_fit_embed_measure(
     assert not [line for line in captured.err.splitlines() if "measure" not in line]
     for said in ("run in", f"{len(screen)} embeddings in", "macro_f1", f"scores in {scores}"):
         assert said in captured.out
+
+
+@pytest.mark.parametrize("words", [["methods"], ["--help"], ["fit", "erm", "--help"]])
+def test_a_reader_that_leaves_ends_the_verb_quietly(words: list[str]) -> None:
+    command = [sys.executable, "-c", "from deconfound.cli import main; main()", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141

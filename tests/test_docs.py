@@ -379,9 +379,17 @@ def test_the_page_of_methods_tells_the_defaults_of_each() -> None:
     for name in methods.names():
         fields = methods.load(name).Options.model_fields
         for option, said in re.findall(r"^\| `--([a-z0-9-]+)` \| (.+?) \|", sections[name], re.M):
-            default = fields[option.replace("-", "_")].default
+            field = option.replace("-", "_")
+            if field.startswith("no_"):
+                assert said == ("off" if fields[field[3:]].default else "on"), f"{name}: --{option}"
+                continue
+            default = fields[field].default
             if default is None:
                 assert not re.fullmatch("`[^`]+`", said), f"{name}: --{option}"
+            elif default is False:
+                assert said == "off", f"{name}: --{option}"
+            elif isinstance(default, tuple):
+                assert said == f"`{' '.join(map(str, default))}`", f"{name}: --{option}"
             else:
                 assert said == f"`{default}`", f"{name}: --{option}"
 

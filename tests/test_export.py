@@ -10,9 +10,9 @@ import tifffile
 
 from deconfound import cli
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
-from deconfound.data.table import Roles
+from deconfound.data.table import EXPORTED_PATH, Roles
 from deconfound.errors import UserError
-from deconfound.export import FOLDER_FILES, PATH_COLUMN, export
+from deconfound.export import FOLDER_FILES, export
 
 ROLES = Roles(
     label="drug", environment=("batch", "plate"), levels=("batch",), well="well", split="part"
@@ -59,7 +59,7 @@ def test_images_come_back_equal(
     assert (back.channels, back.roles, back.dtype) == (screen.channels, ROLES, screen.dtype)
     assert back.name == "tiny"
     np.testing.assert_array_equal(back.read(range(6)), values)
-    assert list(back.table.columns) == [*screen.table.columns, PATH_COLUMN]
+    assert list(back.table.columns) == [*screen.table.columns, EXPORTED_PATH]
     for column in screen.table.columns:
         expected = screen.table[column].astype("string")
         pd.testing.assert_series_equal(back.table[column].astype("string"), expected)

@@ -5,9 +5,11 @@ Run as a script, this file is one process: `test_processes.py RANK RANKS DIRECTO
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deconfound import methods
+from deconfound.checkpoint import read_resume
 from deconfound.data.batch import BatchReader
 from deconfound.data.intensity import fit_intensity
 from deconfound.data.screen import Screen, open_screen
@@ -171,6 +174,44 @@ def test_torchrun_fits_what_one_process_fits(
         for run in (alone.path, tmp_path / "both")
     ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2, atol=2e-3)
+
+
+def test_a_signal_to_one_process_of_two_stops_both_and_saves_once(
+    screen: Screen, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Only the second process is asked, which writes nothing itself."""
+    few = {"steps": 4000, "validate_every": 5, "checkpoint_every": 4000}
+    (tmp_path / "run.yaml").write_text(dump_config(make_config("erm", training=few)))
+    command = [sys.executable, "-m", "deconfound", "fit", "erm", str(screen.path), "--quiet"]
+    command += ["--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank in ("0", "1"):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        ranks.append(
+            subprocess.Popen(
+                command, env={**os.environ, **own, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "t"},
+                stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    try:
+        while not (tmp_path / "run" / "classifier-loss.safetensors").exists():
+            assert all(rank.poll() is None for rank in ranks), [r.communicate() for r in ranks]
+            time.sleep(0.05)
+        ranks[1].send_signal(signal.SIGTERM)
+        said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert all("the same command resumes" in line for line in said), said
+    state = read_resume(tmp_path / "run")
+    assert 0 < state["done"] < 4000
+    assert all(f"saved at step {state['done']} of 4000" in line for line in said)
+    assert not list((tmp_path / "run").glob("*.partial"))
 
 
 if __name__ == "__main__":

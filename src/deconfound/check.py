@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deconfound.checkpoint import read_resume, verify_weights
+from deconfound.checkpoint import read_resume, read_weights
 from deconfound.checksums import differs, read_checksums
 from deconfound.data.screen import open_screen
 from deconfound.errors import UserError
@@ -44,8 +44,10 @@ def _check_unfinished(path: Path) -> str:
     for name in ("classes.json", "fold.json"):
         if (path / name).is_file():
             read_json(path / name)
+    if (path / "fold.json").is_file():
+        _refuse_changed_config(path)
     for file in sorted(path.glob("*.safetensors")):
-        verify_weights(file)
+        read_weights(file)
     if not (path / "resume.pt").is_file():
         return f"{path}: not finished and without a checkpoint yet; the same fit starts it again"
     read_history(path / "metrics.csv")
@@ -54,3 +56,12 @@ def _check_unfinished(path: Path) -> str:
         f"{path}: whole and not finished, stage {state['stage_number'] + 1}, step "
         f"{state['done']}; the same fit resumes it"
     )
+
+
+def _refuse_changed_config(path: Path) -> None:
+    recorded = read_json(path / "fold.json").get("config_sha256")
+    if recorded is not None and differs(path / "config.yaml", recorded):
+        raise UserError(
+            f"{path / 'config.yaml'}: changed since the run began; restore a copy, or remove "
+            f"{path} and fit it again"
+        )

@@ -1,11 +1,14 @@
 """Checkpoints on disk, verified before they are used."""
 
+import hashlib
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from deconfound.errors import UserError
 
@@ -32,14 +35,30 @@ def damaged_resume(run: Path, error: Exception) -> UserError:
     )
 
 
-def verify_weights(file: Path) -> None:
-    """Read every tensor of a safetensors file; raises UserError if it is damaged."""
+def save_weights(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file that holds the SHA-256 of its own tensors."""
+    save_file(tensors, file, metadata={"sha256": _digest(tensors)})
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU; raises UserError if a bit of one changed."""
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                opened.get_tensor(name)
-    except (OSError, SafetensorError) as error:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            recorded = (opened.metadata() or {}).get("sha256")
+        if recorded not in (None, _digest(tensors)):
+            raise ValueError("its checksum differs")
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{file}: damaged ({reason}); remove {file.parent} and fit again"
         ) from error
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import os
 import re
 import sys
 import traceback
@@ -21,6 +22,7 @@ from tyro.conf import Positional
 from deconfound import __version__, stop
 from deconfound.config import DataOptions, Options, TrainingOptions, nearest
 from deconfound.errors import UserError
+from deconfound.escaping import for_terminal
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -242,7 +244,8 @@ def _describe(words: list[str]) -> None:
     parsed = _parse(DescribeArguments, words, "describe")
     description = describe(**dict(parsed))
     for table in text_tables(description, most=24, width=Console().width):
-        _say(f"\n{table.title}")
+        _say("")
+        _say(table.title)
         if table.rows:
             _print_table(table.columns, table.rows, plain=True)
         if table.note:
@@ -282,7 +285,7 @@ def _fit(words: list[str]) -> None:
         training=parsed.training,
         options=parsed.method,
     )
-    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet)
+    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=_complain)
     _say(f"run in {done.path}")
 
 
@@ -412,7 +415,8 @@ def main(words: list[str] | None = None) -> None:
     """Run a verb.
 
     Exits with 2 and one line on a mistake of the user's; with one line too on SIGTERM, with 0 where
-    fit has saved its run and else with 143, and on Ctrl-C, with 130.
+    fit has saved its run and else with 143, and on Ctrl-C, with 130. Ends quietly with 141 where
+    the reader of its output has gone.
     """
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
@@ -420,21 +424,26 @@ def main(words: list[str] | None = None) -> None:
     try:
         with stop.at_once():
             _dispatch(words)
+            sys.stdout.flush()
     except UserError as error:
         if debug:
-            traceback.print_exc()
-        print(f"deconfound: {_one_line(str(error))}", file=sys.stderr)
+            lines = traceback.format_exc().splitlines()
+            print(*map(for_terminal, lines), sep="\n", file=sys.stderr)
+        _complain(str(error))
         sys.exit(2)
+    except BrokenPipeError:  # its reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.filename is None or debug:
             raise
-        reason = f"{error.filename}: {error.strerror}"
-        print(f"deconfound: {reason}; check the path and its permissions", file=sys.stderr)
+        reason = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        _complain(f"{reason}; check the path and its permissions")
         sys.exit(2)
     except KeyboardInterrupt as request:
         remedy = "resumes" if words[0] in RESUMED else "starts again, as nothing was written"
         said = str(request) or f"stopped; the same command {remedy}"
-        print(f"deconfound: {_one_line(said)}", file=sys.stderr)
+        _complain(said)
         asked = isinstance(request, stop.Stopped)
         sys.exit(130 if not asked else 0 if words[0] == "fit" else 143)
 
@@ -536,13 +545,18 @@ def _one_line(text: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(text)
+    """One line on the terminal."""
+    print(for_terminal(text))
+
+
+def _complain(text: str) -> None:
+    print(f"deconfound: {for_terminal(_one_line(text))}", file=sys.stderr)
 
 
 def _print_table(columns: list[str], rows: list[list[str]], plain: bool = False) -> None:
     """A table with borders, or a `plain` one whose cells are wrapped and never cut."""
     table = Table(
-        *(Column(escape(column), overflow="fold" if plain else "ellipsis") for column in columns),
+        *(Column(_cell(column), overflow="fold" if plain else "ellipsis") for column in columns),
         box=box.SIMPLE_HEAD if plain else box.HEAVY_HEAD,
         show_header=any(columns),
         pad_edge=not plain,
@@ -551,5 +565,12 @@ def _print_table(columns: list[str], rows: list[list[str]], plain: bool = False)
     if plain:
         table.columns[0].min_width = min(32, max(len(row[0]) for row in rows))
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    Console().print(table)
+        table.add_row(*map(_cell, row))
+    console = Console()
+    with console.capture() as shown:  # rich would end the process where the reader has gone
+        console.print(table)
+    print(shown.get(), end="")
+
+
+def _cell(text: str) -> str:
+    return escape(for_terminal(text))

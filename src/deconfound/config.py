@@ -1,6 +1,7 @@
 """The typed description of a run: frozen models whose field docstrings are the help."""
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -8,6 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deconfound.errors import UserError
+
+_brief = reprlib.Repr()
+_brief.maxstring, _brief.maxlevel = 100, 2
 
 TransformName = Literal["none", "arcsinh", "percentile"]
 SamplerName = Literal["plain", "label_balanced", "environment_balanced"]
@@ -100,7 +104,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such configuration file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML ({reason})") from error
     if not isinstance(values, dict):
@@ -123,4 +127,4 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         for part in place[:-1]:
             owner = owner.model_fields[part].annotation
         return f"unknown option {name!r}; {nearest(place[-1], list(owner.model_fields))}"
-    return f"option {name!r} = {problem['input']!r}: {problem['msg']}"
+    return f"option {name!r} = {_brief.repr(problem['input'])}: {problem['msg']}"

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from deconfound import __version__, atomic
 from deconfound.data.table import natural_order
 from deconfound.describe import Description
+from deconfound.escaping import csv_text
 from deconfound.page import data_uri, template_text, templates
 
 MISSING = "(missing)"
@@ -81,9 +82,9 @@ def write_page(description: Description, out: Path) -> None:
     Raises UserError if `out` exists.
     """
     with atomic.atomic_directory(out) as folder:
-        description.occupancy.to_csv(folder / "occupancy.csv", index=False)
-        description.statistics.to_csv(folder / "statistics.csv", index=False)
-        description.folds.to_csv(folder / "folds.csv", index=False)
+        for name in ("occupancy", "statistics", "folds"):
+            text = csv_text(getattr(description, name))
+            (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
         picture = folder / "occupancy.png"
         grid = occupancy_grid(description)
         _draw(grid, description, picture)

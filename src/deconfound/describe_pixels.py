@@ -40,7 +40,9 @@ def pixel_statistics(
     images = np.zeros(shape[0])
     sums: dict[str, Numbers] = {name: np.zeros(shape) for name in _MEASURED}
     per_chunk = max(1, CHUNK_PIXELS // max(1, int(np.prod(screen.image_shape))))
-    with Progress("describe", len(rows), "images", quiet=quiet) as progress:
+    with Progress(
+        "describe", len(rows), "profiles" if screen.holds_profiles else "images", quiet=quiet
+    ) as progress:
         for start in range(0, len(rows), per_chunk):
             part = rows[start : start + per_chunk]
             place = environment.codes[part]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
 from safetensors.numpy import load_file, save_file
 
 from deconfound import atomic, machine
@@ -16,6 +17,7 @@ from deconfound.data.batch import BatchReader
 from deconfound.data.screen import Screen, open_screen
 from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
+from deconfound.methods.base import Method
 from deconfound.progress import Progress
 from deconfound.run import Rows, Run, group_codes, open_run, pose, read_json, software
 
@@ -45,12 +47,23 @@ def embed(
         raise UserError(f"{out}: expected a name ending in .h5ad")
     atomic.refuse_existing(out)
     opened_run, opened_screen = open_run(run), open_screen(screen)
+    fabric = machine.start(device, precision, threads)
+    method, intensity = opened_run.load(opened_screen, selection)
+    method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    nothing = np.full(len(opened_screen), -1, dtype=np.int64)
+    reader = BatchReader(
+        opened_screen,
+        nothing,
+        nothing,
+        intensity,
+        fabric.device,
+        channels_last=True,
+        group=group_codes(opened_run, opened_screen),
+    )
     with atomic.claimed(out):
         chunks = out.with_name(f".{out.name}.chunks")
         _claim_chunks(chunks, opened_run, opened_screen, selection, precision)
-        _embed_chunks(
-            opened_run, opened_screen, chunks, selection, device, precision, threads, quiet
-        )
+        _embed_chunks(opened_screen, method, reader, fabric, chunks, quiet)
         write_embeddings(out, _assemble(opened_run, opened_screen, chunks, selection))
         shutil.rmtree(chunks)
     return read_embeddings(out)
@@ -71,28 +84,19 @@ def _claim_chunks(
 
 @torch.inference_mode()
 def _embed_chunks(
-    run: Run,
     screen: Screen,
+    method: Method,
+    reader: BatchReader,
+    fabric: Fabric,
     chunks: Path,
-    selection: str | None,
-    device: str,
-    precision: machine.Precision,
-    threads: int | None,
     quiet: bool,
 ) -> None:
     missing = [
         start for start in range(0, len(screen), CHUNK) if not _chunk(chunks, start).is_file()
     ]
-    fabric = machine.start(device, precision, threads)
-    method, intensity = run.load(screen, selection)
-    method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    nothing = np.full(len(screen), -1, dtype=np.int64)
-    group = group_codes(run, screen)
-    reader = BatchReader(
-        screen, nothing, nothing, intensity, fabric.device, channels_last=True, group=group
-    )
     done = min(len(screen), CHUNK * (len(range(0, len(screen), CHUNK)) - len(missing)))
-    with Progress(f"embed {screen.name}", len(screen), "images", done, quiet) as progress:
+    unit = "profiles" if screen.holds_profiles else "images"
+    with Progress(f"embed {screen.name}", len(screen), unit, done, quiet) as progress:
         for start in missing:
             found: dict[str, list[np.ndarray]] = {}
             for batch in reader.stream(_batches(start, min(start + CHUNK, len(screen)))):

@@ -10,11 +10,11 @@ import pandas as pd
 from deconfound.atomic import atomic_directory
 from deconfound.data.feature_table import FEATURES_KEY
 from deconfound.data.screen import Screen, open_screen
-from deconfound.data.table import read_table
+from deconfound.data.table import EXPORTED_PATH, read_table
 from deconfound.errors import UserError
+from deconfound.escaping import csv_text
 from deconfound.progress import Progress
 
-PATH_COLUMN = "deconfound_path"
 FOLDER_FILES = 1000
 CHUNK_BYTES = 16 * 2**20
 
@@ -27,8 +27,11 @@ def export(screen: Path, out: Path, *, quiet: bool = False) -> str:
     become table.parquet, metadata and features, which says itself which columns are features.
     export.json holds the command, the roles and the screen's identity and provenance.
 
+    A text that a spreadsheet would compute has "'" before it in table.csv, which ingest takes away.
+
     Raises UserError, and leaves nothing, if `out` exists, if a value of the table would be read
-    back from CSV as missing (such as the text NA), or if a feature and a column share a name.
+    back from CSV as missing or changed (such as the text NA), or if a feature and a column share a
+    name.
     """
     opened = open_screen(screen)
     with (
@@ -56,9 +59,9 @@ def _write_images(screen: Screen, folder: Path, progress: Progress) -> None:
     import tifffile
 
     paths = [f"images/{row // FOLDER_FILES:05d}/{row:08d}.ome.tif" for row in range(len(screen))]
-    table = screen.table.assign(**{PATH_COLUMN: paths})
+    table = screen.table.assign(**{EXPORTED_PATH: paths})
     file = folder / "table.csv"
-    table.to_csv(file, index=False)
+    file.write_text(csv_text(table), encoding="utf-8", newline="")
     _refuse_changed(table, read_table(file), screen)
     axes = {"axes": "CYX", "Channel": {"Name": list(screen.channels)}}
     for rows in _chunks(screen):
@@ -91,13 +94,23 @@ def _write_profiles(screen: Screen, folder: Path, progress: Progress) -> None:
 
 def _refuse_changed(table: pd.DataFrame, back: pd.DataFrame, screen: Screen) -> None:
     """Raise UserError where the table, as text, is not what was written."""
-    for column in table.columns:
-        before, after = table[column].astype("string"), back[str(column)].astype("string")
-        lost = np.flatnonzero((before.notna() & after.isna()).to_numpy(dtype=bool))
+    assert back.shape == table.shape
+    for column, read in zip(table.columns, back.columns, strict=True):
+        if str(column) != read:
+            raise UserError(
+                f"{screen.path}: column {column!r}, which a CSV table gives back as {read!r}; "
+                "rename it"
+            )
+        before, after = table[column].astype("string"), back[read].astype("string")
+        is_text = not pd.api.types.is_numeric_dtype(table[column].dtype)
+        changed = before.notna() & (after.isna() | (is_text & (before != after).fillna(True)))
+        lost = np.flatnonzero(changed.to_numpy(dtype=bool))
         if len(lost):
+            found = after.iloc[lost[0]]
             raise UserError(
                 f"{screen.path}: column {column!r} is {before.iloc[lost[0]]!r} in row {lost[0]} "
-                "(from 0), which a CSV table gives back as missing; rename the value"
+                f"(from 0), which a CSV table gives back as "
+                f"{'missing' if pd.isna(found) else repr(found)}; rename the value"
             )
 
 
@@ -115,7 +128,7 @@ def _command(screen: Screen, out: Path) -> str:
     if screen.holds_profiles:
         words += [str(out / "table.parquet"), "--profiles"]
     else:
-        words += [str(out / "table.csv"), "--images-root", str(out), "--path-column", PATH_COLUMN]
+        words += [str(out / "table.csv"), "--images-root", str(out), "--path-column", EXPORTED_PATH]
         words += ["--channels", *screen.channels]
     roles = screen.roles
     for option, values in [

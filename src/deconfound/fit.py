@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deconfound import atomic, machine
-from deconfound.checkpoint import damaged_resume, read_resume
+from deconfound.checkpoint import damaged_resume, read_resume, save_weights
 from deconfound.checksums import write_checksums
 from deconfound.config import TrainingOptions
 from deconfound.data.batch import Batch, BatchReader, augmented
@@ -32,6 +31,7 @@ from deconfound.data.sampler import (
     Sampler,
 )
 from deconfound.data.screen import Screen, open_screen
+from deconfound.data.table import listed
 from deconfound.errors import UserError
 from deconfound.history import History
 from deconfound.methods.base import Method, Stage, weighted_sum
@@ -59,13 +59,20 @@ from deconfound.streams import derived_seed
 LOG_EVERY = 10
 
 
-def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> Run:
+def fit(
+    config: RunConfig,
+    screen: Path,
+    out: Path,
+    *,
+    quiet: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> Run:
     """Train `config` on `screen` into the directory `out`, or resume what is there.
 
     On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
     holds another run or something else, if another process is writing it, if the loss stops being
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
-    of the step and raises Stopped.
+    of the step and raises Stopped. `warn` is given a sentence about labels that are never scored.
     """
     out = Path(out)
     opened = open_screen(screen)
@@ -81,6 +88,8 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
             f"fold {problem.fold.name}: holds nothing out to adapt to; choose another --fold or "
             "leave --domain-adaptation out"
         )
+    if first and warn is not None and problem.untrained():
+        warn(_of_untrained(problem))
     with atomic.locked(out) if first else contextlib.nullcontext():
         finished = _claims(out, config, opened) if first else (out / "model.safetensors").is_file()
         if not finished:
@@ -315,7 +324,7 @@ class Training:
         best[selection] = {"step": float(self.done), **scores}
         if self.fabric.is_global_zero:
             with atomic.atomic_file(self._checkpoint(selection)) as temporary:
-                save_file(weights(self.method, self.intensity), temporary)
+                save_weights(temporary, weights(self.method, self.intensity))
 
     def _checkpoint(self, selection: str) -> Path:
         return self.out / f"{self.stages[self.stage_number].name}-{selection}.safetensors"
@@ -389,7 +398,7 @@ class Training:
         }
         atomic.write_text(self.out / "provenance.json", json.dumps(described, indent=2))
         with atomic.atomic_file(self.out / "model.safetensors") as temporary:
-            save_file(weights(self.method, self.intensity), temporary)
+            save_weights(temporary, weights(self.method, self.intensity))
             write_checksums(self.out, temporary)
         (self.out / "resume.pt").unlink(missing_ok=True)
 
@@ -418,6 +427,14 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()
+
+
+def _of_untrained(problem: Problem) -> str:
+    found = [f"{name} ({rows} rows)" for name, rows in problem.untrained().items()]
+    return (
+        f"warning: fold {problem.fold.name}: training has no row of {listed(found, 5)}; their test "
+        "rows are never scored, hold out another group if they must be"
+    )
 
 
 def _refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:

@@ -7,6 +7,8 @@ from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
 
+from deconfound.escaping import for_terminal
+
 
 class Progress:
     """One bar with a count, a rate and the time left; silent if `quiet`."""
@@ -15,7 +17,7 @@ class Progress:
         self, name: str, total: int | None, unit: str, done: int = 0, quiet: bool = False
     ) -> None:
         self._bar = bars.Progress(
-            bars.TextColumn(f"{escape(name)}"),
+            bars.TextColumn("{task.description}"),
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
             bars.TextColumn("{task.fields[rate]}"),
@@ -26,7 +28,7 @@ class Progress:
             refresh_per_second=4,
         )
         self._unit = unit
-        self._task = self._bar.add_task("", total=total, completed=done, rate="", note="")
+        self._task = self._bar.add_task(_shown(name), total=total, completed=done, rate="", note="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -47,4 +49,8 @@ class Progress:
         if note is None:
             self._bar.update(self._task, advance=advance, rate=rate)
         else:
-            self._bar.update(self._task, advance=advance, rate=rate, note=escape(note))
+            self._bar.update(self._task, advance=advance, rate=rate, note=_shown(note))
+
+
+def _shown(text: str) -> str:
+    return escape(for_terminal(text))

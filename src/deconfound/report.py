@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from deconfound import __version__, atomic
 from deconfound.errors import UserError
+from deconfound.escaping import csv_text
 from deconfound.page import data_uri, template_text, templates
 from deconfound.report_figures import score_dots, training_curves
 from deconfound.report_map import draw_maps
@@ -64,7 +65,7 @@ def _page(sources: Sources, seed: int) -> str:
         levels=levels(scores),
         raw=sources.scores[list(SCORE_COLUMNS)].head(RAW_ROWS).to_dict("records"),
         scores=len(sources.scores),
-        csv=data_uri("text/csv", sources.scores[list(SCORE_COLUMNS)].to_csv(index=False).encode()),
+        csv=data_uri("text/csv", csv_text(sources.scores[list(SCORE_COLUMNS)]).encode()),
         maps=maps,
         embeddings=len(sources.samples),
         swaps=[

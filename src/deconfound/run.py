@@ -14,11 +14,10 @@ import numpy.typing as npt
 import torch
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from deconfound import atomic, methods
-from deconfound.checksums import CHECKSUMS, differs, read_checksums
+from deconfound.checkpoint import read_weights
+from deconfound.checksums import CHECKSUMS, differs, read_checksums, sha256
 from deconfound.config import (
     DataOptions,
     Options,
@@ -106,12 +105,23 @@ class Problem:
     group: Coded | None
     """Its codes of all rows, numbered by the groups of training rows; −1 for any other."""
 
+    def untrained(self) -> dict[str, int]:
+        """Labels of test rows that training lacks, with their number of test rows."""
+        test = self.all_labels.codes[self.fold.rows("test")]
+        codes, counts = np.unique(test[test >= 0], return_counts=True)
+        named = {
+            self.all_labels.names[code]: int(count)
+            for code, count in zip(codes, counts, strict=True)
+        }
+        return {name: count for name, count in named.items() if name not in self.label.names}
+
 
 def pose(screen: Screen, options: DataOptions) -> Problem:
     """Roles, fold and codes for a screen; label and environment names come from training rows.
 
     Raises UserError for a missing column, an impossible fold, an empty part, fewer than 2 labels in
-    training, or an environment that is the label under another name.
+    training, an environment that is the label under another name, or a group held out none of
+    whose labels training has.
     """
     default = screen.roles
     roles = Roles(
@@ -158,7 +168,20 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
         )
     transform, by = _transform(screen, options, roles)
     group = screen.coded(by, _present(screen.coded(by), train)) if by else None
-    return Problem(roles, fold, label, environment, every_label, transform, by, group)
+    problem = Problem(roles, fold, label, environment, every_label, transform, by, group)
+    _refuse_unscorable(problem)
+    return problem
+
+
+def _refuse_unscorable(problem: Problem) -> None:
+    """Raise UserError if a group is held out none of whose labels training has."""
+    untrained, fold = problem.untrained(), problem.fold
+    labelled = int((problem.all_labels.codes[fold.rows("test")] >= 0).sum())
+    if "=" in fold.name and labelled and sum(untrained.values()) == labelled:
+        raise UserError(
+            f"fold {fold.name}: none of its labels ({listed(untrained, 5)}) has a training row, so "
+            "nothing could be scored; hold out another group, or choose another --label"
+        )
 
 
 def build_method(config: RunConfig, screen: Screen, labels: int, environments: int) -> Method:
@@ -226,9 +249,7 @@ class Run:
             *_, stage = (stage.name for stage in stages if stage.classifies)
             name = f"{stage}-{selection}"
         file = self.path / f"{name}.safetensors"
-        recorded = read_checksums(self.path) if (self.path / CHECKSUMS).is_file() else {}
-        if file.name in recorded and differs(file, recorded[file.name]):
-            raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
+        _refuse_changed(file)
         load_weights(file, method, intensity)
         return method.eval(), intensity
 
@@ -252,6 +273,9 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{path}: the run is not finished; `deconfound fit` it again to resume")
     classes = read_json(path / "classes.json")
     config = read_config(path / "config.yaml")
+    read_json(path / "fold.json")
+    for name in ("config.yaml", "classes.json", "fold.json"):
+        _refuse_changed(path / name)
     try:
         return Run(
             path,
@@ -266,6 +290,13 @@ def open_run(path: Path) -> Run:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'classes.json'}: damaged; fit the run again") from error
+
+
+def _refuse_changed(file: Path) -> None:
+    """Raise UserError if a file of a finished run is not as it was when the run ended."""
+    recorded = read_checksums(file.parent) if (file.parent / CHECKSUMS).is_file() else {}
+    if file.name in recorded and differs(file, recorded[file.name]):
+        raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -308,6 +339,7 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "screen": str(screen.path.resolve()),
         "screen_identity": screen.identity,
         "screen_provenance": screen.provenance,
+        "config_sha256": sha256(path / "config.yaml"),
     }
     atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
 
@@ -318,12 +350,14 @@ def dump_config(config: RunConfig) -> str:
 
 
 def load_weights(file: Path, method: Method, intensity: Intensity) -> None:
-    """Load a checkpoint into a method and its intensity; raises UserError if it does not fit."""
+    """Load a checkpoint into a method and its intensity.
+
+    Raises UserError if it is damaged or does not fit.
+    """
     try:
-        tensors = load_file(file)
         modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
-        modules.load_state_dict(tensors)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        modules.load_state_dict(read_weights(file))
+    except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: cannot be loaded ({reason}); fit the run again") from error
 

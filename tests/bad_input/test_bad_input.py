@@ -17,6 +17,7 @@ from deconfound.data.screen import ScreenWriter
 from deconfound.data.table import Roles
 
 FEW = "--steps 2 --batch-size 8 --device cpu --precision 32 --threads 1 --quiet"
+ONE_PLATE = {"Metadata_Plate": ["p"] * 6}
 
 
 class Place:
@@ -70,6 +71,20 @@ class Place:
     def fit(self, *more: str, method: str = "erm") -> list[str]:
         """The words that train on the screen."""
         return ["fit", method, str(self.screen()), "--out", str(self.out), *FEW.split(), *more]
+
+    def run(self, method: str = "erm", name: str = "run") -> Path:
+        """Train on the screen."""
+        if not (self.folder / "screen").exists():
+            self.screen()
+        path = self.folder / name
+        words = ["fit", method, str(self.folder / "screen"), "--out", str(path), *FEW.split()]
+        cli.main([*words, *(["--decoder-width", "8", "--decoder-steps", "2"] * (method == "scbd"))])
+        return path
+
+    def embed(self) -> list[str]:
+        """The words that embed the screen with the run."""
+        return ["embed", str(self.folder / "run"), str(self.folder / "screen"), "--device", "cpu",
+                "--threads", "1", "--quiet", "--out", f"{self.out}.h5ad"]  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -186,6 +201,92 @@ def missing_labels(place: Place) -> list[str]:
     return place.fit()
 
 
+def label_of_one_environment(place: Place) -> list[str]:
+    place.cells["label"] = [*"ccccababbaba"] * 2
+    return place.fit("--fold", "plate=p")
+
+
+def pixels_not_finite(value: float) -> Callable[[Place], list[str]]:
+    def words(place: Place) -> list[str]:
+        for row in range(6):
+            (place.images / f"{row}.png").unlink()
+            pixels = np.full((8, 8), value if row == 3 else 1, dtype=np.float32)
+            np.save(place.images / f"{row}.npy", pixels)
+        place.table["Path"] = [f"{row}.npy" for row in range(6)]
+        return place.ingest()
+
+    return words
+
+
+def features(*values: object) -> Callable[[Place], list[str]]:
+    def words(place: Place) -> list[str]:
+        table = place.table.drop(columns="Path").assign(Nuclei_Area=[*values, *"12345"][:6])
+        table.to_csv(place.folder / "wells.csv", index=False)
+        return ["ingest", str(place.folder / "wells.csv"), "--profiles", "--out", str(place.out)]
+
+    return words
+
+
+def repeated_ids(columns: dict[str, list[str]]) -> Callable[[Place], list[str]]:
+    def words(place: Place) -> list[str]:
+        place.table = place.table.assign(**columns)
+        return place.ingest()
+
+    return words
+
+
+def centre_outside(place: Place) -> list[str]:
+    place.table["Location_Center_X"] = ["4", "4", "4", "40", "4", "4"]
+    place.table["Location_Center_Y"] = "4"
+    return place.ingest("--crop", "4")
+
+
+def link_outside(place: Place) -> list[str]:
+    (place.folder / "secret.png").write_bytes((place.images / "3.png").read_bytes())
+    (place.images / "3.png").unlink()
+    (place.images / "3.png").symlink_to(place.folder / "secret.png")
+    return place.ingest()
+
+
+def path_outside(place: Place) -> list[str]:
+    place.table.loc[3, "Path"] = "../images/../cells.csv"
+    return place.ingest()
+
+
+def pickled(place: Place) -> list[str]:
+    (place.images / "3.png").unlink()
+    np.save(place.images / "3.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    place.table.loc[3, "Path"] = "3.npy"
+    return place.ingest()
+
+
+def checkpoint_cut(place: Place) -> list[str]:
+    file = place.run() / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return place.embed()
+
+
+def checkpoint_of_another_method(place: Place) -> list[str]:
+    (place.run() / "checksums.json").unlink()
+    shutil.copy(place.run("scbd", "other") / "model.safetensors", place.folder / "run")
+    return place.embed()
+
+
+def checkpoint_tampered_with(place: Place) -> list[str]:
+    file = place.run() / "model.safetensors"
+    (file.parent / "checksums.json").unlink()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    return place.embed()
+
+
+def newer_run(place: Place) -> list[str]:
+    file = place.run() / "classes.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 99}))
+    return place.embed()
+
+
 def newer_screen(place: Place) -> list[str]:
     words = place.fit()
     file = place.folder / "screen" / "screen.json"
@@ -255,6 +356,28 @@ TABLE = [
     Row("label tells the environment", lambda p: p.fit("--environment", "twin"),
         ("'label'", "'twin'", "--environment")),
     Row("one class left", class_without_training_rows, ("plate=p", "training has 1 label")),
+    Row("a label of one environment", label_of_one_environment,
+        ("plate=p", "none of its labels (c)", "hold out another group")),
+    Row("NaN pixels", pixels_not_finite(np.nan), ("row 3", "3.npy", "not finite")),
+    Row("infinite pixels", pixels_not_finite(-np.inf), ("row 3", "3.npy", "not finite")),
+    Row("NaN features", features("nan"), ("wells.csv", "1 missing or infinite", "none is left")),
+    Row("infinite features", features("inf"), ("1 missing or infinite", "none is left")),
+    Row("a feature that is text", features("big"), ("'Nuclei_Area'", "'big'")),
+    Row("a row id twice", repeated_ids({**ONE_PLATE, "Metadata_RowID": [*"123452"]}),
+        ("rows 1 and 5", "'Metadata_RowID' (2)", "drop")),
+    Row("an image and object twice",
+        repeated_ids({**ONE_PLATE, "ImageNumber": [*"111122"], "ObjectNumber": [*"121212"]}),
+        ("rows 0 and 2", "'ImageNumber' and 'ObjectNumber' (1, 1)", "2 in all")),
+    Row("a centre outside its field", centre_outside, ("row 3", "outside its field")),
+    Row("a link out of the images", link_outside, ("row 3", "leads outside", "--allow-outside")),
+    Row("a path out of the images", path_outside, ("row 3", "leads outside", "--allow-outside")),
+    Row("a pickled array", pickled, ("row 3", "3.npy")),
+    Row("a checkpoint cut off", checkpoint_cut, ("model.safetensors", "changed since")),
+    Row("a checkpoint of another method", checkpoint_of_another_method,
+        ("model.safetensors", "cannot be loaded")),
+    Row("a checkpoint tampered with", checkpoint_tampered_with,
+        ("model.safetensors", "its checksum differs")),
+    Row("a newer run", newer_run, ("classes.json", "format version 99")),
     Row("unknown group", lambda p: p.fit("--fold", "plate=x"), ("plate=x", "p, q, r")),
     Row("unknown level", lambda p: p.fit("--fold", "plat=p"), ("plat=p", "plate")),
     Row("no split column", lambda p: p.fit("--fold", "given"), ("--split",)),
@@ -311,3 +434,54 @@ def test_wrong_input_gives_one_line_and_no_output(
     for said in row.said:
         assert said in lines[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_label_that_training_lacks_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Compounds of one batch are common: the fold is fitted, and the line says what it misses."""
+    place = Place(tmp_path)
+    place.cells["label"] = [*"cababcbabbab"] * 2
+    place.cells.loc[place.cells["plate"] != "p", "label"] = [*"ab"] * 8
+    cli.main(place.fit("--fold", "plate=p"))
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "deconfound: warning: fold plate=p: training has no row of c (2 rows); their test rows are "
+        "never scored, hold out another group if they must be\n"
+    )
+    shutil.rmtree(place.out)
+    screen = str(tmp_path / "screen")
+    cli.main(["fit", "erm", screen, "--out", str(place.out), *FEW.split(), "--fold", "plate=q"])
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_black_images_are_a_warning_with_their_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path)
+    for row in (2, 4):
+        place.pixels(row, np.zeros((8, 8), dtype=np.uint8))
+    cli.main(place.ingest())
+    assert "warning: 3 images are black" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"Metadata_RowID": [*"123123"]},  # counted within each of two plates
+        {"Metadata_ImageNumber": [*"111111"]},  # one field, objects not numbered
+        {"ImageNumber": [*"111111"], "ObjectNumber": [*"123456"]},
+        {"ImageNumber": [*"123456"], "ObjectNumber": [*"111111"]},
+        {"ImageNumber": [*"111111"], "ObjectNumber": [*"112233"], "ObjectType": [*"cncncn"]},
+        {"Metadata_ImageID": [*"111111"], "Metadata_ObjectNumber": [*"123456"]},
+        {"Metadata_CellID": ["", "", "", "", "", "6"]},
+        {"Metadata_Well": ["A01"] * 6, "Metadata_Site": ["1"] * 6},
+    ],
+)
+def test_identifiers_that_count_within_a_place_are_no_mistake(
+    columns: dict[str, list[str]], tmp_path: Path
+) -> None:
+    place = Place(tmp_path)
+    place.table = place.table.assign(Metadata_Plate=[*"pppqqq"], **columns)
+    cli.main(place.ingest())
+    assert (place.out / "screen.json").is_file()

@@ -1,3 +1,4 @@
+import contextlib
 import os
 from pathlib import Path
 
@@ -168,3 +169,42 @@ def test_a_label_given_twice(tmp_path: Path) -> None:
         labelled_by_folder(pd.DataFrame({"Metadata_Label": ["x"]}), "x", root, "t.csv")
     with pytest.raises(UserError, match=r"no such folder .* --images-root"):
         labelled_by_folder(pd.DataFrame({"x": ["x"]}), "x", tmp_path / "none", "t.csv")
+
+
+@pytest.mark.parametrize("where", ["", "h1"])
+def test_class_folders_that_lead_outside_need_leave(where: str, tmp_path: Path) -> None:
+    for folder in ("images/h1/a", "images/h2/a", "else/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "0.png").touch()
+    root = tmp_path / "images"
+    (root / where / "link").symlink_to(tmp_path / "else" / ("a" if where else ""))
+    with pytest.raises(UserError, match=r"link: a link that leads outside .* --allow-outside"):
+        class_folders(root)
+    found = class_folders(root, allow_outside=True)
+    assert len(found) == 3
+    assert any("link" in path for path in found["Metadata_Path"])
+
+
+def test_class_folders_may_be_links_within(tmp_path: Path) -> None:
+    (tmp_path / "images/h1/a").mkdir(parents=True)
+    (tmp_path / "images/h1/a/0.png").touch()
+    (tmp_path / "images/.hidden/b").mkdir(parents=True)
+    (tmp_path / "images/.hidden/b/1.png").touch()
+    (tmp_path / "images/h1/b").symlink_to(tmp_path / "images/.hidden/b")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    assert class_folders(tmp_path / "link")["Metadata_Path"].tolist() == [
+        "h1/a/0.png",
+        "h1/b/1.png",
+    ]
+
+
+@pytest.mark.parametrize("place", ["loop", "h1/loop", "h1/a/loop"])
+@pytest.mark.parametrize("to", [".", "..", "../..", "loop"])
+@pytest.mark.parametrize("allow_outside", [False, True])
+def test_links_in_a_circle_end(place: str, to: str, allow_outside: bool, tmp_path: Path) -> None:
+    (tmp_path / "images/h1/a").mkdir(parents=True)
+    (tmp_path / "images/h1/a/0.png").touch()
+    link = tmp_path / "images" / place
+    link.symlink_to(to)
+    with contextlib.suppress(UserError):
+        assert len(class_folders(tmp_path / "images", allow_outside=allow_outside)) == 1

@@ -11,7 +11,7 @@ import pytest
 import deconfound
 
 SOURCE = Path(deconfound.__file__).parent
-FOUNDATION = ("errors", "streams", "atomic", "lock", "stop", "config", "progress")
+FOUNDATION = ("errors", "escaping", "streams", "atomic", "lock", "stop", "config", "progress")
 ROOMS = ("foundation", "data", "nets", "losses", "methods", "metrics", "verbs", "cli")
 FILES = sorted(file for file in SOURCE.rglob("*.py") if file != SOURCE / "__init__.py")
 

@@ -1,6 +1,5 @@
 """Make a screen of one NumPy array and a table: images or profiles, row i of each together."""
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from deconfound.data.ingest import (
 )
 from deconfound.data.ingest_provenance import provenance_of
 from deconfound.data.profiles import ROLE_OPTIONS, refuse_options, write_profiles
+from deconfound.data.row_ids import refuse_repeated_ids
 from deconfound.data.screen import DTYPES, Screen, ScreenWriter, open_screen
 from deconfound.data.table import read_table
 from deconfound.errors import UserError
@@ -63,6 +63,7 @@ def ingest_array(
         )
     roles = resolve_roles(metadata, config, str(table))
     refuse_empty(metadata, roles, str(table))
+    refuse_repeated_ids(metadata, roles, str(table), row_is_image=values.ndim > 2)
     provenance = provenance_of(table, None, config, config.size) | {
         "rows": len(metadata),
         "array": str(array), "array_key": key, "array_axes": axes,
@@ -116,7 +117,9 @@ def _open(file: Path, key: str | None) -> Array:
                         "with --array-key"
                     )
                 values = opened[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # NumPy and zipfile have no one exception for a damaged file
         reason = " ".join(str(error).split())
         raise UserError(
             f"{file}: cannot be read as a .npy or .npz of numbers ({reason}); save it again"

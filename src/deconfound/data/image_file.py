@@ -1,7 +1,10 @@
 """One image file (PNG, JPEG, BMP, TIFF or NPY) as an array (C, H, W)."""
 
 import functools
+import lzma
+import math
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +24,11 @@ _PNG_GREY = 0
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _BMP_MAGIC = b"BM"
 _NPY_MAGIC = b"\x93NUMPY"
+_INFLATERS: dict[str, Any] = {
+    "ADOBE_DEFLATE": zlib.decompressobj,
+    "DEFLATE": zlib.decompressobj,
+    "LZMA": lzma.LZMADecompressor,
+}
 _CONVERTED = {"1": "L", "P": "RGB", "PA": "RGBA"}
 
 
@@ -136,6 +144,8 @@ def _read_by_pillow(stream: BinaryIO, head: bytes, channels: int | None, max_pix
                 "a colour PNG of 16 bits a channel, which would lose its lower 8 bits; save it as "
                 "TIFF, or as one grey PNG per channel"
             )
+        _verify_png(stream)
+        stream.seek(0)
     with Image.open(stream, formats=("PNG", "JPEG", "BMP")) as image:
         _refuse_huge(image.width * image.height * len(image.getbands()), max_pixels)
         if image.mode in ("CMYK", "YCCK"):
@@ -149,8 +159,26 @@ def _read_by_pillow(stream: BinaryIO, head: bytes, channels: int | None, max_pix
     return pixels[:-1] if has_alpha and channels != len(pixels) else pixels
 
 
+def _verify_png(stream: BinaryIO) -> None:
+    """Check every chunk and the end; Pillow takes a file that lacks its end or changed inside."""
+    stream.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        start = stream.read(8)
+        if len(start) < 8:
+            raise ValueError("its closing bytes are missing")
+        length, kind = struct.unpack(">I4s", start)
+        checksum = zlib.crc32(kind)
+        while length and (part := stream.read(min(length, 2**20))):
+            checksum = zlib.crc32(part, checksum)
+            length -= len(part)
+        if stream.read(4) != struct.pack(">I", checksum):
+            raise ValueError(f"the checksum of its part {kind!r} differs")
+
+
 def _read_npy(file: Path, channels: int | None, max_pixels: int) -> Pixels:
-    values: Pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+    with np.errstate(over="ignore"):  # by the size that a header claims
+        values: Pixels = np.load(file, mmap_mode="r", allow_pickle=False)
     _refuse_huge(values.size, max_pixels)
     if values.ndim == 2:
         return values[None]
@@ -192,9 +220,28 @@ def _read_tiff(stream: BinaryIO, max_pixels: int) -> Pixels:
             )
         if any(0 in page.databytecounts for page in series.pages):
             raise UserError("a TIFF with strips never written, which would read as 0; restore it")
+        _refuse_bomb(stream, series, max_pixels)
         values = _decoded(stream, series)
     height, width = (values.shape[side] for side in sides)
     return values.transpose(*others, *sides).reshape(-1, height, width)
+
+
+def _refuse_bomb(stream: BinaryIO, series: Any, max_pixels: int) -> None:
+    """Unpack each compressed part of a TIFF to its size, for tifffile unpacks all there is."""
+    page = series.keyframe
+    inflater = _INFLATERS.get(page.compression.name)
+    if inflater is None:
+        return
+    pixels = math.prod(page.chunks)
+    _refuse_huge(pixels, max_pixels)
+    size = pixels * series.dtype.itemsize
+    for page in series.pages:
+        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+            stream.seek(offset)
+            if len(inflater().decompress(stream.read(length), size + 1)) > size:
+                raise UserError(
+                    f"a TIFF that unpacks to more than the {size} bytes it declares; drop the row"
+                )
 
 
 def _decoded(stream: BinaryIO, series: Any) -> Pixels:

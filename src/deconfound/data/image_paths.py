@@ -16,11 +16,13 @@ FOLDER_LABEL = "Metadata_Label"
 FOLDER_PATH = "Metadata_Path"
 
 
-def class_folders(root: Path) -> pd.DataFrame:
+def class_folders(root: Path, *, allow_outside: bool = False) -> pd.DataFrame:
     """The images below `root`/ENVIRONMENT/LABEL/ as a table, sorted by path; hidden files skipped.
 
     Columns `Metadata_Environment`, `Metadata_Label` and `Metadata_Path` (relative to `root`).
-    Raises UserError if an image lies at another depth, or if there is none in all or in one class.
+    Symbolic links are followed, out of `root` only with `allow_outside`. Raises UserError for a
+    link that leaves `root`, if an image lies at another depth, or if there is none in all or in one
+    class.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images; check --images-root")
@@ -28,6 +30,8 @@ def class_folders(root: Path) -> pd.DataFrame:
     empty: list[str] = []
     for place, folders, files in os.walk(root, followlinks=True):
         before = len(rows)
+        if not allow_outside:
+            _refuse_link_outside(Path(place), root)
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         parts = Path(place).relative_to(root).parts
         if len(parts) == 2:
@@ -58,6 +62,14 @@ def class_folders(root: Path) -> pd.DataFrame:
     if empty:
         raise UserError(f"{empty[0]}: no images in this class; add some, or remove the folder")
     return pd.DataFrame(rows, columns=[FOLDER_ENVIRONMENT, FOLDER_LABEL, FOLDER_PATH])
+
+
+def _refuse_link_outside(folder: Path, root: Path) -> None:
+    if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
+        raise UserError(
+            f"{folder}: a link that leads outside {root}; move the folder below it, or pass "
+            "--allow-outside if that is meant"
+        )
 
 
 def labelled_by_folder(

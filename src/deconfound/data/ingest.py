@@ -15,6 +15,7 @@ from deconfound.data.image_file import Pixels
 from deconfound.data.image_paths import FOLDER_LABEL, FOLDER_PATH, class_folders, labelled_by_folder
 from deconfound.data.image_rows import RowReader, whole_images
 from deconfound.data.ingest_provenance import provenance_of
+from deconfound.data.row_ids import refuse_repeated_ids
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
 from deconfound.data.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
@@ -128,7 +129,7 @@ def ingest(
                 "table the images lie in ENVIRONMENT/LABEL/file, drop the flag"
             )
         where = str(images_root)
-        metadata = class_folders(images_root)
+        metadata = class_folders(images_root, allow_outside=config.allow_outside)
         columns = ImageColumns((FileColumn(FOLDER_PATH),))
     else:
         where = str(table)
@@ -152,6 +153,7 @@ def ingest(
             columns = ImageColumns((FileColumn(FOLDER_PATH),))
     roles = resolve_roles(metadata, config, where)
     refuse_empty(metadata, roles, where)
+    refuse_repeated_ids(metadata, roles, where, row_is_image=config.crop is None)
     reader = RowReader(
         row_files(
             metadata,

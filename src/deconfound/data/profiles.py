@@ -17,6 +17,7 @@ from deconfound.data.ingest import (
     resolve_roles,
 )
 from deconfound.data.ingest_provenance import provenance_of
+from deconfound.data.row_ids import refuse_repeated_ids
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
@@ -69,6 +70,7 @@ def ingest_profiles(
         raise UserError(f"{where}: no rows, or features alone; expected metadata beside them")
     roles = resolve_roles(metadata, config, where)
     refuse_empty(metadata, roles, where)
+    refuse_repeated_ids(metadata, roles, where, row_is_image=False)
     provenance = provenance_of(table, None, config, config.size) | {
         "rows": len(metadata),
         "features": list(features),

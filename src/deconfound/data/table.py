@@ -14,8 +14,11 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from deconfound.errors import UserError
+from deconfound.escaping import from_spreadsheet
 
 Codes = npt.NDArray[np.int64]
+EXPORTED_PATH = "deconfound_path"
+"""Column of image paths in a table written by export."""
 
 
 class Roles(BaseModel):
@@ -89,7 +92,8 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
     with warnings.catch_warnings():
         # A row longer than the header would otherwise shift or lose a column with a warning only.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(path, dtype=str, sep=separator, index_col=False)
+        table = pd.read_csv(path, dtype=str, sep=separator, index_col=False)
+    return from_spreadsheet(table) if EXPORTED_PATH in table.columns else table
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> None:

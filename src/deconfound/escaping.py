@@ -1,0 +1,70 @@
+"""Text of other people's tables and files, made harmless for a terminal and for a spreadsheet."""
+
+import csv
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def for_terminal(text: str) -> str:
+    """`text` with every character that is not printed as itself written out: "\\x1b", "\\u202e".
+
+    So no name of a file, column or label can colour, clear or reorder what a terminal shows, or
+    begin another line.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
+def for_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with "'" before each text, or column name, that a spreadsheet would compute.
+
+    Those are texts that begin with =, +, -, @, tab or carriage return and are no number.
+    `from_spreadsheet` takes the marks away again.
+    """
+    return _each_text(table, _marked)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """`table` as CSV for a spreadsheet, its texts marked and in quotes, its index left out."""
+    return str(for_spreadsheet(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+
+
+def from_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` without the marks of `for_spreadsheet`."""
+    return _each_text(table, _unmarked)
+
+
+def _each_text(table: pd.DataFrame, change: Any) -> pd.DataFrame:
+    texts = [place for place, kind in enumerate(table.dtypes) if _holds_text(kind)]
+    changed = {place: table.iloc[:, place].map(change, na_action="ignore") for place in texts}
+    columns: list[Hashable] = [change(name) for name in table.columns]
+    parts = [changed.get(place, table.iloc[:, place]) for place in range(table.shape[1])]
+    result = pd.concat(parts, axis=1) if parts else table.copy()
+    result.columns = pd.Index(columns)
+    return result
+
+
+def _holds_text(kind: Any) -> bool:
+    return not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind))
+
+
+def _marked(value: Any) -> Any:
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    return value if _is_number(value) else f"'{value}"
+
+
+def _unmarked(value: Any) -> Any:
+    is_marked = isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value)
+    return value[1:] if is_marked else value
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is not None
