@@ -115,8 +115,10 @@ class RowReader:
         return channels
 
 
-def whole_images(reader: RowReader, *, size: int | None, threads: int) -> Iterator[Pixels]:
-    """The rows' images in order, (B, C, H, W) at a time, resized to `size` where it is given."""
+def whole_images(
+    reader: RowReader, *, size: int | None, threads: int, start: int = 0
+) -> Iterator[Pixels]:
+    """The images of the rows from `start` in order, (B, C, H, W) at a time, resized to `size`."""
     height, width = (size, size) if size else reader.first.shape[1:]
     shape = (len(reader.first), height, width)
 
@@ -129,8 +131,8 @@ def whole_images(reader: RowReader, *, size: int | None, threads: int) -> Iterat
 
     per_chunk = images_per_chunk(int(np.prod(shape)) * reader.first.itemsize)
     count = len(reader.files)
-    starts = range(0, count, per_chunk)
-    chunks = (range(start, min(start + per_chunk, count)) for start in starts)
+    firsts = range(start, count, per_chunk)
+    chunks = (range(first, min(first + per_chunk, count)) for first in firsts)
     return in_order(chunk, chunks, threads)
 
 

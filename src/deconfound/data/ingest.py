@@ -1,20 +1,22 @@
 """Make a screen from the user's own images: a table of image files, or class folders."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from deconfound.atomic import refuse_existing
+from deconfound.atomic import refuse_existing, unfinished
 from deconfound.config import Options
 from deconfound.data.fields import FieldCrops
 from deconfound.data.image_columns import FileColumn, ImageColumns, image_columns, row_files
 from deconfound.data.image_file import Pixels
 from deconfound.data.image_paths import FOLDER_LABEL, FOLDER_PATH, class_folders, labelled_by_folder
 from deconfound.data.image_rows import RowReader, whole_images
-from deconfound.data.ingest_provenance import provenance_of
+from deconfound.data.ingest_provenance import identity_of, provenance_of
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
 from deconfound.data.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
@@ -86,6 +88,16 @@ class IngestConfig(Options):
     """Files read at a time."""
 
 
+@contextmanager
+def _kept_if_stopped() -> Iterator[None]:
+    """Say, where a signal ends the work, that it need not be done again."""
+    try:
+        yield
+    except KeyboardInterrupt as request:
+        raise type(request)("stopped; the same command resumes") from request
+
+
+@_kept_if_stopped()
 def ingest(
     table: Path | None,
     images_root: Path,
@@ -102,7 +114,8 @@ def ingest(
     they lie in ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment,
     Metadata_Label and Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
     stays bounded whatever the number of images. Unless `quiet`, the terminal shows the rate and the
-    time left.
+    time left. What a killed or stopped call has written is kept beside `out`; the same call goes on
+    behind it, and any other with the same `out` removes it.
 
     Raises UserError, and leaves nothing at `out`, for a role without a column, an empty label,
     environment or level, a path that is missing or leaves `images_root`, a file that cannot be
@@ -173,27 +186,34 @@ def ingest(
             size=config.size,
             threads=config.threads,
         )
-    refuse_full_disk(out, _bytes_needed(len(metadata), reader.first, config))
+    kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
+    refuse_full_disk(out, _bytes_needed(len(metadata), reader.first, config) - kept_bytes)
     made = provenance_of(table, images_root, config, config.size)
-    black = 0
+    identity = identity_of(made, reader.files)
+    name = config.name or out.name
     with (
-        ScreenWriter(out, config.name or out.name, reader.channels, roles, made) as writer,
-        Progress("ingest", len(metadata), "images", quiet=quiet) as progress,
+        ScreenWriter(out, name, reader.channels, roles, made, identity) as writer,
+        crops.spooled(writer.kept) if crops else nullcontext(),
     ):
-        if crops is None:
-            for images in whole_images(reader, size=config.size, threads=config.threads):
-                black += _append(writer, images)
-                progress.update(len(images))
-        else:
-            with crops.spooled(out.absolute().parent):
+        done = crops.done if crops else writer.rows
+        with Progress("ingest", len(metadata), "images", done, quiet) as progress:
+            if done:
+                progress.update(0, note=f"resumed at {done:,}")
+            if crops is None:
+                for images in whole_images(
+                    reader, size=config.size, threads=config.threads, start=writer.rows
+                ):
+                    writer.append(images)
+                    progress.update(len(images))
+            else:
                 for count in crops.cut():
                     progress.update(count)
-                for images in crops.kept():
-                    black += _append(writer, images)
-            made["crop"] = crops.summary()
-            metadata = metadata[crops.inside]
+                for images in crops.kept(start=writer.rows):
+                    writer.append(images)
+                made["crop"] = crops.summary()
+                metadata = metadata[crops.inside]
         made["rows"] = len(metadata)
-        made["black_images"] = black
+        made["black_images"] = writer.black
         made["files_without_row"] = unnamed
         writer.finish(metadata)
     return open_screen(out)
@@ -246,12 +266,6 @@ def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
                 f"{where}: column {column!r} is empty in rows {rows}{more} (from 0); fill it in, "
                 "or drop these rows"
             )
-
-
-def _append(writer: ScreenWriter, images: Pixels) -> int:
-    """Write images (B, C, H, W) and count those in which every pixel is 0."""
-    writer.append(images)
-    return int((~images.any(axis=(1, 2, 3))).sum())
 
 
 def refuse_full_disk(out: Path, needed: int) -> None:
