@@ -16,8 +16,10 @@ from deconfound.data.image_columns import FileColumn, ImageColumns, image_column
 from deconfound.data.image_file import Pixels
 from deconfound.data.image_paths import FOLDER_LABEL, FOLDER_PATH, class_folders, labelled_by_folder
 from deconfound.data.image_rows import RowReader, whole_images
+from deconfound.data.image_table import joined_by_image, without_image_prefix
 from deconfound.data.ingest_provenance import identity_of, provenance_of
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.shards import sha256
 from deconfound.data.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
 from deconfound.progress import Progress
@@ -49,6 +51,9 @@ class IngestConfig(Options):
     Path, File, FileName or Image, or CellProfiler's FileName_X and PathName_X)."""
     channel_columns: tuple[str, ...] = ()
     """Columns of image paths, one per channel, where each channel has its own file."""
+    image_table: Path | None = None
+    """CellProfiler's table of images (Image.csv): its files and metadata are joined to the rows of
+    the table, of cells (Cells.csv, Nuclei.csv), by ImageNumber."""
     class_folders: bool = False
     """The images lie in LABEL/file: the folder is the label of each row, whose path in the table is
     LABEL/file or the file's name alone."""
@@ -87,6 +92,12 @@ class IngestConfig(Options):
     threads: int = Field(4, ge=1)
     """Files read at a time."""
 
+    def named_columns(self) -> set[str]:
+        """The columns that an option names."""
+        one = (self.path_column, self.label, self.well, self.split)
+        several = (*self.channel_columns, *self.centre_columns, *self.environment, *self.levels)
+        return {name for name in (*one, *several) if name is not None}
+
 
 @contextmanager
 def _kept_if_stopped() -> Iterator[None]:
@@ -109,10 +120,11 @@ def ingest(
     """Write the images below `images_root` as a screen at `out` and open it.
 
     `table` (.csv, .tsv or .parquet) has one row per image, in one file or in one per channel, or
-    with `config.crop` one row per cell, many to a field of view; the screen's table has the rows
-    kept, in their order. With `config.class_folders` the images lie in LABEL/file. Without a table
-    they lie in ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment,
-    Metadata_Label and Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
+    with `config.crop` one row per cell, many to a field of view; `config.image_table` is joined to
+    it, and `Image_Metadata_X` becomes `Metadata_X`. The screen's table has the rows kept, in their
+    order. With `config.class_folders` the images lie in LABEL/file. Without a table they lie in
+    ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment, Metadata_Label and
+    Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
     stays bounded whatever the number of images. Unless `quiet`, the terminal shows the rate and the
     time left. What a killed or stopped call has written is kept beside `out`; the same call goes on
     behind it, and any other with the same `out` removes it.
@@ -133,12 +145,17 @@ def ingest(
                 "--class-folders needs a table that gives the environment of each file; without a "
                 "table the images lie in ENVIRONMENT/LABEL/file, drop the flag"
             )
+        if config.image_table is not None:
+            raise UserError("--image-table needs a table of cells beside it; give both")
         where = str(images_root)
         metadata = class_folders(images_root)
         columns = ImageColumns((FileColumn(FOLDER_PATH),))
     else:
         where = str(table)
         metadata = read_table(table)
+        if config.image_table is not None:
+            metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
+        metadata = without_image_prefix(metadata, config.named_columns())
         columns = image_columns(
             metadata,
             where,
@@ -189,6 +206,8 @@ def ingest(
     kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
     refuse_full_disk(out, _bytes_needed(len(metadata), reader.first, config) - kept_bytes)
     made = provenance_of(table, images_root, config, config.size)
+    if config.image_table is not None:
+        made["image_table_sha256"] = sha256(config.image_table)
     identity = identity_of(made, reader.files)
     name = config.name or out.name
     with (
