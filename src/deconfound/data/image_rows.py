@@ -10,6 +10,7 @@ import numpy as np
 
 from deconfound.data.image_columns import ImageColumns
 from deconfound.data.image_file import Pixels, read_image, resized
+from deconfound.data.ome_names import ome_channel_names
 from deconfound.errors import UserError
 
 CHUNK_IMAGES = 256
@@ -105,7 +106,11 @@ class RowReader:
     def _channel_names(self, channels: tuple[str, ...]) -> tuple[str, ...]:
         found = len(self.first)
         if not channels:
-            colour = found == 3 and self.files[0][0].suffix.lower() in _COLOUR_SUFFIXES
+            file = self.files[0][0]
+            named = None if self._rgb or file.is_dir() else ome_channel_names(file, found)
+            if named is not None:
+                return named
+            colour = found == 3 and file.suffix.lower() in _COLOUR_SUFFIXES
             return ("R", "G", "B") if colour else tuple(f"channel_{c}" for c in range(found))
         if len(channels) != found:
             raise UserError(

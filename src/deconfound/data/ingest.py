@@ -76,9 +76,10 @@ class IngestConfig(Options):
     split: str | None = None
     """Column of a given split (train, val, id_test, test); Metadata_Split where there is one."""
     channels: tuple[str, ...] = ()
-    """Channel names; the columns' with one file per channel, R, G, B for colour PNG, JPEG and BMP,
-    else channel_0, channel_1 … Of CellProfiler's FileName_X it chooses those X, in this order. The
-    alpha channel of a PNG is dropped unless it is named here."""
+    """Channel names; the columns' with one file per channel, those that the first OME-TIFF gives,
+    R, G, B for colour PNG, JPEG and BMP, else channel_0, channel_1 … Of CellProfiler's FileName_X
+    it chooses those X, in this order. The alpha channel of a PNG is dropped unless it is named
+    here."""
     name: str | None = None
     """The screen's name; the output folder's name if not given."""
     size: int | None = Field(None, ge=1)
