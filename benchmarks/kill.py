@@ -2,10 +2,11 @@
 
     python benchmarks/kill.py --kills 100 --out benchmarks/results/kill.json
 
-Simulate, ingest, fit, embed, measure and report run on a tiny screen, each in a process of its own
-that ends by SIGKILL: half of them after a random time, half at a random operation on files. After
-every kill all that has its final name must be whole; then the same command, never stopped again
-or stopped up to twice more, must end with the bytes of an uninterrupted one and leave nothing else.
+Simulate, ingest (of images and of fields of view), fit, embed, measure and report run on a tiny
+screen, each in a process of its own that ends by SIGKILL: half of them after a random time, half at
+a random operation on files. After every kill all that has its final name must be whole; then the
+same command, never stopped again or stopped up to twice more, must end with the bytes of an
+uninterrupted one and leave nothing else.
 Runs too are stopped by SIGTERM at a random time; the seconds until their process has ended are
 reported. Processes are forked after the libraries are loaded, so that the kills hit the work.
 Leave the repository alone meanwhile: embeddings record its commit.
@@ -35,7 +36,7 @@ from PIL import Image
 from deconfound import cli, demo, methods  # noqa: F401
 from deconfound.check import check
 from deconfound.checkpoint import read_weights
-from deconfound.data import ingest  # noqa: F401
+from deconfound.data import growing, image_rows, ingest, screen  # noqa: F401
 from deconfound.embeddings import read_embeddings
 from deconfound.streams import numpy_stream
 
@@ -43,13 +44,15 @@ FEW = "--batch-size 32 --device cpu --precision 32 --threads 1 --quiet"
 FIT = f"--fold iid --steps 6 --validate-every 2 --checkpoint-every 2 --block-size 8 {FEW}"
 COMMANDS = {
     "screen": "simulate --cells 200 --size 24 --plates 1 --sections 1 --quiet",
-    "ingested": "ingest --images-root images --quiet",
+    "ingested": "ingest --images-root images --threads 1 --quiet",
+    "cut": "ingest fields.csv --images-root images --crop 8 --threads 1 --quiet",
     "run": f"fit scbd screen --decoder-steps 4 --decoder-width 8 {FIT}",
     "e.h5ad": "embed fitted screen --device cpu --threads 1 --quiet",
     "scores.parquet": "measure e.h5ad --quiet",
     "report.html": "report fitted scores.parquet",
 }
 """The command that makes each output, in an order in which they can be made."""
+INPUTS = {"images", "fields.csv", "fitted"}
 TIMED = ("provenance.json", "checksums.json")
 """Files of a run that hold the time."""
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
@@ -126,7 +129,7 @@ def looks_whole_and_is_not(name: str, folder: Path, whole: dict[str, bytes]) -> 
             check(out)
         elif name != "run" and out.exists() and content(out) != whole:
             return f"{name} is there and differs"
-        for chunk in folder.glob(".*.chunks/0*.safetensors"):
+        for chunk in folder.glob(".*.unfinished/0*.safetensors"):
             read_weights(chunk)
     except Exception as error:
         return f"{name}: {error!r}"
@@ -142,11 +145,19 @@ class Harness:
         self.whole: dict[str, dict[str, bytes]] = {}
         self.seconds: dict[str, float] = {}
         methods.load("scbd")
+        image_rows.CHUNK_IMAGES, growing.MARK_SECONDS = 8, 0  # a mark after every eight images
+        screen.SHARD_BYTES = 32 * 256
         for place in ("e1/l1", "e1/l2", "e2/l1", "e2/l2"):
             (folder / "images" / place).mkdir(exist_ok=True, parents=True)
             for number in range(20):
                 pixels = numpy_stream(0, place, number).integers(0, 255, (16, 16), np.uint8)
                 Image.fromarray(pixels).save(folder / "images" / place / f"{number}.png")
+        cells = [
+            f"e{e}/l{label}/{number}.png,{5 + cell},8,l{label},e{e}"
+            for e in (1, 2) for label in (1, 2) for number in range(20) for cell in range(3)
+        ]  # fmt: skip
+        header = "Path,Metadata_X,Metadata_Y,Metadata_Gene,Metadata_Plate"
+        (folder / "fields.csv").write_text("\n".join([header, *cells]) + "\n", encoding="utf-8")
         for name in COMMANDS:
             start = time.perf_counter()
             code = ended(run(self.words(name), folder))
@@ -173,19 +184,18 @@ class Harness:
     def again(self, name: str, what: str) -> None:
         """Run the command to its end, unless it has, and compare with an uninterrupted one."""
         out = self.folder / name
+        was_whole = name != "run" and out.exists()
+        code = ended(run(self.words(name), self.folder))
+        if code != (2 if was_whole else 0):
+            said = (self.folder.parent / "said.txt").read_text()
+            self.problems.append(f"{what}: again: {code} {said}")
+            return
         listed = {path.name for path in self.folder.iterdir()}
-        if name == "run" or not out.exists():
-            code = ended(run(self.words(name), self.folder))
-            if code:
-                said = (self.folder.parent / "said.txt").read_text()
-                self.problems.append(f"{what}: again: {code} {said}")
-                return
-            listed = {path.name for path in self.folder.iterdir()}
-            if left := listed - {"images", "fitted", *COMMANDS}:
-                self.problems.append(f"{what}: left {sorted(left)}")
+        if left := listed - INPUTS - set(COMMANDS):
+            self.problems.append(f"{what}: left {sorted(left)}")
         if content(out) != self.whole[name]:
             self.problems.append(f"{what}: differs from an uninterrupted one")
-        for other in listed - {"images", "fitted", *COMMANDS}:
+        for other in left:
             self.remove(other)
 
     def kill(self, name: str, number: int) -> int:

@@ -70,7 +70,7 @@ def test_a_disk_that_becomes_full_leaves_a_run_that_resumes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flush = atomic._flush
+    flush = atomic.flush
 
     def full(path: Path) -> None:
         if path.name.startswith(f".{file}."):
@@ -78,7 +78,7 @@ def test_a_disk_that_becomes_full_leaves_a_run_that_resumes(
         flush(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "_flush", full)
+        patch.setattr(atomic, "flush", full)
         with pytest.raises(UserError, match=rf"{file}: cannot be written \(No space left"):
             fit(make_config("erm"), screen.path, tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match="not finished"):

@@ -178,6 +178,7 @@ def write_fields(folder: Path, table: pd.DataFrame, stream: np.random.Generator)
     """Fields of two channels, a file each, as CellProfiler lists them: by image and by cell."""
     (folder / "sites").mkdir()
     sites = table.iloc[::20].drop(columns="Path")
+    sites["ImageNumber"] = range(1, len(sites) + 1)
     for channel in ("OrigDNA", "OrigER"):
         names = [f"{site}-{channel}.tif" for site in range(len(sites))]
         for name in names:
@@ -189,6 +190,8 @@ def write_fields(folder: Path, table: pd.DataFrame, stream: np.random.Generator)
     cells["Location_Center_X"] = stream.uniform(0, 63, len(cells))
     cells["Location_Center_Y"] = stream.uniform(0, 47, len(cells))
     cells.to_csv(folder / "Cells.csv", index=False)
+    of_cells = ["ImageNumber", "Location_Center_X", "Location_Center_Y"]
+    cells[of_cells].to_csv(folder / "Nuclei.csv", index=False)
 
 
 def write_mnist(folder: Path, stream: np.random.Generator) -> None:

@@ -148,3 +148,44 @@ with atomic.atomic_directory(Path(sys.argv[1])) as temporary:
     with atomic.atomic_directory(out) as temporary:
         (temporary / "whole").write_text("x")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.x.1.partial", "out"]
+
+
+@pytest.mark.parametrize("made_of", ["a file", "a folder"])
+def test_what_was_left_of_a_whole_output_is_removed_by_the_next_command(
+    tmp_path: Path, made_of: str
+) -> None:
+    """Killed after the output appeared and before its own files beside it were gone."""
+    program = """
+import os, signal, sys
+from pathlib import Path
+from deconfound import atomic
+out = Path(sys.argv[1])
+with atomic.resumable(out, "this") as folder:
+    (folder / "part").write_text("x")
+    if sys.argv[2] == "a folder":
+        out.mkdir()
+    else:
+        out.write_text("whole")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    out = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", program, str(out), made_of], check=False)
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(UserError, match="already exists"):
+        atomic.refuse_existing(out)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_is_kept_is_found_by_the_same_identity_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for identity, found in (("a", False), ("a", True), ("b", False), ("a", False)):
+        with pytest.raises(ZeroDivisionError), atomic.resumable(out, identity) as folder:
+            assert (folder / "part").exists() == found
+            (folder / "part").write_text("x")
+            1 / 0  # noqa: B018
+        assert [path.name for path in tmp_path.iterdir()] == [".out.unfinished"]
+    with atomic.claimed(out):
+        assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
+    with atomic.resumable(out, "a"):
+        out.write_text("whole")
+    assert list(tmp_path.iterdir()) == [out]

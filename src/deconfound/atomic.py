@@ -15,6 +15,10 @@ LITTLE = 2**20
 """Bytes; a disk with less free is full."""
 
 
+class Unwritable(UserError):
+    """The disk is full, or a folder cannot be written: nothing is wrong with what was to be."""
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
@@ -27,9 +31,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             temporary.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         finally:
             with suppress(OSError):
                 temporary.unlink()
@@ -53,12 +57,46 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            for file in temporary.iterdir():
-                _flush(file)
-            temporary.rename(path)
-            _flush(path.parent)
+            publish(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable(path: Path, identity: str) -> Iterator[Path]:
+    """Claim `path` and yield a folder `.NAME.unfinished` beside it that outlives the process.
+
+    It holds what an earlier call of the same `identity` left in it; what any other call left is
+    removed first. It is gone when the block ends without an exception, and else is kept. Raises
+    UserError as `claimed` does, and if the disk becomes full.
+    """
+    path = Path(path)
+    folder = unfinished(path)
+    with (
+        _claimed(path, keep=folder),
+        _explained(path, folder, f"; what is done is kept in {folder.name}"),
+    ):
+        note = folder / "identity"
+        if not note.is_file() or note.read_text(encoding="utf-8") != identity:
+            discard(folder)
+            folder.mkdir()
+            write_text(note, identity)
+        yield folder
+        discard(folder)
+
+
+def unfinished(path: Path) -> Path:
+    """Where what a later call goes on from is kept while `path` is made."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Flush the files of `folder` to disk and rename it to `path`."""
+    for file in folder.iterdir():
+        flush(file)
+    flush(folder)
+    folder.rename(path)
+    flush(path.parent)
 
 
 @contextmanager
@@ -68,11 +106,16 @@ def claimed(path: Path) -> Iterator[None]:
     Raises UserError if `path` exists, as nothing is ever overwritten, if another process is writing
     it, or if its folder cannot be written.
     """
-    path = Path(path)
+    with _claimed(Path(path)):
+        yield
+
+
+@contextmanager
+def _claimed(path: Path, keep: Path | None = None) -> Iterator[None]:
     refuse_existing(path)
     with locked(path):
         refuse_existing(path)
-        sweep(path.parent, path.name)
+        _sweep_all(path, keep)
         yield
 
 
@@ -97,18 +140,36 @@ def sweep(folder: Path, name: str | None = None) -> None:
     """
     half = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.partial")
     for left in folder.iterdir() if folder.is_dir() else ():
-        if not half.fullmatch(left.name):
-            continue
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        if half.fullmatch(left.name):
+            discard(left)
+
+
+def discard(left: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if left.is_dir():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise UserError if `path` exists."""
-    if Path(path).exists():
+    """Raise UserError if `path` exists.
+
+    A process killed as soon as it was whole left its temporary files; they are removed.
+    """
+    path = Path(path)
+    if path.exists():
+        if unfinished(path).exists() or lock.file_of(path).exists():
+            with suppress(UserError, OSError), locked(path):
+                _sweep_all(path)
         raise UserError(f"{path}: already exists; remove it or choose another --out")
+
+
+def _sweep_all(path: Path, keep: Path | None = None) -> None:
+    """Remove all that killed processes left of `path`; the caller holds its lock."""
+    sweep(path.parent, path.name)
+    if unfinished(path) != keep:
+        discard(unfinished(path))
 
 
 def _temporary(path: Path) -> Path:
@@ -116,7 +177,7 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def _explained(path: Path, temporary: Path) -> Iterator[None]:
+def _explained(path: Path, temporary: Path, kept: str = "") -> Iterator[None]:
     """Turn errors of the file system, in whichever library they arise, into one line."""
     try:
         yield
@@ -126,8 +187,8 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
         reason = _reason(error, path, temporary)
         if reason is None:
             raise
-        raise UserError(
-            f"{path}: cannot be written ({reason}); make room there, or choose another --out"
+        raise Unwritable(
+            f"{path}: cannot be written ({reason}); make room there, or choose another --out{kept}"
         ) from error
 
 
@@ -144,7 +205,8 @@ def _reason(error: Exception, path: Path, temporary: Path) -> str | None:
     return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < LITTLE else None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the system write a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

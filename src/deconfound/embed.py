@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,26 +59,18 @@ def embed(
         channels_last=True,
         group=group_codes(opened_run, opened_screen),
     )
-    with atomic.claimed(out):
-        chunks = out.with_name(f".{out.name}.chunks")
-        _claim_chunks(chunks, opened_run, opened_screen, selection, precision)
+    with atomic.resumable(
+        out, _identity(opened_run, opened_screen, selection, precision)
+    ) as chunks:
         _embed_chunks(opened_screen, method, reader, fabric, chunks, quiet)
         write_embeddings(out, _assemble(opened_run, opened_screen, chunks, selection))
-        shutil.rmtree(chunks)
     return read_embeddings(out)
 
 
-def _claim_chunks(
-    chunks: Path, run: Run, screen: Screen, selection: str | None, precision: str
-) -> None:
-    """Make `chunks` the place of this embedding; chunks of any other are removed."""
+def _identity(run: Run, screen: Screen, selection: str | None, precision: str) -> str:
+    """What finished chunks depend on; another call does not go on from them."""
     model = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()
-    identity = json.dumps([model, screen.identity, selection, precision, CHUNK])
-    note = chunks / "identity.json"
-    if note.is_file() and note.read_text(encoding="utf-8") == identity:
-        return
-    shutil.rmtree(chunks, ignore_errors=True)
-    atomic.write_text(note, identity)
+    return json.dumps([model, screen.identity, selection, precision, CHUNK])
 
 
 @torch.inference_mode()

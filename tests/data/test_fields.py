@@ -8,8 +8,7 @@ import pytest
 import tifffile
 
 from deconfound import cli
-from deconfound.data import fields as fields_module
-from deconfound.data import image_rows
+from deconfound.data import growing, image_rows
 from deconfound.data.fields import CENTRE_COLUMNS, centre_columns, centres
 from deconfound.data.image_file import read_image
 from deconfound.data.ingest import IngestConfig, ingest
@@ -212,16 +211,19 @@ def test_usual_and_given_centre_columns() -> None:
     assert centres(table, (X, Y), "t.csv").tolist() == [[1.0, 1.0]]
 
 
-def test_a_full_disk_while_cutting_leaves_nothing(
+def test_a_full_disk_while_cutting_leaves_what_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table, _ = write_fields(tmp_path / "f", [(0, 20, 20), (1, 20, 20)])
-    before = sorted(tmp_path.rglob("*"))
+    table, pixels = write_fields(tmp_path / "f", [(0, 20, 20), (1, 20, 20)])
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fields_module.os, "pwrite", full)
-    with pytest.raises(UserError, match="No space"):
-        ingest(table, table.parent, tmp_path / "s", config=IngestConfig(crop=8), quiet=True)
-    assert sorted(tmp_path.rglob("*")) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(growing.os, "pwrite", full)
+        with pytest.raises(UserError, match=r"No space .* kept in \.s\.unfinished"):
+            ingest(table, table.parent, tmp_path / "s", config=IngestConfig(crop=8), quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.unfinished", "f"]
+    screen = ingest(table, table.parent, tmp_path / "s", config=IngestConfig(crop=8), quiet=True)
+    np.testing.assert_array_equal(screen.read([0, 1]), pixels[:2, :, 16:24, 16:24])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "s"]

@@ -1,5 +1,6 @@
 """Make a screen of one NumPy array and a table: images or profiles, row i of each together."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from deconfound.data.ingest_provenance import provenance_of
 from deconfound.data.profiles import ROLE_OPTIONS, refuse_options, write_profiles
 from deconfound.data.row_ids import refuse_repeated_ids
 from deconfound.data.screen import DTYPES, Screen, ScreenWriter, open_screen
+from deconfound.data.stored_array import open_array
 from deconfound.data.table import read_table
 from deconfound.errors import UserError
 from deconfound.progress import Progress
@@ -43,7 +45,7 @@ def ingest_array(
     """Write the rows of `array`, with those of `table`, as a screen at `out` and open it.
 
     `array` is a `.npy`, read by memory map, or a `.npz`, of which `key` names the array and which
-    is unpacked into memory. It holds images N×C×H×W, N×H×W×C or N×H×W (one channel), uint8,
+    is unpacked as it is read. It holds images N×C×H×W, N×H×W×C or N×H×W (one channel), uint8,
     uint16 or float (stored as float32), or profiles N×D, of which those constant or not finite
     somewhere are dropped. Where `axes` is not given, the two equal sides are taken for height and
     width. Of `config` roles, name, channels (of profiles, the features) and size are used. Nothing
@@ -55,44 +57,46 @@ def ingest_array(
     config = config or IngestConfig()
     refuse_options(config, ROLE_OPTIONS | ARRAY_OPTIONS, "arrays")
     refuse_existing(out)
-    values = _open(Path(array), key)
+    values = open_array(Path(array), key)
     metadata = read_table(table)
-    if len(values) != len(metadata):
+    if values.shape[0] != len(metadata):
         raise UserError(
-            f"{array}: {len(values)} rows, but {table} has {len(metadata)}; expected one row each"
+            f"{array}: {values.shape[0]} rows, but {table} has {len(metadata)}; expected one row "
+            "each"
         )
     roles = resolve_roles(metadata, config, str(table))
     refuse_empty(metadata, roles, str(table))
-    refuse_repeated_ids(metadata, roles, str(table), row_is_image=values.ndim > 2)
+    refuse_repeated_ids(metadata, roles, str(table), row_is_image=len(values.shape) > 2)
     provenance = provenance_of(table, None, config, config.size) | {
         "rows": len(metadata),
         "array": str(array), "array_key": key, "array_axes": axes,
     }  # fmt: skip
-    if values.ndim == 2:
+    if len(values.shape) == 2:
         names = config.channels or tuple(f"feature_{i}" for i in range(values.shape[1]))
         _refuse_other_count(names, values.shape[1], str(array))
         place = {name: number for number, name in enumerate(names)}
 
         def chunks(wanted: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:
             columns = [place[name] for name in wanted]
-            for start, stop in _spans(values):
-                yield _as_float32(values[start:stop])[:, columns]
+            for part in values.parts(CHUNK_BYTES):
+                yield _as_float32(part)[:, columns]
 
         return write_profiles(
             Path(out), config.name, names, chunks, metadata, roles, provenance, str(array), quiet
         )
-    images = _channels_first(values, axes, array)
-    names = config.channels or tuple(f"channel_{c}" for c in range(images.shape[1]))
-    _refuse_other_count(names, images.shape[1], str(array))
-    size, bytes_each = config.size, min(4, images.dtype.itemsize)
-    sides = images.shape[2:] if size is None else (size, size)
-    refuse_full_disk(Path(out), len(images) * len(names) * int(np.prod(sides)) * bytes_each)
+    last = _is_channels_last(values.shape, axes, array)
+    shape = _channels_first(np.broadcast_to(np.uint8(0), values.shape), last).shape
+    names = config.channels or tuple(f"channel_{c}" for c in range(shape[1]))
+    _refuse_other_count(names, shape[1], str(array))
+    size, bytes_each = config.size, min(4, values.dtype.itemsize)
+    sides = shape[2:] if size is None else (size, size)
+    refuse_full_disk(Path(out), len(metadata) * len(names) * math.prod(sides) * bytes_each)
     with (
         ScreenWriter(out, config.name or Path(out).name, names, roles, provenance) as writer,
-        Progress("ingest", len(images), "images", quiet=quiet) as progress,
+        Progress("ingest", len(metadata), "images", quiet=quiet) as progress,
     ):
-        for start, stop in _spans(images):
-            part = _pixels(images[start:stop], start, array)
+        for stored in values.parts(CHUNK_BYTES):
+            part = _pixels(_channels_first(stored, last), writer.rows, array)
             if size is not None:
                 part = np.stack([resized(image, size) for image in part])
             writer.append(part)
@@ -101,58 +105,26 @@ def ingest_array(
     return open_screen(out)
 
 
-def _open(file: Path, key: str | None) -> Array:
-    """The array in a file: numbers, two axes or more."""
-    try:
-        opened = np.load(file, mmap_mode="r", allow_pickle=False)
-        if isinstance(opened, np.ndarray):
-            values: Array = opened
-        else:
-            with opened:
-                if key is None and len(opened.files) == 1:
-                    key = opened.files[0]
-                if key not in opened.files:
-                    raise UserError(
-                        f"{file}: holds the arrays {', '.join(opened.files)}; name one of them "
-                        "with --array-key"
-                    )
-                values = opened[key]
-    except UserError:
-        raise
-    except Exception as error:  # NumPy and zipfile have no one exception for a damaged file
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{file}: cannot be read as a .npy or .npz of numbers ({reason}); save it again"
-        ) from error
-    if values.dtype.kind not in "uif" or values.ndim not in (2, 3, 4):
-        raise UserError(
-            f"{file}: {values.shape} {values.dtype}; expected numbers as N × C × H × W, "
-            "N × H × W × C, N × H × W or N × D"
-        )
-    if 0 in values.shape:
-        raise UserError(f"{file}: {values.shape}; expected at least one row and value")
-    return values
-
-
-def _channels_first(values: Array, axes: Axes | None, file: Path) -> Array:
-    """A view (N, C, H, W)."""
-    if values.ndim == 3:
-        return values[:, None]
-    _, first, second, third = values.shape
+def _is_channels_last(shape: tuple[int, ...], axes: Axes | None, file: Path) -> bool:
+    """Whether images of this shape are N × H × W × C."""
+    if len(shape) == 3:
+        return False
+    _, first, second, third = shape
     if axes is None:
         if (first == second) == (second == third):
             raise UserError(
-                f"{file}: {values.shape}: which axis is the channel cannot be told from two equal "
-                "sides; give --array-axes NCHW or NHWC"
+                f"{file}: {shape}: which axis is the channel cannot be told from two equal sides; "
+                "give --array-axes NCHW or NHWC"
             )
-        axes = "NCHW" if second == third else "NHWC"
-    return values if axes == "NCHW" else values.transpose(0, 3, 1, 2)
+        return second != third
+    return axes == "NHWC"
 
 
-def _spans(values: Array) -> Iterator[tuple[int, int]]:
-    rows = max(1, CHUNK_BYTES // max(1, values.itemsize * int(np.prod(values.shape[1:]))))
-    for start in range(0, len(values), rows):
-        yield start, min(start + rows, len(values))
+def _channels_first(values: Array, last: bool) -> Array:
+    """A view (N, C, H, W)."""
+    if values.ndim == 3:
+        return values[:, None]
+    return values.transpose(0, 3, 1, 2) if last else values
 
 
 def _pixels(images: Array, start: int, file: Path) -> Array:

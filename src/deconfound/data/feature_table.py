@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deconfound.data.table import require_columns
+from deconfound.data.table_file import compression, refuse_unfit_packing, table_kind
 from deconfound.errors import UserError
 
 Values = npt.NDArray[np.float32]
@@ -46,7 +47,7 @@ class FeatureTable(Protocol):
 
 
 def open_features(path: Path) -> FeatureTable:
-    """Open a `.csv`, `.tsv`, `.parquet` or `.h5ad`.
+    """Open a `.csv` or `.tsv` (also packed: `.gz`, `.bz2`, `.xz`), `.parquet` or `.h5ad`.
 
     Raises UserError if it is missing, damaged, or another kind of file.
     """
@@ -57,10 +58,11 @@ def open_features(path: Path) -> FeatureTable:
         ".parquet": _Parquet,
         ".h5ad": _AnnData,
     }
-    kind = kinds.get(path.suffix.lower())
+    kind = kinds.get(table_kind(path))
     if kind is None or not path.is_file():
         what = "no such table" if kind else "not a table of profiles"
         raise UserError(f"{path}: {what}; give a .csv, .tsv, .parquet or .h5ad file")
+    refuse_unfit_packing(path)
     try:
         opened = kind(path)
     except (ValueError, OSError, KeyError) as error:
@@ -104,9 +106,16 @@ class _Text:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        self._separator = "\t" if table_kind(path) == ".tsv" else ","
+        self._compression = compression(path)
         header = pd.read_csv(
-            path, sep=self._separator, dtype=str, nrows=1, header=None, encoding="utf-8-sig"
+            path,
+            sep=self._separator,
+            dtype=str,
+            nrows=1,
+            header=None,
+            encoding="utf-8-sig",
+            compression=self._compression,
         )
         self.columns = [
             name if isinstance(name, str) else f"Unnamed: {place}"  # as pandas calls them below
@@ -139,7 +148,12 @@ class _Text:
                 # A row longer than the header would otherwise lose a column with a warning only.
                 warnings.simplefilter("error", pd.errors.ParserWarning)
                 yield from pd.read_csv(
-                    self._path, dtype=str, sep=self._separator, index_col=False, chunksize=rows
+                    self._path,
+                    dtype=str,
+                    sep=self._separator,
+                    index_col=False,
+                    chunksize=rows,
+                    compression=self._compression,
                 )
         except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
             reason = " ".join(str(error).split())

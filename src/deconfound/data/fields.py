@@ -1,17 +1,20 @@
 """Cells cut out of fields of view: one row of the table per cell, many rows per image."""
 
 import math
-import os
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
+from deconfound import atomic
+from deconfound.data import growing
+from deconfound.data.growing import Damaged, GrowingFile, Mark
 from deconfound.data.image_file import Pixels, resized
 from deconfound.data.image_rows import RowReader, images_per_chunk, in_order
 from deconfound.data.table import require_columns
@@ -20,6 +23,8 @@ from deconfound.errors import UserError
 Centres = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
+ROW_BYTES = 8
+"""Before the pixels of a crop its row is written."""
 CENTRE_COLUMNS = tuple(
     (f"{name}X", f"{name}Y")
     for name in (
@@ -74,6 +79,15 @@ def centres(table: pd.DataFrame, columns: Sequence[str], where: str) -> Centres:
     return values
 
 
+class CutMark(BaseModel):
+    """The fields whose cells are on the disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fields: int
+    cells: Mark
+
+
 class FieldCrops:
     """Square crops around the cells of every field, each field read once.
 
@@ -104,16 +118,43 @@ class FieldCrops:
         self._bytes = math.prod(self._shape) * reader.first.itemsize
         self._refuse_small(0, reader.first)
         self._fields = self._rows_by_field()
-        self._spool: IO[bytes] | None = None
-        self.inside = np.zeros(len(table), dtype=np.bool_)
+        self._spool: GrowingFile | None = None
+        self._note = Path()
+        self._cut = 0
+        self._place = np.full(len(table), -1, dtype=np.int64)
+        """(N,) where the crop of a row lies in the spool; -1 without one."""
+        self._spooled = 0
+
+    @property
+    def inside(self) -> npt.NDArray[np.bool_]:
         """(N,) whether the crop of a cell lies in its field; known once all fields are cut."""
+        return self._place >= 0
+
+    @property
+    def done(self) -> int:
+        """Cells of the fields that are cut."""
+        return sum(map(len, self._fields[: self._cut]))
 
     @contextmanager
     def spooled(self, folder: Path) -> Iterator[None]:
-        """Keep the crops in a file in `folder` without a name, which goes with the process."""
-        with tempfile.TemporaryFile(dir=folder) as spool:
-            self._spool = spool
+        """Keep the crops in `folder`; fields whose crops are there already count as cut."""
+        self._note, file = folder / "cut.json", folder / "cells"
+        try:
+            mark = CutMark.model_validate_json(self._note.read_bytes())
+            self._spool = GrowingFile(file, mark=mark.cells)
+            self._go_on_from(mark)
+        except (FileNotFoundError, ValueError, Damaged):
+            atomic.discard(self._note)
+            self._spool = GrowingFile(file)
+        with self._spool:
             yield
+
+    def _go_on_from(self, mark: CutMark) -> None:
+        self._cut = mark.fields
+        self._spooled = mark.cells.bytes // (ROW_BYTES + self._bytes)
+        for place in range(self._spooled):
+            stored = self._opened().read(ROW_BYTES, place * (ROW_BYTES + self._bytes))
+            self._place[int.from_bytes(stored, "little")] = place
 
     def summary(self) -> dict[str, Any]:
         """For the provenance: the columns, and how many fields, rows and dropped cells."""
@@ -130,7 +171,19 @@ class FieldCrops:
         Raises UserError for a field that cannot be read or is smaller than the crop, for a centre
         outside its field, and if no cell is left.
         """
-        for rows in in_order(self._cut_field, self._fields, self._threads):
+        marked = time.monotonic()
+        fields = self._fields[self._cut :]
+        results = in_order(self._cut_field, fields, self._threads)
+        for rows, cells in zip(fields, results, strict=True):
+            for row, cell in cells:
+                self._opened().append(row.to_bytes(ROW_BYTES, "little") + cell)
+                self._place[row] = self._spooled
+                self._spooled += 1
+            self._cut += 1
+            if time.monotonic() - marked >= growing.MARK_SECONDS or self._cut == len(self._fields):
+                mark = CutMark(fields=self._cut, cells=self._opened().mark())
+                atomic.write_text(self._note, mark.model_dump_json())
+                marked = time.monotonic()
             yield len(rows)
         if not self.inside.any():
             raise UserError(
@@ -138,16 +191,16 @@ class FieldCrops:
                 f"{self._crop} pixels; choose a smaller --crop"
             )
 
-    def kept(self) -> Iterator[Pixels]:
-        """The crops inside their field in the table's order, (B, C, S, S) at a time."""
+    def kept(self, start: int = 0) -> Iterator[Pixels]:
+        """The crops inside their field, (B, C, S, S) at a time, in the table's order."""
         rows = np.flatnonzero(self.inside)
         per_chunk = images_per_chunk(self._bytes)
-        spool = self._descriptor()
-        for start in range(0, len(rows), per_chunk):
-            chunk = rows[start : start + per_chunk]
-            crops = np.empty((len(chunk), *self._shape), self._reader.first.dtype)
-            for position, row in enumerate(chunk):
-                stored = os.pread(spool, self._bytes, int(row) * self._bytes)
+        for first in range(start, len(rows), per_chunk):
+            places = self._place[rows[first : first + per_chunk]]
+            crops = np.empty((len(places), *self._shape), self._reader.first.dtype)
+            for position, place in enumerate(places.tolist()):
+                record = place * (ROW_BYTES + self._bytes)
+                stored = self._opened().read(self._bytes, record + ROW_BYTES)
                 crops[position] = np.frombuffer(stored, crops.dtype).reshape(self._shape)
             yield crops
 
@@ -175,7 +228,9 @@ class FieldCrops:
                 f"crop of {self._crop}; choose a smaller --crop"
             )
 
-    def _cut_field(self, rows: Rows) -> Rows:
+    def _cut_field(self, rows: Rows) -> list[tuple[int, bytes]]:
+        """The rows whose crop lies in the field of all `rows`, with its pixels."""
+        cells = []
         field = self._reader.read(int(rows[0]), any_size=True)
         self._refuse_small(int(rows[0]), field)
         sides = np.array(field.shape[:0:-1])  # width, height, as x and y
@@ -196,18 +251,10 @@ class FieldCrops:
             cell = field[:, top:bottom, left:right]
             if self._size is not None:
                 cell = resized(cell, self._size)
-            self._write(row, cell.tobytes())
-            self.inside[row] = True
-        return rows
+            cells.append((row, cell.tobytes()))
+        return cells
 
-    def _descriptor(self) -> int:
+    def _opened(self) -> GrowingFile:
         if self._spool is None:
             raise RuntimeError("FieldCrops is used outside `spooled`")
-        return self._spool.fileno()
-
-    def _write(self, row: int, cell: bytes) -> None:
-        left = memoryview(cell)
-        place = row * self._bytes
-        while left:
-            written = os.pwrite(self._descriptor(), left, place)
-            left, place = left[written:], place + written
+        return self._spool

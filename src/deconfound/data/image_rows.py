@@ -10,6 +10,7 @@ import numpy as np
 
 from deconfound.data.image_columns import ImageColumns
 from deconfound.data.image_file import Pixels, read_image, resized
+from deconfound.data.ome_names import ome_channel_names
 from deconfound.errors import UserError
 
 CHUNK_IMAGES = 256
@@ -105,7 +106,11 @@ class RowReader:
     def _channel_names(self, channels: tuple[str, ...]) -> tuple[str, ...]:
         found = len(self.first)
         if not channels:
-            colour = found == 3 and self.files[0][0].suffix.lower() in _COLOUR_SUFFIXES
+            file = self.files[0][0]
+            named = None if self._rgb or file.is_dir() else ome_channel_names(file, found)
+            if named is not None:
+                return named
+            colour = found == 3 and file.suffix.lower() in _COLOUR_SUFFIXES
             return ("R", "G", "B") if colour else tuple(f"channel_{c}" for c in range(found))
         if len(channels) != found:
             raise UserError(
@@ -115,8 +120,10 @@ class RowReader:
         return channels
 
 
-def whole_images(reader: RowReader, *, size: int | None, threads: int) -> Iterator[Pixels]:
-    """The rows' images in order, (B, C, H, W) at a time, resized to `size` where it is given."""
+def whole_images(
+    reader: RowReader, *, size: int | None, threads: int, start: int = 0
+) -> Iterator[Pixels]:
+    """The images of the rows from `start` in order, (B, C, H, W) at a time, resized to `size`."""
     height, width = (size, size) if size else reader.first.shape[1:]
     shape = (len(reader.first), height, width)
 
@@ -129,8 +136,8 @@ def whole_images(reader: RowReader, *, size: int | None, threads: int) -> Iterat
 
     per_chunk = images_per_chunk(int(np.prod(shape)) * reader.first.itemsize)
     count = len(reader.files)
-    starts = range(0, count, per_chunk)
-    chunks = (range(start, min(start + per_chunk, count)) for start in starts)
+    firsts = range(start, count, per_chunk)
+    chunks = (range(first, min(first + per_chunk, count)) for first in firsts)
     return in_order(chunk, chunks, threads)
 
 

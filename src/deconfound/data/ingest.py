@@ -1,22 +1,26 @@
 """Make a screen from the user's own images: a table of image files, or class folders."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from deconfound.atomic import refuse_existing
+from deconfound.atomic import refuse_existing, unfinished
 from deconfound.config import Options, TransformName
 from deconfound.data.fields import FieldCrops
 from deconfound.data.image_columns import FileColumn, ImageColumns, image_columns, row_files
 from deconfound.data.image_file import Pixels
 from deconfound.data.image_paths import FOLDER_LABEL, FOLDER_PATH, class_folders, labelled_by_folder
 from deconfound.data.image_rows import RowReader, whole_images
-from deconfound.data.ingest_provenance import provenance_of
+from deconfound.data.image_table import joined_by_image, without_image_prefix
+from deconfound.data.ingest_provenance import identity_of, provenance_of
 from deconfound.data.row_ids import refuse_repeated_ids
 from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.shards import sha256
 from deconfound.data.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
 from deconfound.progress import Progress
@@ -48,6 +52,9 @@ class IngestConfig(Options):
     Path, File, FileName or Image, or CellProfiler's FileName_X and PathName_X)."""
     channel_columns: tuple[str, ...] = ()
     """Columns of image paths, one per channel, where each channel has its own file."""
+    image_table: Path | None = None
+    """CellProfiler's table of images (Image.csv): its files and metadata are joined to the rows of
+    the table, of cells (Cells.csv, Nuclei.csv), by ImageNumber."""
     class_folders: bool = False
     """The images lie in LABEL/file: the folder is the label of each row, whose path in the table is
     LABEL/file or the file's name alone."""
@@ -70,9 +77,10 @@ class IngestConfig(Options):
     split: str | None = None
     """Column of a given split (train, val, id_test, test); Metadata_Split where there is one."""
     channels: tuple[str, ...] = ()
-    """Channel names; the columns' with one file per channel, R, G, B for colour PNG, JPEG and BMP,
-    else channel_0, channel_1 … Of CellProfiler's FileName_X it chooses those X, in this order. The
-    alpha channel of a PNG is dropped unless it is named here."""
+    """Channel names; the columns' with one file per channel, those that the first OME-TIFF gives,
+    R, G, B for colour PNG, JPEG and BMP, else channel_0, channel_1 … Of CellProfiler's FileName_X
+    it chooses those X, in this order. The alpha channel of a PNG is dropped unless it is named
+    here."""
     name: str | None = None
     """The screen's name; the output folder's name if not given."""
     size: int | None = Field(None, ge=1)
@@ -93,7 +101,23 @@ class IngestConfig(Options):
     threads: int = Field(4, ge=1)
     """Files read at a time."""
 
+    def named_columns(self) -> set[str]:
+        """The columns that an option names."""
+        one = (self.path_column, self.label, self.well, self.split)
+        several = (*self.channel_columns, *self.centre_columns, *self.environment, *self.levels)
+        return {name for name in (*one, *several) if name is not None}
 
+
+@contextmanager
+def _kept_if_stopped() -> Iterator[None]:
+    """Say, where a signal ends the work, that it need not be done again."""
+    try:
+        yield
+    except KeyboardInterrupt as request:
+        raise type(request)("stopped; the same command resumes") from request
+
+
+@_kept_if_stopped()
 def ingest(
     table: Path | None,
     images_root: Path,
@@ -105,12 +129,14 @@ def ingest(
     """Write the images below `images_root` as a screen at `out` and open it.
 
     `table` (.csv, .tsv or .parquet) has one row per image, in one file or in one per channel, or
-    with `config.crop` one row per cell, many to a field of view; the screen's table has the rows
-    kept, in their order. With `config.class_folders` the images lie in LABEL/file. Without a table
-    they lie in ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment,
-    Metadata_Label and Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
+    with `config.crop` one row per cell, many to a field of view; `config.image_table` is joined to
+    it, and `Image_Metadata_X` becomes `Metadata_X`. The screen's table has the rows kept, in their
+    order. With `config.class_folders` the images lie in LABEL/file. Without a table they lie in
+    ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment, Metadata_Label and
+    Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
     stays bounded whatever the number of images. Unless `quiet`, the terminal shows the rate and the
-    time left.
+    time left. What a killed or stopped call has written is kept beside `out`; the same call goes on
+    behind it, and any other with the same `out` removes it.
 
     Raises UserError, and leaves nothing at `out`, for a role without a column, an empty label,
     environment or level, a path that is missing or leaves `images_root`, a file that cannot be
@@ -128,12 +154,17 @@ def ingest(
                 "--class-folders needs a table that gives the environment of each file; without a "
                 "table the images lie in ENVIRONMENT/LABEL/file, drop the flag"
             )
+        if config.image_table is not None:
+            raise UserError("--image-table needs a table of cells beside it; give both")
         where = str(images_root)
         metadata = class_folders(images_root, allow_outside=config.allow_outside)
         columns = ImageColumns((FileColumn(FOLDER_PATH),))
     else:
         where = str(table)
         metadata = read_table(table)
+        if config.image_table is not None:
+            metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
+        metadata = without_image_prefix(metadata, config.named_columns())
         columns = image_columns(
             metadata,
             where,
@@ -182,27 +213,36 @@ def ingest(
             size=config.size,
             threads=config.threads,
         )
-    refuse_full_disk(out, _bytes_needed(len(metadata), reader.first, config))
+    kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
+    refuse_full_disk(out, _bytes_needed(len(metadata), reader.first, config) - kept_bytes)
     made = provenance_of(table, images_root, config, config.size)
-    black = 0
+    if config.image_table is not None:
+        made["image_table_sha256"] = sha256(config.image_table)
+    identity = identity_of(made, reader.files)
+    name = config.name or out.name
     with (
-        ScreenWriter(out, config.name or out.name, reader.channels, roles, made) as writer,
-        Progress("ingest", len(metadata), "images", quiet=quiet) as progress,
+        ScreenWriter(out, name, reader.channels, roles, made, identity) as writer,
+        crops.spooled(writer.kept) if crops else nullcontext(),
     ):
-        if crops is None:
-            for images in whole_images(reader, size=config.size, threads=config.threads):
-                black += _append(writer, images)
-                progress.update(len(images))
-        else:
-            with crops.spooled(out.absolute().parent):
+        done = crops.done if crops else writer.rows
+        with Progress("ingest", len(metadata), "images", done, quiet) as progress:
+            if done:
+                progress.update(0, note=f"resumed at {done:,}")
+            if crops is None:
+                for images in whole_images(
+                    reader, size=config.size, threads=config.threads, start=writer.rows
+                ):
+                    writer.append(images)
+                    progress.update(len(images))
+            else:
                 for count in crops.cut():
                     progress.update(count)
-                for images in crops.kept():
-                    black += _append(writer, images)
-            made["crop"] = crops.summary()
-            metadata = metadata[crops.inside]
+                for images in crops.kept(start=writer.rows):
+                    writer.append(images)
+                made["crop"] = crops.summary()
+                metadata = metadata[crops.inside]
         made["rows"] = len(metadata)
-        made["black_images"] = black
+        made["black_images"] = writer.black
         made["files_without_row"] = unnamed
         writer.finish(metadata, config.transform, config.percentile_by)
     return open_screen(out)
@@ -259,12 +299,6 @@ def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
                 f"{where}: column {column!r} is empty in rows {rows}{more} (from 0); fill it in, "
                 "or drop these rows"
             )
-
-
-def _append(writer: ScreenWriter, images: Pixels) -> int:
-    """Write images (B, C, H, W) and count those in which every pixel is 0."""
-    writer.append(images)
-    return int((~images.any(axis=(1, 2, 3))).sum())
 
 
 def refuse_full_disk(out: Path, needed: int) -> None:

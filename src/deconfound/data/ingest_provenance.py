@@ -1,8 +1,10 @@
 """What an ingested screen records of its making, and what of it the user should be told."""
 
 import hashlib
+import json
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,20 @@ def provenance_of(
             **{package: version(package) for package in packages},
         },
     }
+
+
+def identity_of(made: dict[str, Any], files: Iterable[tuple[Path, ...]]) -> str:
+    """A checksum of all that the images of a screen depend on, for an ingest to go on from another.
+
+    `made` is its provenance, of which the number of threads does not count; of every image file the
+    path, the size and the time of its last change do.
+    """
+    options = made["options"] | {"threads": None}
+    digest = hashlib.sha256(json.dumps(made | {"options": options}).encode())
+    for file in dict.fromkeys(file for of_row in files for file in of_row):
+        state = file.stat()
+        digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def remarks(made: dict[str, Any]) -> list[str]:

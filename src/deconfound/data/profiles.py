@@ -10,6 +10,7 @@ import pandas as pd
 
 from deconfound.atomic import refuse_existing
 from deconfound.data.feature_table import feature_columns, open_features
+from deconfound.data.image_table import joined_by_image, without_image_prefix
 from deconfound.data.ingest import (
     IngestConfig,
     refuse_empty,
@@ -24,7 +25,6 @@ from deconfound.errors import UserError
 from deconfound.progress import Progress
 
 ROLE_OPTIONS = frozenset({"label", "environment", "levels", "well", "split", "name"})
-IMAGE_METADATA = "Image_Metadata_"
 
 Chunks = Callable[[Sequence[str]], Iterator[npt.NDArray[np.float32]]]
 
@@ -52,22 +52,24 @@ def ingest_profiles(
     `features` names the feature columns ("*" stands for anything), else they are found by
     CellProfiler's names; all other columns form the screen's table, `Image_Metadata_X` as
     `Metadata_X`. Features that are constant, missing or infinite somewhere are dropped, and named
-    in the provenance under "dropped". Only roles and name are taken from `config`.
+    in the provenance under "dropped". Of `config` roles, name and image table are used.
 
     Raises UserError, and leaves nothing at `out`, for a table that cannot be read, a feature that
     is no number, a role without a column, an empty label, environment or level, or if no feature
     is left.
     """
     config = config or IngestConfig()
-    refuse_options(config, ROLE_OPTIONS, "profiles")
+    refuse_options(config, ROLE_OPTIONS | {"image_table"}, "profiles")
     refuse_existing(out)
     where = str(table)
     opened = open_features(table)
     names = feature_columns(opened, features, where)
     metadata = opened.metadata(sorted(set(opened.columns) - set(names), key=opened.columns.index))
-    metadata = _without_image_prefix(metadata)
     if metadata.empty:
         raise UserError(f"{where}: no rows, or features alone; expected metadata beside them")
+    if config.image_table is not None:
+        metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
+    metadata = without_image_prefix(metadata, config.named_columns())
     roles = resolve_roles(metadata, config, where)
     refuse_empty(metadata, roles, where)
     refuse_repeated_ids(metadata, roles, where, row_is_image=False)
@@ -137,13 +139,3 @@ def _usable(names: Sequence[str], chunks: Chunks) -> Usable:
         return [name for name, is_one in zip(names, mask, strict=True) if is_one]
 
     return Usable(those(finite & ~constant), those(constant), those(~finite))
-
-
-def _without_image_prefix(table: pd.DataFrame) -> pd.DataFrame:
-    present = set(table.columns)
-    shorter = {
-        column: column.removeprefix("Image_")
-        for column in map(str, table.columns)
-        if column.startswith(IMAGE_METADATA) and column.removeprefix("Image_") not in present
-    }
-    return table.rename(columns=shorter)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from deconfound.data.table_file import compression, open_text, refuse_unfit_packing, table_kind
 from deconfound.errors import UserError
 from deconfound.escaping import from_spreadsheet
 
@@ -53,15 +54,16 @@ class Coded(NamedTuple):
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV, TSV or Parquet table; text columns stay text ("01" is not 1).
+    """Read a CSV, TSV (also packed: .gz, .bz2, .xz) or Parquet table; text stays text.
 
-    Raises UserError if the file is missing, of another kind, unreadable or empty.
+    "01" is not 1. Raises UserError if the file is missing, of another kind, unreadable or empty.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such table; give a .csv, .tsv or .parquet file")
     try:
-        match path.suffix.lower():
+        refuse_unfit_packing(path)
+        match table_kind(path):
             case ".csv":
                 table = _read_text(path, ",")
             case ".tsv":
@@ -84,7 +86,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _read_text(path: Path, separator: str) -> pd.DataFrame:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with open_text(path) as stream:
         header = next(csv.reader(stream, delimiter=separator), [])
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
@@ -92,7 +94,9 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
     with warnings.catch_warnings():
         # A row longer than the header would otherwise shift or lose a column with a warning only.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        table = pd.read_csv(path, dtype=str, sep=separator, index_col=False)
+        table = pd.read_csv(
+            path, dtype=str, sep=separator, index_col=False, compression=compression(path)
+        )
     return from_spreadsheet(table) if EXPORTED_PATH in table.columns else table
 
 

@@ -1,0 +1,63 @@
+"""What kind of table a file is by its name, and the text of compressed ones."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Literal, TextIO
+
+from deconfound.errors import UserError
+
+Compression = Literal["gzip", "bz2", "xz"]
+COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
+OPEN: dict[Compression, Callable[..., IO[Any]]] = {
+    "gzip": gzip.open,
+    "bz2": bz2.open,
+    "xz": lzma.open,
+}
+MAX_TEXT = 2 * 2**30
+"""Bytes of text that a compressed table may unpack to."""
+READ_BYTES = 2**20
+
+
+def compression(path: Path) -> Compression | None:
+    """How a file is compressed, by the end of its name."""
+    return COMPRESSIONS.get(path.suffix.lower())
+
+
+def table_kind(path: Path) -> str:
+    """The end of a table's name in lower case; ".csv" of `cells.csv.gz`, as of TSV."""
+    if compression(path):
+        inner = Path(path.stem).suffix.lower()
+        return inner if inner in (".csv", ".tsv") else "".join(path.suffixes[-2:]).lower()
+    return path.suffix.lower()
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a table of text, unpacking it as it is read."""
+    packed = compression(path)
+    opened: Any = OPEN[packed] if packed else open
+    stream: TextIO = opened(path, "rt", encoding="utf-8-sig", newline="")
+    return stream
+
+
+def refuse_unfit_packing(path: Path) -> None:
+    """Raise UserError if a compressed table is damaged or unpacks to more than `MAX_TEXT`."""
+    packed = compression(path)
+    if packed is None:
+        return
+    found = 0
+    try:
+        with OPEN[packed](path, "rb") as stream:
+            while part := stream.read(READ_BYTES):
+                found += len(part)
+                if found > MAX_TEXT:
+                    raise UserError(
+                        f"{path}: unpacks to more than {MAX_TEXT / 2**30:g} GiB of text; unpack "
+                        "it yourself if it is meant to be so large, or save it as Parquet"
+                    )
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be unpacked ({reason}); restore the file") from error
