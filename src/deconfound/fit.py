@@ -64,26 +64,37 @@ def fit(config: RunConfig, screen: Path, out: Path, *, quiet: bool = False) -> R
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
     of the step and raises Stopped.
     """
-    out = Path(out)
-    opened = open_screen(screen)
-    problem = pose(opened, config.data)
+    out, opened = Path(out), open_screen(screen)
+    train(config, opened, pose(opened, config.data), out, quiet=quiet)
+    return open_run(out)
+
+
+def train(
+    config: RunConfig, screen: Screen, problem: Problem, out: Path, *, quiet: bool = False
+) -> float:
+    """`fit` on an opened screen, posed as `config` asks: raises what `fit` does.
+
+    Returns the seconds this call spent on steps, on validation and on waiting for batches, 0 if
+    the run was finished.
+    """
     first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
-    if first and _claims(out, config, opened):
+    if first and _claims(out, config, screen):
         with contextlib.suppress(OSError):  # left if the run was killed as it finished
             (out / "resume.pt").unlink()
-        return open_run(out)
+        return 0.0
     _refuse_unfillable_batches(config.training, problem)
     with atomic.locked(out) if first else contextlib.nullcontext():
-        finished = _claims(out, config, opened) if first else (out / "model.safetensors").is_file()
-        if not finished:
-            options = config.training
-            fabric = machine.start(options.device, options.precision, options.threads)
-            training = Training(config, opened, problem, out, fabric, quiet)
-            if first:
-                atomic.sweep(out)
-                write_description(out, config, opened, problem)
-            training.run()
-    return open_run(out)
+        finished = _claims(out, config, screen) if first else (out / "model.safetensors").is_file()
+        if finished:
+            return 0.0
+        options = config.training
+        fabric = machine.start(options.device, options.precision, options.threads)
+        training = Training(config, screen, problem, out, fabric, quiet)
+        if first:
+            atomic.sweep(out)
+            write_description(out, config, screen, problem)
+        training.run()
+        return training.seconds - training.resumed_at
 
 
 class Training:
@@ -125,6 +136,8 @@ class Training:
         """Whether step `done` is still to be validated: the run was stopped before."""
         self.request = Request()
         self.seconds = 0.0
+        self.resumed_at = 0.0
+        """What `seconds` was when this process took the run up."""
         self.best: dict[str, dict[str, dict[str, float]]] = {s.name: {} for s in self.stages}
         self.history = History(out / "metrics.csv")
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -167,8 +180,8 @@ class Training:
         steps = range(self.done, stage.steps)
         batches = self.reader.stream(sampler.rows(step)[rank::world] for step in steps)
         with contextlib.closing(batches):
+            started = time.perf_counter()
             for step, batch in zip(steps, batches, strict=True):
-                started = time.perf_counter()
                 logged = self._step(stage, step, batch)
                 self.done = step + 1
                 if self.done % LOG_EVERY == 0 or self.done == stage.steps:
@@ -184,6 +197,7 @@ class Training:
                 self._stop_if_asked()
                 if self.done % training.checkpoint_every == 0 or self.done == stage.steps:
                     self._save_resume()
+                started = time.perf_counter()
 
     def _stop_if_asked(self) -> None:
         """Save the run as it stands and raise Stopped, if a signal asks for it."""
@@ -333,7 +347,8 @@ class Training:
             modules.load_state_dict(state["weights"])
             self.stage_number, self.done = state["stage_number"], state["done"]
             self.validation_due = state["validation_due"]
-            self.seconds, self.best = state["seconds"], state["best"]
+            self.seconds = self.resumed_at = state["seconds"]
+            self.best = state["best"]
             self._new_optimizers()
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
