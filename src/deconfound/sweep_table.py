@@ -84,8 +84,8 @@ def make_table(
             row = {"method": entry, "screen": plan.screens[screen].name, "selected_by": rule}
             about = {"fold": f"mean of {len(folds)} folds", "setting": "of each fold"}
             rows.append(row | about | {"seeds": len(folds[0])} | _means(folds))
-    table = pd.DataFrame(rows, columns=_columns())
-    return table.sort_values(["screen", "fold"], kind="stable", ignore_index=True)
+    order = {pair: place for place, pair in enumerate(dict.fromkeys(map(_place, rows)))}
+    return pd.DataFrame(sorted(rows, key=lambda row: order[_place(row)]), columns=_columns())
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:
@@ -170,6 +170,10 @@ def _interval(screen: Screen, runs: list[Result], out: Path) -> Interval:
             unit, over = np.asarray(well.astype("category").cat.codes, dtype=np.int64), "wells"
     drawn = f"seeds and {over}" if len(runs) > 1 else over
     return Interval(*bootstrap(np.stack(correct), unit), drawn)
+
+
+def _place(row: dict[str, Any]) -> tuple[str, str]:
+    return str(row["screen"]), str(row["fold"])
 
 
 def _means(folds: list[dict[int, Result]]) -> dict[str, float]:
