@@ -20,8 +20,9 @@ from deconfound.report import report
 from deconfound.stop import Stopped
 from deconfound.sweep import sweep
 from deconfound.sweep_local import run_local
+from deconfound.sweep_order import Order, Outcome, run_directory
 from deconfound.sweep_plan import make_plan
-from deconfound.sweep_run import Order, Outcome, Runner, run_directory
+from deconfound.sweep_run import Runner
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 MODULE = importlib.import_module("deconfound.sweep")

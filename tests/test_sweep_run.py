@@ -13,14 +13,8 @@ from deconfound.embed import embed
 from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.run import RunConfig, open_run, pose
-from deconfound.sweep_run import (
-    Order,
-    Outcome,
-    Runner,
-    predictions_file,
-    result_file,
-    run_directory,
-)
+from deconfound.sweep_order import Order, Outcome, predictions_file, result_file, run_directory
+from deconfound.sweep_run import Runner
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -9,8 +9,8 @@ from deconfound.data.screen import Screen
 from deconfound.data.split import physical_well
 from deconfound.errors import UserError
 from deconfound.run import RunConfig
+from deconfound.sweep_order import predictions_file
 from deconfound.sweep_plan import Job, Plan, Setting, SweepFile
-from deconfound.sweep_run import predictions_file
 from deconfound.sweep_select import Choice, Result
 from deconfound.sweep_table import bootstrap, make_table, read_shown_table, write_table
 

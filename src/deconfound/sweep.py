@@ -12,14 +12,13 @@ import pandas as pd
 import torch
 
 from deconfound import atomic, machine
-from deconfound.embed import embed
 from deconfound.errors import UserError
 from deconfound.progress import Progress
 from deconfound.stop import Stopped
 from deconfound.sweep_local import run_local
+from deconfound.sweep_order import Order, Outcome, run_directory
 from deconfound.sweep_plan import Job, Plan, make_plan
 from deconfound.sweep_ray import run_ray
-from deconfound.sweep_run import Order, Outcome, run_directory
 from deconfound.sweep_select import Choice, Result, choose, read_result, score_table
 from deconfound.sweep_table import make_table, write_table
 
@@ -230,6 +229,8 @@ def _summary(runs: int, outcomes: list[Outcome], began: float, runs_ended: float
 
 
 def _embed_selected(choices: list[Choice], out: Path, quiet: bool) -> None:
+    from deconfound.embed import embed
+
     for choice in choices:
         for name in choice.setting.runs.values() if choice.setting else ():
             file = out / "embeddings" / f"{name}.h5ad"

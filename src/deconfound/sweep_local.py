@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch
 
 from deconfound import stop
-from deconfound.sweep_run import Order, Outcome
+from deconfound.sweep_order import Order, Outcome
 
 PATIENCE_SECONDS = stop.GRACE_SECONDS + 5
 """How long a process may take to save its run when the sweep is stopped."""

@@ -1,12 +1,16 @@
 """Runs of a sweep on a Ray cluster whose machines share the sweep's and the screens' folders."""
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
 
 from deconfound.errors import UserError
-from deconfound.sweep_run import Order, Outcome, Runner
+from deconfound.sweep_order import Order, Outcome
+
+ANSWER_SECONDS = 5.0
+"""How long an address has to answer; Ray itself would try for minutes."""
 
 
 def run_ray(
@@ -20,6 +24,8 @@ def run_ray(
     cannot be reached.
     """
     ray = _connected(address)
+    from deconfound.sweep_run import Runner
+
     try:
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
         waiting = deque(orders)
@@ -62,6 +68,12 @@ def _devices(ray: Any, actors: int) -> float:
 
 
 def _connected(address: str | None) -> Any:
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if port.isdecimal() and not asyncio.run(_answers(host, int(port))):
+        raise UserError(
+            f"--address {address}: no Ray cluster answers; start one with `ray start --head`, or "
+            "leave --address out"
+        )
     try:
         import ray
     except ImportError as error:
@@ -73,7 +85,18 @@ def _connected(address: str | None) -> Any:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--address {address}: no Ray cluster answers ({reason}); start one with "
-            "`ray start --head`, or leave --address out"
+            f"--address {address or 'here'}: Ray cannot start or be reached ({reason}); start a "
+            "cluster with `ray start --head`"
         ) from error
     return ray
+
+
+async def _answers(host: str, port: int) -> bool:
+    """Whether anything listens there."""
+    try:
+        opening = asyncio.open_connection(host, port)
+        _, writer = await asyncio.wait_for(opening, ANSWER_SECONDS)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

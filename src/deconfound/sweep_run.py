@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,56 +20,13 @@ from deconfound.fit import train
 from deconfound.measure import classification
 from deconfound.metrics import seen_in_training
 from deconfound.run import Problem, Run, config_model, open_run, pose, read_json
+from deconfound.sweep_order import Order, Outcome, predictions_file, result_file, run_directory
 
 BATCH = 512
 KEPT = 8
 """Problems at most that a process keeps; one holds a few arrays of the screen's length."""
 SCORED = ("val", "ood_val", "id_test", "test")
 Rows = npt.NDArray[np.int64]
-
-
-class Order(NamedTuple):
-    """A run to do, as it is handed to another process: nothing but text."""
-
-    name: str
-    screen: str
-    identity: str
-    method: str
-    config: str
-    """JSON."""
-    out: str
-    """Directory of the sweep."""
-
-
-class Outcome(NamedTuple):
-    """What became of a run."""
-
-    name: str
-    worker: int
-    """Number of the process that did it."""
-    started: float
-    ended: float
-    """Seconds since the epoch."""
-    training: float = 0.0
-    evaluation: float = 0.0
-    """Seconds of these in this process; what remains is preparation and writing."""
-    reason: str = ""
-    """One line that says why the run failed; empty if it did not."""
-
-
-def run_directory(out: Path, name: str) -> Path:
-    """Where a sweep keeps a run."""
-    return out / "runs" / name
-
-
-def result_file(out: Path, name: str) -> Path:
-    """The result of a run; its presence means that the run is trained and scored."""
-    return out / "results" / f"{name}.json"
-
-
-def predictions_file(out: Path, name: str) -> Path:
-    """The predictions that a result rests on."""
-    return out / "results" / f"{name}.npz"
 
 
 class Runner:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from deconfound.measure import COLUMNS
+from deconfound.sweep_order import result_file
 from deconfound.sweep_plan import Job, Plan, Rule, Setting
-from deconfound.sweep_run import result_file
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from deconfound.data.split import physical_well
 from deconfound.data.table import require_columns
 from deconfound.errors import UserError
 from deconfound.streams import numpy_stream
+from deconfound.sweep_order import predictions_file
 from deconfound.sweep_plan import Plan
-from deconfound.sweep_run import predictions_file
 from deconfound.sweep_select import Choice, Result
 
 REPLICATES = 2_000
@@ -84,8 +84,9 @@ def make_table(
             row = {"method": entry, "screen": plan.screens[screen].name, "selected_by": rule}
             about = {"fold": f"mean of {len(folds)} folds", "setting": "of each fold"}
             rows.append(row | about | {"seeds": len(folds[0])} | _means(folds))
-    order = {pair: place for place, pair in enumerate(dict.fromkeys(map(_place, rows)))}
-    return pd.DataFrame(sorted(rows, key=lambda row: order[_place(row)]), columns=_columns())
+    places = list(dict.fromkeys(map(_place, rows)))
+    in_order = [row for place in places for row in rows if _place(row) == place]
+    return pd.DataFrame(in_order, columns=_columns())
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:

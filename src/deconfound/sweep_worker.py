@@ -11,7 +11,8 @@ import sys
 import threading
 
 from deconfound import stop
-from deconfound.sweep_run import Order, Runner
+from deconfound.sweep_order import Order
+from deconfound.sweep_run import Runner
 
 
 def main(worker: int) -> None:
