@@ -86,13 +86,18 @@ def test_a_sweep_ends_in_tables_and_is_not_done_twice(
     assert sweep(file, out, quiet=True).before == 4
     assert len(done) == 4
     assert before == {path: path.read_bytes() for path in before}
+    report([out], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(run_directory(out, name).name in page for name in chosen)
+    others = {path.name for path in (out / "runs").iterdir()} - set(chosen)
+    assert others
+    assert not any(name in page for name in others)
+    assert 'id="sweeps"' in page
+    assert pd.read_csv(out / "table.csv")["setting"].item() in page
     grown = sweep(write(tmp_path, screen, seeds=[0, 1, 2]), out, embeddings=True, quiet=True)
     assert (grown.runs, grown.before, len(done)) == (6, 4, 6)
     chosen = pd.read_csv(out / "table.csv")["runs"].item().split()
     assert {file.stem for file in (out / "embeddings").iterdir()} == set(chosen)
-    report([out], tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(name in page for name in chosen)
 
 
 def test_a_failure_is_listed_and_tried_again(
