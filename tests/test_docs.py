@@ -66,6 +66,8 @@ def steps_of(page: Path) -> list[Step]:
                     steps.append(Step("command", line))
                 elif line.startswith("python -c "):
                     steps.append(Step("code", shlex.split(line)[2]))
+        elif language == "yaml" and text.startswith("# "):
+            steps.append(Step("file", text))
         elif language == "python":
             steps.append(Step("file" if text.startswith("# src/") else "code", text))
     return steps
@@ -84,7 +86,7 @@ def follow(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
             case "code":
                 exec(compile(step.text, str(page), "exec"), names)
             case "file":
-                save_module(step.text, monkeypatch)
+                save(step.text, monkeypatch)
     return steps
 
 
@@ -112,9 +114,15 @@ def small_config(method: str, fold: str, options: demo.DemoOptions) -> RunConfig
     )
 
 
-def save_module(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save a file whose first line is its path, and let its package find it."""
+def save(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a file whose first line is its path; a module is then found by its package.
+
+    In YAML steps are made few.
+    """
     path = Path(text.splitlines()[0].removeprefix("# "))
+    if path.suffix == ".yaml":
+        path.write_text(re.sub(r"steps: \d+", "steps: 2", text), encoding="utf-8")
+        return
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="utf-8")
     package = importlib.import_module(".".join(path.parts[1:-1]))

@@ -1,6 +1,7 @@
 """deconfound: image embeddings that follow the perturbation and ignore the plate.
 
-    from deconfound import Screen, describe, embed, fit, measure, open_screen, report, transfer
+    from deconfound import Screen, describe, embed, fit, measure, open_screen, report
+    from deconfound import sweep, transfer
 
 The names are imported when they are first used, so that the command line starts fast.
 """
@@ -30,6 +31,7 @@ _HOMES = {
     "fit": "deconfound.fit",
     "embed": "deconfound.embed",
     "measure": "deconfound.measure",
+    "sweep": "deconfound.sweep",
     "transfer": "deconfound.transfer",
     "export": "deconfound.export",
     "report": "deconfound.report",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from deconfound.fit import fit as fit
     from deconfound.measure import measure as measure
     from deconfound.report import report as report
+    from deconfound.sweep import sweep as sweep
     from deconfound.transfer import transfer as transfer
 
 

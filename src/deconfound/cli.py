@@ -6,13 +6,14 @@ import io
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -122,6 +123,26 @@ class MeasureArguments(Arguments):
     """The Parquet file of scores to write."""
     seed: int = 0
     """Seed of the sub-samples that probes and neighbour graphs are computed on."""
+    quiet: bool = False
+    """No progress bar, no table."""
+
+
+class SweepArguments(Arguments):
+    """Run methods × settings × folds × seeds, select, and tabulate."""
+
+    file: Positional[Path]
+    """The sweep file."""
+    out: Path
+    """Directory of the sweep; runs that it holds are not done again."""
+    executor: Literal["local", "ray"] = "local"
+    """Processes of this machine, or a Ray cluster."""
+    workers: int | None = Field(None, ge=1)
+    """Runs at a time; if not given, as many as cores hold the threads of a run, one on each CUDA
+    device, or what the cluster holds."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
+    embeddings: bool = False
+    """Embed the selected runs as well."""
     quiet: bool = False
     """No progress bar, no table."""
 
@@ -308,6 +329,24 @@ def _measure(words: list[str]) -> None:
     _say(f"{len(scores)} scores in {parsed.out}")
 
 
+def _sweep(words: list[str]) -> None:
+    started = time.time()
+    from deconfound.sweep import sweep
+    from deconfound.sweep_table import read_shown_table
+
+    parsed = _parse(SweepArguments, words, "sweep")
+    if parsed.address is not None and parsed.executor != "ray":
+        raise UserError("sweep: --address is of a Ray cluster; add --executor ray")
+    done = sweep(**dict(parsed), started=started)
+    if not parsed.quiet:
+        shown = read_shown_table(parsed.out)
+        _print_table(list(shown.columns), shown.to_numpy().tolist())
+    _say(done.text())
+    _say(f"tables, scores and runs in {parsed.out}")
+    if done.failed:
+        raise UserError(f"{done.failed} runs failed; {parsed.out / 'failures.csv'} says why")
+
+
 def _transfer(words: list[str]) -> None:
     from deconfound.transfer import transfer
 
@@ -397,6 +436,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "fit": (_fit, "train one method on one fold with one seed"),
     "embed": (_embed, "embed every image of a screen"),
     "measure": (_measure, "score embeddings"),
+    "sweep": (_sweep, "methods × settings × folds × seeds, to one table"),
     "transfer": (_transfer, "counterfactual images: swap content and style between cells"),
     "export": (_export, "a screen as OME-TIFF files and a table, or profiles as Parquet"),
     "report": (_report, "one HTML page of runs, embeddings and scores"),
@@ -407,16 +447,18 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 }
 
 
-RESUMED = ("fit", "embed", "demo")
+RESUMED = ("fit", "embed", "demo", "sweep")
 """Verbs that go on where they were stopped."""
+SAVED = ("fit", "sweep")
+"""Of these, the verbs that save what is under way when they are stopped."""
 
 
 def main(words: list[str] | None = None) -> None:
     """Run a verb.
 
     Exits with 2 and one line on a mistake of the user's; with one line too on SIGTERM, with 0 where
-    fit has saved its run and else with 143, and on Ctrl-C, with 130. Ends quietly with 141 where
-    the reader of its output has gone.
+    fit or sweep has saved its runs and else with 143, and on Ctrl-C, with 130. Ends quietly with
+    141 where the reader of its output has gone.
     """
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
@@ -445,7 +487,7 @@ def main(words: list[str] | None = None) -> None:
         said = str(request) or f"stopped; the same command {remedy}"
         _complain(said)
         asked = isinstance(request, stop.Stopped)
-        sys.exit(130 if not asked else 0 if words[0] == "fit" else 143)
+        sys.exit(130 if not asked else 0 if words[0] in SAVED else 143)
 
 
 def _dispatch(words: list[str]) -> None:

@@ -37,6 +37,9 @@ class DataOptions(Options):
     """Nested levels, outermost first; the screen's own if not given."""
     fold: str = "iid"
     """What is held out: iid, given (the screen's split column) or COLUMN=GROUP of a level."""
+    without: str | None = None
+    """A training environment to leave out of training as well; scored as `ood_val`, it chooses
+    between settings without a look at the test."""
     val_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the rows not held out that selects the checkpoint (in-distribution)."""
     id_test_fraction: float = Field(0.1, ge=0, lt=1)

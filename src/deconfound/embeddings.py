@@ -33,7 +33,7 @@ class Embeddings:
 
     @property
     def part(self) -> npt.NDArray[np.str_]:
-        """(N,) part of each row: train, val, id_test, test, unused or new."""
+        """(N,) part of each row: train, val, ood_val, id_test, test, unused or new."""
         return self.table[PART].astype(str).to_numpy(dtype="U7")
 
     @property

@@ -74,14 +74,29 @@ def fit(
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
     of the step and raises Stopped. `warn` is given a sentence about labels that are never scored.
     """
-    out = Path(out)
-    opened = open_screen(screen)
-    problem = pose(opened, config.data)
+    out, opened = Path(out), open_screen(screen)
+    train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn)
+    return open_run(out)
+
+
+def train(
+    config: RunConfig,
+    screen: Screen,
+    problem: Problem,
+    out: Path,
+    *,
+    quiet: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> float:
+    """`fit` on an opened screen, posed as `config` asks: raises what `fit` does.
+
+    Returns the seconds this call spent on steps, on validation and on waiting for batches, 0 if
+    the run was finished.
+    """
     first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
-    if first and _claims(out, config, opened):
-        with contextlib.suppress(OSError):  # left if the run was killed as it finished
-            (out / "resume.pt").unlink()
-        return open_run(out)
+    if first and _claims(out, config, screen):
+        _remove_leftovers(out)
+        return 0.0
     _refuse_unfillable_batches(config.training, problem)
     if config.options.sees_held_out and not len(problem.fold.rows("test")):
         raise UserError(
@@ -91,16 +106,17 @@ def fit(
     if first and warn is not None and problem.untrained():
         warn(_of_untrained(problem))
     with atomic.locked(out) if first else contextlib.nullcontext():
-        finished = _claims(out, config, opened) if first else (out / "model.safetensors").is_file()
-        if not finished:
-            options = config.training
-            fabric = machine.start(options.device, options.precision, options.threads)
-            training = Training(config, opened, problem, out, fabric, quiet)
-            if first:
-                atomic.sweep(out)
-                write_description(out, config, opened, problem)
-            training.run()
-    return open_run(out)
+        finished = _claims(out, config, screen) if first else (out / "model.safetensors").is_file()
+        if finished:
+            return 0.0
+        options = config.training
+        fabric = machine.start(options.device, options.precision, options.threads)
+        training = Training(config, screen, problem, out, fabric, quiet)
+        if first:
+            atomic.sweep(out)
+            write_description(out, config, screen, problem)
+        training.run()
+        return training.seconds - training.resumed_at
 
 
 class Training:
@@ -149,6 +165,8 @@ class Training:
         """Whether step `done` is still to be validated: the run was stopped before."""
         self.request = Request()
         self.seconds = 0.0
+        self.resumed_at = 0.0
+        """What `seconds` was when this process took the run up."""
         self.best: dict[str, dict[str, dict[str, float]]] = {s.name: {} for s in self.stages}
         self.history = History(out / "metrics.csv")
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -191,8 +209,8 @@ class Training:
         steps = range(self.done, stage.steps)
         batches = self.reader.stream(sampler.rows(step)[rank::world] for step in steps)
         with contextlib.closing(batches):
+            started = time.perf_counter()
             for step, batch in zip(steps, batches, strict=True):
-                started = time.perf_counter()
                 if self.config.options.sees_held_out:
                     held_out = self.problem.fold.part[batch.row.numpy()] == "test"
                     batch = replace(batch, held_out=int(held_out.sum()))
@@ -211,6 +229,7 @@ class Training:
                 self._stop_if_asked()
                 if self.done % training.checkpoint_every == 0 or self.done == stage.steps:
                     self._save_resume()
+                started = time.perf_counter()
 
     def _stop_if_asked(self) -> None:
         """Save the run as it stands and raise Stopped, if a signal asks for it."""
@@ -360,7 +379,8 @@ class Training:
             modules.load_state_dict(state["weights"])
             self.stage_number, self.done = state["stage_number"], state["done"]
             self.validation_due = state["validation_due"]
-            self.seconds, self.best = state["seconds"], state["best"]
+            self.seconds = self.resumed_at = state["seconds"]
+            self.best = state["best"]
             self._new_optimizers()
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
@@ -435,6 +455,15 @@ def _of_untrained(problem: Problem) -> str:
         f"warning: fold {problem.fold.name}: training has no row of {listed(found, 5)}; their test "
         "rows are never scored, hold out another group if they must be"
     )
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a process that was killed as it finished the run has left of its work."""
+    resume = out / "resume.pt"
+    if resume.is_file() or any(file.suffix == ".partial" for file in out.iterdir()):
+        with contextlib.suppress(OSError, UserError), atomic.locked(out):
+            resume.unlink(missing_ok=True)
+            atomic.sweep(out)
 
 
 def _refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:

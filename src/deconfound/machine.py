@@ -2,22 +2,26 @@
 
 import logging
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from lightning_fabric import Fabric
 
 from deconfound.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Precision = Literal["auto", "32", "bf16"]
 
 
-def start(device: str, precision: Precision, threads: int | None) -> Fabric:
+def start(device: str, precision: Precision, threads: int | None) -> "Fabric":
     """Fabric on `device` ("auto" takes an accelerator if there is one), launched.
 
     "auto" precision is bfloat16 where the processor computes in it, else float32. Under torchrun
     every process gets its own rank. Raises UserError for a device that is not there.
     """
+    from lightning_fabric import Fabric  # takes seconds, and a sweep itself trains nothing
+
     known = ("auto", "cpu", "cuda", "mps")
     if device not in known:
         raise UserError(f"device {device!r}; expected one of {', '.join(known)}")
@@ -56,7 +60,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def device_name(fabric: Fabric) -> str:
+def device_name(fabric: "Fabric") -> str:
     """The device in words, for a run's provenance."""
     if fabric.device.type == "cuda":
         return torch.cuda.get_device_name(fabric.device)
@@ -65,7 +69,7 @@ def device_name(fabric: Fabric) -> str:
     return fabric.device.type
 
 
-def precision_name(fabric: Fabric) -> str:
+def precision_name(fabric: "Fabric") -> str:
     """The precision in use: "bf16-mixed" or "32-true"."""
     return str(fabric._precision.precision)
 

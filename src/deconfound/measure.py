@@ -150,17 +150,21 @@ def _predictions(embeddings: Embeddings) -> list[Row]:
         return []
     trained = coded(pd.Series(embeddings.about["labels"]), label.names).codes
     rows = []
-    for name in ("val", "id_test", "test", "new"):
+    for name in ("val", "ood_val", "id_test", "test", "new"):
         inside = part == name
         if not inside.any():
             continue
         truth, answer = label.codes[inside], predicted[inside]
         seen = seen_in_training(truth, trained)
-        rows += _classification(truth, answer, seen, name)
+        rows += classification(truth, answer, seen, name)
     return rows
 
 
-def _classification(truth: Codes, predicted: Codes, seen: Mask, part: str) -> list[Row]:
+def classification(truth: Codes, predicted: Codes, seen: Mask, part: str) -> list[Row]:
+    """The scores of predictions on the rows of one part.
+
+    Codes (N,) int64 of one numbering; `seen` (N,) comes from `seen_in_training`.
+    """
     return [
         Row("prediction", "accuracy", part, accuracy(truth, predicted, seen)),
         Row("prediction", "macro_f1", part, macro_f1(truth, predicted, seen)),
@@ -183,7 +187,7 @@ def _pooled(folds: list[_Predictions]) -> list[Row]:
     label = coded(truth)
     predicted = coded(pd.concat([fold.predicted for fold in folds]), label.names).codes
     seen = np.concatenate([fold.seen for fold in folds])
-    return _classification(label.codes, predicted, seen, "test")
+    return classification(label.codes, predicted, seen, "test")
 
 
 def _representations(embeddings: Embeddings, seed: int) -> list[Row]:

@@ -27,7 +27,8 @@ def report(paths: Iterable[Path], out: Path, *, points: int = 3_000, seed: int =
     """Write the page `out` from everything found under `paths`.
 
     Directories are searched for runs, `.h5ad` embeddings, `scores*.parquet` and directories of
-    `transfer`; files are taken as they are. The page needs no network. Maps show at most `points`
+    `transfer` and `sweep`; of a sweep's runs those it selected are taken. Files are taken as they
+    are. The page needs no network. Maps show at most `points`
     images, drawn by `seed`. Raises UserError if `out` exists or does not end in .html, if nothing
     is found, or if files contradict each other.
     """
@@ -62,6 +63,8 @@ def _page(sources: Sources, seed: int) -> str:
         statements=statements(scores, _environment_name(sources)),
         warnings=warnings(sources, scores),
         dots=dots,
+        sweeps=[(path, list(table.columns), table.to_numpy().tolist()) for path, table in
+                sources.sweeps],
         levels=levels(scores),
         raw=sources.scores[list(SCORE_COLUMNS)].head(RAW_ROWS).to_dict("records"),
         scores=len(sources.scores),

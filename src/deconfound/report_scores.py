@@ -17,6 +17,7 @@ PARTS = {
     "id_test": "in distribution",
     "id": "in distribution",
     "val": "validation",
+    "ood_val": "left-out environment",
     "pooled": "held out, folds pooled",
 }
 MAIN = ("prediction", "content", "representation")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from deconfound.history import read_history
 from deconfound.report_names import Names
 from deconfound.run import open_run, read_json
 from deconfound.streams import numpy_stream
+from deconfound.sweep_order import run_directory
+from deconfound.sweep_table import read_shown_table, selected_runs
 
 SCORE_COLUMNS = ("method", "fold", "seed", "representation", "metric", "part", "value", "n", "note")
 SCORE_KEY = ["method", "fold", "seed", "representation", "metric", "part"]
@@ -99,6 +102,8 @@ class Sources:
     scores: pd.DataFrame
     """Columns `SCORE_COLUMNS` and `file`; `method` holds the name as in `RunSource`."""
     swaps: list[SwapSource]
+    sweeps: list[tuple[Path, pd.DataFrame]]
+    """Directories of sweeps, and the table of each as text."""
     left_out: list[str]
     """Why something found could not be used."""
 
@@ -114,6 +119,7 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
     samples: list[Sample] = []
     scores: list[pd.DataFrame] = []
     swaps: list[SwapSource] = []
+    sweeps: list[tuple[Path, pd.DataFrame]] = []
     left_out: list[str] = []
     seen: set[Path] = set()
     given = [Path(path) for path in paths]
@@ -128,6 +134,8 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                 match _kind(path):
                     case "run":
                         runs.append(_read_run(path))
+                    case "sweep":
+                        sweeps.append((path, read_shown_table(path)))
                     case "swap":
                         swaps.append(_read_swap(path))
                     case "embeddings":
@@ -138,13 +146,13 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                 if path == named:
                     raise
                 left_out.append(str(error))
-    if not (runs or samples or scores or swaps):
+    if not (runs or samples or scores or swaps or sweeps):
         reason = f" ({left_out[0]})" if left_out else ""
         raise UserError(
             f"{', '.join(map(str, given))}: nothing to report on{reason}; expected run "
             "directories, .h5ad embeddings, scores*.parquet or directories of `deconfound transfer`"
         )
-    return _with_names(Sources(runs, samples, _joined(scores), swaps, left_out))
+    return _with_names(Sources(runs, samples, _joined(scores), swaps, sweeps, left_out))
 
 
 def _candidates(named: Path) -> Iterator[Path]:
@@ -157,8 +165,13 @@ def _candidates(named: Path) -> Iterator[Path]:
     for folder, inside, files in os.walk(named):
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         here = Path(folder)
-        if _kind(here):
+        kind = _kind(here)
+        if kind:
             yield here
+        if kind == "sweep":  # of its runs those that were selected
+            with suppress(UserError):  # reading the sweep says why
+                yield from [run_directory(here, name) for name in selected_runs(here)]
+            inside[:] = [name for name in inside if name == "embeddings"]
         for name in sorted(files):
             file = here / name
             searched = name.startswith("scores") or file.suffix == ".h5ad"
@@ -170,6 +183,8 @@ def _kind(path: Path) -> str | None:
     if path.is_dir():
         if (path / "config.yaml").is_file() and (path / "fold.json").is_file():
             return "run"
+        if (path / "sweep.yaml").is_file() and (path / "table.csv").is_file():
+            return "sweep"
         return "swap" if (path / "transfer.json").is_file() else None
     return {".h5ad": "embeddings", ".parquet": "scores"}.get(path.suffix)
 
@@ -270,6 +285,7 @@ def _with_names(sources: Sources) -> Sources:
         [replace(sample, name=names.of(_config(sample.about))) for sample in sources.samples],
         _without_repeats(scores[[*SCORE_COLUMNS, "file"]]),
         [replace(swap, name=names.of(swap.about["config"])) for swap in sources.swaps],
+        sources.sweeps,
         sources.left_out,
     )
 

@@ -28,7 +28,7 @@ from deconfound.config import (
 )
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Screen
-from deconfound.data.split import Fold, make_fold
+from deconfound.data.split import Fold, make_fold, without_environment
 from deconfound.data.table import Coded, Roles, listed, require_columns
 from deconfound.errors import UserError
 from deconfound.methods.base import Method, MethodOptions, Task
@@ -116,6 +116,18 @@ class Problem:
         return {name: count for name, count in named.items() if name not in self.label.names}
 
 
+def roles_of(screen: Screen, options: DataOptions) -> Roles:
+    """The screen's roles, where the options name no others."""
+    default = screen.roles
+    return Roles(
+        label=options.label or default.label,
+        environment=options.environment or default.environment,
+        levels=options.levels or default.levels,
+        well=default.well,
+        split=default.split,
+    )
+
+
 def pose(screen: Screen, options: DataOptions) -> Problem:
     """Roles, fold and codes for a screen; label and environment names come from training rows.
 
@@ -123,14 +135,7 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
     training, an environment that is the label under another name, or a group held out none of
     whose labels training has.
     """
-    default = screen.roles
-    roles = Roles(
-        label=options.label or default.label,
-        environment=options.environment or default.environment,
-        levels=options.levels or default.levels,
-        well=default.well,
-        split=default.split,
-    )
+    roles = roles_of(screen, options)
     if roles.label is None:
         raise UserError(f"{screen.path}: names no label column; add --label COLUMN")
     if not roles.environment:
@@ -145,6 +150,8 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
         unit=options.iid_unit,
         seed=options.split_seed,
     )
+    if options.without is not None:
+        fold = without_environment(screen.table, roles, fold, options.without)
     train = fold.rows("train")
     for part in ("train", "val"):
         if not len(fold.rows(part)):

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deconfound.data.split import PARTS, Fold, groups, make_fold, shared_labels
+from deconfound.data.split import (
+    PARTS,
+    Fold,
+    groups,
+    make_fold,
+    shared_labels,
+    without_environment,
+)
 from deconfound.data.table import Roles, coded, nested_ids
 from deconfound.errors import UserError
 
@@ -166,7 +173,8 @@ def test_other_seeds_split_otherwise() -> None:
 
 def test_an_iid_test_needs_no_levels_and_no_label() -> None:
     fold = make_fold(pd.DataFrame({"e": ["p"] * 50}), Roles(environment=("e",)), "iid")
-    assert fold.counts() == {"train": 40, "val": 5, "id_test": 0, "test": 5, "unused": 0}
+    counts = {part: count for part, count in fold.counts().items() if count}
+    assert counts == {"train": 40, "val": 5, "test": 5}
 
 
 def test_a_given_split_is_taken_as_it_is() -> None:
@@ -264,3 +272,39 @@ def test_shared_labels_are_those_of_both_parts(table: pd.DataFrame) -> None:
     for _, _, fold in folds:
         expected = set(table["y"][fold.rows("train")]) & set(table["y"][fold.rows("test")])
         assert {label.names[code] for code in shared_labels(label, fold, "test")} == expected
+
+
+@few
+@given(table=nested_tables(), data=st.data())
+def test_an_environment_left_out_is_not_trained_on(
+    table: pd.DataFrame, data: st.DataObject
+) -> None:
+    """Its rows are ood_val, no row of its wells trains, and the test is the same."""
+    well = table["series"] + "/" + table["plate"] + "/" + table["well"]
+    outer = [make_fold(table, ROLES, "iid"), *(fold for _, _, fold in all_folds(table))]
+    for fold in outer:
+        used = np.isin(fold.part, ["train", "val", "id_test"])
+        name = data.draw(st.sampled_from(sorted(set(table["plate"][fold.part == "train"]))))
+        inner = without_environment(table, ROLES, fold, name)
+        left_out = used & (table["plate"] == name).to_numpy()
+        np.testing.assert_array_equal(inner.part == "ood_val", left_out)
+        still = np.isin(inner.part, ["train", "val", "id_test"])
+        assert not set(well[still]) & set(well[left_out])
+        np.testing.assert_array_equal(inner.part[still], fold.part[still])
+        np.testing.assert_array_equal(inner.part[~used], fold.part[~used])
+
+
+def test_a_row_that_may_be_of_the_environment_left_out_is_unused() -> None:
+    table = table_of(40, plate=[*["P1", "P2", "P3", None] * 10], y=[*"ab"] * 20)
+    roles = Roles(label="y", environment=("plate",))
+    inner = without_environment(table, roles, make_fold(table, roles, "iid"), "P2")
+    trained = table["plate"][np.isin(inner.part, ["train", "val"])]
+    assert set(trained) == {"P1", "P3"}
+    assert (inner.part[table["plate"].isna()] != "train").all()
+
+
+def test_an_environment_that_training_lacks_is_named() -> None:
+    table = table_of(40, plate=[*["P1", "P2"] * 20], y=[*"ab"] * 20)
+    roles = Roles(label="y", environment=("plate",))
+    with pytest.raises(UserError, match=r"without 'P3': no such training .* there are P1, P2"):
+        without_environment(table, roles, make_fold(table, roles, "iid"), "P3")

@@ -12,12 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.table import Coded, Roles, joined, natural_order, nested_ids, require_columns
+from deconfound.data.table import (
+    Coded,
+    Roles,
+    joined,
+    listed,
+    natural_order,
+    nested_ids,
+    require_columns,
+)
 from deconfound.errors import UserError
 from deconfound.streams import numpy_stream
 
-Part = Literal["train", "val", "id_test", "test", "unused"]
-PARTS: tuple[Part, ...] = ("train", "val", "id_test", "test", "unused")
+Part = Literal["train", "val", "ood_val", "id_test", "test", "unused"]
+PARTS: tuple[Part, ...] = ("train", "val", "ood_val", "id_test", "test", "unused")
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Unit = Literal["cell", "well"]
@@ -28,10 +36,11 @@ class Fold:
     """The part every row of a table plays."""
 
     name: str
-    """"iid", "given" or "COLUMN=GROUP"."""
+    """"iid", "given" or "COLUMN=GROUP", with " without ENVIRONMENT" where one is left out."""
     part: npt.NDArray[np.str_]
-    """(N,) of `PARTS`: train; val (in-distribution, for selection); id_test (in-distribution);
-    test (held out); unused (would leak, or left out by a given split)."""
+    """(N,) of `PARTS`: train; val (in-distribution, for selection); ood_val (a training environment
+    left out, for selection); id_test (in-distribution); test (held out); unused (would leak, or
+    left out by a given split)."""
 
     def rows(self, part: Part) -> Rows:
         """Row numbers of one part, ascending."""
@@ -98,6 +107,31 @@ def make_fold(
     )  # fmt: skip
     part[held_out] = "test"
     return Fold(name, part)
+
+
+def without_environment(table: pd.DataFrame, roles: Roles, fold: Fold, name: str) -> Fold:
+    """`fold` with the training environment `name` left out as well: its rows become ood_val.
+
+    Rows for training that share a physical well with it, or have no environment and so may be of
+    it, become unused; test stays as it is. Raises UserError if training has no such environment.
+    """
+    environment = joined(table, roles.environment)
+    known = sorted(environment[fold.part == "train"].dropna().unique(), key=natural_order)
+    if name not in known:
+        raise UserError(
+            f"fold {fold.name} without {name!r}: no such training environment; there are "
+            f"{listed(known)}"
+        )
+    used = np.isin(fold.part, ("train", "val", "id_test"))
+    left_out = used & np.asarray((environment == name).fillna(False), dtype=bool)
+    leaking = np.asarray(environment.isna(), dtype=bool)
+    if roles.well is not None:
+        well = physical_well(table, roles)
+        leaking |= np.asarray(well.isin(well[left_out].dropna().unique()), dtype=bool)
+    part = fold.part.copy()
+    part[used & leaking] = "unused"
+    part[left_out] = "ood_val"
+    return Fold(f"{fold.name} without {name}", part)
 
 
 def groups(table: pd.DataFrame, roles: Roles, column: str) -> list[Group]:

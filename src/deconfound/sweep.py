@@ -1,0 +1,238 @@
+"""sweep: methods × settings × folds × seeds, run in parallel, resumably, to one table."""
+
+import contextlib
+import json
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+
+from deconfound import atomic, machine
+from deconfound.errors import UserError
+from deconfound.progress import Progress
+from deconfound.stop import Stopped
+from deconfound.sweep_local import run_local
+from deconfound.sweep_order import Order, Outcome, run_directory
+from deconfound.sweep_plan import Job, Plan, make_plan
+from deconfound.sweep_ray import run_ray
+from deconfound.sweep_select import Choice, Result, choose, read_result, score_table
+from deconfound.sweep_table import make_table, write_table
+
+ExecutorName = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call of sweep did, and where its time went."""
+
+    runs: int
+    """Runs of the sweep."""
+    before: int
+    """Of these, done before this call."""
+    failed: int
+    workers: int
+    """Processes that did runs."""
+    wall_seconds: float
+    training_seconds: float
+    """Steps, validation and waiting for batches, over all processes; the others likewise."""
+    evaluation_seconds: float
+    """Predicting, scoring and writing results."""
+    preparation_seconds: float
+    """Opening screens, making folds and networks, checkpoints, and runs that failed."""
+    start_up_seconds: float
+    """Planning, starting processes, handing out runs."""
+    waiting_seconds: float
+    """Processes without a run while the last runs end."""
+    table_seconds: float
+
+    @property
+    def overhead(self) -> float:
+        """Share of the time that is not training, processes that wait at the end left out."""
+        other = self.evaluation_seconds + self.preparation_seconds
+        other += self.start_up_seconds + self.table_seconds
+        return other / (other + self.training_seconds) if self.workers else 0.0
+
+    def text(self) -> str:
+        """One line for the terminal."""
+        runs = f"{self.runs} runs, {self.before} of them done before, {self.failed} failed"
+        if not self.workers:
+            return runs
+        return (
+            f"{runs}; {self.wall_seconds:.0f} s on {self.workers} at a time, overhead "
+            f"{100 * self.overhead:.1f} %"
+        )
+
+
+def sweep(
+    file: Path,
+    out: Path,
+    *,
+    executor: ExecutorName = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    embeddings: bool = False,
+    quiet: bool = False,
+    started: float | None = None,
+) -> Summary:
+    """Do every run of the sweep file that `out` does not hold yet, then select and tabulate.
+
+    A run that fails is listed in failures.csv and does not stop the others; the same call tries it
+    again. With `embeddings` the runs that were selected are embedded as well. `started` is the
+    time, in seconds since the epoch, that the summary counts from. Raises UserError for every
+    mistake in the file, if `out` holds something else and if another process is sweeping into it;
+    Stopped on SIGTERM and Ctrl-C, when runs under way are saved.
+    """
+    began = time.time() if started is None else started
+    out = Path(out)
+    plan = make_plan(file)
+    if out.exists() and any(out.iterdir()) and not (out / "sweep.yaml").is_file():
+        raise UserError(f"{out}: exists and is not a sweep; choose another --out")
+    with atomic.locked(out):
+        atomic.write_text(out / "sweep.yaml", Path(file).read_text(encoding="utf-8"))
+        waiting = [job for job in plan.jobs.values() if read_result(out, job) is None]
+        outcomes = _run_all(plan, waiting, out, executor, workers, address, quiet)
+        ended = time.time()
+        results = _results(plan, out)
+        choices = choose(plan, results)
+        _write(plan, results, choices, outcomes, out)
+        summary = _summary(len(plan.jobs), outcomes, began, ended)
+        atomic.write_text(
+            out / "summary.json",
+            json.dumps(asdict(summary) | {"overhead": summary.overhead}, indent=2),
+        )
+        if embeddings:
+            _embed_selected(choices, out, quiet)
+    return summary
+
+
+def _run_all(
+    plan: Plan,
+    waiting: list[Job],
+    out: Path,
+    executor: ExecutorName,
+    workers: int | None,
+    address: str | None,
+    quiet: bool,
+) -> list[Outcome]:
+    """The outcomes of all runs that wait; raises Stopped when a signal ends them."""
+    if not waiting:
+        return []
+    orders = [
+        Order(
+            job.name,
+            str(job.screen),
+            job.identity,
+            job.config.method,
+            job.config.model_dump_json(),
+            str(out.resolve()),
+        )
+        for job in waiting
+    ]
+    threads = max(job.config.training.threads or machine.available_cores() for job in waiting)
+    running: Generator[Outcome, None, None]
+    if executor == "ray":
+        running = run_ray(orders, workers, threads, address)
+    else:
+        running = run_local(orders, workers or _processes(plan, threads))
+    outcomes: list[Outcome] = []
+    done = len(plan.jobs) - len(waiting)
+    try:
+        with (
+            Progress(out.name, len(plan.jobs), "runs", done, quiet) as progress,
+            contextlib.closing(running),
+        ):
+            for outcome in running:
+                outcomes.append(outcome)
+                failed = sum(bool(one.reason) for one in outcomes)
+                progress.update(1, f"{failed} failed" if failed else "")
+    except KeyboardInterrupt:
+        ready = done + sum(not one.reason for one in outcomes)
+        raise Stopped(
+            f"{out}: {ready} of {len(plan.jobs)} runs done, those under way are saved; "
+            "the same command resumes"
+        ) from None
+    return outcomes
+
+
+def _processes(plan: Plan, threads: int) -> int:
+    """As many as there are CUDA devices if runs may use them, else as cores hold `threads`."""
+    devices = {job.config.training.device for job in plan.jobs.values()}
+    if devices & {"auto", "cuda"} and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return max(1, machine.available_cores() // threads)
+
+
+def _results(plan: Plan, out: Path) -> dict[str, Result]:
+    found = {name: read_result(out, job) for name, job in plan.jobs.items()}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def _write(
+    plan: Plan,
+    results: dict[str, Result],
+    choices: list[Choice],
+    outcomes: list[Outcome],
+    out: Path,
+) -> None:
+    """scores.parquet, loto.parquet, failures.csv and the table."""
+    left_out = {name for name in results if plan.jobs[name].config.data.without is not None}
+    for file, wanted in (("scores", results.keys() - left_out), ("loto", left_out)):
+        if wanted or file == "scores":
+            table = score_table(results[name] for name in plan.jobs if name in wanted)
+            with atomic.atomic_file(out / f"{file}.parquet") as temporary:
+                table.to_parquet(temporary)
+    failures = [
+        {
+            "run": outcome.name,
+            "fold": (data := plan.jobs[outcome.name].config.data).fold,
+            "without": data.without,
+            "seed": plan.jobs[outcome.name].config.seed,
+            "reason": outcome.reason,
+        }
+        for outcome in outcomes
+        if outcome.reason
+    ]
+    columns = ["run", "fold", "without", "seed", "reason"]
+    failed = pd.DataFrame(failures, columns=columns)
+    atomic.write_text(out / "failures.csv", failed.to_csv(index=False))
+    write_table(make_table(plan, choices, results, out), out)
+
+
+def _summary(runs: int, outcomes: list[Outcome], began: float, runs_ended: float) -> Summary:
+    """Where the time went; the seconds add up to workers × wall time."""
+    ended = time.time()
+    last: dict[int, float] = {}
+    for one in outcomes:
+        last[one.worker] = max(one.ended, last.get(one.worker, 0.0))
+    workers = len(last)
+    busy = sum(one.ended - one.started for one in outcomes)
+    training = sum(one.training for one in outcomes)
+    evaluation = sum(one.evaluation for one in outcomes)
+    waiting = sum(runs_ended - moment for moment in last.values())
+    return Summary(
+        runs=runs,
+        before=runs - len(outcomes),
+        failed=sum(bool(one.reason) for one in outcomes),
+        workers=workers,
+        wall_seconds=ended - began,
+        training_seconds=training,
+        evaluation_seconds=evaluation,
+        preparation_seconds=busy - training - evaluation,
+        start_up_seconds=workers * (runs_ended - began) - busy - waiting,
+        waiting_seconds=waiting,
+        table_seconds=workers * (ended - runs_ended),
+    )
+
+
+def _embed_selected(choices: list[Choice], out: Path, quiet: bool) -> None:
+    from deconfound.embed import embed
+
+    for choice in choices:
+        for name in choice.setting.runs.values() if choice.setting else ():
+            file = out / "embeddings" / f"{name}.h5ad"
+            if not file.exists():
+                embed(run_directory(out, name), choice.screen, file, quiet=quiet)

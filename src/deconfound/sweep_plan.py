@@ -1,0 +1,255 @@
+"""What a sweep will run: its file, read and laid out as settings and runs."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from deconfound.config import DataOptions, Options, nearest, read_yaml, validated
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.split import groups
+from deconfound.errors import UserError
+from deconfound.run import RunConfig, config_model, pose, read_config, roles_of
+
+Rule = Literal["accuracy", "loss", "loto"]
+ALL_GROUPS = "all groups of "
+SECTIONS = ("data", "training", "options")
+OWN_LISTS = {"fold": "folds", "without": "select: [loto]"}
+"""Options that no grid may hold, and where they belong."""
+
+
+class Given(Options):
+    """Values that hold, as in the configuration of a run, and values to search."""
+
+    data: dict[str, Any] = Field({})
+    training: dict[str, Any] = Field({})
+    options: dict[str, Any] = Field({})
+    grid: dict[str, list[Any]] = Field({})
+    """Values to search, by the name of the option."""
+
+
+class Entry(Given):
+    """One line of the table: a method, what it starts from and what is searched."""
+
+    method: str | None = None
+    """Name of the method; the entry's own name if not given."""
+    config: Path | None = None
+    """Configuration of a run to start from; its path starts at the sweep file's folder."""
+
+
+class SweepFile(Given):
+    """What a sweep file may say; values and grid hold for every entry."""
+
+    screens: tuple[Path, ...] = Field(min_length=1)
+    """Screens to run on."""
+    folds: tuple[str, ...] = Field(min_length=1)
+    """iid, given, COLUMN=GROUP, or "all groups of COLUMN"."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Seeds of every setting."""
+    select: tuple[Rule, ...] = Field(("accuracy",), min_length=1)
+    """What chooses the setting of an entry: accuracy (highest, validation in distribution), loss
+    (lowest, there), or loto (highest accuracy on training environments left out in turn)."""
+    loto_seeds: tuple[int, ...] = ()
+    """Seeds of the runs without one training environment; all of `seeds` if not given."""
+    methods: dict[str, Entry] = Field(min_length=1)
+    """Entries by name."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _empty_entries(cls, entries: Any) -> Any:
+        if not isinstance(entries, dict):
+            return entries
+        return {name: {} if entry is None else entry for name, entry in entries.items()}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    name: str
+    """METHOD-HASH of its screen's identity and its configuration: equal runs have equal names."""
+    screen: Path
+    identity: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of an entry's grid on one screen and fold, and its runs."""
+
+    entry: str
+    screen: Path
+    fold: str
+    values: dict[str, Any]
+    """The point of the grid, by the name of the option."""
+    runs: dict[int, str] = field(default_factory=dict)
+    """Name of the run of each seed."""
+    left_out: dict[tuple[int, str], str] = field(default_factory=dict)
+    """Name of the run of each seed without each training environment; empty where loto has
+    nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a sweep will run."""
+
+    file: SweepFile
+    screens: dict[Path, Screen]
+    settings: list[Setting]
+    jobs: dict[str, Job]
+    """By name."""
+
+
+def read_sweep(path: Path) -> SweepFile:
+    """A sweep file; raises a one-line UserError that names what is wrong in it."""
+    path = Path(path)
+    file = validated(SweepFile, read_yaml(path), str(path))
+    for where, grid in [("grid", file.grid)] + [
+        (f"methods.{name}.grid", entry.grid) for name, entry in file.methods.items()
+    ]:
+        for option, values in grid.items():
+            if not values:
+                raise UserError(f"{path}: {where}.{option} is empty; give one value or more")
+    return file
+
+
+def make_plan(path: Path) -> Plan:
+    """Lay out the sweep file `path`.
+
+    Raises UserError for an unknown method, option, screen or fold, a value that an option does not
+    take, an empty grid, and a fold that a screen does not have.
+    """
+    path = Path(path)
+    file = read_sweep(path)
+    screens = [open_screen(screen) for screen in file.screens]
+    environments = _Environments()
+    plan = Plan(file, {screen.path: screen for screen in screens}, [], {})
+    for (name, entry), screen in itertools.product(file.methods.items(), screens):
+        points = list(_points(path, file, name, entry))
+        for point in points:
+            base = _config(path, file, name, entry, point)
+            for fold in _folds(file, screen, base.data):
+                setting = Setting(name, screen.path, fold, point)
+                _add_runs(plan, setting, screen, base, environments, len(points) > 1)
+                plan.settings.append(setting)
+    return plan
+
+
+class _Environments:
+    """Training environments of folds, each fold posed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, DataOptions], tuple[str, ...]] = {}
+
+    def __call__(self, screen: Screen, options: DataOptions) -> tuple[str, ...]:
+        key = (screen.path, options)
+        if key not in self._known:
+            self._known[key] = pose(screen, options).environment.names
+        return self._known[key]
+
+
+def _add_runs(
+    plan: Plan,
+    setting: Setting,
+    screen: Screen,
+    base: RunConfig,
+    known: _Environments,
+    chosen: bool,
+) -> None:
+    def add(seed: int, without: str | None) -> str:
+        data = base.data.model_copy(update={"fold": setting.fold, "without": without})
+        job = _job(screen, base.model_copy(update={"seed": seed, "data": data}))
+        plan.jobs[job.name] = job
+        return job.name
+
+    environments = known(screen, base.data.model_copy(update={"fold": setting.fold}))
+    for seed in plan.file.seeds:
+        setting.runs[seed] = add(seed, None)
+    if not chosen or "loto" not in plan.file.select:
+        return
+    if len(environments) < 2:
+        raise UserError(
+            f"select loto: fold {setting.fold} trains on {len(environments)} environment; expected "
+            "2 or more, select by accuracy or loss"
+        )
+    for seed, without in itertools.product(plan.file.loto_seeds or plan.file.seeds, environments):
+        setting.left_out[seed, without] = add(seed, without)
+
+
+def _job(screen: Screen, config: RunConfig) -> Job:
+    identity = json.dumps([screen.identity, config.model_dump(mode="json")], sort_keys=True)
+    name = f"{config.method}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return Job(name, screen.path.resolve(), screen.identity, config)
+
+
+def _points(path: Path, file: SweepFile, name: str, entry: Entry) -> Iterator[dict[str, Any]]:
+    """Every point of an entry's grid; of an option in both grids the entry's values count."""
+    grid = file.grid | entry.grid
+    sections = _sections(entry.method or name)
+    for option in grid:
+        if option in OWN_LISTS:
+            raise UserError(
+                f"{path}: methods.{name}: {option} is no option of a grid; name it under "
+                f"{OWN_LISTS[option]}"
+            )
+        if option not in sections:
+            hint = nearest(option, sorted(sections))
+            raise UserError(f"{path}: methods.{name}: unknown option {option!r} in grid; {hint}")
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _config(
+    path: Path, file: SweepFile, name: str, entry: Entry, point: dict[str, Any]
+) -> RunConfig:
+    """The configuration of one point, on no fold yet; one thread unless the file says otherwise."""
+    method = entry.method or name
+    values: dict[str, Any] = {"data": {}, "training": {"threads": 1}, "options": {}}
+    if entry.config is not None:
+        base = read_config(path.parent / entry.config, method).model_dump(
+            mode="json", exclude_unset=True
+        )
+        for section in SECTIONS:
+            values[section] |= base.get(section, {})
+    for section in SECTIONS:
+        values[section] |= getattr(file, section) | getattr(entry, section)
+    sections = _sections(method)
+    for option, value in point.items():
+        values[sections[option]][option] = value
+    return validated(config_model(method), values, f"{path}: methods.{name}")
+
+
+@cache
+def _sections(method: str) -> dict[str, str]:
+    """The section of every option of a method that a grid may hold."""
+    model = config_model(method)
+    return {
+        option: section
+        for section in SECTIONS
+        for option in model.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    }
+
+
+def _folds(file: SweepFile, screen: Screen, data: DataOptions) -> list[str]:
+    """The sweep's folds on a screen, each once."""
+    found: list[str] = []
+    for fold in file.folds:
+        if not fold.startswith(ALL_GROUPS):
+            found.append(fold)
+            continue
+        column = fold.removeprefix(ALL_GROUPS)
+        possible = [
+            group.fold
+            for group in groups(screen.table, roles_of(screen, data), column)
+            if group.refused is None
+        ]
+        if not possible:
+            raise UserError(f"{screen.path}: no group of {column} can be held out")
+        found += possible
+    return list(dict.fromkeys(found))

@@ -1,0 +1,152 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from deconfound import methods
+from deconfound.data.screen import Screen
+from deconfound.errors import UserError
+from deconfound.sweep_plan import _config, _points, make_plan, read_sweep
+
+ROOT = Path(__file__).parents[1]
+
+
+def write(folder: Path, screen: Path, **changed: Any) -> Path:
+    """A sweep file of two settings of ERM on one fold, with the changes asked for."""
+    values: dict[str, Any] = {
+        "screens": [str(screen)],
+        "folds": ["plate=S1/P1"],
+        "seeds": [0, 1],
+        "training": {"steps": 4},
+        "methods": {"erm": {"grid": {"learning_rate": [0.1, 0.2]}}},
+    }
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(values | changed), encoding="utf-8")
+    return file
+
+
+def test_a_plan_is_the_product_of_everything(screen: Screen, tmp_path: Path) -> None:
+    entries = {
+        "erm": {"grid": {"steps": [5, 6, 7]}},
+        "strong": {"method": "scbd", "options": {"alpha": 9}},
+    }
+    file = write(
+        tmp_path,
+        screen.path,
+        folds=["iid", "all groups of series", "series=S1"],
+        grid={"learning_rate": [0.1, 0.2]},
+        methods=entries,
+    )
+    plan = make_plan(file)
+    assert len(plan.settings) == (3 * 2 + 2) * 3
+    assert len(plan.jobs) == len(plan.settings) * 2
+    assert {setting.fold for setting in plan.settings} == {"iid", "series=S1", "series=S2"}
+    strong = [job.config for job in plan.jobs.values() if job.config.method == "scbd"]
+    assert {config.options.model_dump()["alpha"] for config in strong} == {9.0}
+    assert {config.training.steps for config in strong} == {4}
+    erm = {setting.entry: setting.values for setting in plan.settings}["erm"]
+    assert erm == {"learning_rate": 0.2, "steps": 7}
+
+
+def test_later_values_win_over_earlier_ones(screen: Screen, tmp_path: Path) -> None:
+    """Defaults < configuration < the file's values < the entry's < the grid."""
+    base = {
+        "method": "erm",
+        "training": {"steps": 1, "batch_size": 1, "warmup_steps": 1, "checkpoint_every": 1},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    entry = {
+        "config": "base.yaml",
+        "training": {"warmup_steps": 3, "checkpoint_every": 3},
+        "grid": {"checkpoint_every": [4]},
+    }
+    common = {"batch_size": 2, "warmup_steps": 2, "checkpoint_every": 2}
+    plan = make_plan(write(tmp_path, screen.path, training=common, methods={"erm": entry}))
+    training = next(iter(plan.jobs.values())).config.training
+    found = (training.steps, training.batch_size, training.warmup_steps, training.checkpoint_every)
+    assert found == (1, 2, 3, 4)
+    assert training.threads == 1
+
+
+def test_a_run_is_named_by_its_configuration_and_its_screen(
+    screen: Screen,
+    tmp_path: Path,
+    make_table: Callable[..., pd.DataFrame],
+    make_images: Callable[..., np.ndarray],
+    make_screen: Callable[..., Screen],
+) -> None:
+    first = make_plan(write(tmp_path, screen.path)).jobs
+    moved = make_table()
+    copy = make_screen(tmp_path / "copy", make_images(moved), moved)
+    assert make_plan(write(tmp_path, copy.path)).jobs.keys() == first.keys()
+    other = make_screen(tmp_path / "other", make_images(moved, seed=1), moved)
+    assert not make_plan(write(tmp_path, other.path)).jobs.keys() & first.keys()
+    assert not make_plan(write(tmp_path, screen.path, seeds=[2])).jobs.keys() & first.keys()
+    grown = make_plan(write(tmp_path, screen.path, seeds=[0, 1, 2])).jobs.keys()
+    assert grown > first.keys()
+
+
+def test_loto_leaves_out_every_training_environment(screen: Screen, tmp_path: Path) -> None:
+    entries = {"erm": {"grid": {"steps": [5, 6]}}, "one": {"method": "erm"}}
+    file = write(
+        tmp_path,
+        screen.path,
+        select=["loto"],
+        seeds=[0, 1],
+        loto_seeds=[0],
+        data={"environment": ["plate", "section"]},
+        folds=["section=S1/P1/A"],
+        methods=entries,
+    )
+    plan = make_plan(file)
+    searched, alone = plan.settings[0], plan.settings[-1]
+    assert alone.left_out == {}  # there is nothing to choose
+    assert {key[1] for key in searched.left_out} == {"P1/A", "P1/B", "P2/A", "P2/B"}
+    for (seed, without), name in searched.left_out.items():
+        data = plan.jobs[name].config.data
+        assert (seed, data.without, data.fold) == (0, without, "section=S1/P1/A")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"methods": {"ermm": None}}, "unknown method 'ermm'; did you mean 'erm'"),
+        ({"methods": {"erm": {"grid": {"alpha_": [1]}}}}, "unknown option 'alpha_' in grid"),
+        ({"methods": {"erm": {"grid": {"steps": []}}}}, "methods.erm.grid.steps is empty"),
+        ({"grid": {"steps": []}}, "grid.steps is empty"),
+        ({"methods": {"erm": {"grid": {"steps": [0]}}}}, "'training.steps' = 0"),
+        ({"methods": {"erm": {"grid": {"fold": ["iid"]}}}}, "name it under folds"),
+        ({"methods": {"erm": {"training": {"stepz": 1}}}}, "did you mean 'steps'"),
+        ({"methods": {"erm": {"config": "no.yaml"}}}, "no such configuration file"),
+        ({"methods": {}}, "option 'methods'"),
+        ({"screens": ["nowhere"]}, "nowhere: not a screen"),
+        ({"folds": ["plate=S9/P9"]}, "no such group; plate has S1/P1"),
+        ({"folds": ["all groups of batch"]}, "'batch' is not a level"),
+        ({"folds": []}, "option 'folds'"),
+        ({"seed": [0]}, "unknown option 'seed'; did you mean 'seeds'"),
+        ({"select": ["test"]}, "select.0"),
+        (
+            {"select": ["loto"], "data": {"environment": ["series"]}, "folds": ["series=S1"]},
+            "trains on 1 environment; expected 2 or more",
+        ),
+    ],
+)
+def test_a_mistake_is_named_before_anything_runs(
+    changed: dict[str, Any], said: str, screen: Screen, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(write(tmp_path, screen.path, **changed))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=str)
+def test_recipes_hold_for_the_methods_there_are(file: Path) -> None:
+    read = read_sweep(file)
+    for name, entry in read.methods.items():
+        if (entry.method or name) in methods.names():
+            assert [_config(file, read, name, entry, p) for p in _points(file, read, name, entry)]
