@@ -21,7 +21,9 @@ from pydantic.fields import FieldInfo
 
 from deconfound import cli, demo, machine, methods
 from deconfound.config import Options
+from deconfound.data import sources
 from deconfound.data.screen import open_screen
+from deconfound.data.sources import pacs, vlcs
 from deconfound.measure import COLUMNS
 from deconfound.run import RunConfig
 
@@ -31,7 +33,7 @@ PUBLIC_DATA = ROOT / "docs" / "public-data.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 REAL = ROOT.parent / "shared" / "data"
 LISTS = ("methods", "metrics", "sources")
-NAMES = {"fit": tuple(methods.names()), "source": ("cmnist",)}
+NAMES = {"fit": tuple(methods.names()), "source": tuple(sources.discover())}
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
 CHEAP = {
     "demo": "--cells 500 --steps 2 --quiet",
@@ -173,6 +175,7 @@ def write_users_files(folder: Path) -> None:
     np.save(folder / "crops.npy", stream.integers(0, 255, (len(new), 24, 24, 3), dtype=np.uint8))
     new.to_csv(folder / "crops.csv", index=False)
     write_mnist(folder / "mnist", stream)
+    write_public_trees(folder, stream)
     (folder / "downloads").mkdir()
     np.savez(
         folder / "downloads" / "cells.npz",
@@ -200,6 +203,40 @@ def write_fields(folder: Path, table: pd.DataFrame, stream: np.random.Generator)
     cells.to_csv(folder / "Cells.csv", index=False)
     of_cells = ["ImageNumber", "Location_Center_X", "Location_Center_Y"]
     cells[of_cells].to_csv(folder / "Nuclei.csv", index=False)
+
+
+def write_public_trees(folder: Path, stream: np.random.Generator) -> None:
+    """PACS, VLCS, Camelyon17 and RxRx1 in their published layouts, a few pictures each."""
+
+    def save(file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(stream.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(file)
+
+    for root, domains, classes in (
+        ("PACS", pacs.DOMAINS, pacs.CLASSES),
+        ("VLCS", vlcs.DOMAINS, vlcs.CLASSES),
+    ):
+        for domain in domains:
+            for name in classes:
+                for number in range(2):
+                    save(folder / root / domain / name / f"{number}.jpg")
+    patches, fields = [], []
+    for center in range(5):
+        for x in range(4):
+            patch = {"patient": "004", "node": center, "x_coord": x, "y_coord": 0, "tumor": x % 2,
+                     "slide": center, "center": center, "split": x // 2}  # fmt: skip
+            patches.append(patch)
+            named = f"patient_004_node_{center}"
+            file = f"patches/{named}/patch_{named}_x_{x}_y_0.png"
+            save(folder / "camelyon17_v1.0" / file)
+    pd.DataFrame(patches).to_csv(folder / "camelyon17_v1.0" / "metadata.csv")
+    for number, dataset in enumerate(("train", "train", "val", "test")):
+        for site in (1, 2):
+            field = {"cell_type": "HUVEC", "dataset": dataset, "experiment": f"HUVEC-0{number}",
+                     "plate": 1, "well": "B02", "site": site, "sirna_id": number % 2}  # fmt: skip
+            fields.append(field)
+            save(folder / "rxrx1_v1.0" / f"images/HUVEC-0{number}/Plate1/B02_s{site}.png")
+    pd.DataFrame(fields).to_csv(folder / "rxrx1_v1.0" / "metadata.csv", index=False)
 
 
 def write_mnist(folder: Path, stream: np.random.Generator) -> None:

@@ -15,8 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from deconfound.data import fields, growing, image_rows
-from deconfound.data import ingest as ingest_module
+from deconfound.data import fields, growing, image_rows, image_screen
 from deconfound.data import screen as screen_module
 from deconfound.data.image_rows import RowReader
 from deconfound.data.ingest import IngestConfig, ingest
@@ -273,8 +272,8 @@ def test_kept_bytes_are_not_needed_again(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(table, tmp_path / "screen")
-    usage = ingest_module.shutil.disk_usage(tmp_path)._replace(free=(ROWS - 12) * 64)
-    monkeypatch.setattr(ingest_module.shutil, "disk_usage", lambda _: usage)
+    usage = image_screen.shutil.disk_usage(tmp_path)._replace(free=(ROWS - 12) * 64)
+    monkeypatch.setattr(image_screen.shutil, "disk_usage", lambda _: usage)
     make(table, tmp_path / "screen", WHOLE)
 
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from deconfound.atomic import refuse_existing
 from deconfound.data.image_file import resized
 from deconfound.data.image_rows import CHUNK_BYTES
+from deconfound.data.image_screen import refuse_full_disk
 from deconfound.data.ingest import (
     IngestConfig,
     refuse_empty,
-    refuse_full_disk,
     resolve_roles,
 )
 from deconfound.data.ingest_provenance import provenance_of

@@ -114,7 +114,9 @@ class FieldCrops:
         self._crop = crop
         self._size = size
         self._threads = threads
-        self._shape = (len(reader.first), size or crop, size or crop)
+        self.side = size or crop
+        """Pixels along each side of a crop as it is kept."""
+        self._shape = (len(reader.first), self.side, self.side)
         self._bytes = math.prod(self._shape) * reader.first.itemsize
         self._refuse_small(0, reader.first)
         self._fields = self._rows_by_field()

@@ -1,29 +1,25 @@
 """Make a screen from the user's own images: a table of image files, or class folders."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from deconfound.atomic import refuse_existing, unfinished
+from deconfound.atomic import refuse_existing
 from deconfound.config import Options, TransformName
 from deconfound.data.fields import FieldCrops
-from deconfound.data.image_columns import FileColumn, ImageColumns, image_columns, row_files
-from deconfound.data.image_file import Pixels
-from deconfound.data.image_paths import FOLDER_LABEL, FOLDER_PATH, class_folders, labelled_by_folder
-from deconfound.data.image_rows import RowReader, whole_images
+from deconfound.data.image_columns import image_columns, row_files
+from deconfound.data.image_paths import FOLDER_LABEL, class_folders, labelled_by_folder
+from deconfound.data.image_rows import RowReader
+from deconfound.data.image_screen import PATH_COLUMNS, THREADS, kept_if_stopped, write_screen
 from deconfound.data.image_table import joined_by_image, without_image_prefix
-from deconfound.data.ingest_provenance import identity_of, provenance_of
+from deconfound.data.ingest_provenance import provenance_of
 from deconfound.data.row_ids import refuse_repeated_ids
-from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen
 from deconfound.data.shards import sha256
 from deconfound.data.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
-from deconfound.progress import Progress
 
 LABEL_COLUMNS = (
     "Metadata_Perturbation",
@@ -98,7 +94,7 @@ class IngestConfig(Options):
     """Largest image read, height × width × channels."""
     allow_outside: bool = False
     """Accept paths and symbolic links that lead out of the images' folder."""
-    threads: int = Field(4, ge=1)
+    threads: int = Field(THREADS, ge=1)
     """Files read at a time."""
 
     def named_columns(self) -> set[str]:
@@ -108,16 +104,7 @@ class IngestConfig(Options):
         return {name for name in (*one, *several) if name is not None}
 
 
-@contextmanager
-def _kept_if_stopped() -> Iterator[None]:
-    """Say, where a signal ends the work, that it need not be done again."""
-    try:
-        yield
-    except KeyboardInterrupt as request:
-        raise type(request)("stopped; the same command resumes") from request
-
-
-@_kept_if_stopped()
+@kept_if_stopped()
 def ingest(
     table: Path | None,
     images_root: Path,
@@ -158,7 +145,7 @@ def ingest(
             raise UserError("--image-table needs a table of cells beside it; give both")
         where = str(images_root)
         metadata = class_folders(images_root, allow_outside=config.allow_outside)
-        columns = ImageColumns((FileColumn(FOLDER_PATH),))
+        columns = PATH_COLUMNS
     else:
         where = str(table)
         metadata = read_table(table)
@@ -181,7 +168,7 @@ def ingest(
             metadata, unnamed = labelled_by_folder(
                 metadata, columns.columns[0].name, images_root, where
             )
-            columns = ImageColumns((FileColumn(FOLDER_PATH),))
+            columns = PATH_COLUMNS
     roles = resolve_roles(metadata, config, where)
     refuse_empty(metadata, roles, where)
     refuse_repeated_ids(metadata, roles, where, row_is_image=config.crop is None)
@@ -213,39 +200,24 @@ def ingest(
             size=config.size,
             threads=config.threads,
         )
-    kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
-    refuse_full_disk(out, _bytes_needed(len(metadata), reader.first, config) - kept_bytes)
     made = provenance_of(table, images_root, config, config.size)
     if config.image_table is not None:
         made["image_table_sha256"] = sha256(config.image_table)
-    identity = identity_of(made, reader.files)
-    name = config.name or out.name
-    with (
-        ScreenWriter(out, name, reader.channels, roles, made, identity) as writer,
-        crops.spooled(writer.kept) if crops else nullcontext(),
-    ):
-        done = crops.done if crops else writer.rows
-        with Progress("ingest", len(metadata), "images", done, quiet) as progress:
-            if done:
-                progress.update(0, note=f"resumed at {done:,}")
-            if crops is None:
-                for images in whole_images(
-                    reader, size=config.size, threads=config.threads, start=writer.rows
-                ):
-                    writer.append(images)
-                    progress.update(len(images))
-            else:
-                for count in crops.cut():
-                    progress.update(count)
-                for images in crops.kept(start=writer.rows):
-                    writer.append(images)
-                made["crop"] = crops.summary()
-                metadata = metadata[crops.inside]
-        made["rows"] = len(metadata)
-        made["black_images"] = writer.black
-        made["files_without_row"] = unnamed
-        writer.finish(metadata, config.transform, config.percentile_by)
-    return open_screen(out)
+    made["files_without_row"] = unnamed
+    return write_screen(
+        reader,
+        metadata,
+        out,
+        roles,
+        made,
+        name=config.name or out.name,
+        size=config.size,
+        threads=config.threads,
+        crops=crops,
+        transform=config.transform,
+        percentile_by=config.percentile_by,
+        quiet=quiet,
+    )
 
 
 def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Roles:
@@ -299,23 +271,3 @@ def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
                 f"{where}: column {column!r} is empty in rows {rows}{more} (from 0); fill it in, "
                 "or drop these rows"
             )
-
-
-def refuse_full_disk(out: Path, needed: int) -> None:
-    """Raise UserError if the disk of `out` has less than `needed` bytes free."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{out}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; make room, "
-            "choose another --out, or shrink the images with --size"
-        )
-
-
-def _bytes_needed(rows: int, first: Pixels, config: IngestConfig) -> int:
-    side = config.size or config.crop
-    pixels = first.size if side is None else len(first) * side * side
-    # Crops lie on the disk twice while the screen is written.
-    return rows * pixels * first.itemsize * (1 if config.crop is None else 2)

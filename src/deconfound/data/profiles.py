@@ -10,11 +10,11 @@ import pandas as pd
 
 from deconfound.atomic import refuse_existing
 from deconfound.data.feature_table import feature_columns, open_features
+from deconfound.data.image_screen import refuse_full_disk
 from deconfound.data.image_table import joined_by_image, without_image_prefix
 from deconfound.data.ingest import (
     IngestConfig,
     refuse_empty,
-    refuse_full_disk,
     resolve_roles,
 )
 from deconfound.data.ingest_provenance import provenance_of
