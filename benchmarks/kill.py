@@ -36,7 +36,7 @@ from PIL import Image
 from deconfound import cli, demo, methods  # noqa: F401
 from deconfound.check import check
 from deconfound.checkpoint import read_weights
-from deconfound.data import growing, image_rows, ingest, screen  # noqa: F401
+from deconfound.data import growing, image_rows, ingest, screen_writer  # noqa: F401
 from deconfound.embeddings import read_embeddings
 from deconfound.streams import numpy_stream
 
@@ -146,7 +146,7 @@ class Harness:
         self.seconds: dict[str, float] = {}
         methods.load("scbd")
         image_rows.CHUNK_IMAGES, growing.MARK_SECONDS = 8, 0  # a mark after every eight images
-        screen.SHARD_BYTES = 32 * 256
+        screen_writer.SHARD_BYTES = 32 * 256
         for place in ("e1/l1", "e1/l2", "e2/l1", "e2/l2"):
             (folder / "images" / place).mkdir(exist_ok=True, parents=True)
             for number in range(20):

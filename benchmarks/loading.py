@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from deconfound.data.batch import BatchReader
 from deconfound.data.intensity import Intensity, fit_intensity
 from deconfound.data.sampler import PlainSampler
-from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 
 IMAGES = 16_384

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deconfound.config import validated
-from deconfound.data.screen import ScreenWriter, open_screen
+from deconfound.data.screen import open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.embed import embed
 from deconfound.fit import fit
 from deconfound.measure import measure

@@ -18,7 +18,8 @@ from hypothesis import settings
 
 from deconfound import methods
 from deconfound.config import DataOptions, TrainingOptions
-from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.run import RunConfig, config_model
 

@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 from deconfound import cli
-from deconfound.data.screen import Screen, ScreenWriter
+from deconfound.data.screen import Screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles, coded
 from deconfound.describe import Description, describe, shared_information
 from deconfound.describe_page import MISSING, MOST_LABELS, occupancy_grid

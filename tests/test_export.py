@@ -9,7 +9,8 @@ import pytest
 import tifffile
 
 from deconfound import cli
-from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import EXPORTED_PATH, Roles
 from deconfound.errors import UserError
 from deconfound.export import FOLDER_FILES, export

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deconfound.data.intensity import fit_intensity
-from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.describe import describe
 from deconfound.embed import embed

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from deconfound import report_map
-from deconfound.data.screen import ScreenWriter, open_screen
+from deconfound.data.screen import open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.embeddings import Embeddings, write_embeddings
 from deconfound.errors import UserError

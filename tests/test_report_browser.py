@@ -13,7 +13,7 @@ import pytest
 
 from deconfound import report_map
 from deconfound.config import DataOptions, TrainingOptions
-from deconfound.data.screen import ScreenWriter
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.embed import embed
 from deconfound.fit import fit

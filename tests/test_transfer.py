@@ -12,7 +12,8 @@ from PIL import Image
 from deconfound import picture
 from deconfound.config import DataOptions, TrainingOptions
 from deconfound.data.intensity import Intensity
-from deconfound.data.screen import ScreenWriter, open_screen
+from deconfound.data.screen import open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
 from deconfound.fit import fit

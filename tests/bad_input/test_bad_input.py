@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from deconfound import cli
-from deconfound.data.screen import ScreenWriter
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 
 FEW = "--steps 2 --batch-size 8 --device cpu --precision 32 --threads 1 --quiet"

@@ -15,11 +15,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from deconfound.data import fields, growing, image_rows, image_screen
-from deconfound.data import screen as screen_module
+from deconfound.data import fields, growing, image_rows, image_screen, screen_writer
 from deconfound.data.image_rows import RowReader
 from deconfound.data.ingest import IngestConfig, ingest
-from deconfound.data.screen import ScreenWriter, open_screen
+from deconfound.data.screen import open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.errors import UserError
 
 ROWS = 23
@@ -33,7 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images at a time, eight to a shard, and a mark after each two."""
     monkeypatch.setattr(image_rows, "CHUNK_IMAGES", 2)
     monkeypatch.setattr(growing, "MARK_SECONDS", 0)
-    monkeypatch.setattr(screen_module, "SHARD_BYTES", SHARD_ROWS * 64)
+    monkeypatch.setattr(screen_writer, "SHARD_BYTES", SHARD_ROWS * 64)
 
 
 @pytest.fixture
@@ -214,9 +214,9 @@ def test_threads_are_no_other_options(
 def test_another_version_of_the_format_starts_afresh(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screen_module, "FORMAT_VERSION", 0)
+    monkeypatch.setattr(screen_writer, "FORMAT_VERSION", 0)
     stopped(table, tmp_path / "screen")
-    monkeypatch.setattr(screen_module, "FORMAT_VERSION", 1)
+    monkeypatch.setattr(screen_writer, "FORMAT_VERSION", 1)
     rows = rows_read(monkeypatch)
     make(table, tmp_path / "screen", WHOLE)
     assert sorted(rows) == list(range(ROWS))
@@ -289,13 +289,13 @@ def test_the_bar_says_where_it_resumed(
 SLOW = """
 import sys, time
 from deconfound import cli
-from deconfound.data import growing, image_rows, screen
+from deconfound.data import growing, image_rows, screen_writer
 image_rows.CHUNK_IMAGES, growing.MARK_SECONDS = 2, 0
-append = screen.ScreenWriter.append
+append = screen_writer.ScreenWriter.append
 def slow(self, images):
     append(self, images)
     time.sleep(0.1)
-screen.ScreenWriter.append = slow
+screen_writer.ScreenWriter.append = slow
 cli.main(sys.argv[1:])
 """
 
@@ -326,7 +326,7 @@ def test_a_signal_leaves_what_can_be_resumed(
         assert said == "deconfound: stopped; the same command resumes\n"
     assert not (tmp_path / "screen").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screen_module, "SHARD_BYTES", 256 * 2**20)
+        patch.setattr(screen_writer, "SHARD_BYTES", 256 * 2**20)
         rows = rows_read(patch)
         resumed = make(table, tmp_path / "screen", WHOLE)
         assert 0 < min(rows) < ROWS

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deconfound.data import screen as screen_module
-from deconfound.data.screen import Images, Screen, ScreenWriter, open_screen
+from deconfound.data import screen_writer
+from deconfound.data.screen import Images, Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
 
@@ -38,7 +39,7 @@ def write(path: Path, images: Images) -> Screen:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images of uint16 (2, 3, 4) per shard."""
-    monkeypatch.setattr(screen_module, "SHARD_BYTES", 3 * 2 * 3 * 4 * 2)
+    monkeypatch.setattr(screen_writer, "SHARD_BYTES", 3 * 2 * 3 * 4 * 2)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -107,10 +108,10 @@ def test_a_killed_writer_leaves_nothing_that_opens(tmp_path: Path, when: str) ->
 import os, sys
 import numpy as np, pandas as pd
 from pathlib import Path
-from deconfound.data import screen
+from deconfound.data import screen_writer
 from deconfound.data.table import Roles
-screen.SHARD_BYTES = 100
-with screen.ScreenWriter(Path(sys.argv[1]), "n", ("a",), Roles(), {{}}) as writer:
+screen_writer.SHARD_BYTES = 100
+with screen_writer.ScreenWriter(Path(sys.argv[1]), "n", ("a",), Roles(), {{}}) as writer:
     writer.append(np.zeros((40, 1, 4, 4), np.uint8))
     if {when!r} == "after finish":
         writer.finish(pd.DataFrame({{"y": ["g"] * 40}}))

@@ -20,7 +20,8 @@ from deconfound.data.ingest import (
 from deconfound.data.ingest_provenance import provenance_of
 from deconfound.data.profiles import ROLE_OPTIONS, refuse_options, write_profiles
 from deconfound.data.row_ids import refuse_repeated_ids
-from deconfound.data.screen import DTYPES, Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen_writer import DTYPES, ScreenWriter
 from deconfound.data.stored_array import open_array
 from deconfound.data.table import read_table
 from deconfound.errors import UserError

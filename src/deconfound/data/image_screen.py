@@ -16,7 +16,8 @@ from deconfound.data.image_file import Pixels
 from deconfound.data.image_paths import FOLDER_PATH
 from deconfound.data.image_rows import RowReader, whole_images
 from deconfound.data.ingest_provenance import identity_of
-from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
 from deconfound.progress import Progress

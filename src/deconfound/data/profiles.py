@@ -19,7 +19,8 @@ from deconfound.data.ingest import (
 )
 from deconfound.data.ingest_provenance import provenance_of
 from deconfound.data.row_ids import refuse_repeated_ids
-from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
 from deconfound.progress import Progress

@@ -27,7 +27,8 @@ from deconfound.data.optics import (
     optics_from,
 )
 from deconfound.data.phenotype import TRAIT_NAMES, draw_phenotypes, draw_traits
-from deconfound.data.screen import Images, Rows, Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Images, Rows, Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles, joined
 from deconfound.errors import UserError
 from deconfound.progress import Progress

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.config import Options
-from deconfound.data.screen import Screen, ScreenWriter, open_screen
+from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
 from deconfound.streams import numpy_stream
