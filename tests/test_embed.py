@@ -17,7 +17,8 @@ from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, 
 from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.methods.scbd import Scbd
-from deconfound.run import RunConfig, open_run, pose
+from deconfound.problem import pose
+from deconfound.run import RunConfig, open_run
 
 embed_module = importlib.import_module("deconfound.embed")
 Runs = Callable[[str], Path]

@@ -32,7 +32,8 @@ from deconfound.fit import fit, sum_gradients
 from deconfound.methods.base import Method
 from deconfound.nets import mixstyle
 from deconfound.nets.batch_norm import synchronise_batch_norm
-from deconfound.run import RunConfig, build_method, dump_config, pose, read_config
+from deconfound.problem import pose
+from deconfound.run import RunConfig, build_method, dump_config, read_config
 
 STEPS = 3
 OPTIONS = {

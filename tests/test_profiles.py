@@ -17,8 +17,9 @@ from deconfound.embed import embed
 from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.measure import measure
+from deconfound.problem import pose
 from deconfound.report import report
-from deconfound.run import RunConfig, open_run, pose
+from deconfound.run import RunConfig, open_run
 from deconfound.transfer import transfer
 
 FEATURES = tuple(f"Cells_Shape_{number}" for number in range(12))

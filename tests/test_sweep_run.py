@@ -12,7 +12,8 @@ from deconfound.data.screen import Screen
 from deconfound.embed import embed
 from deconfound.errors import UserError
 from deconfound.fit import fit
-from deconfound.run import RunConfig, open_run, pose
+from deconfound.problem import pose
+from deconfound.run import RunConfig, open_run
 from deconfound.sweep_order import Order, Outcome, predictions_file, result_file, run_directory
 from deconfound.sweep_run import Runner
 

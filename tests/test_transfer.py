@@ -17,7 +17,8 @@ from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
 from deconfound.fit import fit
-from deconfound.run import config_model, open_run, pose
+from deconfound.problem import pose
+from deconfound.run import config_model, open_run
 from deconfound.transfer import _diverse, _stored_units, transfer
 
 LABELS = ("$\\alpha$ drug", "control", "water")

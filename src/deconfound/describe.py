@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound import atomic
-from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.data.split import groups, make_fold, physical_well, separated
 from deconfound.data.table import Coded, Roles, nested_ids, require_columns
 from deconfound.describe_pixels import pixel_statistics, sample_rows
@@ -21,7 +21,6 @@ MOST_GROUPS = 500
 NAMED = 20
 """Labels named in one cell of the table of folds."""
 
-Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 

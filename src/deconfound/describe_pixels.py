@@ -6,13 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.screen import Screen
+from deconfound.data.screen import Rows, Screen
 from deconfound.data.table import Coded
 from deconfound.progress import Progress
 from deconfound.streams import numpy_stream
 
 CHUNK_PIXELS = 2**22
-Rows = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 
 

@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from deconfound import atomic, machine
 from deconfound.data.batch import BatchReader
-from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.methods.base import Method
+from deconfound.problem import pose
 from deconfound.progress import Progress
-from deconfound.run import Rows, Run, group_codes, open_run, pose, read_json, software
+from deconfound.run import Run, group_codes, open_run, read_json, software
 
 BATCH = 512
 CHUNK = 8192

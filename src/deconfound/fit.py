@@ -30,23 +30,21 @@ from deconfound.data.sampler import (
     PlainSampler,
     Sampler,
 )
-from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.data.table import listed
 from deconfound.errors import UserError
 from deconfound.history import History
 from deconfound.methods.base import Method, Stage, weighted_sum
 from deconfound.nets.batch_norm import synchronise_batch_norm
+from deconfound.problem import Problem, pose
 from deconfound.progress import Progress
 from deconfound.run import (
-    Problem,
-    Rows,
     Run,
     RunConfig,
     build_method,
     dump_config,
     load_weights,
     open_run,
-    pose,
     read_config,
     read_json,
     software,

@@ -15,7 +15,8 @@ from deconfound.config import DataOptions, Options, nearest, read_yaml, validate
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.split import groups
 from deconfound.errors import UserError
-from deconfound.run import RunConfig, config_model, pose, read_config, roles_of
+from deconfound.problem import pose, roles_of
+from deconfound.run import RunConfig, config_model, read_config
 
 Rule = Literal["accuracy", "loss", "loto"]
 ALL_GROUPS = "all groups of "

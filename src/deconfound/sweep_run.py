@@ -14,19 +14,19 @@ import torch
 from deconfound import atomic, machine
 from deconfound.config import DataOptions, validated
 from deconfound.data.batch import BatchReader
-from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.fit import train
 from deconfound.measure import classification
 from deconfound.metrics import seen_in_training
-from deconfound.run import Problem, Run, config_model, open_run, pose, read_json
+from deconfound.problem import Problem, pose
+from deconfound.run import Run, config_model, open_run, read_json
 from deconfound.sweep_order import Order, Outcome, predictions_file, result_file, run_directory
 
 BATCH = 512
 KEPT = 8
 """Problems at most that a process keeps; one holds a few arrays of the screen's length."""
 SCORED = ("val", "ood_val", "id_test", "test")
-Rows = npt.NDArray[np.int64]
 
 
 class Runner:

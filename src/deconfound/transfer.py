@@ -13,11 +13,12 @@ from torch import Tensor
 
 from deconfound import atomic, methods, picture
 from deconfound.data.intensity import Intensity
-from deconfound.data.screen import Screen, open_screen
+from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.data.table import coded, joined
 from deconfound.errors import UserError
 from deconfound.methods.base import Method
-from deconfound.run import Rows, Run, open_run, pose, read_json
+from deconfound.problem import pose
+from deconfound.run import Run, open_run, read_json
 from deconfound.streams import numpy_stream
 
 FORMAT_VERSION = 1

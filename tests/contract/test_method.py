@@ -20,14 +20,13 @@ from deconfound.embed import embed
 from deconfound.embeddings import PART, PREDICTED
 from deconfound.fit import fit
 from deconfound.methods.base import Method, Phase, Stage, weighted_sum
+from deconfound.problem import Problem, pose
 from deconfound.run import (
-    Problem,
     RunConfig,
     build_method,
     dump_config,
     load_weights,
     open_run,
-    pose,
     read_config,
     weights,
 )

@@ -19,7 +19,7 @@ from deconfound.data.ingest_provenance import remarks
 from deconfound.data.screen import open_screen
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
-from deconfound.run import pose
+from deconfound.problem import pose
 
 PACS = Path(__file__).parents[2].parent / "shared" / "data" / "pacs_64px"
 VLCS = PACS.parent / "vlcs_mini"

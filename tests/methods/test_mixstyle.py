@@ -13,8 +13,9 @@ from deconfound.fit import fit
 from deconfound.measure import measure
 from deconfound.methods.base import Task
 from deconfound.methods.mixstyle import MixStyleMethod, MixStyleOptions
+from deconfound.problem import pose
 from deconfound.report import report
-from deconfound.run import RunConfig, pose
+from deconfound.run import RunConfig
 
 TASK = Task(channels=2, image_size=24, labels=3, environments=2)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from deconfound.config import DataOptions
 from deconfound.data.sources import camelyon17, rxrx1
 from deconfound.errors import UserError
-from deconfound.run import pose
+from deconfound.problem import pose
 
 
 def save(file: Path, value: int, side: int) -> None:
