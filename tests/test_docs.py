@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deconfound import cli, demo, machine, methods
+from deconfound import cli, cli_verbs, demo, machine, methods
 from deconfound.config import Options
 from deconfound.data import sources
 from deconfound.data.screen import open_screen
@@ -354,7 +354,7 @@ def fields_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, FieldInfo
     def show(model: type[BaseModel], *_: object) -> None:
         raise _Seen(model)
 
-    monkeypatch.setattr(cli, "_parse", show)
+    monkeypatch.setattr(cli_verbs, "parse", show)
     found: dict[str, FieldInfo] = {}
     for name in NAMES.get(verb, ("",)):
         with pytest.raises(_Seen) as seen:

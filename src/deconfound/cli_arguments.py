@@ -1,0 +1,168 @@
+"""The arguments of the verbs; the docstring of a field is its help."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from tyro.conf import Positional
+
+
+class Arguments(BaseModel):
+    """Base of the arguments of every verb."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class NewScreenArguments(Arguments):
+    """Base of the verbs that make a screen."""
+
+    out: Path
+    """Screen to write; must not exist."""
+
+
+class IngestArguments(NewScreenArguments):
+    """Make a screen of image files, of folders ENVIRONMENT/LABEL/, of profiles or of an array."""
+
+    table: Positional[Path | None] = None
+    """CSV, TSV or Parquet with one row per image; leave it out for class folders."""
+    images_root: Path | None = None
+    """Folder that the paths in the table start from, or that holds the class folders."""
+    profiles: bool = False
+    """The table (or an AnnData .h5ad) holds features, such as CellProfiler's, and no images."""
+    feature_columns: tuple[str, ...] = ()
+    """Feature columns of --profiles, * for anything; if not given, those that begin with Cells_,
+    Cytoplasm_ or Nuclei_, without coordinates, parents and identifiers."""
+    array: Path | None = None
+    """A .npy or .npz with one image or profile for each row of the table."""
+    array_key: str | None = None
+    """Which array of a .npz."""
+    array_axes: Literal["NCHW", "NHWC"] | None = None
+    """Order of the array's axes; if not given, the two equal ones are height and width."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class DescribeArguments(Arguments):
+    """Say what a screen holds, what can be held out of it, and what is confounded in it."""
+
+    screen: Positional[Path]
+    """Screen to describe."""
+    out: Path | None = None
+    """Directory of tables, a picture and a page to write as well."""
+    label: str | None = None
+    """Column to predict; the screen's own label if not given."""
+    environment: tuple[str, ...] = ()
+    """Column or columns (joined) of the nuisance; the screen's own if not given."""
+    levels: tuple[str, ...] = ()
+    """Nested levels, outermost first; the screen's own if not given."""
+    images: int = 20_000
+    """Images at most that statistics of pixels come from, evenly over the environments."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class FitArguments(Arguments):
+    """Base of the arguments of fit; each method adds its own."""
+
+    screen: Positional[Path]
+    """Screen to train on."""
+    out: Path
+    """Directory of the run; if it holds this very run, the run is resumed."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class EmbedArguments(Arguments):
+    """Embed every image of a screen with a run."""
+
+    run: Positional[Path]
+    """Directory of a finished run."""
+    screen: Positional[Path]
+    """Screen to embed; any with the same channels."""
+    out: Path
+    """The .h5ad file to write."""
+    selection: Literal["loss", "accuracy", "last"] | None = None
+    """Another checkpoint than the one the run selected."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["auto", "32", "bf16"] = "32"
+    """Precision of the network."""
+    threads: int | None = None
+    """Processor threads; all cores if not given."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class MeasureArguments(Arguments):
+    """Score embeddings files."""
+
+    embeddings: Positional[tuple[Path, ...]]
+    """One or more .h5ad files."""
+    out: Path
+    """The Parquet file of scores to write."""
+    seed: int = 0
+    """Seed of the sub-samples that probes and neighbour graphs are computed on."""
+    quiet: bool = False
+    """No progress bar, no table."""
+
+
+class SweepArguments(Arguments):
+    """Run methods × settings × folds × seeds, select, and tabulate."""
+
+    file: Positional[Path]
+    """The sweep file."""
+    out: Path
+    """Directory of the sweep; runs that it holds are not done again."""
+    executor: Literal["local", "ray"] = "local"
+    """Processes of this machine, or a Ray cluster."""
+    workers: int | None = Field(None, ge=1)
+    """Runs at a time; if not given, as many as cores hold the threads of a run, one on each CUDA
+    device, or what the cluster holds."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
+    embeddings: bool = False
+    """Embed the selected runs as well."""
+    quiet: bool = False
+    """No progress bar, no table."""
+
+
+class TransferArguments(Arguments):
+    """Swap content and style blocks between cells and draw the grid."""
+
+    run: Positional[Path]
+    """Directory of a finished run."""
+    screen: Positional[Path]
+    """Screen to take the cells from."""
+    out: Path
+    """Directory to write."""
+    images: int = 8
+    """Cells on each side of the grid."""
+    seed: int = 0
+    """Seed of the choice of cells."""
+
+
+class ExportArguments(Arguments):
+    """Write a screen as OME-TIFF files and table.csv, or profiles as Parquet."""
+
+    screen: Positional[Path]
+    """Screen to write."""
+    out: Path
+    """Directory to write; must not exist."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class ReportArguments(Arguments):
+    """Write one self-contained HTML page from runs, embeddings, scores and transfers."""
+
+    directories: Positional[tuple[Path, ...]]
+    """Directories or files to report on."""
+    out: Path
+    """The .html file to write."""
+
+
+class CheckArguments(Arguments):
+    """Verify every file of a screen or a run."""
+
+    path: Positional[Path]
+    """Directory of a screen, or of a run, finished or not."""

@@ -1,0 +1,281 @@
+"""Every verb of the command line: its arguments parsed, the verb called, its result printed."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import create_model
+from rich.console import Console
+
+from deconfound.cli_arguments import (
+    Arguments,
+    CheckArguments,
+    DescribeArguments,
+    EmbedArguments,
+    ExportArguments,
+    FitArguments,
+    IngestArguments,
+    MeasureArguments,
+    NewScreenArguments,
+    ReportArguments,
+    SweepArguments,
+    TransferArguments,
+)
+from deconfound.cli_parse import name_first, parse, take_option
+from deconfound.cli_print import complain, print_table, say
+from deconfound.config import DataOptions, TrainingOptions
+from deconfound.errors import UserError
+
+
+def call_simulate(words: list[str]) -> None:
+    """Make a screen of cells with planted truth."""
+    from deconfound.data.simulate import SimulateConfig, simulate
+
+    arguments = create_model(
+        "SimulateArguments",
+        __base__=NewScreenArguments,
+        simulation=(SimulateConfig, SimulateConfig()),
+        quiet=(bool, False),
+    )
+    parsed: Any = parse(arguments, words, "simulate", "Make a screen of cells with planted truth.")
+    screen = simulate(parsed.out, config=parsed.simulation, quiet=parsed.quiet)
+    say(f"{len(screen):,} cells in {screen.path}")
+
+
+def call_ingest(words: list[str]) -> None:
+    """Make a screen of images, profiles or an array."""
+    from deconfound.data.arrays import ingest_array
+    from deconfound.data.ingest import IngestConfig, ingest
+    from deconfound.data.ingest_provenance import remarks
+    from deconfound.data.profiles import ingest_profiles
+
+    arguments = create_model(
+        "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
+    )
+    parsed: Any = parse(arguments, words, "ingest", IngestArguments.__doc__ or "")
+    made_of = {
+        "--images-root": parsed.images_root is not None,
+        "--profiles": parsed.profiles,
+        "--array": parsed.array is not None,
+    }
+    if sum(made_of.values()) != 1:
+        raise UserError(f"ingest: expected one of {', '.join(made_of)}")
+    if parsed.feature_columns and not parsed.profiles:
+        raise UserError("ingest: --feature-columns belongs to --profiles; add it")
+    if (parsed.array_key or parsed.array_axes) and parsed.array is None:
+        raise UserError("ingest: --array-key and --array-axes belong to --array; add it")
+    if parsed.table is None and not made_of["--images-root"]:
+        raise UserError("ingest: name the table first: deconfound ingest TABLE …")
+    common = {"config": parsed.formats, "quiet": parsed.quiet}
+    if parsed.profiles:
+        named = {"features": parsed.feature_columns}
+        screen = ingest_profiles(parsed.table, parsed.out, **named, **common)
+    elif parsed.array is not None:
+        shape = {"key": parsed.array_key, "axes": parsed.array_axes}
+        screen = ingest_array(parsed.table, parsed.array, parsed.out, **shape, **common)
+    else:
+        screen = ingest(parsed.table, parsed.images_root, parsed.out, **common)
+    what = "profiles" if screen.holds_profiles else "images"
+    say(f"{len(screen):,} {what} in {screen.path}")
+    for remark in remarks(screen.provenance):
+        say(remark)
+
+
+def call_source(words: list[str]) -> None:
+    """Make a screen of a public data set."""
+    from deconfound.data import sources
+
+    found = sources.discover()
+    name = name_first(words, "source", "data set", sorted(found))
+    module = found[name]
+    arguments = create_model(
+        "SourceArguments",
+        __base__=NewScreenArguments,
+        root=(Path, ...),
+        source=(module.Config, module.Config()),
+    )
+    parsed: Any = parse(arguments, words[1:], f"source {name}", module.SUMMARY)
+    screen = module.make(parsed.root, parsed.out, parsed.source)
+    say(f"{len(screen):,} images in {screen.path}")
+
+
+def call_describe(words: list[str]) -> None:
+    """Print what a screen holds."""
+    from deconfound.describe import describe
+    from deconfound.describe_page import text_tables
+
+    parsed = parse(DescribeArguments, words, "describe")
+    description = describe(**dict(parsed))
+    for table in text_tables(description, most=24, width=Console().width):
+        say("")
+        say(table.title)
+        if table.rows:
+            print_table(table.columns, table.rows, plain=True)
+        if table.note:
+            say(table.note)
+    for warning in description.warnings:
+        say(f"! {warning}")
+    if parsed.out is not None:
+        say(f"page in {parsed.out / 'describe.html'}")
+
+
+def call_fit(words: list[str]) -> None:
+    """Train a method."""
+    from deconfound import methods, run
+    from deconfound.fit import fit
+
+    name = name_first(words, "fit", "method", methods.names())
+    words, config_file = take_option(words[1:], "--config")
+    default = (
+        run.read_config(Path(config_file), name)
+        if config_file
+        else run.config_model(name)(method=name)
+    )
+    method = methods.load(name)
+    arguments = create_model(
+        "WithMethod",
+        __base__=FitArguments,
+        seed=(int, default.seed),
+        method=(method.Options, default.options),
+        data=(DataOptions, default.data),
+        training=(TrainingOptions, default.training),
+    )
+    about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
+    parsed: Any = parse(arguments, words, f"fit {name}", about)
+    config = run.config_model(name)(
+        method=name,
+        seed=parsed.seed,
+        data=parsed.data,
+        training=parsed.training,
+        options=parsed.method,
+    )
+    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain)
+    say(f"run in {done.path}")
+
+
+def call_embed(words: list[str]) -> None:
+    """Embed a screen."""
+    from deconfound.embed import embed
+
+    parsed = parse(EmbedArguments, words, "embed")
+    embedded = embed(**dict(parsed))
+    say(f"{len(embedded.table):,} embeddings in {parsed.out}")
+
+
+def call_measure(words: list[str]) -> None:
+    """Score embeddings and print the scores."""
+    from deconfound.measure import measure
+
+    parsed = parse(MeasureArguments, words, "measure")
+    scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+    if not parsed.quiet:
+        shown = ["method", "fold", "seed", "representation", "metric", "part", "value", "note"]
+        print_table([*map(str, shown)], scores[shown].round(4).astype(str).to_numpy().tolist())
+    say(f"{len(scores)} scores in {parsed.out}")
+
+
+def call_sweep(words: list[str]) -> None:
+    """Do a sweep and print its table."""
+    started = time.time()
+    from deconfound.sweep import sweep
+    from deconfound.sweep_table import read_shown_table
+
+    parsed = parse(SweepArguments, words, "sweep")
+    if parsed.address is not None and parsed.executor != "ray":
+        raise UserError("sweep: --address is of a Ray cluster; add --executor ray")
+    done = sweep(**dict(parsed), started=started)
+    if not parsed.quiet:
+        shown = read_shown_table(parsed.out)
+        print_table(list(shown.columns), shown.to_numpy().tolist())
+    say(done.text())
+    say(f"tables, scores and runs in {parsed.out}")
+    if done.failed:
+        raise UserError(f"{done.failed} runs failed; {parsed.out / 'failures.csv'} says why")
+
+
+def call_transfer(words: list[str]) -> None:
+    """Draw a swap grid."""
+    from deconfound.transfer import transfer
+
+    parsed = parse(TransferArguments, words, "transfer")
+    transfer(**dict(parsed))
+    say(f"swap grid in {parsed.out / 'swap.png'}")
+
+
+def call_export(words: list[str]) -> None:
+    """Write a screen as common files."""
+    from deconfound.export import export
+
+    parsed = parse(ExportArguments, words, "export")
+    command = export(**dict(parsed))
+    say(f"{parsed.out}; back to a screen with: {command}")
+
+
+def call_report(words: list[str]) -> None:
+    """Write a report."""
+    from deconfound.report import report
+
+    parsed = parse(ReportArguments, words, "report")
+    report(list(parsed.directories), parsed.out)
+    say(f"report in {parsed.out}")
+
+
+def call_check(words: list[str]) -> None:
+    """Verify a screen or a run."""
+    from deconfound.check import check
+
+    parsed = parse(CheckArguments, words, "check")
+    say(check(parsed.path))
+
+
+def call_demo(words: list[str]) -> None:
+    """Run the demonstration."""
+    from deconfound.demo import DemoOptions, demo
+
+    arguments = create_model(
+        "DemoArguments",
+        __base__=Arguments,
+        out=(Path, Path("demo")),
+        demonstration=(DemoOptions, DemoOptions()),
+        quiet=(bool, False),
+    )
+    about = "The main job on a simulated screen, to a report."
+    parsed: Any = parse(arguments, words, "demo", about)
+    say(f"report: {demo(parsed.out, parsed.demonstration, quiet=parsed.quiet).resolve()}")
+
+
+def list_methods(words: list[str]) -> None:
+    """Print the methods."""
+    from deconfound import methods
+
+    parse(Arguments, words, "methods", "List the methods.")
+    classes = {name: methods.load(name) for name in methods.names()}
+    print_table(
+        ["method", "what it is", "paper"],
+        [[name, found.SUMMARY, found.PAPER] for name, found in classes.items()],
+    )
+
+
+def list_metrics(words: list[str]) -> None:
+    """Print the metrics."""
+    from deconfound.metrics import all_metrics
+
+    parse(Arguments, words, "metrics", "List the metrics.")
+    print_table(
+        ["metric", "better", "range", "what it is", "paper"],
+        [
+            [m.name, m.better, f"{m.range[0]:g} … {m.range[1]:g}", m.summary, m.paper]
+            for m in all_metrics().values()
+        ],
+    )
+
+
+def list_sources(words: list[str]) -> None:
+    """Print the data sets."""
+    from deconfound.data import sources
+
+    parse(Arguments, words, "sources", "List the public data sets.")
+    print_table(
+        ["source", "what it is", "paper"],
+        [[name, module.SUMMARY, module.PAPER] for name, module in sources.discover().items()],
+    )
