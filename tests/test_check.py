@@ -12,8 +12,9 @@ from deconfound.check import check
 from deconfound.data.screen import Screen
 from deconfound.embed import embed
 from deconfound.errors import UserError
-from deconfound.fit import Training, fit
+from deconfound.fit import fit
 from deconfound.run import RunConfig, dump_config, read_config
+from deconfound.training import Training
 
 MakeConfig = Callable[..., RunConfig]
 Runs = Callable[[str], Path]

@@ -15,10 +15,11 @@ from torch import Tensor
 from deconfound import atomic, methods
 from deconfound.data.screen import Screen
 from deconfound.errors import UserError
-from deconfound.fit import Training, fit
+from deconfound.fit import fit
 from deconfound.history import read_history
 from deconfound.methods.base import Loss, Method
 from deconfound.run import RunConfig, dump_config, open_run
+from deconfound.training import Training
 
 AssertSameRun = Callable[[Path, Path], None]
 MakeConfig = Callable[..., RunConfig]

@@ -28,12 +28,13 @@ from deconfound.checkpoint import read_resume
 from deconfound.data.batch import BatchReader
 from deconfound.data.intensity import fit_intensity
 from deconfound.data.screen import Screen, open_screen
-from deconfound.fit import fit, sum_gradients
+from deconfound.fit import fit
 from deconfound.methods.base import Method
 from deconfound.nets import mixstyle
 from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.problem import pose
 from deconfound.run import RunConfig, build_method, dump_config, read_config
+from deconfound.training import sum_gradients
 
 STEPS = 3
 OPTIONS = {

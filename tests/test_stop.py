@@ -11,8 +11,9 @@ import pytest
 
 from deconfound import stop
 from deconfound.data.screen import Screen
-from deconfound.fit import Training, fit
+from deconfound.fit import fit
 from deconfound.run import RunConfig
+from deconfound.training import Training
 
 AssertSameRun = Callable[[Path, Path], None]
 MakeConfig = Callable[..., RunConfig]

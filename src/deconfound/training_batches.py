@@ -1,0 +1,90 @@
+"""The batches of a stage: which rows of a part they draw, and how."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from deconfound.config import TrainingOptions
+from deconfound.data.batch import Batch, BatchReader
+from deconfound.data.sampler import (
+    EnvironmentBalancedSampler,
+    JoinedSampler,
+    LabelBalancedSampler,
+    PlainSampler,
+    Sampler,
+)
+from deconfound.data.screen import Rows
+from deconfound.errors import UserError
+from deconfound.methods.base import Stage
+from deconfound.problem import Problem
+from deconfound.run import RunConfig
+from deconfound.streams import derived_seed
+
+
+def refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:
+    """Raise UserError if a batch exceeds the training rows or cannot hold each label it must."""
+    size, rows = training.batch_size, len(problem.fold.rows("train"))
+    labels = min(training.classes_per_batch, len(problem.label.names))
+    environments = len(problem.environment.names)
+    if size > rows:
+        raise UserError(f"--batch-size {size}: training has {rows} rows; lower it")
+    if training.sampler == "label_balanced" and size < labels:
+        raise UserError(
+            f"--batch-size {size}: cannot hold an image of each of {labels} labels; raise it, or "
+            "lower --classes-per-batch"
+        )
+    if training.sampler == "environment_balanced" and size < environments:
+        raise UserError(
+            f"--batch-size {size}: cannot hold an image of each of {environments} environments; "
+            "raise it"
+        )
+
+
+def sampler_of(
+    config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
+) -> Sampler:
+    """Of a part; in training joined by images of test rows where the method sees those."""
+    sampler = _part_sampler(config, problem, part, stage)
+    if part == "val" or not config.options.sees_held_out:
+        return sampler
+    size = stage.batch_size or config.training.batch_size
+    seed = derived_seed(config.seed, "held out", stage.name)
+    return JoinedSampler(sampler, PlainSampler(problem.fold.rows("test"), size, seed))
+
+
+def _part_sampler(
+    config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
+) -> Sampler:
+    training = config.training
+    size = stage.batch_size or training.batch_size
+    rows: Rows = problem.fold.rows(part)
+    seed = derived_seed(config.seed if part == "train" else 0, part, stage.name)
+    if training.sampler == "label_balanced":
+        label = problem.label.codes[rows]
+        return LabelBalancedSampler(rows, label, size, training.classes_per_batch, seed)
+    if training.sampler == "environment_balanced":
+        environment = problem.environment.codes[rows]
+        return EnvironmentBalancedSampler(rows, environment, size, seed)
+    return PlainSampler(rows, size, seed)
+
+
+def validation_batches(
+    config: RunConfig, problem: Problem, stage: Stage, reader: BatchReader, own: slice
+) -> Iterator[tuple[Batch, bool]]:
+    """This process's share, `own`, of the validation batches, and whether each is of full size.
+
+    They are the same every time.
+    """
+    rows = problem.fold.rows("val")
+    size = min(stage.batch_size or config.training.batch_size, len(rows))
+    count = min(stage.validation_batches, max(1, len(rows) // size))
+    if config.training.sampler == "label_balanced":
+        sampler = sampler_of(config, problem, "val", stage)
+        for batch in reader.stream(sampler.rows(step)[own] for step in range(count)):
+            yield batch, True
+        return
+    sampler = PlainSampler(rows, len(rows), 0, "validation")
+    chunks = np.split(sampler.rows(0), np.arange(size, len(rows), size))[: count + 1]
+    for chunk, batch in zip(chunks, reader.stream(c[own] for c in chunks), strict=True):
+        yield batch, len(chunk) == size

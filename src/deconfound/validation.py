@@ -1,0 +1,55 @@
+"""What a stage scores on validation rows."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+
+from deconfound.data.batch import Batch
+from deconfound.methods.base import Method, Phase, Stage, weighted_sum
+
+
+@torch.no_grad()
+def validation_scores(
+    method: Method,
+    stage: Stage,
+    phase: Phase,
+    batches: Iterable[tuple[Batch, bool]],
+    fabric: Fabric,
+    is_asked: Callable[[], bool],
+) -> dict[str, float] | None:
+    """The losses of `phase` and the diagnostics, of full batches, and the accuracy, of all.
+
+    Accuracy is left out where the stage does not classify or no row has a known label. None if
+    `is_asked` says, before any batch, that the run is to stop.
+    """
+    sums: dict[str, float] = {}
+    loss_batches = correct = known = 0
+    with fabric.autocast():
+        for batch, whole in batches:
+            if is_asked():
+                return None
+            outputs = method.outputs(batch, stage.name)
+            logits = method.predict(outputs) if stage.classifies else None
+            if logits is not None:
+                has_label = batch.label >= 0
+                correct += int(((logits.argmax(dim=1) == batch.label) & has_label).sum())
+                known += int(has_label.sum())
+            if not whole:
+                continue
+            losses = phase.losses(batch, outputs)
+            values = {name: loss.value for name, loss in losses.items()}
+            values |= method.diagnostics(batch, outputs)
+            values["loss"] = weighted_sum(losses)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            loss_batches += 1
+    scores = {name: value / loss_batches for name, value in sums.items()}
+    if fabric.world_size > 1:
+        counts = torch.tensor([correct, known], device=fabric.device)
+        dist.all_reduce(counts)
+        correct, known = counts.tolist()
+    if known:
+        scores["accuracy"] = correct / known
+    return scores
