@@ -189,7 +189,7 @@ def test_damaged_weights_are_one_line(
 
 
 def _sum(file: Path) -> str:
-    from deconfound.checksums import sha256
+    from deconfound.data.shards import sha256
 
     return sha256(file)
 

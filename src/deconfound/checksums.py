@@ -1,10 +1,10 @@
 """The checksums of a finished run, and whether its files still have them."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from deconfound import atomic
+from deconfound.data.shards import sha256
 from deconfound.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -32,12 +32,6 @@ def read_checksums(run: Path) -> dict[str, str]:
 def differs(file: Path, expected: str) -> bool:
     """Whether a file is missing or has another SHA-256 than `expected`."""
     return not file.is_file() or sha256(file) != expected
-
-
-def sha256(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _counts(file: Path) -> bool:

@@ -15,7 +15,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_
 
 from deconfound import atomic, methods
 from deconfound.checkpoint import read_weights
-from deconfound.checksums import CHECKSUMS, differs, read_checksums, sha256
+from deconfound.checksums import CHECKSUMS, differs, read_checksums
 from deconfound.config import (
     DataOptions,
     Options,
@@ -26,6 +26,7 @@ from deconfound.config import (
 )
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Rows, Screen
+from deconfound.data.shards import sha256
 from deconfound.data.table import Roles, listed
 from deconfound.errors import UserError
 from deconfound.methods.base import Method, MethodOptions, Task

@@ -5,7 +5,6 @@ the text reads as if the foreground were first set to one.
 """
 
 import gzip
-import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pandas as pd
 from deconfound.config import Options
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.screen_writer import ScreenWriter
+from deconfound.data.shards import sha256
 from deconfound.data.table import Roles
 from deconfound.errors import UserError
 from deconfound.streams import numpy_stream
@@ -81,7 +81,7 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
         "made_by": "source cmnist",
         "paper": PAPER,
         "options": config.model_dump(mode="json"),
-        "sha256": {file.name: _sha256(file) for file in files.values()},
+        "sha256": {file.name: sha256(file) for file in files.values()},
         "deviation": "colours rounded to uint8, within 0.5/255",
     }
     with ScreenWriter(out, "cmnist", ("R", "G", "B"), roles, provenance) as writer:
@@ -167,8 +167,3 @@ def _read_idx(file: Path, magic: int, item_shape: tuple[int, ...]) -> Bytes:
         what = "cut short" if len(body) < wanted else "followed by foreign bytes"
         raise UserError(f"{file}: {what}, {wanted} bytes expected after the header; fetch it again")
     return np.frombuffer(body, np.uint8).reshape(count, *item_shape)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
