@@ -147,6 +147,23 @@ class SweepArguments(Arguments):
     """No progress bar, no table."""
 
 
+class DiagnoseArguments(Arguments):
+    """Will invariance help here? Accuracy in distribution against accuracy on held-out rows."""
+
+    screen: Positional[Path]
+    """Screen to diagnose."""
+    out: Path
+    """Directory to write; runs that it holds are not done again."""
+    executor: Literal["local", "ray"] = "local"
+    """Processes of this machine, or a Ray cluster."""
+    workers: int | None = Field(None, ge=1)
+    """Runs at a time; as many as fit if not given."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
+    quiet: bool = False
+    """No progress bar."""
+
+
 class TransferArguments(Arguments):
     """Swap content and style blocks between cells and draw the grid."""
 
@@ -347,6 +364,27 @@ def _sweep(words: list[str]) -> None:
         raise UserError(f"{done.failed} runs failed; {parsed.out / 'failures.csv'} says why")
 
 
+def _diagnose(words: list[str]) -> None:
+    from deconfound.diagnose import DiagnoseOptions, diagnose, sentences
+
+    arguments = create_model(
+        "WithDiagnosis", __base__=DiagnoseArguments, diagnosis=(DiagnoseOptions, DiagnoseOptions())
+    )
+    parsed: Any = _parse(arguments, words, "diagnose", DiagnoseArguments.__doc__ or "")
+    found = diagnose(
+        parsed.screen,
+        parsed.out,
+        parsed.diagnosis,
+        executor=parsed.executor,
+        workers=parsed.workers,
+        address=parsed.address,
+        quiet=parsed.quiet,
+    )
+    for sentence in sentences(found):
+        _say(sentence)
+    _say(f"picture and runs in {parsed.out}")
+
+
 def _transfer(words: list[str]) -> None:
     from deconfound.transfer import transfer
 
@@ -437,6 +475,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "embed": (_embed, "embed every image of a screen"),
     "measure": (_measure, "score embeddings"),
     "sweep": (_sweep, "methods × settings × folds × seeds, to one table"),
+    "diagnose": (_diagnose, "will invariance help here? an answer before you train for it"),
     "transfer": (_transfer, "counterfactual images: swap content and style between cells"),
     "export": (_export, "a screen as OME-TIFF files and a table, or profiles as Parquet"),
     "report": (_report, "one HTML page of runs, embeddings and scores"),
@@ -447,9 +486,9 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 }
 
 
-RESUMED = ("fit", "embed", "demo", "sweep")
+RESUMED = ("fit", "embed", "demo", "sweep", "diagnose")
 """Verbs that go on where they were stopped."""
-SAVED = ("fit", "sweep")
+SAVED = ("fit", "sweep", "diagnose")
 """Of these, the verbs that save what is under way when they are stopped."""
 
 
