@@ -284,7 +284,8 @@ def _draw(points: pd.DataFrame, found: list[FoldDiagnosis], file: Path) -> None:
         above = axes[0, column]
         above.scatter(erm["in_distribution"], erm["held_out"], s=10, color="#bbbbbb")
         above.scatter(means["in_distribution"], means["held_out"], s=28, color="#4269d0")
-        above.set_title(f"{one.fold}\nr = {one.correlation:.2f}", fontsize=9)
+        r = f"r = {one.correlation:.2f}" if np.isfinite(one.correlation) else "too few settings"
+        above.set_title(f"{one.fold}\n{r}", fontsize=9)
         above.set_xlabel("ERM, in distribution")
         above.set_ylabel("ERM, held out")
         if curve.empty:
