@@ -40,6 +40,7 @@ CHEAP = {
     "simulate": "--cells 500 --quiet",
     "ingest": "--quiet",
     "describe": "--quiet",
+    "diagnose": "--workers 1 --quiet",
     "fit": FEW_STEPS,
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
     "embed": "--device cpu --quiet",
@@ -401,6 +402,8 @@ def test_tables_of_options_tell_the_defaults(verb: str, monkeypatch: pytest.Monk
             assert said == "off", flag
         elif field.default is None or field.default == ():
             assert not re.fullmatch("`[^`]+`", said), flag
+        elif isinstance(field.default, tuple):
+            assert said == f"`{' '.join(map(str, field.default))}`", flag
         else:
             assert said == f"`{field.default}`", flag
 

@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "embed": (verbs.call_embed, "embed every image of a screen"),
     "measure": (verbs.call_measure, "score embeddings"),
     "sweep": (verbs.call_sweep, "methods × settings × folds × seeds, to one table"),
+    "diagnose": (
+        verbs.call_diagnose,
+        "will invariance help here? an answer before you train for it",
+    ),
     "transfer": (
         verbs.call_transfer,
         "counterfactual images: swap content and style between cells",
@@ -38,9 +42,9 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 }
 
 
-RESUMED = ("fit", "embed", "demo", "sweep")
+RESUMED = ("fit", "embed", "demo", "sweep", "diagnose")
 """Verbs that go on where they were stopped."""
-SAVED = ("fit", "sweep")
+SAVED = ("fit", "sweep", "diagnose")
 """Of these, the verbs that save what is under way when they are stopped."""
 
 

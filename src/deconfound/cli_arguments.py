@@ -126,6 +126,23 @@ class SweepArguments(Arguments):
     """No progress bar, no table."""
 
 
+class DiagnoseArguments(Arguments):
+    """Will invariance help here? Accuracy in distribution against accuracy on held-out rows."""
+
+    screen: Positional[Path]
+    """Screen to diagnose."""
+    out: Path
+    """Directory to write; runs that it holds are not done again."""
+    executor: Literal["local", "ray"] = "local"
+    """Processes of this machine, or a Ray cluster."""
+    workers: int | None = Field(None, ge=1)
+    """Runs at a time; as many as fit if not given."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
+    quiet: bool = False
+    """No progress bar."""
+
+
 class TransferArguments(Arguments):
     """Swap content and style blocks between cells and draw the grid."""
 

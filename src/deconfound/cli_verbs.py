@@ -11,6 +11,7 @@ from deconfound.cli_arguments import (
     Arguments,
     CheckArguments,
     DescribeArguments,
+    DiagnoseArguments,
     EmbedArguments,
     ExportArguments,
     FitArguments,
@@ -191,6 +192,28 @@ def call_sweep(words: list[str]) -> None:
     say(f"tables, scores and runs in {parsed.out}")
     if done.failed:
         raise UserError(f"{done.failed} runs failed; {parsed.out / 'failures.csv'} says why")
+
+
+def call_diagnose(words: list[str]) -> None:
+    """Diagnose a screen and print what was found."""
+    from deconfound.diagnose import DiagnoseOptions, diagnose, sentences
+
+    arguments = create_model(
+        "WithDiagnosis", __base__=DiagnoseArguments, diagnosis=(DiagnoseOptions, DiagnoseOptions())
+    )
+    parsed: Any = parse(arguments, words, "diagnose", DiagnoseArguments.__doc__ or "")
+    found = diagnose(
+        parsed.screen,
+        parsed.out,
+        parsed.diagnosis,
+        executor=parsed.executor,
+        workers=parsed.workers,
+        address=parsed.address,
+        quiet=parsed.quiet,
+    )
+    for sentence in sentences(found):
+        say(sentence)
+    say(f"picture and runs in {parsed.out}")
 
 
 def call_transfer(words: list[str]) -> None:

@@ -65,6 +65,9 @@ def _page(sources: Sources, seed: int) -> str:
         dots=dots,
         sweeps=[(path, list(table.columns), table.to_numpy().tolist()) for path, table in
                 sources.sweeps],
+        diagnoses=[
+            (found.about, data_uri("image/png", found.picture)) for found in sources.diagnoses
+        ],
         levels=levels(scores),
         raw=sources.scores[list(SCORE_COLUMNS)].head(RAW_ROWS).to_dict("records"),
         scores=len(sources.scores),

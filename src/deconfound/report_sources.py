@@ -94,6 +94,16 @@ class SwapSource:
 
 
 @dataclass(frozen=True)
+class DiagnosisSource:
+    """One directory of `deconfound diagnose`."""
+
+    path: Path
+    about: dict[str, Any]
+    picture: bytes
+    """PNG."""
+
+
+@dataclass(frozen=True)
 class Sources:
     """Everything found."""
 
@@ -104,6 +114,7 @@ class Sources:
     swaps: list[SwapSource]
     sweeps: list[tuple[Path, pd.DataFrame]]
     """Directories of sweeps, and the table of each as text."""
+    diagnoses: list[DiagnosisSource]
     left_out: list[str]
     """Why something found could not be used."""
 
@@ -120,6 +131,7 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
     scores: list[pd.DataFrame] = []
     swaps: list[SwapSource] = []
     sweeps: list[tuple[Path, pd.DataFrame]] = []
+    diagnoses: list[DiagnosisSource] = []
     left_out: list[str] = []
     seen: set[Path] = set()
     given = [Path(path) for path in paths]
@@ -136,6 +148,8 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                         runs.append(_read_run(path))
                     case "sweep":
                         sweeps.append((path, read_shown_table(path)))
+                    case "diagnosis":
+                        diagnoses.append(_read_diagnosis(path))
                     case "swap":
                         swaps.append(_read_swap(path))
                     case "embeddings":
@@ -146,13 +160,13 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                 if path == named:
                     raise
                 left_out.append(str(error))
-    if not (runs or samples or scores or swaps or sweeps):
+    if not (runs or samples or scores or swaps or sweeps or diagnoses):
         reason = f" ({left_out[0]})" if left_out else ""
         raise UserError(
             f"{', '.join(map(str, given))}: nothing to report on{reason}; expected run "
             "directories, .h5ad embeddings, scores*.parquet or directories of `deconfound transfer`"
         )
-    return _with_names(Sources(runs, samples, _joined(scores), swaps, sweeps, left_out))
+    return _with_names(Sources(runs, samples, _joined(scores), swaps, sweeps, diagnoses, left_out))
 
 
 def _candidates(named: Path) -> Iterator[Path]:
@@ -172,6 +186,8 @@ def _candidates(named: Path) -> Iterator[Path]:
             with suppress(UserError):  # reading the sweep says why
                 yield from [run_directory(here, name) for name in selected_runs(here)]
             inside[:] = [name for name in inside if name == "embeddings"]
+        if kind == "diagnosis":
+            inside[:] = []
         for name in sorted(files):
             file = here / name
             searched = name.startswith("scores") or file.suffix == ".h5ad"
@@ -185,6 +201,8 @@ def _kind(path: Path) -> str | None:
             return "run"
         if (path / "sweep.yaml").is_file() and (path / "table.csv").is_file():
             return "sweep"
+        if (path / "diagnosis.json").is_file():
+            return "diagnosis"
         return "swap" if (path / "transfer.json").is_file() else None
     return {".h5ad": "embeddings", ".parquet": "scores"}.get(path.suffix)
 
@@ -203,6 +221,16 @@ def _read_run(path: Path) -> RunSource:
         opened.transform,
         opened.percentile_by,
     )
+
+
+def _read_diagnosis(path: Path) -> DiagnosisSource:
+    about = read_json(path / "diagnosis.json")
+    file = path / "diagnosis.png"
+    if missing := {"screen", "folds", "sentences"} - about.keys():
+        raise UserError(f"{path / 'diagnosis.json'}: lacks {min(missing)!r}; diagnose again")
+    if not file.is_file():
+        raise UserError(f"{file}: missing; `deconfound diagnose` again")
+    return DiagnosisSource(path, about, file.read_bytes())
 
 
 def _read_swap(path: Path) -> SwapSource:
@@ -286,6 +314,7 @@ def _with_names(sources: Sources) -> Sources:
         _without_repeats(scores[[*SCORE_COLUMNS, "file"]]),
         [replace(swap, name=names.of(swap.about["config"])) for swap in sources.swaps],
         sources.sweeps,
+        sources.diagnoses,
         sources.left_out,
     )
 
