@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from deconfound.errors import UserError
@@ -37,7 +37,7 @@ def damaged_resume(run: Path, error: Exception) -> UserError:
 
 def save_weights(file: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file that holds the SHA-256 of its own tensors."""
-    save_file(tensors, file, metadata={"sha256": _digest(tensors)})
+    file.write_bytes(save(tensors, metadata={"sha256": _digest(tensors)}))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

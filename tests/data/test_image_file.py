@@ -1,6 +1,8 @@
 import io
 import logging
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -434,3 +436,19 @@ def test_resizing_keeps_a_flat_image_flat(
     assert found.shape == (1, size, size)
     assert found.dtype == np.dtype(dtype)
     assert (found == top).all()
+
+
+def test_a_cut_tiff_of_several_pages_says_nothing_beside_the_error(tmp_path: Path) -> None:
+    file = tmp_path / "cut.tif"
+    tifffile.imwrite(file, np.ones((3, 24, 24), np.uint16), photometric="minisblack")
+    file.write_bytes(file.read_bytes()[:-900])
+    lines = (
+        "import pathlib, sys",
+        "from deconfound.data.image_file import read_image",
+        "from deconfound.errors import UserError",
+        "try: read_image(pathlib.Path(sys.argv[1]))",
+        "except UserError: print('refused')",
+    )
+    command = [sys.executable, "-c", "\n".join(lines), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("refused\n", "")

@@ -178,6 +178,44 @@ def test_a_row_longer_than_the_header_is_refused(tmp_path: Path) -> None:
     refused(file, "cannot be read")
 
 
+def test_text_that_is_not_utf_8_is_refused_however_late_it_comes(tmp_path: Path) -> None:
+    table = pd.concat([*[profiles()] * 2000, profiles().assign(Metadata_Perturbation="5 µM")])
+    file = tmp_path / "latin.csv"
+    table.to_csv(file, index=False, encoding="latin-1")
+    refused(file, "cannot be read as a table .*; save it as UTF-8")
+
+
+@pytest.mark.parametrize(("ending", "times"), [(".parquet", 200), (".h5ad", 50)])
+def test_damage_anywhere_in_a_table_is_one_line_or_none(
+    tmp_path: Path, ending: str, times: int
+) -> None:
+    table = profiles()
+    if ending == ".parquet":
+        saved = save(table, tmp_path, ending)
+    else:
+        saved = tmp_path / "whole.h5ad"
+        obs = table.drop(columns=FEATURES).set_index(table.index.astype(str))
+        var = pd.DataFrame(index=FEATURES)
+        anndata.AnnData(table[FEATURES].to_numpy(), obs, var).write_h5ad(saved)
+    whole = saved.read_bytes()
+    file = tmp_path / f"damaged{ending}"
+    random = np.random.default_rng(0)
+    told = 0
+    for _ in range(times):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[random.integers(len(whole), size=4)] = random.integers(256, size=4)
+        file.write_bytes(damaged.tobytes())
+        try:
+            opened = feature_table.open_features(file)
+            names = opened.features or [n for n in FEATURES if n in opened.columns]
+            opened.metadata([name for name in opened.columns if name not in names])
+            list(opened.chunks(names))
+        except UserError as error:
+            told += 1
+            assert str(error).startswith(f"{file}: ") and "\n" not in str(error)
+    assert told
+
+
 def test_an_option_of_images_is_refused(tmp_path: Path) -> None:
     file = save(profiles(), tmp_path, ".csv")
     config = IngestConfig(size=32, label="Metadata_Well")

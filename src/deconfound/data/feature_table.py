@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deconfound.data.table import require_columns
-from deconfound.data.table_file import compression, refuse_unfit_packing, table_kind
+from deconfound.data.table_file import compression, readable, refuse_unfit_packing, table_kind
 from deconfound.errors import UserError
 
 Values = npt.NDArray[np.float32]
@@ -63,11 +63,8 @@ def open_features(path: Path) -> FeatureTable:
         what = "no such table" if kind else "not a table of profiles"
         raise UserError(f"{path}: {what}; give a .csv, .tsv, .parquet or .h5ad file")
     refuse_unfit_packing(path)
-    try:
-        opened = kind(path)
-    except (ValueError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as a table ({reason}); check the file") from error
+    with readable(path):
+        opened = _Readable(path, kind(path))
     columns = opened.columns
     repeated = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
     if repeated:
@@ -99,6 +96,24 @@ def feature_columns(table: FeatureTable, wanted: Sequence[str], where: str) -> l
             "--feature-columns"
         )
     return found
+
+
+class _Readable:
+    """A table whose damage, in whichever part it is found, is told in one line."""
+
+    def __init__(self, path: Path, table: FeatureTable) -> None:
+        self._path = path
+        self._table = table
+        self.columns = table.columns
+        self.features = table.features
+
+    def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
+        with readable(self._path):
+            return self._table.metadata(columns)
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Values]:
+        with readable(self._path):
+            yield from self._table.chunks(columns)
 
 
 class _Text:
@@ -143,21 +158,17 @@ class _Text:
 
     def _parts(self) -> Iterator[pd.DataFrame]:
         rows = max(1, CHUNK_VALUES // len(self.columns))
-        try:
-            with warnings.catch_warnings():
-                # A row longer than the header would otherwise lose a column with a warning only.
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                yield from pd.read_csv(
-                    self._path,
-                    dtype=str,
-                    sep=self._separator,
-                    index_col=False,
-                    chunksize=rows,
-                    compression=self._compression,
-                )
-        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self._path}: cannot be read ({reason}); check the file") from error
+        with warnings.catch_warnings():
+            # A row longer than the header would otherwise lose a column with a warning only.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            yield from pd.read_csv(
+                self._path,
+                dtype=str,
+                sep=self._separator,
+                index_col=False,
+                chunksize=rows,
+                compression=self._compression,
+            )
 
 
 class _Parquet:

@@ -1,6 +1,7 @@
 """One image file (PNG, JPEG, BMP, TIFF or NPY) as an array (C, H, W)."""
 
 import functools
+import logging
 import lzma
 import math
 import struct
@@ -15,6 +16,8 @@ from PIL import Image
 
 from deconfound.data.ome_zarr import read_field
 from deconfound.errors import UserError
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else it speaks to the terminal
 
 Pixels = npt.NDArray[Any]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")

@@ -13,7 +13,13 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from deconfound.data.table_file import compression, open_text, refuse_unfit_packing, table_kind
+from deconfound.data.table_file import (
+    compression,
+    open_text,
+    readable,
+    refuse_unfit_packing,
+    table_kind,
+)
 from deconfound.errors import UserError
 from deconfound.escaping import from_spreadsheet
 
@@ -61,7 +67,7 @@ def read_table(path: Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such table; give a .csv, .tsv or .parquet file")
-    try:
+    with readable(path):
         refuse_unfit_packing(path)
         match table_kind(path):
             case ".csv":
@@ -72,11 +78,6 @@ def read_table(path: Path) -> pd.DataFrame:
                 table = pd.read_parquet(path)
             case _:
                 raise UserError(f"{path}: not a table; expected .csv, .tsv or .parquet")
-    except UserError:
-        raise
-    except Exception as error:  # readers of damaged tables raise nearly every type there is
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a table ({reason}); check the file") from error
     if table.empty:
         raise UserError(f"{path}: the table has no rows; expected one row per image")
     repeated = table.columns[table.columns.duplicated()]

@@ -4,7 +4,8 @@ import bz2
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO
 
@@ -41,6 +42,20 @@ def open_text(path: Path) -> TextIO:
     opened: Any = OPEN[packed] if packed else open
     stream: TextIO = opened(path, "rt", encoding="utf-8-sig", newline="")
     return stream
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what a reader raises for a damaged table, nearly every type there is, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = table_kind(path) in (".csv", ".tsv") and isinstance(error, UnicodeDecodeError)
+        remedy = "save it as UTF-8" if text else "check the file"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a table ({reason}); {remedy}") from error
 
 
 def refuse_unfit_packing(path: Path) -> None:
