@@ -312,3 +312,14 @@ def test_a_reader_that_leaves_ends_the_verb_quietly(words: list[str]) -> None:
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 141
+
+
+@pytest.mark.parametrize("option", ["--size", "--max-pixels"])
+def test_a_value_out_of_range_names_its_option(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ingest", "x.csv", "--images-root", ".", "--out", str(tmp_path / "o"), option, "0"]
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    said = capsys.readouterr().err
+    assert said == (f"deconfound: ingest: {option}: Input should be greater than or equal to 1\n")

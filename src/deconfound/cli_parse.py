@@ -86,9 +86,11 @@ def _tyro_message(text: str) -> str:
     """What an argument error says, without its box and its usage."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     inside = [line.strip("│ ").strip() for line in text.splitlines() if line.startswith("│")]
-    kept = [line for line in inside if line and not set(line) <= set("─")]
+    kept = [line for line in inside if line and not set(line) <= set("─-")]
     said = " ".join(kept) or one_line(text)
     said = re.sub(
-        r"Error parsing \w+: 1 validation error for \w+ (\w+) (.*?) \[type=.*", r"\1: \2", said
+        r".*1 validation errors? for \w+ (\w+) (.*?) \[type=.*",
+        lambda found: f"--{found[1].replace('_', '-')}: {found[2]}",
+        said,
     )
     return re.split(r" Argument helptext:| For full helptext| For further information", said)[0]

@@ -31,9 +31,18 @@ def for_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
     return _each_text(table, _marked)
 
 
-def csv_text(table: pd.DataFrame) -> str:
-    """`table` as CSV for a spreadsheet, its texts marked and in quotes, its index left out."""
-    return str(for_spreadsheet(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+def csv_text(table: pd.DataFrame, *, shown: bool = True) -> str:
+    """`table` as CSV for a spreadsheet, its texts marked and in quotes, its index left out.
+
+    Characters that are not printed as themselves are written out as `for_terminal` does, unless
+    the table is not to be `shown` but read back equal.
+    """
+    marked = for_spreadsheet(table)
+    if shown:
+        marked = _each_text(
+            marked, lambda value: for_terminal(value) if isinstance(value, str) else value
+        )
+    return str(marked.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
 
 
 def from_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:

@@ -61,7 +61,7 @@ def _write_images(screen: Screen, folder: Path, progress: Progress) -> None:
     paths = [f"images/{row // FOLDER_FILES:05d}/{row:08d}.ome.tif" for row in range(len(screen))]
     table = screen.table.assign(**{EXPORTED_PATH: paths})
     file = folder / "table.csv"
-    file.write_text(csv_text(table), encoding="utf-8", newline="")
+    file.write_text(csv_text(table, shown=False), encoding="utf-8", newline="")
     _refuse_changed(table, read_table(file), screen)
     axes = {"axes": "CYX", "Channel": {"Name": list(screen.channels)}}
     for rows in _chunks(screen):

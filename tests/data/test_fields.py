@@ -139,7 +139,17 @@ def test_fields_may_differ_in_size(tmp_path: Path) -> None:
     assert_refused(table, r"row 1 .*column 'FileName_ER': .*f1-ER.tif: \(40, 50\) .*'FileName_DNA'")
 
 
-@pytest.mark.parametrize(("x", "y", "column"), [(50, 20, X), (-0.6, 20, X), (20, 39.6, Y)])
+def test_a_centre_on_the_edge_by_either_convention_is_dropped_like_any_near_it(
+    tmp_path: Path,
+) -> None:
+    """Counted from the middle of the first pixel a field ends at 49.5, from its corner at 50."""
+    table, _ = write_fields(tmp_path / "f", [(0, 20, 20), (1, 49.9, 20), (1, 20, 40)])
+    screen = ingest(table, table.parent, tmp_path / "s", config=IngestConfig(crop=8), quiet=True)
+    assert len(screen) == 1
+    assert screen.provenance["crop"]["dropped_at_border"] == 2
+
+
+@pytest.mark.parametrize(("x", "y", "column"), [(50.1, 20, X), (-0.6, 20, X), (20, 40.1, Y)])
 def test_a_centre_outside_its_field(tmp_path: Path, x: float, y: float, column: str) -> None:
     table, _ = write_fields(tmp_path / "f", [(0, 20, 20), (1, 20, 20), (1, x, y)])
     assert_refused(

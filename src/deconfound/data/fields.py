@@ -239,7 +239,7 @@ class FieldCrops:
         for row in rows.tolist():
             centre = self._centres[row]
             for value, side, column in zip(centre, sides, self._columns, strict=True):
-                if not -0.5 <= value <= side - 0.5:
+                if not -0.5 <= value <= side:
                     raise UserError(
                         f"{self._reader.place(row, column=column)}: the centre {value:g} lies "
                         f"outside its field of {sides[1]} × {sides[0]} (H × W) pixels; check that "
