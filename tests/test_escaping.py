@@ -143,7 +143,9 @@ def cells_of(text: str) -> list[str]:
 def test_tables_of_a_description_compute_nothing(tmp_path: Path) -> None:
     cli.main(["describe", str(hostile(tmp_path / "s", "x").path), "--quiet",
               "--label", "drugx"])  # fmt: skip
-    table = pd.DataFrame({"drug": ["=1+1", "@b\x1b[2J\u202e"] * 6, "=plate": ["-p", "-p", "+q", "+q"] * 3})
+    table = pd.DataFrame(
+        {"drug": ["=1+1", "@b\x1b[2J\u202e"] * 6, "=plate": ["-p", "-p", "+q", "+q"] * 3}
+    )
     roles = Roles(label="drug", environment=("=plate",), levels=("=plate",))
     with ScreenWriter(tmp_path / "t", "t", ("=DNA",), roles, {}) as writer:
         writer.append(np.zeros((12, 1, 8, 8), np.uint8))
