@@ -34,14 +34,12 @@ def for_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
 def csv_text(table: pd.DataFrame, *, shown: bool = True) -> str:
     """`table` as CSV for a spreadsheet, its texts marked and in quotes, its index left out.
 
-    Characters that are not printed as themselves are written out as `for_terminal` does, unless
-    the table is not to be `shown` but read back equal.
+    Characters that are not printed as themselves, line ends aside, are written out as
+    `for_terminal` does, unless the table is not to be `shown` but read back equal.
     """
     marked = for_spreadsheet(table)
     if shown:
-        marked = _each_text(
-            marked, lambda value: for_terminal(value) if isinstance(value, str) else value
-        )
+        marked = _each_text(marked, _line_by_line)
     return str(marked.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
 
 
@@ -58,6 +56,12 @@ def _each_text(table: pd.DataFrame, change: Any) -> pd.DataFrame:
     result = pd.concat(parts, axis=1) if parts else table.copy()
     result.columns = pd.Index(columns)
     return result
+
+
+def _line_by_line(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return "\n".join(for_terminal(line) for line in value.split("\n"))
 
 
 def _holds_text(kind: Any) -> bool:

@@ -287,7 +287,7 @@ def test_the_bar_says_where_it_resumed(
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from deconfound import cli
 from deconfound.data import growing, image_rows, screen_writer
 image_rows.CHUNK_IMAGES, growing.MARK_SECONDS = 2, 0
@@ -296,6 +296,7 @@ def slow(self, images):
     append(self, images)
     time.sleep(0.1)
 screen_writer.ScreenWriter.append = slow
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
 cli.main(sys.argv[1:])
 """
 
