@@ -31,7 +31,7 @@ from deconfound.progress import Progress
 from deconfound.run import RunConfig, build_method, load_weights, software, weights
 from deconfound.stop import Request, Stopped
 from deconfound.streams import derived_seed
-from deconfound.training_batches import sampler_of, validation_batches
+from deconfound.training_batches import sampler_of, validation_batches, with_partners
 from deconfound.validation import validation_scores
 
 LOG_EVERY = 10
@@ -91,9 +91,10 @@ class Training:
 
     def run(self) -> None:
         """Train every stage from wherever the directory stands to the end."""
-        self._new_optimizers()
         if (self.out / "resume.pt").is_file():
             self._resume()
+        else:
+            self._begin()
         total = sum(stage.steps for stage in self.stages)
         before = sum(stage.steps for stage in self.stages[: self.stage_number]) + self.done
         with (
@@ -112,7 +113,7 @@ class Training:
                     break
                 self.stage_number += 1
                 self.done = 0
-                self._new_optimizers()
+                self._begin()
                 self._save_resume()
         self._finish()
         self.fabric.barrier()
@@ -132,7 +133,7 @@ class Training:
                 if self.config.options.sees_held_out:
                     held_out = self.problem.fold.part[batch.row.numpy()] == "test"
                     batch = replace(batch, held_out=int(held_out.sum()))
-                logged = self._step(stage, step, batch)
+                logged = self._step(stage, step, with_partners(batch, stage))
                 self.done = step + 1
                 if self.done % LOG_EVERY == 0 or self.done == stage.steps:
                     values = {name: float(value) for name, value in logged.items()}
@@ -224,9 +225,18 @@ class Training:
         return self.out / f"{self.stages[self.stage_number].name}-{selection}.safetensors"
 
     def _selected(self, stage: Stage) -> str:
+        if not stage.selects:
+            return "last"
         wanted = self.config.training.selection
         found = self.best[stage.name]
         return wanted if wanted in found else "loss" if "loss" in found else "last"
+
+    def _begin(self) -> None:
+        """Begin the stage at hand, which may draw on the global stream."""
+        stage = self.stages[self.stage_number]
+        torch.manual_seed(derived_seed(self.config.seed, "begin", stage.name))
+        self.method.begin(stage)
+        self._new_optimizers()
 
     def _new_optimizers(self) -> None:
         self.optimizers = [p.optimizer() for p in self.stages[self.stage_number].phases]

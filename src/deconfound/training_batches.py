@@ -1,6 +1,7 @@
 """The batches of a stage: which rows of a part they draw, and how."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,10 +14,11 @@ from deconfound.data.sampler import (
     LabelBalancedSampler,
     PlainSampler,
     Sampler,
+    UniformSampler,
 )
 from deconfound.data.screen import Rows
 from deconfound.errors import UserError
-from deconfound.methods.base import Stage
+from deconfound.methods.base import Group, Stage
 from deconfound.problem import Problem
 from deconfound.run import RunConfig
 from deconfound.streams import derived_seed
@@ -48,7 +50,7 @@ def sampler_of(
     sampler = _part_sampler(config, problem, part, stage)
     if part == "val" or not config.options.sees_held_out:
         return sampler
-    size = stage.batch_size or config.training.batch_size
+    size = _size(config, stage)
     seed = derived_seed(config.seed, "held out", stage.name)
     return JoinedSampler(sampler, PlainSampler(problem.fold.rows("test"), size, seed))
 
@@ -57,9 +59,14 @@ def _part_sampler(
     config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
 ) -> Sampler:
     training = config.training
-    size = stage.batch_size or training.batch_size
+    size = _size(config, stage)
     rows: Rows = problem.fold.rows(part)
     seed = derived_seed(config.seed if part == "train" else 0, part, stage.name)
+    if stage.draws is not None:
+        own = _uniform(problem, rows, stage.draws, size, seed, "own")
+        if stage.partner is None:
+            return own
+        return JoinedSampler(own, _uniform(problem, rows, stage.partner, size, seed, "partner"))
     if training.sampler == "label_balanced":
         label = problem.label.codes[rows]
         return LabelBalancedSampler(rows, label, size, training.classes_per_batch, seed)
@@ -67,6 +74,22 @@ def _part_sampler(
         environment = problem.environment.codes[rows]
         return EnvironmentBalancedSampler(rows, environment, size, seed)
     return PlainSampler(rows, size, seed)
+
+
+def _size(config: RunConfig, stage: Stage) -> int:
+    return stage.batch_size or config.training.batch_size
+
+
+def _uniform(
+    problem: Problem, rows: Rows, group: Group, size: int, seed: int, purpose: str
+) -> UniformSampler:
+    codes = problem.label.codes if group == "label" else problem.environment.codes
+    return UniformSampler(rows, codes[rows], size, seed, purpose)
+
+
+def with_partners(batch: Batch, stage: Stage) -> Batch:
+    """The batch of a stage that draws partners knows how many it has."""
+    return batch if stage.partner is None else replace(batch, partners=len(batch) // 2)
 
 
 def validation_batches(
@@ -77,12 +100,12 @@ def validation_batches(
     They are the same every time.
     """
     rows = problem.fold.rows("val")
-    size = min(stage.batch_size or config.training.batch_size, len(rows))
+    size = min(_size(config, stage), len(rows))
     count = min(stage.validation_batches, max(1, len(rows) // size))
-    if config.training.sampler == "label_balanced":
+    if config.training.sampler == "label_balanced" or stage.draws is not None:
         sampler = sampler_of(config, problem, "val", stage)
         for batch in reader.stream(sampler.rows(step)[own] for step in range(count)):
-            yield batch, True
+            yield with_partners(batch, stage), True
         return
     sampler = PlainSampler(rows, len(rows), 0, "validation")
     chunks = np.split(sampler.rows(0), np.arange(size, len(rows), size))[: count + 1]

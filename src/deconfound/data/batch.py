@@ -34,6 +34,8 @@ class Batch:
     """(B,) int64 row of the screen's table."""
     held_out: int = 0
     """So many rows at the end are held-out images, without label and environment."""
+    partners: int = 0
+    """So many rows at the end are drawn by themselves, to be the style of those before them."""
 
     def __len__(self) -> int:
         return len(self.row)

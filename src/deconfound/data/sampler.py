@@ -91,6 +91,37 @@ class LabelBalancedSampler:
         return np.asarray(self._rows[place], dtype=np.int64)
 
 
+class UniformSampler:
+    """Rows whose groups are drawn uniformly, with replacement, and each row uniformly within its.
+
+    Rows without a group (−1) are never drawn. Small groups are repeated: `effective_size` tells
+    how much.
+    """
+
+    def __init__(self, rows: Rows, group: Rows, batch_size: int, seed: int, purpose: str) -> None:
+        known = group >= 0
+        order = np.argsort(group[known], kind="stable")
+        self._rows = np.asarray(rows, dtype=np.int64)[known][order]
+        _, self._start, self._count = np.unique(
+            group[known][order], return_index=True, return_counts=True
+        )
+        self._size = batch_size
+        self._seed, self._purpose = seed, purpose
+
+    @property
+    def effective_size(self) -> float:
+        """(Σ w)² / Σ w² of the rows' probabilities w: all rows if the groups are equal."""
+        share = 1.0 / (len(self._count) * self._count)
+        return float(1.0 / (self._count * share**2).sum())
+
+    def rows(self, step: int) -> Rows:
+        """Row numbers of the batch of `step`."""
+        stream = numpy_stream(self._seed, "uniform sampler", self._purpose, step)
+        group = stream.integers(len(self._count), size=self._size)
+        place = self._start[group] + stream.integers(self._count[group])
+        return np.asarray(self._rows[place], dtype=np.int64)
+
+
 class JoinedSampler:
     """The batch of one sampler, followed by that of another."""
 

@@ -15,6 +15,7 @@ from deconfound.losses.gather import global_mean
 
 Tensors = dict[str, Tensor]
 OptimizerName = Literal["adamw", "adam", "sgd"]
+Group = Literal["label", "environment"]
 
 
 class MethodOptions(Options):
@@ -114,6 +115,14 @@ class Stage:
     """Whether the stage changes what `predict` says, so that accuracy can select a checkpoint."""
     continues: bool = False
     """Whether it starts from the last weights of the stage before, not from the selected ones."""
+    draws: Group | None = None
+    """Its batches are drawn uniformly over labels or environments, with replacement; as the
+    training options say if None."""
+    partner: Group | None = None
+    """As many rows, drawn in the same way and independently, follow those of each batch:
+    `Batch.partners` of them."""
+    selects: bool = True
+    """Whether validation selects its weights; the last are taken otherwise."""
 
 
 class Method(nn.Module):
@@ -143,6 +152,10 @@ class Method(nn.Module):
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """The stages in order; those that classify have `steps` steps together."""
         raise NotImplementedError
+
+    def begin(self, stage: Stage) -> None:
+        """Prepare for a stage that begins, and not for one that is resumed: weights are loaded."""
+        del stage
 
     def phase(
         self,
@@ -207,6 +220,25 @@ class Method(nn.Module):
             optimizer.step()
             logged |= {name: loss.value.detach() for name, loss in losses.items()}
         return logged
+
+
+class Imputer(Method):
+    """A method that imputes images as if they had been taken in another environment.
+
+    Pernice et al., Interventional Style Transfer, 2023, eq. 1: the intervention do(C = c). `impute`
+    gives the same image for the same arguments in evaluation mode.
+    """
+
+    def style(self, image: Tensor, environment: Tensor) -> Tensor:
+        """The style of images: (B, C, H, W) taken in `environment` (B,) int64 to (B, S) float32.
+
+        −1 is an unknown environment, which a method may refuse by UserError.
+        """
+        raise NotImplementedError
+
+    def impute(self, image: Tensor, style: Tensor) -> Tensor:
+        """The images (B, C, H, W) in the styles (B, S): (B, C, H, W) float32, as `Batch.image`."""
+        raise NotImplementedError
 
 
 def weighted_sum(losses: dict[str, Loss]) -> Tensor:
