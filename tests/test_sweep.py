@@ -21,8 +21,9 @@ from deconfound.stop import Stopped
 from deconfound.sweep import sweep
 from deconfound.sweep_local import run_local
 from deconfound.sweep_order import Order, Outcome, run_directory
-from deconfound.sweep_plan import make_plan
+from deconfound.sweep_plan import Job, make_plan
 from deconfound.sweep_run import Runner
+from deconfound.sweep_select import Result, read_result
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 MODULE = importlib.import_module("deconfound.sweep")
@@ -132,6 +133,148 @@ def test_loto_selects_by_environments_left_out(
     table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("selected_by")
     assert table.loc["loto", "criterion"] == pytest.approx(means.max())
     assert "ood_val" not in set(pd.read_parquet(tmp_path / "out" / "scores.parquet")["part"])
+
+
+def test_the_other_seeds_are_for_the_settings_chosen(
+    screen: Screen, tmp_path: Path, done: list[str]
+) -> None:
+    out = tmp_path / "out"
+    one = {"method": "erm", "options": {"learning_rate": 0.01}}
+    entries = {"erm": {"grid": {"learning_rate": [0.001, 0.1]}}, "one": one}
+    given: dict[str, Any] = {"methods": entries, "select": ["accuracy", "loss"]}
+    file = write(tmp_path, screen, seeds=[0, 1], search_seeds=[1], **given)
+    summary = sweep(file, out, quiet=True, embeddings=True)
+    plan = make_plan(file)
+    first, second, alone = plan.settings
+    assert set(done[:4]) == {first.runs[1], second.runs[1], *alone.runs.values()}
+    table = pd.read_csv(out / "table.csv").set_index(["method", "selected_by"])
+    rows = [table.loc["erm", rule] for rule in ("accuracy", "loss")]
+    chosen = {name for row in rows for name in row["runs"].split()}
+    assert set(done) == {first.runs[1], second.runs[1], *alone.runs.values()} | chosen
+    assert len(done) == len(set(done)) == summary.runs
+    assert {file.stem for file in (out / "embeddings").iterdir()} == chosen | set(
+        alone.runs.values()
+    )
+    for row in rows:
+        (taken,) = [s for s in (first, second) if " ".join(s.runs.values()) == row["runs"]]
+        results = [read_result(out, plan.jobs[name]) for name in taken.runs.values()]
+        assert None not in results
+        searched = [one for one in results if one and one.job.config.seed == 1]
+        criterion = {
+            "accuracy": searched[0].value("val", "accuracy"),
+            "loss": searched[0].validation_loss,
+        }
+        assert row["criterion"] == criterion[str(row.name[1])]
+        accuracies = [one.value("test", "accuracy") for one in results if one]
+        assert row["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+        assert row["seeds"] == 2
+    again = sweep(file, out, quiet=True)
+    assert (again.runs, again.before, len(done)) == (summary.runs, summary.runs, summary.runs)
+    whole = sweep(write(tmp_path, screen, **given), out, quiet=True)
+    assert (whole.runs, whole.before) == (6, summary.runs)
+    assert len(done) == len(set(done)) == 6
+    sweep(write(tmp_path, screen, search_seeds=[1], **given), out, quiet=True)
+    found = set(pd.read_parquet(out / "scores.parquet")["config"])
+    assert found == {json.dumps(plan.jobs[name].config.model_dump(mode="json"))
+                     for name in done[: summary.runs]}  # fmt: skip
+
+
+def test_a_chosen_setting_that_fails_later_shows_its_other_seeds(
+    screen: Screen, tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, out = Runner.run, tmp_path / "out"
+
+    def fail_on_seed_2(self: Runner, order: Order) -> Outcome:
+        if json.loads(order.config)["seed"] == 2:
+            return Outcome(order.name, 0, time.time(), time.time(), reason="loss became nan")
+        return real(self, order)
+
+    file = write(tmp_path, screen, seeds=[0, 1, 2], search_seeds=[0], folds=["iid", "plate=S1/P1"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "run", fail_on_seed_2)
+        summary = sweep(file, out, quiet=True)
+    assert (summary.runs, summary.failed, len(done)) == (8, 2, 8)
+    failures = pd.read_csv(out / "failures.csv")
+    assert (set(failures["seed"]), set(failures["reason"])) == ({2}, {"loss became nan"})
+    table = pd.read_csv(out / "table.csv")
+    assert table["seeds"].tolist() == [2, 2, 2]
+    assert table["setting"][:2].str.endswith(" (failed on seed 2)").all()
+    assert not table["test_accuracy_mean"].isna().any()
+    again = sweep(file, out, quiet=True)
+    assert (again.before, again.failed, len(done)) == (6, 0, 10)
+    table = pd.read_csv(out / "table.csv")
+    assert table["seeds"].tolist() == [3, 3, 3]
+    assert not table["setting"].str.contains("failed").any()
+
+
+def test_a_search_that_fails_chooses_nothing_and_ends(
+    screen: Screen, tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Runner, order: Order) -> Outcome:
+        return Outcome(order.name, 0, time.time(), time.time(), reason="no")
+
+    monkeypatch.setattr(Runner, "run", fail)
+    summary = sweep(write(tmp_path, screen, search_seeds=[0]), tmp_path / "out", quiet=True)
+    assert (summary.runs, summary.failed, len(done)) == (2, 2, 2)
+    assert pd.read_csv(tmp_path / "out" / "table.csv")["setting"].item() == "none has finished"
+
+
+def test_the_seconds_of_two_rounds_add_up(
+    screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes search for 4 s and 6 s, then one trains for 5 s and the other waits."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+
+    def pretend(orders: Sequence[Order], _: int) -> Generator[Outcome, None, None]:
+        if len(orders) == 2:
+            yield Outcome(orders[0].name, 0, 1002.0, 1006.0, 3.0, 0.5)
+            yield Outcome(orders[1].name, 1, 1002.0, 1008.0, 5.0, 0.5)
+            now[0] = 1008.0
+        else:
+            yield Outcome(orders[0].name, 0, 1009.0, 1014.0, 4.0, 0.5)
+            now[0] = 1014.0
+
+    results: dict[str, Result] = {}
+
+    def pretend_result(_: Path, job: Job) -> Result | None:
+        if now[0] < 1008:
+            return None
+        if now[0] < 1014 and job.config.seed == 1:
+            return None
+        return results.setdefault(job.name, Result(job, [], 0.5))
+
+    monkeypatch.setattr(MODULE, "run_local", pretend)
+    monkeypatch.setattr(MODULE, "read_result", pretend_result)
+    monkeypatch.setattr(MODULE, "make_table", lambda *_: None)
+    monkeypatch.setattr(MODULE, "write_table", lambda *_: None)
+    file = write(tmp_path, screen, search_seeds=[0], select=["loss"])
+    found = sweep(file, tmp_path / "out", quiet=True, started=1000.0)
+    assert (found.runs, found.before, found.workers, found.wall_seconds) == (3, 0, 2, 14.0)
+    assert found.training_seconds == 12.0
+    assert found.waiting_seconds == pytest.approx(2 + 5)  # then the start of the second round:
+    assert found.start_up_seconds == pytest.approx(2 * 2 + 2 * 1)
+
+
+def test_a_search_that_is_stopped_says_so(
+    screen: Screen, tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = write(tmp_path, screen, search_seeds=[0]), tmp_path / "out"
+    real = Runner.run
+
+    for stop_at, said in ((2, "1 of 2 runs of the search"), (4, "0 of 1 runs of the chosen set")):
+
+        def stop(self: Runner, order: Order, at: int = stop_at) -> Outcome:
+            if len(done) == at:
+                raise KeyboardInterrupt
+            return real(self, order)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Runner, "run", stop)
+            with pytest.raises(Stopped, match=said):
+                sweep(file, out, quiet=True)
+    assert sweep(file, out, quiet=True).before == 2
+    assert pd.read_csv(out / "table.csv")["seeds"].item() == 2
 
 
 def test_the_seconds_add_up(

@@ -110,6 +110,27 @@ def test_loto_leaves_out_every_training_environment(screen: Screen, tmp_path: Pa
         assert (seed, data.without, data.fold) == (0, without, "section=S1/P1/A")
 
 
+def test_settings_are_searched_on_some_seeds_alone(screen: Screen, tmp_path: Path) -> None:
+    """Names of runs stay; an entry's only setting has all its runs among the first."""
+    entries = {"erm": {"grid": {"learning_rate": [0.1, 0.2]}}, "one": {"method": "erm"}}
+    given: dict[str, Any] = {"select": ["accuracy", "loto"], "seeds": [0, 1, 2]}
+    given |= {"methods": entries, "data": {"environment": ["plate", "section"]}}
+    whole = make_plan(write(tmp_path, screen.path, **given))
+    assert whole.search() == list(whole.jobs.values())
+    plan = make_plan(write(tmp_path, screen.path, search_seeds=[1], **given))
+    first = {job.name for job in plan.search()}
+    assert plan.jobs.keys() <= whole.jobs.keys()
+    *searched, alone = plan.settings
+    assert set(alone.runs.values()) <= first
+    for setting in searched:
+        assert setting.searched() == [setting.runs[1]]
+        assert [seed for seed, name in setting.runs.items() if name in first] == [1]
+        assert {seed for seed, _ in setting.left_out} == {1}
+        assert set(setting.left_out.values()) <= first
+    loto = make_plan(write(tmp_path, screen.path, search_seeds=[1], loto_seeds=[2], **given))
+    assert {seed for seed, _ in loto.settings[0].left_out} == {2}
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -128,6 +149,7 @@ def test_loto_leaves_out_every_training_environment(screen: Screen, tmp_path: Pa
         ({"folds": []}, "option 'folds'"),
         ({"seed": [0]}, "unknown option 'seed'; did you mean 'seeds'"),
         ({"select": ["test"]}, "select.0"),
+        ({"search_seeds": [1, 7]}, "search_seeds has 7; expected seeds among 0, 1"),
         (
             {"select": ["loto"], "data": {"environment": ["series"]}, "folds": ["series=S1"]},
             "trains on 1 environment; expected 2 or more",

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from deconfound import measure, sweep_run
+from deconfound.data.batch import BatchReader
 from deconfound.data.screen import Screen
 from deconfound.embed import embed
 from deconfound.errors import UserError
@@ -55,6 +56,52 @@ def test_a_run_is_that_of_fit_and_its_scores_those_of_measure(
         assert rows["correct"][test & rows["seen"]].mean() == pytest.approx(
             found.query("part == 'test' and metric == 'accuracy'")["value"].item()
         )
+
+
+@pytest.mark.parametrize(("precision", "batch_size"), [("32", 24), ("32", 5), ("bf16", 24)])
+def test_validation_rows_are_not_predicted_twice(
+    precision: str,
+    batch_size: int,
+    screen: Screen,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that was finished by another process predicts all, and says the same in float32."""
+    few = {"precision": precision, "batch_size": batch_size, "selection": "accuracy", "steps": 8}
+    config = make_config("erm", training=few)
+    part = pose(screen, config.data).fold.part
+    predicted: list[int] = []
+    real = BatchReader.stream
+
+    def stream(self: BatchReader, batches: Any) -> Any:
+        for batch in real(self, batches):
+            predicted.extend(batch.row.tolist())
+            yield batch
+
+    task = order(config, screen, tmp_path)
+    fit(config, screen.path, run_directory(tmp_path, "whole"), quiet=True)
+    monkeypatch.setattr(sweep_run.BatchReader, "stream", stream)
+    assert Runner().run(task._replace(name="whole")).reason == ""
+    scored = np.flatnonzero(np.isin(part, sweep_run.SCORED))
+    assert predicted == scored.tolist()
+    monkeypatch.undo()
+
+    real_predict, again = sweep_run._predict, []
+
+    def predict(run: Any, screen: Screen, problem: Any, known: Any) -> Any:
+        again.append(known)
+        return real_predict(run, screen, problem, known)
+
+    monkeypatch.setattr(sweep_run, "_predict", predict)
+    assert Runner().run(task).reason == ""
+    if precision == "bf16":
+        assert again == [None]
+    else:
+        assert set(again[0].row) == set(np.flatnonzero(part == "val"))
+    pd.testing.assert_frame_equal(scores(tmp_path), scores(tmp_path, "whole"))
+    right = [np.load(predictions_file(tmp_path, name))["correct"] for name in ("run", "whole")]
+    np.testing.assert_array_equal(*right)
 
 
 def test_an_environment_left_out_is_scored_and_decides_nothing_fitted(

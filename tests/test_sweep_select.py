@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_a_setting_that_lacks_a_run_takes_no_part() -> None:
     empty = choose(plan_of(settings, "accuracy"), results)[0]
     assert empty.setting is None
     assert math.isnan(empty.criterion)
+
+
+def test_seeds_that_are_not_searched_decide_nothing() -> None:
+    """On seed 0 alone b is the most accurate, and c needs no other run to take part."""
+    settings, results = three_settings()
+    settings = [replace(setting, search_seeds=(0,)) for setting in settings]
+    found = choose(plan_of(settings, "accuracy", "loss", "loto"), results)
+    taken = {c.rule: (c.setting.values["x"], c.criterion) for c in found if c.setting}
+    assert taken == {"accuracy": ("b", 0.99), "loss": ("b", 1.0), "loto": ("c", 0.3)}
+    for name in ("a1", "b1", "c1"):
+        del results[name]
+    assert choose(plan_of(settings, "accuracy", "loss", "loto"), results) == found
+    del results["b0"]
+    assert choose(plan_of(settings, "accuracy"), results)[0].setting == settings[0]
 
 
 def test_a_single_setting_needs_no_rule() -> None:

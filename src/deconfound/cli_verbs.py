@@ -191,7 +191,8 @@ def call_sweep(words: list[str]) -> None:
     say(done.text())
     say(f"tables, scores and runs in {parsed.out}")
     if done.failed:
-        raise UserError(f"{done.failed} runs failed; {parsed.out / 'failures.csv'} says why")
+        runs = f"{done.failed} run" + "s" * (done.failed > 1)
+        raise UserError(f"{runs} failed; {parsed.out / 'failures.csv'} says why")
 
 
 def call_diagnose(words: list[str]) -> None:

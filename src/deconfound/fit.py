@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from deconfound import atomic, machine
 from deconfound.data.screen import Screen, open_screen
@@ -21,6 +22,16 @@ from deconfound.run import (
 )
 from deconfound.training import Training
 from deconfound.training_batches import refuse_unfillable_batches
+from deconfound.validation import Predictions
+
+
+class Trained(NamedTuple):
+    """What a call of `train` did."""
+
+    seconds: float = 0.0
+    """Spent on steps, on validation and on waiting for batches; 0 if the run was finished."""
+    predicted: Predictions | None = None
+    """What the run predicts of validation rows, as far as this call learned it."""
 
 
 def fit(
@@ -51,16 +62,12 @@ def train(
     *,
     quiet: bool = False,
     warn: Callable[[str], None] | None = None,
-) -> float:
-    """`fit` on an opened screen, posed as `config` asks: raises what `fit` does.
-
-    Returns the seconds this call spent on steps, on validation and on waiting for batches, 0 if
-    the run was finished.
-    """
+) -> Trained:
+    """`fit` on an opened screen, posed as `config` asks: raises what `fit` does."""
     first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
     if first and _claims(out, config, screen):
         _remove_leftovers(out)
-        return 0.0
+        return Trained()
     refuse_unfillable_batches(config.training, problem)
     if config.options.sees_held_out and not len(problem.fold.rows("test")):
         raise UserError(
@@ -72,7 +79,7 @@ def train(
     with atomic.locked(out) if first else contextlib.nullcontext():
         finished = _claims(out, config, screen) if first else (out / "model.safetensors").is_file()
         if finished:
-            return 0.0
+            return Trained()
         options = config.training
         fabric = machine.start(options.device, options.precision, options.threads)
         training = Training(config, screen, problem, out, fabric, quiet)
@@ -80,7 +87,7 @@ def train(
             atomic.sweep(out)
             write_description(out, config, screen, problem)
         training.run()
-        return training.seconds - training.resumed_at
+        return Trained(training.seconds - training.resumed_at, training.of_validation())
 
 
 def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,11 @@ class RunConfig(Options):
 
 def config_model(method: str) -> type[RunConfig]:
     """RunConfig with the options of `method`, typed and with its defaults."""
-    options = methods.load(method).Options
+    return _config_model(method, methods.load(method).Options)
+
+
+@cache
+def _config_model(method: str, options: type[MethodOptions]) -> type[RunConfig]:
     return create_model(
         "RunConfig", __base__=RunConfig, method=(str, method), options=(options, options())
     )

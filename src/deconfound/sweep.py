@@ -93,32 +93,49 @@ def sweep(
         raise UserError(f"{out}: exists and is not a sweep; choose another --out")
     with atomic.locked(out):
         atomic.write_text(out / "sweep.yaml", Path(file).read_text(encoding="utf-8"))
-        waiting = [job for job in plan.jobs.values() if read_result(out, job) is None]
-        outcomes = _run_all(plan, waiting, out, executor, workers, address, quiet)
+        jobs = plan.search()
+        part = "search" if len(jobs) < len(plan.jobs) else ""
+        rounds = [_run_all(jobs, out, executor, workers, address, quiet, part)]
+        choices = choose(plan, _results(jobs, out))
+        if part:
+            chosen, part = _not_searched(plan, jobs, choices), "chosen settings"
+            rounds.append(_run_all(chosen, out, executor, workers, address, quiet, part))
+            jobs += chosen
         ended = time.time()
-        results = _results(plan, out)
-        choices = choose(plan, results)
+        results = _results(jobs, out)
+        outcomes = [outcome for of_round in rounds for outcome in of_round]
         _write(plan, results, choices, outcomes, out)
-        summary = _summary(len(plan.jobs), outcomes, began, ended)
+        summary = _summary(len(jobs), rounds, began, ended)
         atomic.write_text(
             out / "summary.json",
             json.dumps(asdict(summary) | {"overhead": summary.overhead}, indent=2),
         )
         if embeddings:
-            _embed_selected(choices, out, quiet)
+            _embed_selected(choices, results, out, quiet)
     return summary
 
 
+def _not_searched(plan: Plan, searched: list[Job], choices: list[Choice]) -> list[Job]:
+    """The runs of the settings chosen, by any rule, on the seeds that were not searched."""
+    chosen = {name for one in choices if one.setting for name in one.setting.runs.values()}
+    chosen -= {job.name for job in searched}
+    return [job for name, job in plan.jobs.items() if name in chosen]
+
+
 def _run_all(
-    plan: Plan,
-    waiting: list[Job],
+    jobs: list[Job],
     out: Path,
     executor: ExecutorName,
     workers: int | None,
     address: str | None,
     quiet: bool,
+    part: str = "",
 ) -> list[Outcome]:
-    """The outcomes of all runs that wait; raises Stopped when a signal ends them."""
+    """The outcomes of all `jobs` that wait; `part` says which of a sweep's they are, if not all.
+
+    Raises Stopped when a signal ends them.
+    """
+    waiting = [job for job in jobs if read_result(out, job) is None]
     if not waiting:
         return []
     orders = [
@@ -137,12 +154,13 @@ def _run_all(
     if executor == "ray":
         running = run_ray(orders, workers, threads, address)
     else:
-        running = run_local(orders, workers or _processes(plan, threads))
+        running = run_local(orders, workers or _processes(jobs, threads))
     outcomes: list[Outcome] = []
-    done = len(plan.jobs) - len(waiting)
+    done = len(jobs) - len(waiting)
+    title = f"{out.name}, {part}" if part else out.name
     try:
         with (
-            Progress(out.name, len(plan.jobs), "runs", done, quiet) as progress,
+            Progress(title, len(jobs), "runs", done, quiet) as progress,
             contextlib.closing(running),
         ):
             for outcome in running:
@@ -151,23 +169,24 @@ def _run_all(
                 progress.update(1, f"{failed} failed" if failed else "")
     except KeyboardInterrupt:
         ready = done + sum(not one.reason for one in outcomes)
+        of = f" of the {part}" if part else ""
         raise Stopped(
-            f"{out}: {ready} of {len(plan.jobs)} runs done, those under way are saved; "
+            f"{out}: {ready} of {len(jobs)} runs{of} done, those under way are saved; "
             "the same command resumes"
         ) from None
     return outcomes
 
 
-def _processes(plan: Plan, threads: int) -> int:
+def _processes(jobs: list[Job], threads: int) -> int:
     """As many as there are CUDA devices if runs may use them, else as cores hold `threads`."""
-    devices = {job.config.training.device for job in plan.jobs.values()}
+    devices = {job.config.training.device for job in jobs}
     if devices & {"auto", "cuda"} and torch.cuda.is_available():
         return torch.cuda.device_count()
     return max(1, machine.available_cores() // threads)
 
 
-def _results(plan: Plan, out: Path) -> dict[str, Result]:
-    found = {name: read_result(out, job) for name, job in plan.jobs.items()}
+def _results(jobs: list[Job], out: Path) -> dict[str, Result]:
+    found = {job.name: read_result(out, job) for job in jobs}
     return {name: result for name, result in found.items() if result is not None}
 
 
@@ -202,17 +221,25 @@ def _write(
     write_table(make_table(plan, choices, results, out), out)
 
 
-def _summary(runs: int, outcomes: list[Outcome], began: float, runs_ended: float) -> Summary:
-    """Where the time went; the seconds add up to workers × wall time."""
+def _summary(runs: int, rounds: list[list[Outcome]], began: float, runs_ended: float) -> Summary:
+    """Where the time went; the seconds add up to workers × wall time.
+
+    Of `rounds` of runs, each begins when the one before has ended.
+    """
     ended = time.time()
-    last: dict[int, float] = {}
-    for one in outcomes:
-        last[one.worker] = max(one.ended, last.get(one.worker, 0.0))
-    workers = len(last)
+    rounds = [of_round for of_round in rounds if of_round]
+    outcomes = [outcome for of_round in rounds for outcome in of_round]
+    workers = len({one.worker for one in outcomes})
     busy = sum(one.ended - one.started for one in outcomes)
     training = sum(one.training for one in outcomes)
     evaluation = sum(one.evaluation for one in outcomes)
-    waiting = sum(runs_ended - moment for moment in last.values())
+    waiting = 0.0
+    for number, of_round in enumerate(rounds, 1):
+        last = dict.fromkeys({one.worker for one in outcomes}, of_round[0].started)
+        for one in of_round:
+            last[one.worker] = max(one.ended, last[one.worker])
+        until = max(last.values()) if number < len(rounds) else runs_ended
+        waiting += sum(until - moment for moment in last.values())
     return Summary(
         runs=runs,
         before=runs - len(outcomes),
@@ -228,11 +255,13 @@ def _summary(runs: int, outcomes: list[Outcome], began: float, runs_ended: float
     )
 
 
-def _embed_selected(choices: list[Choice], out: Path, quiet: bool) -> None:
+def _embed_selected(
+    choices: list[Choice], results: dict[str, Result], out: Path, quiet: bool
+) -> None:
     from deconfound.embed import embed
 
     for choice in choices:
         for name in choice.setting.runs.values() if choice.setting else ():
             file = out / "embeddings" / f"{name}.h5ad"
-            if not file.exists():
+            if name in results and not file.exists():
                 embed(run_directory(out, name), choice.screen, file, quiet=quiet)

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from deconfound.config import DataOptions, Options, nearest, read_yaml, validated
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.split import groups
+from deconfound.data.table import listed
 from deconfound.errors import UserError
 from deconfound.problem import pose, roles_of
 from deconfound.run import RunConfig, config_model, read_config
@@ -52,12 +53,16 @@ class SweepFile(Given):
     folds: tuple[str, ...] = Field(min_length=1)
     """iid, given, COLUMN=GROUP, or "all groups of COLUMN"."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    """Seeds of every setting."""
+    """Seeds of every setting; of those taken alone, where `search_seeds` says so."""
+    search_seeds: tuple[int, ...] = ()
+    """Seeds on which the settings of an entry are compared; the other `seeds` are for the settings
+    taken. All of `seeds` if not given."""
     select: tuple[Rule, ...] = Field(("accuracy",), min_length=1)
     """What chooses the setting of an entry: accuracy (highest, validation in distribution), loss
     (lowest, there), or loto (highest accuracy on training environments left out in turn)."""
     loto_seeds: tuple[int, ...] = ()
-    """Seeds of the runs without one training environment; all of `seeds` if not given."""
+    """Seeds of the runs without one training environment; those of `search_seeds` if not given, or
+    else all."""
     methods: dict[str, Entry] = Field(min_length=1)
     """Entries by name."""
 
@@ -94,17 +99,32 @@ class Setting:
     left_out: dict[tuple[int, str], str] = field(default_factory=dict)
     """Name of the run of each seed without each training environment; empty where loto has
     nothing to choose."""
+    search_seeds: tuple[int, ...] = ()
+    """Seeds that it is compared on with other settings; empty for all."""
+
+    def searched(self) -> list[str]:
+        """Names of the runs that it is compared by, loto's left out."""
+        return [self.runs[seed] for seed in self.search_seeds or self.runs]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a sweep will run."""
+    """Everything a sweep may run."""
 
     file: SweepFile
     screens: dict[Path, Screen]
     settings: list[Setting]
     jobs: dict[str, Job]
-    """By name."""
+    """By name; where seeds are searched, those of every setting on every seed."""
+
+    def search(self) -> list[Job]:
+        """The runs that settings are compared by, and all of an entry's only setting."""
+        names = {
+            name
+            for setting in self.settings
+            for name in (*setting.searched(), *setting.left_out.values())
+        }
+        return [job for name, job in self.jobs.items() if name in names]
 
 
 def read_sweep(path: Path) -> SweepFile:
@@ -117,6 +137,11 @@ def read_sweep(path: Path) -> SweepFile:
         for option, values in grid.items():
             if not values:
                 raise UserError(f"{path}: {where}.{option} is empty; give one value or more")
+    for seed in file.search_seeds:
+        if seed not in file.seeds:
+            raise UserError(
+                f"{path}: search_seeds has {seed}; expected seeds among {listed(file.seeds)}"
+            )
     return file
 
 
@@ -124,7 +149,7 @@ def make_plan(path: Path) -> Plan:
     """Lay out the sweep file `path`.
 
     Raises UserError for an unknown method, option, screen or fold, a value that an option does not
-    take, an empty grid, and a fold that a screen does not have.
+    take, an empty grid, a seed to search that is no seed, and a fold that a screen does not have.
     """
     path = Path(path)
     file = read_sweep(path)
@@ -136,8 +161,10 @@ def make_plan(path: Path) -> Plan:
         for point in points:
             base = _config(path, file, name, entry, point)
             for fold in _folds(file, screen, base.data):
-                setting = Setting(name, screen.path, fold, point)
-                _add_runs(plan, setting, screen, base, environments, len(points) > 1)
+                several = len(points) > 1
+                searched = file.search_seeds if several else ()
+                setting = Setting(name, screen.path, fold, point, search_seeds=searched)
+                _add_runs(plan, setting, screen, base, environments, several)
                 plan.settings.append(setting)
     return plan
 
@@ -179,7 +206,9 @@ def _add_runs(
             f"select loto: fold {setting.fold} trains on {len(environments)} environment; expected "
             "2 or more, select by accuracy or loss"
         )
-    for seed, without in itertools.product(plan.file.loto_seeds or plan.file.seeds, environments):
+    file = plan.file
+    seeds = file.loto_seeds or file.search_seeds or file.seeds
+    for seed, without in itertools.product(seeds, environments):
         setting.left_out[seed, without] = add(seed, without)
 
 

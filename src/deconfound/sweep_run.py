@@ -22,6 +22,7 @@ from deconfound.metrics import seen_in_training
 from deconfound.problem import Problem, pose
 from deconfound.run import Run, config_model, open_run, read_json
 from deconfound.sweep_order import Order, Outcome, predictions_file, result_file, run_directory
+from deconfound.validation import Predictions
 
 BATCH = 512
 KEPT = 8
@@ -65,10 +66,10 @@ class Runner:
             self._problems[key] = pose(screen, config.data)
         problem = self._problems[key]
         path = run_directory(out, order.name)
-        training = train(config, screen, problem, path, quiet=True)
+        trained = train(config, screen, problem, path, quiet=True)
         started = time.perf_counter()
         run = open_run(path)
-        rows, predicted = _predict(run, screen, problem)
+        rows, predicted = _predict(run, screen, problem, trained.predicted)
         truth = problem.all_labels.codes[rows]
         seen = seen_in_training(truth, _codes_of(run.labels, problem))
         part = problem.fold.part[rows]
@@ -83,7 +84,7 @@ class Runner:
             "validation_loss": _validation_loss(run),
         }
         atomic.write_text(result_file(out, order.name), json.dumps(result))
-        return training, time.perf_counter() - started
+        return trained.seconds, time.perf_counter() - started
 
     def _screen(self, order: Order) -> Screen:
         if order.screen not in self._screens:
@@ -95,22 +96,29 @@ class Runner:
 
 
 @torch.inference_mode()
-def _predict(run: Run, screen: Screen, problem: Problem) -> tuple[Rows, Rows]:
-    """Rows of the scored parts, ascending, and the predicted code of each in `all_labels`."""
+def _predict(
+    run: Run, screen: Screen, problem: Problem, known: Predictions | None
+) -> tuple[Rows, Rows]:
+    """Rows of the scored parts, ascending, and the predicted code of each in `all_labels`.
+
+    Those that are `known` from validation are not predicted again.
+    """
     training = run.config.training
     fabric = machine.start(training.device, "32", training.threads)
     method, intensity = run.load(screen)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = np.flatnonzero(np.isin(problem.fold.part, SCORED)).astype(np.int64)
     nothing = np.full(len(screen), -1, dtype=np.int64)
+    label = nothing.copy()
+    if known is not None:
+        label[known.row] = known.label
     reader = BatchReader(screen, nothing, nothing, intensity, fabric.device, channels_last=True)
-    found = []
-    for batch in reader.stream(_batches(rows)):
+    for batch in reader.stream(_batches(rows[label[rows] < 0])):
         logits = method.predict(method.embed(batch.image))
         if logits is None:
             raise UserError(f"{run.config.method}: predicts no label, and a sweep scores labels")
-        found.append(logits.argmax(dim=1).cpu().numpy())
-    return rows, _codes_of(run.labels, problem)[np.concatenate(found)]
+        label[batch.row.numpy()] = logits.argmax(dim=1).cpu().numpy()
+    return rows, _codes_of(run.labels, problem)[label[rows]]
 
 
 def _batches(rows: Rows) -> Iterator[Rows]:

@@ -60,8 +60,8 @@ def read_result(out: Path, job: Job) -> Result | None:
 def choose(plan: Plan, results: dict[str, Result]) -> list[Choice]:
     """One choice for each entry, screen, fold and rule; `results` by name of the run.
 
-    Scores are means over seeds, and for loto over environments left out too. Of equal settings
-    the first is taken. A setting takes part only with all its runs.
+    Scores are means over the seeds searched, and for loto over environments left out too. Of equal
+    settings the first is taken. A setting takes part only with all the runs it is compared by.
     """
     groups: dict[tuple[str, Path, str], list[Setting]] = {}
     for setting in plan.settings:
@@ -69,7 +69,7 @@ def choose(plan: Plan, results: dict[str, Result]) -> list[Choice]:
     found = []
     for key, settings in groups.items():
         if len(settings) == 1:
-            whole = _finished(settings[0].runs.values(), results)
+            whole = _finished(settings[0].searched(), results)
             taken = settings[0] if whole else None
             found.append(Choice(*key, "only setting", taken, math.nan, int(whole), 1))
             continue
@@ -84,7 +84,7 @@ def _best(
     compared = [
         (setting, _criterion(rule, setting, results))
         for setting in settings
-        if _finished([*setting.runs.values(), *_needed(rule, setting)], results)
+        if _finished([*setting.searched(), *_needed(rule, setting)], results)
     ]
     compared = [(setting, value) for setting, value in compared if not math.isnan(value)]
     if not compared:
@@ -106,7 +106,7 @@ def _criterion(rule: Rule, setting: Setting, results: dict[str, Result]) -> floa
     if rule == "loto":
         left_out = [results[name] for name in setting.left_out.values()]
         return float(np.mean([one.value("ood_val", "accuracy") for one in left_out]))
-    runs = [results[name] for name in setting.runs.values()]
+    runs = [results[name] for name in setting.searched()]
     if rule == "accuracy":
         return float(np.mean([one.value("val", "accuracy") for one in runs]))
     losses = [math.nan if one.validation_loss is None else one.validation_loss for one in runs]

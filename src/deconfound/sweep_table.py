@@ -11,11 +11,11 @@ import pandas as pd
 from deconfound import atomic
 from deconfound.data.screen import Screen
 from deconfound.data.split import physical_well
-from deconfound.data.table import require_columns
+from deconfound.data.table import listed, require_columns
 from deconfound.errors import UserError
 from deconfound.streams import numpy_stream
 from deconfound.sweep_order import predictions_file
-from deconfound.sweep_plan import Plan
+from deconfound.sweep_plan import Plan, Setting
 from deconfound.sweep_select import Choice, Result
 
 REPLICATES = 2_000
@@ -50,8 +50,9 @@ def make_table(
 ) -> pd.DataFrame:
     """One row for each choice, with means and sample sds over seeds; NaN where undefined.
 
-    Several folds that one entry and rule were chosen on end in a row of their mean: its sd is
-    over the seeds' means.
+    A setting that was chosen and then failed on a seed that was not searched has the means of its
+    other seeds, and says so. Several folds that one entry and rule were chosen on end in a row of
+    their mean, over the seeds that all have: its sd is over the seeds' means.
     """
     rows: list[dict[str, Any]] = []
     by_fold: dict[tuple[str, Path, str], list[dict[int, Result]]] = {}
@@ -67,23 +68,26 @@ def make_table(
         if choice.setting is None:
             rows.append(row | {"setting": "none has finished", "seeds": 0})
             continue
-        of_seed = {seed: results[name] for seed, name in choice.setting.runs.items()}
+        runs = {seed: name for seed, name in choice.setting.runs.items() if name in results}
+        of_seed = {seed: results[name] for seed, name in runs.items()}
         by_fold.setdefault((choice.entry, choice.screen, choice.rule), []).append(of_seed)
         interval = _interval(plan.screens[choice.screen], list(of_seed.values()), out)
         row |= {
-            "setting": _words(choice.setting.values),
+            "setting": _words(choice.setting.values) + _failed(choice.setting, runs),
             "seeds": len(of_seed),
             "test_accuracy_low": interval.low,
             "test_accuracy_high": interval.high,
             "interval_over": interval.over,
-            "runs": " ".join(choice.setting.runs.values()),
+            "runs": " ".join(runs.values()),
         }
         rows.append(row | _means([of_seed]))
     for (entry, screen, rule), folds in by_fold.items():
         if len(folds) > 1:
+            common = [seed for seed in folds[0] if all(seed in of_seed for of_seed in folds)]
+            folds = [{seed: of_seed[seed] for seed in common} for of_seed in folds]
             row = {"method": entry, "screen": plan.screens[screen].name, "selected_by": rule}
             about = {"fold": f"mean of {len(folds)} folds", "setting": "of each fold"}
-            rows.append(row | about | {"seeds": len(folds[0])} | _means(folds))
+            rows.append(row | about | {"seeds": len(common)} | _means(folds))
     places = list(dict.fromkeys(map(_place, rows)))
     in_order = [row for place in places for row in rows if _place(row) == place]
     return pd.DataFrame(in_order, columns=_columns())
@@ -215,6 +219,11 @@ def _numbers() -> list[str]:
 
 def _words(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items()) or "as given"
+
+
+def _failed(setting: Setting, done: dict[int, str]) -> str:
+    failed = [seed for seed in setting.runs if seed not in done]
+    return f" (failed on seed {listed(failed)})" if failed else ""
 
 
 def _number(row: dict[Any, Any], name: str) -> str:

@@ -32,7 +32,7 @@ from deconfound.run import RunConfig, build_method, load_weights, software, weig
 from deconfound.stop import Request, Stopped
 from deconfound.streams import derived_seed
 from deconfound.training_batches import sampler_of, validation_batches, with_partners
-from deconfound.validation import validation_scores
+from deconfound.validation import Predictions, validation_scores
 
 LOG_EVERY = 10
 
@@ -86,6 +86,8 @@ class Training:
         self.resumed_at = 0.0
         """What `seconds` was when this process took the run up."""
         self.best: dict[str, dict[str, dict[str, float]]] = {s.name: {} for s in self.stages}
+        self.predicted: dict[str, Predictions] = {}
+        """What the checkpoints that this process kept predict of validation rows, by their file."""
         self.history = History(out / "metrics.csv")
         self.optimizers: list[torch.optim.Optimizer] = []
 
@@ -197,29 +199,47 @@ class Training:
         torch.manual_seed(derived_seed(self.config.seed, "validation", stage.name, self.done))
         own = slice(self.fabric.global_rank, None, self.fabric.world_size)
         batches = validation_batches(self.config, self.problem, stage, self.reader, own)
-        scores = validation_scores(self.method, stage, phase, batches, self.fabric, self._is_asked)
-        if scores is None:
+        found = validation_scores(self.method, stage, phase, batches, self.fabric, self._is_asked)
+        if found is None:
             return
+        scores, predicted = found
         self.history.add(stage.name, self.done, "val", scores)
-        self._keep("loss", scores["loss"], scores, lower=True)
+        kept = [self._keep("loss", scores["loss"], scores, lower=True)]
         if "accuracy" in scores:
-            self._keep("accuracy", scores["accuracy"], scores, lower=False)
+            kept.append(self._keep("accuracy", scores["accuracy"], scores, lower=False))
         if self.done == stage.steps:
-            self._keep("last", float("nan"), scores, lower=True)
+            kept.append(self._keep("last", float("nan"), scores, lower=True))
+        self.predicted |= {file.name: predicted for file in kept if file is not None}
         self.validation_due = False
 
-    def _keep(self, selection: str, value: float, scores: dict[str, float], lower: bool) -> None:
-        """Write the checkpoint of a selection if `value` is the best so far."""
+    def of_validation(self) -> Predictions | None:
+        """What the weights of the finished run predict of validation rows, if that is known here.
+
+        On one CPU in float32 alone: there a prediction does not depend on the batch it is in, but
+        for logits that are equal to the last digits.
+        """
+        stage, fabric = self.stages[-1], self.fabric
+        exact = fabric.device.type == "cpu" and machine.precision_name(fabric) == "32-true"
+        if not (exact and stage.classifies and fabric.world_size == 1):
+            return None
+        return self.predicted.get(self._checkpoint(self._selected(stage)).name)
+
+    def _keep(
+        self, selection: str, value: float, scores: dict[str, float], lower: bool
+    ) -> Path | None:
+        """Write the checkpoint of a selection, and return its file, if `value` is the best yet."""
         best = self.best[self.stages[self.stage_number].name]
         if selection in best:
             previous = best[selection][selection]
             better = value < previous if lower else value > previous
             if not better and not math.isnan(previous):
-                return
+                return None
         best[selection] = {"step": float(self.done), **scores}
+        file = self._checkpoint(selection)
         if self.fabric.is_global_zero:
-            with atomic.atomic_file(self._checkpoint(selection)) as temporary:
+            with atomic.atomic_file(file) as temporary:
                 save_weights(temporary, weights(self.method, self.intensity))
+        return file
 
     def _checkpoint(self, selection: str) -> Path:
         return self.out / f"{self.stages[self.stage_number].name}-{selection}.safetensors"
