@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     ),
     "fit": (verbs.call_fit, "train one method on one fold with one seed"),
     "embed": (verbs.call_embed, "embed every image of a screen"),
+    "correct": (verbs.call_correct, "take the environment out of embeddings after training"),
     "measure": (verbs.call_measure, "score embeddings"),
     "sweep": (verbs.call_sweep, "methods × settings × folds × seeds, to one table"),
     "diagnose": (

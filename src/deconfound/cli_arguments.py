@@ -93,6 +93,23 @@ class EmbedArguments(Arguments):
     """No progress bar."""
 
 
+class CorrectArguments(Arguments):
+    """Base of the arguments of correct; each post hoc method adds its own."""
+
+    embeddings: Positional[Path]
+    """The .h5ad file to correct."""
+    out: Path
+    """The .h5ad file to write."""
+    representation: str = "representation"
+    """Which block is corrected and kept: representation, content or style."""
+    knn: int | None = Field(None, ge=1)
+    """Neighbours of each row, training rows all, that vote for its label; if not given, 10 for knn,
+    and nothing is predicted otherwise."""
+    reference: Path | None = None
+    """Embeddings of the screen trained on, by the same run, to learn from; if not given, the
+    training rows of the file itself."""
+
+
 class MeasureArguments(Arguments):
     """Score embeddings files."""
 

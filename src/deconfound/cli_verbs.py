@@ -10,6 +10,7 @@ from rich.console import Console
 from deconfound.cli_arguments import (
     Arguments,
     CheckArguments,
+    CorrectArguments,
     DescribeArguments,
     DiagnoseArguments,
     EmbedArguments,
@@ -125,6 +126,8 @@ def call_fit(words: list[str]) -> None:
     from deconfound import methods, run
     from deconfound.fit import fit
 
+    if words:
+        methods.refuse_post_hoc(words[0])
     name = name_first(words, "fit", "method", methods.names())
     words, config_file = take_option(words[1:], "--config")
     default = (
@@ -161,6 +164,35 @@ def call_embed(words: list[str]) -> None:
     parsed = parse(EmbedArguments, words, "embed")
     embedded = embed(**dict(parsed))
     say(f"{len(embedded.table):,} embeddings in {parsed.out}")
+
+
+def call_correct(words: list[str]) -> None:
+    """Correct embeddings after training."""
+    from deconfound.correct import KNN, correct, names
+    from deconfound.methods import post_hoc
+
+    name = name_first(words, "correct", "post hoc method", names())
+    arguments: type[CorrectArguments] = CorrectArguments
+    about = "No correction: the k nearest training rows vote for every row's label."
+    if name != KNN:
+        method = post_hoc.load(name)
+        arguments = create_model(
+            "WithPostHoc", __base__=CorrectArguments, method=(method.Options, method.Options())
+        )
+        about = f"{method.SUMMARY}. {method.PAPER}."
+    parsed: Any = parse(arguments, words[1:], f"correct {name}", about)
+    done = correct(
+        name,
+        parsed.embeddings,
+        parsed.out,
+        None if name == KNN else parsed.method,
+        representation=parsed.representation,
+        knn=parsed.knn,
+        reference=parsed.reference,
+    )
+    if done.about["saw_held_out"]:
+        complain(f"{parsed.out}: held-out rows took part; every score says so")
+    say(f"{len(done.table):,} embeddings of {done.about['method']} in {parsed.out}")
 
 
 def call_measure(words: list[str]) -> None:
@@ -270,13 +302,14 @@ def call_demo(words: list[str]) -> None:
 def list_methods(words: list[str]) -> None:
     """Print the methods."""
     from deconfound import methods
+    from deconfound.methods import post_hoc
 
     parse(Arguments, words, "methods", "List the methods.")
-    classes = {name: methods.load(name) for name in methods.names()}
-    print_table(
-        ["method", "what it is", "paper"],
-        [[name, found.SUMMARY, found.PAPER] for name, found in classes.items()],
-    )
+    rows = [[name, (found := methods.load(name)).SUMMARY, found.PAPER] for name in methods.names()]
+    for name in post_hoc.names():
+        correction = post_hoc.load(name)
+        rows.append([f"{name} (post hoc)", correction.SUMMARY, correction.PAPER])
+    print_table(["method", "what it is", "paper"], rows)
 
 
 def list_metrics(words: list[str]) -> None:
