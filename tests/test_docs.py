@@ -46,6 +46,7 @@ CHEAP = {
     "simulate": "--cells 500 --quiet",
     "ingest": "--quiet",
     "describe": "--quiet",
+    "crossval": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "diagnose": "--workers 1 --quiet",
     "fit": FEW_STEPS,
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",

@@ -143,6 +143,24 @@ class SweepArguments(Arguments):
     """No progress bar, no table."""
 
 
+class CrossvalArguments(Arguments):
+    """Methods × levels of what is held out, to the first table of Pernice et al. (IST)."""
+
+    methods_and_screen: Positional[tuple[str, ...]]
+    """METHOD … SCREEN: names of methods, NAME=CONFIG.yaml for a recipe, each perhaps with
+    corrections after it, as in erm+knn and erm+symphony+knn; last the screen."""
+    out: Path
+    """Directory to write; runs that it holds are not done again."""
+    executor: Literal["local", "ray"] = "local"
+    """Processes of this machine, or a Ray cluster."""
+    workers: int | None = Field(None, ge=1)
+    """Runs at a time; as many as fit if not given."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
+    quiet: bool = False
+    """No progress bar, no table."""
+
+
 class DiagnoseArguments(Arguments):
     """Will invariance help here? Accuracy in distribution against accuracy on held-out rows."""
 

@@ -11,6 +11,7 @@ from deconfound.cli_arguments import (
     Arguments,
     CheckArguments,
     CorrectArguments,
+    CrossvalArguments,
     DescribeArguments,
     DiagnoseArguments,
     EmbedArguments,
@@ -224,6 +225,38 @@ def call_sweep(words: list[str]) -> None:
     say(f"tables, scores and runs in {parsed.out}")
     if done.failed:
         raise UserError(f"{done.failed} runs failed; {parsed.out / 'failures.csv'} says why")
+
+
+def call_crossval(words: list[str]) -> None:
+    """Cross-validate methods over the levels of a screen and print the table."""
+    from deconfound.crossval import crossval, describe_folds
+    from deconfound.crossval_plan import CrossvalOptions
+
+    arguments = create_model(
+        "WithFolds", __base__=CrossvalArguments, folds=(CrossvalOptions, CrossvalOptions())
+    )
+    parsed: Any = parse(arguments, words, "crossval", CrossvalArguments.__doc__ or "")
+    if not parsed.methods_and_screen:
+        raise UserError("crossval: name one method or more, then the screen")
+    *named, screen = parsed.methods_and_screen
+    found = crossval(
+        tuple(named),
+        Path(screen),
+        parsed.out,
+        parsed.folds,
+        executor=parsed.executor,
+        workers=parsed.workers,
+        address=parsed.address,
+        quiet=parsed.quiet,
+    )
+    if not parsed.quiet:
+        print_table(list(found.shown.columns), found.shown.to_numpy().tolist())
+    for line in describe_folds(found.folds):
+        say(line)
+    say(f"tables, scores and runs in {parsed.out}")
+    if found.failed:
+        failures = parsed.out / "sweep" / "failures.csv"
+        raise UserError(f"{found.failed} runs failed; {failures} says why")
 
 
 def call_diagnose(words: list[str]) -> None:

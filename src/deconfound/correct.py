@@ -163,7 +163,7 @@ def _voted(
 
 def _word(method: str) -> str:
     """What a method adds to the name of what it corrected."""
-    return method if method == KNN or post_hoc.load(method).MAPS else f"{method}-refit"
+    return method if method == KNN else post_hoc.load(method).title(method)
 
 
 def _about(

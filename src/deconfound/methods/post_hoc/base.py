@@ -34,6 +34,15 @@ class PostHoc:
     def __init__(self, options: PostHocOptions) -> None:
         self.options = options
 
+    @classmethod
+    def require(cls) -> None:
+        """Raise UserError where an extra that it needs is not installed."""
+
+    @classmethod
+    def title(cls, name: str) -> str:
+        """What `name` adds to the name of the method that it corrects."""
+        return name if cls.MAPS else f"{name}-refit"
+
     def fit(self, embedding: Floats, environment: Codes) -> Floats:
         """Learn from rows (N, D) float32 of environments (N,) int64; returns them corrected (N, d).
 

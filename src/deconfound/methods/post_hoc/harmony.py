@@ -1,5 +1,6 @@
 """Harmony: embeddings moved, cluster by cluster, until every cluster mixes the environments."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +45,11 @@ class Harmony(PostHoc):
     SUMMARY = "mixes environments cluster by cluster; refitted on all rows, held-out ones too"
     PAPER = "Korsunsky et al., Fast, sensitive and accurate integration … with Harmony, 2019"
     MAPS = False
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise UserError where harmonypy is not installed."""
+        run_harmony("harmony")
 
     def fit(self, embedding: Floats, environment: Codes) -> Floats:
         """All rows (N, D) of environments (N,), corrected: (N, d) float32.
@@ -118,14 +124,8 @@ def harmonise(
         raise UserError(
             f"{method}: the rows to learn from have {found} environment; expected 2 or more"
         )
-    try:
-        from harmonypy import run_harmony
-    except ImportError as error:
-        raise UserError(
-            f"{method} needs the extra [harmony]: pip install 'deconfound[harmony]' ({error})"
-        ) from error
     clusters = options.clusters or int(np.clip(round(len(values) / 30), 2, 100))
-    result = run_harmony(
+    result = run_harmony(method)(
         values,
         {"environment": environment},
         ["environment"],
@@ -137,6 +137,18 @@ def harmonise(
         random_state=derived_seed(options.seed, "harmony") % 2**31,
     )
     return rows_first(result, values)
+
+
+def run_harmony(method: str) -> Callable[..., Any]:
+    """That of harmonypy; raises UserError, in the name of `method`, where it is not installed."""
+    try:
+        import harmonypy
+    except ImportError as error:
+        raise UserError(
+            f"{method} needs the extra [harmony]: pip install 'deconfound[harmony]' ({error})"
+        ) from error
+    found: Callable[..., Any] = harmonypy.run_harmony
+    return found
 
 
 def rows_first(result: Any, values: Doubles) -> Harmonised:

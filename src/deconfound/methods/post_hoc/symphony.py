@@ -12,6 +12,7 @@ from deconfound.methods.post_hoc.harmony import (
     Doubles,
     HarmonyOptions,
     harmonise,
+    run_harmony,
 )
 
 RIDGE = 1.0
@@ -32,6 +33,11 @@ class Symphony(PostHoc):
 
     components: Components
     reference: "Reference"
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise UserError where harmonypy is not installed."""
+        run_harmony("symphony")
 
     def fit(self, embedding: Floats, environment: Codes) -> Floats:
         """Build the reference of rows (N, D); returns them as Harmony corrected them, (N, d).
