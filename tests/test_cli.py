@@ -61,7 +61,7 @@ def test_the_version_is_printed(capsys: Said) -> None:
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_every_verb_helps(verb: str, capsys: Said) -> None:
-    named = {"fit": "scbd", "source": "cmnist"}
+    named = {"fit": "scbd", "source": "cmnist", "correct": "symphony"}
     for words in [[verb, "--help"], *([[verb, named[verb], "--help"]] if verb in named else [])]:
         assert stops(words) == 0
         captured = capsys.readouterr()

@@ -21,10 +21,12 @@ from pydantic.fields import FieldInfo
 
 from deconfound import cli, cli_verbs, demo, machine, methods
 from deconfound.config import Options
+from deconfound.correct import names as corrections
 from deconfound.data import sources
 from deconfound.data.screen import open_screen
 from deconfound.data.sources import pacs, vlcs
 from deconfound.measure import COLUMNS
+from deconfound.methods import post_hoc
 from deconfound.run import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -33,13 +35,18 @@ PUBLIC_DATA = ROOT / "docs" / "public-data.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 REAL = ROOT.parent / "shared" / "data"
 LISTS = ("methods", "metrics", "sources")
-NAMES = {"fit": tuple(methods.names()), "source": tuple(sources.discover())}
+NAMES = {
+    "fit": tuple(methods.names()),
+    "correct": tuple(corrections()),
+    "source": tuple(sources.discover()),
+}
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
 CHEAP = {
     "demo": "--cells 500 --steps 2 --quiet",
     "simulate": "--cells 500 --quiet",
     "ingest": "--quiet",
     "describe": "--quiet",
+    "crossval": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "diagnose": "--workers 1 --quiet",
     "fit": FEW_STEPS,
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
@@ -427,8 +434,10 @@ def test_the_page_of_methods_tells_the_defaults_of_each() -> None:
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
     assert [title for title in sections if title in methods.names()] == methods.names()
-    for name in methods.names():
-        fields = methods.load(name).Options.model_fields
+    options = {name: methods.load(name).Options for name in methods.names()}
+    options |= {name: post_hoc.load(name).Options for name in post_hoc.names()}
+    for name, model in options.items():
+        fields = model.model_fields
         for option, said in re.findall(r"^\| `--([a-z0-9-]+)` \| (.+?) \|", sections[name], re.M):
             field = option.replace("-", "_")
             if field.startswith("no_"):

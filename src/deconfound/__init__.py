@@ -30,6 +30,8 @@ _HOMES = {
     "describe": "deconfound.describe",
     "fit": "deconfound.fit",
     "embed": "deconfound.embed",
+    "correct": "deconfound.correct",
+    "crossval": "deconfound.crossval",
     "measure": "deconfound.measure",
     "sweep": "deconfound.sweep",
     "transfer": "deconfound.transfer",
@@ -40,6 +42,8 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
+    from deconfound.correct import correct as correct
+    from deconfound.crossval import crossval as crossval
     from deconfound.data.arrays import ingest_array as ingest_array
     from deconfound.data.ingest import ingest as ingest
     from deconfound.data.profiles import ingest_profiles as ingest_profiles

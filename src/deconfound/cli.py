@@ -23,8 +23,13 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     ),
     "fit": (verbs.call_fit, "train one method on one fold with one seed"),
     "embed": (verbs.call_embed, "embed every image of a screen"),
+    "correct": (verbs.call_correct, "take the environment out of embeddings after training"),
     "measure": (verbs.call_measure, "score embeddings"),
     "sweep": (verbs.call_sweep, "methods × settings × folds × seeds, to one table"),
+    "crossval": (
+        verbs.call_crossval,
+        "methods × levels of what is held out, to the table of Pernice et al.",
+    ),
     "diagnose": (
         verbs.call_diagnose,
         "will invariance help here? an answer before you train for it",
@@ -42,9 +47,9 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 }
 
 
-RESUMED = ("fit", "embed", "demo", "sweep", "diagnose")
+RESUMED = ("fit", "embed", "demo", "sweep", "crossval", "diagnose")
 """Verbs that go on where they were stopped."""
-SAVED = ("fit", "sweep", "diagnose")
+SAVED = ("fit", "sweep", "crossval", "diagnose")
 """Of these, the verbs that save what is under way when they are stopped."""
 
 

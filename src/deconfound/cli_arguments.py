@@ -93,6 +93,23 @@ class EmbedArguments(Arguments):
     """No progress bar."""
 
 
+class CorrectArguments(Arguments):
+    """Base of the arguments of correct; each post hoc method adds its own."""
+
+    embeddings: Positional[Path]
+    """The .h5ad file to correct."""
+    out: Path
+    """The .h5ad file to write."""
+    representation: str = "representation"
+    """Which block is corrected and kept: representation, content or style."""
+    knn: int | None = Field(None, ge=1)
+    """Neighbours of each row, training rows all, that vote for its label; if not given, 10 for knn,
+    and nothing is predicted otherwise."""
+    reference: Path | None = None
+    """Embeddings of the screen trained on, by the same run, to learn from; if not given, the
+    training rows of the file itself."""
+
+
 class MeasureArguments(Arguments):
     """Score embeddings files."""
 
@@ -122,6 +139,24 @@ class SweepArguments(Arguments):
     """Address of the Ray cluster; one is started here if not given."""
     embeddings: bool = False
     """Embed the selected runs as well."""
+    quiet: bool = False
+    """No progress bar, no table."""
+
+
+class CrossvalArguments(Arguments):
+    """Methods × levels of what is held out, to the first table of Pernice et al. (IST)."""
+
+    methods_and_screen: Positional[tuple[str, ...]]
+    """METHOD … SCREEN: names of methods, NAME=CONFIG.yaml for a recipe, each perhaps with
+    corrections after it, as in erm+knn and erm+symphony+knn; last the screen."""
+    out: Path
+    """Directory to write; runs that it holds are not done again."""
+    executor: Literal["local", "ray"] = "local"
+    """Processes of this machine, or a Ray cluster."""
+    workers: int | None = Field(None, ge=1)
+    """Runs at a time; as many as fit if not given."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
     quiet: bool = False
     """No progress bar, no table."""
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from deconfound.cli_arguments import (
     Arguments,
     CheckArguments,
+    CorrectArguments,
+    CrossvalArguments,
     DescribeArguments,
     DiagnoseArguments,
     EmbedArguments,
@@ -125,6 +127,8 @@ def call_fit(words: list[str]) -> None:
     from deconfound import methods, run
     from deconfound.fit import fit
 
+    if words:
+        methods.refuse_post_hoc(words[0])
     name = name_first(words, "fit", "method", methods.names())
     words, config_file = take_option(words[1:], "--config")
     default = (
@@ -163,6 +167,35 @@ def call_embed(words: list[str]) -> None:
     say(f"{len(embedded.table):,} embeddings in {parsed.out}")
 
 
+def call_correct(words: list[str]) -> None:
+    """Correct embeddings after training."""
+    from deconfound.correct import KNN, correct, names
+    from deconfound.methods import post_hoc
+
+    name = name_first(words, "correct", "post hoc method", names())
+    arguments: type[CorrectArguments] = CorrectArguments
+    about = "No correction: the k nearest training rows vote for every row's label."
+    if name != KNN:
+        method = post_hoc.load(name)
+        arguments = create_model(
+            "WithPostHoc", __base__=CorrectArguments, method=(method.Options, method.Options())
+        )
+        about = f"{method.SUMMARY}. {method.PAPER}."
+    parsed: Any = parse(arguments, words[1:], f"correct {name}", about)
+    done = correct(
+        name,
+        parsed.embeddings,
+        parsed.out,
+        None if name == KNN else parsed.method,
+        representation=parsed.representation,
+        knn=parsed.knn,
+        reference=parsed.reference,
+    )
+    if done.about["saw_held_out"]:
+        complain(f"{parsed.out}: held-out rows took part; every score says so")
+    say(f"{len(done.table):,} embeddings of {done.about['method']} in {parsed.out}")
+
+
 def call_measure(words: list[str]) -> None:
     """Score embeddings and print the scores."""
     from deconfound.measure import measure
@@ -193,6 +226,38 @@ def call_sweep(words: list[str]) -> None:
     if done.failed:
         runs = f"{done.failed} run" + "s" * (done.failed > 1)
         raise UserError(f"{runs} failed; {parsed.out / 'failures.csv'} says why")
+
+
+def call_crossval(words: list[str]) -> None:
+    """Cross-validate methods over the levels of a screen and print the table."""
+    from deconfound.crossval import crossval, describe_folds
+    from deconfound.crossval_plan import CrossvalOptions
+
+    arguments = create_model(
+        "WithFolds", __base__=CrossvalArguments, folds=(CrossvalOptions, CrossvalOptions())
+    )
+    parsed: Any = parse(arguments, words, "crossval", CrossvalArguments.__doc__ or "")
+    if not parsed.methods_and_screen:
+        raise UserError("crossval: name one method or more, then the screen")
+    *named, screen = parsed.methods_and_screen
+    found = crossval(
+        tuple(named),
+        Path(screen),
+        parsed.out,
+        parsed.folds,
+        executor=parsed.executor,
+        workers=parsed.workers,
+        address=parsed.address,
+        quiet=parsed.quiet,
+    )
+    if not parsed.quiet:
+        print_table(list(found.shown.columns), found.shown.to_numpy().tolist())
+    for line in describe_folds(found.folds):
+        say(line)
+    say(f"tables, scores and runs in {parsed.out}")
+    if found.failed:
+        failures = parsed.out / "sweep" / "failures.csv"
+        raise UserError(f"{found.failed} runs failed; {failures} says why")
 
 
 def call_diagnose(words: list[str]) -> None:
@@ -271,13 +336,14 @@ def call_demo(words: list[str]) -> None:
 def list_methods(words: list[str]) -> None:
     """Print the methods."""
     from deconfound import methods
+    from deconfound.methods import post_hoc
 
     parse(Arguments, words, "methods", "List the methods.")
-    classes = {name: methods.load(name) for name in methods.names()}
-    print_table(
-        ["method", "what it is", "paper"],
-        [[name, found.SUMMARY, found.PAPER] for name, found in classes.items()],
-    )
+    rows = [[name, (found := methods.load(name)).SUMMARY, found.PAPER] for name in methods.names()]
+    for name in post_hoc.names():
+        correction = post_hoc.load(name)
+        rows.append([f"{name} (post hoc)", correction.SUMMARY, correction.PAPER])
+    print_table(["method", "what it is", "paper"], rows)
 
 
 def list_metrics(words: list[str]) -> None:

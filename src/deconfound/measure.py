@@ -96,8 +96,8 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
         for path in paths:
             opened = read_embeddings(path)
             about = opened.about
-            measured = [*_predictions(opened), *_representations(opened, seed)]
-            rows += [_row(about, str(about["fold"]), row) for row in measured]
+            measured = [*prediction_scores(opened), *_representations(opened, seed)]
+            rows += [score_row(about, str(about["fold"]), row) for row in measured]
             level = str(about["fold"]).partition("=")
             if level[1]:
                 key = (level[0], _setting(about))
@@ -108,7 +108,7 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
     for key, folds in predictions.items():
         if len(folds) > 1:
             name = f"{key[0]} (pooled over {len(folds)} folds)"
-            rows += [_row(last_of[key], name, row) for row in _pooled(list(folds.values()))]
+            rows += [score_row(last_of[key], name, row) for row in _pooled(list(folds.values()))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -125,7 +125,8 @@ def _setting(about: dict[str, Any]) -> str:
     return json.dumps([about["screen"], about["selection"], config], sort_keys=True)
 
 
-def _row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
+def score_row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
+    """A score in the columns of a scores file; `about` is that of its embeddings."""
     notes = (row.score.note, SAW_HELD_OUT if about.get("saw_held_out") else "")
     return {
         "method": about["method"],
@@ -141,7 +142,7 @@ def _row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
     }
 
 
-def _predictions(embeddings: Embeddings) -> list[Row]:
+def prediction_scores(embeddings: Embeddings) -> list[Row]:
     """Scores of the method's own predictions on every part that training did not fit."""
     label = coded(embeddings.label())
     predicted = coded(embeddings.table[PREDICTED], label.names).codes

@@ -37,9 +37,13 @@ class Names:
 
 
 def _title(config: dict[str, Any]) -> str:
-    """As `RunConfig.title`: a method that saw images of test rows is another one."""
+    """As `RunConfig.title`: a method that saw images of test rows is another one.
+
+    So is a corrected one.
+    """
     adapted = config.get("options", {}).get("domain_adaptation", False)
-    return f"{config['method']}-da" if adapted else str(config["method"])
+    trained = f"{config['method']}-da" if adapted else str(config["method"])
+    return "+".join([trained, *config.get("post_hoc", {})])
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

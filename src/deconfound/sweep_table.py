@@ -95,16 +95,20 @@ def make_table(
 
 def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write table.csv, with everything, and table.md and table.tex, for readers."""
-    shown = shown_table(table)
+    atomic.write_text(out / "table.csv", table.to_csv(index=False))
+    write_readable(shown_table(table), out, left=4)
+
+
+def write_readable(shown: pd.DataFrame, out: Path, left: int) -> None:
+    """Write table.md and table.tex of a table of text, whose first `left` columns are words."""
     head = list(shown.columns)
     rows = shown.to_numpy().tolist()
     lines = [head, ["---"] * len(head), *rows]
-    atomic.write_text(out / "table.csv", table.to_csv(index=False))
     marked = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
     atomic.write_text(out / "table.md", "".join(f"| {line} |\n" for line in marked))
     text = [" & ".join(map(_latex, line)) + r" \\" for line in [head, *rows]]
     body = [r"\toprule", text[0], r"\midrule", *text[1:], r"\bottomrule"]
-    begin = rf"\begin{{tabular}}{{{'l' * 4 + 'r' * (len(head) - 4)}}}"
+    begin = rf"\begin{{tabular}}{{{'l' * left + 'r' * (len(head) - left)}}}"
     latex = "\n".join([r"% needs \usepackage{booktabs}", begin, *body, r"\end{tabular}", ""])
     atomic.write_text(out / "table.tex", latex)
 

@@ -10,6 +10,7 @@ import pytest
 
 import deconfound
 from deconfound import losses, methods
+from deconfound.methods import post_hoc
 from deconfound.metrics import all_metrics
 
 SOURCE = Path(deconfound.__file__).parent
@@ -50,6 +51,13 @@ def test_the_guard_sees_what_says_nothing() -> None:
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_names_its_paper(name: str) -> None:
     method = methods.load(name)
+    assert PAPER.search(method.PAPER)
+    assert PAPER.search(inspect.getdoc(method) or "")
+
+
+@pytest.mark.parametrize("name", post_hoc.names())
+def test_every_post_hoc_method_names_its_paper(name: str) -> None:
+    method = post_hoc.load(name)
     assert PAPER.search(method.PAPER)
     assert PAPER.search(inspect.getdoc(method) or "")
 

@@ -1,4 +1,7 @@
-"""Methods: every file here but base.py is one, by its own name; there is no registry."""
+"""Methods: every file here but base.py is one, by its own name; there is no registry.
+
+Those of the folder post_hoc correct embeddings and are not trained.
+"""
 
 import importlib
 import inspect
@@ -6,16 +9,28 @@ import pkgutil
 
 from deconfound.config import nearest
 from deconfound.errors import UserError
+from deconfound.methods import post_hoc
 from deconfound.methods.base import Method
 
 
 def names() -> list[str]:
-    """The names of all methods, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    """The names of all trained methods, sorted."""
+    found = [module for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+    return sorted(module.name for module in found if module.name != "base")
+
+
+def refuse_post_hoc(name: str) -> None:
+    """Raise UserError if `name` is a method that corrects embeddings and cannot be trained."""
+    if name in post_hoc.names():
+        raise UserError(
+            f"{name} is a post hoc method: it corrects embeddings of a trained one, with "
+            f"`deconfound correct {name} EMBEDDINGS.h5ad`"
+        )
 
 
 def load(name: str) -> type[Method]:
     """The method class of the file `name`.py; raises UserError naming the nearest method."""
+    refuse_post_hoc(name)
     if name not in names():
         raise UserError(f"unknown method {name!r}; {nearest(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")

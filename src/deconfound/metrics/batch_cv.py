@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from deconfound.errors import UserError
 from deconfound.metrics.accuracy import macro_f1, seen_in_training
-from deconfound.metrics.neighbors import NeighborGraph, nearest, refuse_malformed
+from deconfound.metrics.neighbors import NeighborGraph, nearest, refuse_malformed, vote
 from deconfound.metrics.score import Metric, Score
 
 KNN_BATCH_CV = Metric(
@@ -68,7 +68,7 @@ def knn_batch_cv(
         if len(reference):
             chosen = _reference_neighbors(embedding, reference, query, k, graph)
             seen = seen_in_training(label[query], label[reference])
-            score = macro_f1(label[query], _vote(label[chosen]), seen)
+            score = macro_f1(label[query], vote(label[chosen]), seen)
         else:
             score = Score(math.nan, 0, "no training rows in the other environments")
         per_environment[int(held_out)] = score
@@ -99,12 +99,6 @@ def _reference_neighbors(
         found, _ = nearest(embedding[reference], embedding[query[rest]], k)
         chosen[rest] = reference[found]
     return chosen
-
-
-def _vote(labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
-    """The commonest label of each row of `labels` (Q, k), nearest first among equals."""
-    votes = np.stack([(labels == labels[:, [j]]).sum(axis=1) for j in range(labels.shape[1])], 1)
-    return np.take_along_axis(labels, votes.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
 def _mean(scores: dict[int, Score]) -> Score:

@@ -76,6 +76,12 @@ def nearest(
     return chosen, distances
 
 
+def vote(labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """The commonest label (Q,) of each row of `labels` (Q, k), nearest first among equals."""
+    votes = np.stack([(labels == labels[:, [j]]).sum(axis=1) for j in range(labels.shape[1])], 1)
+    return np.take_along_axis(labels, votes.argmax(axis=1)[:, None], axis=1)[:, 0]
+
+
 def refuse_malformed(embedding: NDArray[np.floating[Any]]) -> None:
     """Raise UserError unless `embedding` is a finite (N, D) array."""
     if embedding.ndim != 2:

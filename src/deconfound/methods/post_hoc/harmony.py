@@ -1,0 +1,161 @@
+"""Harmony: embeddings moved, cluster by cluster, until every cluster mixes the environments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from deconfound.errors import UserError
+from deconfound.methods.post_hoc.base import Codes, Floats, PostHoc, PostHocOptions
+from deconfound.streams import derived_seed
+
+Doubles = NDArray[np.float64]
+BANDWIDTH = 0.1
+"""Sigma of the soft assignment to clusters, of Harmony and of Symphony."""
+
+
+class HarmonyOptions(PostHocOptions):
+    """Options of Harmony, and of the reference of Symphony."""
+
+    components: int = Field(20, ge=1)
+    """Principal components of the standardised embedding that are kept; all if it has fewer."""
+    theta: float = Field(2.0, ge=0)
+    """Penalty on clusters that do not mix the environments."""
+    clusters: int | None = Field(None, ge=2)
+    """Soft clusters; one for 30 rows, at least 2 and at most 100, if not given."""
+    iterations: int = Field(10, ge=1)
+    """Rounds of clustering and correction at most."""
+    seed: int = 0
+    """Seed of the first clusters."""
+
+
+class Harmony(PostHoc):
+    """Harmony by harmonypy: Korsunsky et al. 2019, algorithms 1 to 3. It maps no new rows.
+
+    The embedding is standardised and reduced to principal components first. `theta` and the rest
+    are passed on to harmonypy, whose own defaults hold for what is no option; numbers differ
+    between its versions.
+    """
+
+    Options: ClassVar[type[PostHocOptions]] = HarmonyOptions
+    options: HarmonyOptions
+    SUMMARY = "mixes environments cluster by cluster; refitted on all rows, held-out ones too"
+    PAPER = "Korsunsky et al., Fast, sensitive and accurate integration … with Harmony, 2019"
+    MAPS = False
+
+    @classmethod
+    def require(cls) -> None:
+        """Raise UserError where harmonypy is not installed."""
+        run_harmony("harmony")
+
+    def fit(self, embedding: Floats, environment: Codes) -> Floats:
+        """All rows (N, D) of environments (N,), corrected: (N, d) float32.
+
+        Raises UserError for a row without an environment, fewer than two environments, and where
+        harmonypy is not installed.
+        """
+        if (environment < 0).any():
+            row = int(np.flatnonzero(environment < 0)[0])
+            raise UserError(
+                f"harmony: row {row} has no environment, and Harmony cannot place it; leave such "
+                "rows out of the screen, or use symphony"
+            )
+        components = Components.of(embedding, self.options.components)
+        found = harmonise(components.project(embedding), environment, self.options, "harmony")
+        return found.corrected.astype(np.float32)
+
+    def transform(self, embedding: Floats, environment: Codes) -> Floats:
+        """Raises UserError: Harmony has no model of rows that it was not fitted on."""
+        del embedding, environment
+        raise UserError("harmony: cannot map rows that it was not fitted on; use symphony")
+
+
+@dataclass(frozen=True)
+class Components:
+    """Standardisation and principal components, as some rows gave them."""
+
+    mean: Doubles
+    """(D,)."""
+    sd: Doubles
+    """(D,); 1 where a dimension does not vary."""
+    loadings: Doubles
+    """(D, d), orthonormal."""
+
+    @classmethod
+    def of(cls, embedding: Floats, most: int) -> "Components":
+        """Those of the rows (N, D), `most` at most."""
+        from sklearn.decomposition import PCA
+
+        values = embedding.astype(np.float64)
+        mean, sd = values.mean(axis=0), values.std(axis=0)
+        sd[sd == 0] = 1.0
+        count = min(most, *embedding.shape)
+        pca = PCA(count, svd_solver="covariance_eigh").fit((values - mean) / sd)
+        return cls(mean, sd, pca.components_.T)
+
+    def project(self, embedding: Floats) -> Doubles:
+        """Rows (N, D) to their components (N, d) float64."""
+        return np.asarray((embedding.astype(np.float64) - self.mean) / self.sd @ self.loadings)
+
+
+@dataclass(frozen=True)
+class Harmonised:
+    """What Harmony made of rows."""
+
+    corrected: Doubles
+    """(N, d)."""
+    assignment: Doubles
+    """(N, K) soft clusters; each row sums to 1."""
+
+
+def harmonise(
+    values: Doubles, environment: Codes, options: HarmonyOptions, method: str
+) -> Harmonised:
+    """Harmony of the rows (N, d) of environments (N,) int64.
+
+    Raises UserError, in the name of `method`, for fewer than two environments and where harmonypy
+    is not installed.
+    """
+    found = len(np.unique(environment))
+    if found < 2:
+        raise UserError(
+            f"{method}: the rows to learn from have {found} environment; expected 2 or more"
+        )
+    clusters = options.clusters or int(np.clip(round(len(values) / 30), 2, 100))
+    result = run_harmony(method)(
+        values,
+        {"environment": environment},
+        ["environment"],
+        theta=options.theta,
+        sigma=BANDWIDTH,
+        nclust=clusters,
+        max_iter_harmony=options.iterations,
+        verbose=False,
+        random_state=derived_seed(options.seed, "harmony") % 2**31,
+    )
+    return rows_first(result, values)
+
+
+def run_harmony(method: str) -> Callable[..., Any]:
+    """That of harmonypy; raises UserError, in the name of `method`, where it is not installed."""
+    try:
+        import harmonypy
+    except ImportError as error:
+        raise UserError(
+            f"{method} needs the extra [harmony]: pip install 'deconfound[harmony]' ({error})"
+        ) from error
+    found: Callable[..., Any] = harmonypy.run_harmony
+    return found
+
+
+def rows_first(result: Any, values: Doubles) -> Harmonised:
+    """A result of harmonypy, a row for each row of `values`: before version 0.1 it had columns."""
+    original = np.asarray(result.Z_orig, dtype=np.float64)
+    corrected, assignment = np.asarray(result.Z_corr), np.asarray(result.R)
+    as_given = original.shape == values.shape and np.allclose(original, values, 1e-3, 1e-3)
+    if not as_given:
+        corrected, assignment = corrected.T, assignment.T
+    return Harmonised(corrected.astype(np.float64), assignment.astype(np.float64))
