@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,13 @@ def finished_runs(
         return folder / method
 
     return run
+
+
+@pytest.fixture(scope="module")
+def restain() -> Iterator[str]:
+    """The name of a method that imputes, small enough to check by hand; it is in tests/imputers."""
+    folder = Path(__file__).parent / "imputers"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+        yield "restain"
+    sys.modules.pop("deconfound.methods.restain", None)

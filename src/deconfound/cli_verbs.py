@@ -24,7 +24,7 @@ from deconfound.cli_arguments import (
 )
 from deconfound.cli_parse import name_first, parse, take_option
 from deconfound.cli_print import complain, print_table, say
-from deconfound.config import DataOptions, TrainingOptions
+from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
 from deconfound.errors import UserError
 
 
@@ -139,7 +139,8 @@ def call_fit(words: list[str]) -> None:
         seed=(int, default.seed),
         method=(method.Options, default.options),
         data=(DataOptions, default.data),
-        training=(TrainingOptions, default.training),
+        intervention=(InterventionOptions, default.intervention),
+        training=(TrainingOptions, default.training if config_file else TrainingOptions()),
     )
     about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
     parsed: Any = parse(arguments, words, f"fit {name}", about)
@@ -147,6 +148,7 @@ def call_fit(words: list[str]) -> None:
         method=name,
         seed=parsed.seed,
         data=parsed.data,
+        intervention=parsed.intervention,
         training=parsed.training,
         options=parsed.method,
     )

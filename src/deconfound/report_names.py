@@ -7,7 +7,7 @@ import yaml
 # What may differ between runs of one method without making them different settings of it.
 INCIDENTAL = (
     "method", "seed", "data.fold", "training.device", "training.precision", "training.threads",
-    "training.validate_every", "training.checkpoint_every",
+    "training.validate_every", "training.checkpoint_every", "intervention.intervene", "imputer",
 )  # fmt: skip
 
 
@@ -39,7 +39,8 @@ class Names:
 def _title(config: dict[str, Any]) -> str:
     """As `RunConfig.title`: a method that saw images of test rows is another one."""
     adapted = config.get("options", {}).get("domain_adaptation", False)
-    return f"{config['method']}-da" if adapted else str(config["method"])
+    name = f"{config['method']}-da" if adapted else str(config["method"])
+    return f"{name}+{config['imputer']}" if config.get("imputer") else name
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 
 from deconfound import atomic, machine
 from deconfound.config import DataOptions, validated
+from deconfound.correction import correction_of, represent
 from deconfound.data.batch import BatchReader
 from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.errors import UserError
@@ -20,7 +21,7 @@ from deconfound.fit import train
 from deconfound.measure import classification
 from deconfound.metrics import seen_in_training
 from deconfound.problem import Problem, pose
-from deconfound.run import Run, config_model, open_run, read_json
+from deconfound.run import Run, config_model, group_codes, open_run, read_json
 from deconfound.sweep_order import Order, Outcome, predictions_file, result_file, run_directory
 
 BATCH = 512
@@ -101,15 +102,24 @@ def _predict(run: Run, screen: Screen, problem: Problem) -> tuple[Rows, Rows]:
     fabric = machine.start(training.device, "32", training.threads)
     method, intensity = run.load(screen)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    correction = correction_of(run, screen, fabric.device)
     rows = np.flatnonzero(np.isin(problem.fold.part, SCORED)).astype(np.int64)
     nothing = np.full(len(screen), -1, dtype=np.int64)
-    reader = BatchReader(screen, nothing, nothing, intensity, fabric.device, channels_last=True)
+    reader = BatchReader(
+        screen,
+        nothing,
+        nothing,
+        intensity,
+        fabric.device,
+        channels_last=True,
+        group=group_codes(run, screen),
+    )
     found = []
     for batch in reader.stream(_batches(rows)):
-        logits = method.predict(method.embed(batch.image))
-        if logits is None:
+        _, labels = represent(method, batch, correction)
+        if labels is None:
             raise UserError(f"{run.config.method}: predicts no label, and a sweep scores labels")
-        found.append(logits.argmax(dim=1).cpu().numpy())
+        found.append(labels.cpu().numpy())
     return rows, _codes_of(run.labels, problem)[np.concatenate(found)]
 
 
