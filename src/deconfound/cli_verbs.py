@@ -219,12 +219,25 @@ def call_diagnose(words: list[str]) -> None:
 
 
 def call_transfer(words: list[str]) -> None:
-    """Draw a swap grid."""
+    """Draw a swap grid, or impute a screen."""
     from deconfound.transfer import transfer
+    from deconfound.transfer_imputed import impute
 
     parsed = parse(TransferArguments, words, "transfer")
-    transfer(**dict(parsed))
-    say(f"swap grid in {parsed.out / 'swap.png'}")
+    common: dict[str, Any] = {"images": parsed.images, "seed": parsed.seed}
+    paths = parsed.run, parsed.screen, parsed.out
+    if parsed.to is None:
+        transfer(*paths, **common)
+        say(f"swap grid in {parsed.out / 'swap.png'}")
+        return
+    done = impute(*paths, to=parsed.to, quiet=parsed.quiet, **common)
+    shares = done.landing.shares()
+    say(f"{len(done.rows):,} images in {done.screen.path}, {100 * done.clipped:.2g} % of values clipped")
+    say(
+        f"of the {shares['neighbors']} real cells nearest to an imputed one "
+        f"{100 * shares['imputed']:.0f} % are of {parsed.to}, {100 * shares['originals']:.0f} % "
+        f"before; pictures in {parsed.out}"
+    )
 
 
 def call_export(words: list[str]) -> None:
