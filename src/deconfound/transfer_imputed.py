@@ -31,7 +31,7 @@ from deconfound.transfer_pictures import draw_imputed
 FORMAT_VERSION = 1
 BATCH = 256
 STYLES = 32
-"""Style images at most; as many as an intervention keeps of an environment."""
+"""Style images at most; half of the target's rows stay real cells to compare with."""
 SHOWN = 8
 """Cells in the picture."""
 TARGET, SOURCE_ROW = "deconfound_imputed_to", "deconfound_source_row"
@@ -84,7 +84,8 @@ def impute(
     assert isinstance(method, Imputer)
     imputer = Intervention(frozen(method), intensity, torch.empty(0), {}).to(fabric.device)
     of_target = _training_rows(problem, to, seed)
-    bank = styles_of(imputer, own, problem, of_target[:STYLES], fabric.device)
+    styles = min(STYLES, -(-len(of_target) // 2))
+    bank = styles_of(imputer, own, problem, of_target[:styles], fabric.device)
     imputer = Intervention(imputer.imputer, imputer.intensity, bank[None], {})
     style = numpy_stream(seed, "imputed styles").integers(len(bank), size=len(rows))
     style_rows = of_target[style]
@@ -104,7 +105,7 @@ def impute(
             Encoder(imputer.imputer, imputer.intensity, fabric.device),
             (source, rows[others], texts(environment, rows[others])),
             (written, others),
-            (own, of_target[STYLES:] if len(of_target) > STYLES else of_target),
+            (own, of_target[styles:] if len(of_target) > 1 else of_target),
             seed,
         )
         draw_landing(landing, to, temporary / "umap.png", seed)

@@ -65,7 +65,7 @@ class Landing:
         """
         real = np.concatenate([self.originals, self.target])
         count = len(self.originals)
-        k = min(NEIGHBORS, len(real) - 1)
+        k = min(NEIGHBORS, len(self.target), len(real) - 1)
         after, _ = nearest(real, self.imputed, k)
         before, _ = nearest(real, self.originals, k, exclude=np.arange(count))
         return {
