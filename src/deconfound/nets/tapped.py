@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deconfound.errors import UserError
+from deconfound.nets.encoder import build_encoder
 
 TappedName = Literal["small", "resnet18"]
 SMALL_WIDTHS = (32, 64, 128)
@@ -63,30 +64,16 @@ class SmallTapped(TappedEncoder):
 
 
 class ResNetTapped(TappedEncoder):
-    """ResNet-18, MONAI's, with taps at the stem (1/2) and each layer's last convolution (to 1/32).
+    """ResNet-18, taps at the stem (1/2) and at each layer's last convolution (1/4 to 1/32).
 
     He et al., Deep Residual Learning, 2016; the encoder of Pernice et al., section 4.1.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, image_size: int) -> None:
         super().__init__()
-        # MONAI takes seconds to import; a run with `small` does not pay for it.
-        from monai.networks.nets.resnet import ResNet
-
         self.widths = RESNET_WIDTHS
         self.features = RESNET_WIDTHS[-1]
-        self.network: nn.Module = ResNet(
-            block="basic",
-            layers=[2, 2, 2, 2],
-            block_inplanes=[64, 128, 256, 512],
-            spatial_dims=2,
-            n_input_channels=channels,
-            conv1_t_size=7,
-            conv1_t_stride=2,
-            feed_forward=False,
-            bias_downsample=False,
-            norm=("instance", {"affine": True}),
-        )
+        self.network = build_encoder("resnet18", channels, image_size, "instance").network
 
     def forward(self, image: Tensor) -> Features:
         network = self.network
@@ -116,7 +103,7 @@ def build_tapped_encoder(name: TappedName, channels: int, image_size: int) -> Ta
             f"would leave a single pixel; expected {least} x {least} or more, use larger "
             f"images{larger}"
         )
-    return SmallTapped(channels) if name == "small" else ResNetTapped(channels)
+    return SmallTapped(channels) if name == "small" else ResNetTapped(channels, image_size)
 
 
 def channel_statistics(map: Tensor) -> tuple[Tensor, Tensor]:
