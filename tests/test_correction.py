@@ -95,9 +95,7 @@ def test_no_draw_embeds_the_image_as_it_is(runs: Callable[[int], Run], screen: S
     assert correction is None
     with torch.no_grad():
         found, _ = represent(method, batch, correction)
-        assert torch.equal(
-            found["representation"], method.embed(batch.image)["representation"]
-        )
+        assert torch.equal(found["representation"], method.embed(batch.image)["representation"])
 
 
 def embedded(run: Run, screen: Screen, out: Path) -> np.ndarray:

@@ -43,9 +43,11 @@ CHEAP = {
     "diagnose": "--workers 1 --quiet",
     "fit": FEW_STEPS,
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
+    "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "embed": "--device cpu --quiet",
     "export": "--quiet",
     "measure": "--quiet",
+    "transfer": "--quiet",
 }
 """Flags added to the documented ones, so that a command takes a second."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

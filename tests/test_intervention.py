@@ -249,9 +249,10 @@ def test_the_run_is_whole_without_its_source(
     about = json.loads((run / "intervention.json").read_text())
     assert about["method"] == "restain"
     assert tuple(about["environments"]) == problem.environment.names
-    assert about["model_sha256"] == json.loads((source / "checksums.json").read_text())[
-        "model.safetensors"
-    ]
+    assert (
+        about["model_sha256"]
+        == json.loads((source / "checksums.json").read_text())["model.safetensors"]
+    )
     sums = json.loads((run / "checksums.json").read_text())
     assert {"intervention.json", "intervention.safetensors"} <= sums.keys()
     assert "whole" in check(run)
@@ -408,8 +409,17 @@ def test_flags_reach_the_run(
 ) -> None:
     words = ["fit", "erm", str(screen.path), "--out", str(tmp_path / "run"), "--quiet"]
     words += ["--intervene", str(source), "--bank", "3", "--correction-draws", "2"]
-    words += "--fold plate=S1/P1 --val-fraction 0.2 --steps 2 --batch-size 16".split()
-    words += "--device cpu --precision 32 --threads 1".split()
+    words += [
+        "--fold",
+        "plate=S1/P1",
+        "--val-fraction",
+        "0.2",
+        "--steps",
+        "2",
+        "--batch-size",
+        "16",
+    ]
+    words += ["--device", "cpu", "--precision", "32", "--threads", "1"]
     cli.main(words)
     run = open_run(tmp_path / "run")
     assert run.config.intervention == InterventionOptions(

@@ -34,7 +34,7 @@ def stained(table: pd.DataFrame, images: Pixels) -> Pixels:
 def _plain_map() -> Iterator[None]:
     """Two of the dimensions in place of UMAP, which takes half a minute to start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer_map, "coordinates", lambda values, seed: values[:, :2])
+        patch.setattr(transfer_map, "coordinates", lambda values, _: values[:, :2])
         yield
 
 
@@ -194,7 +194,6 @@ def test_values_that_the_type_cannot_hold_are_clipped_and_counted() -> None:
 def test_refusals(
     run: Path,
     plates: Screen,
-    screen: Screen,
     finished_runs: Callable[[str], Path],
     make_screen: Callable[..., Screen],
     make_config: Callable[..., RunConfig],

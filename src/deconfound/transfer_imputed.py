@@ -92,7 +92,9 @@ def impute(
     environment = names(source, opened.roles.environment)
     others = np.flatnonzero((environment.iloc[rows].fillna("") != to).to_numpy(dtype=bool))
     if not len(others):
-        raise UserError(f"{screen}: all {len(rows)} images are of {to!r} already; nothing to impute")
+        raise UserError(
+            f"{screen}: all {len(rows)} images are of {to!r} already; nothing to impute"
+        )
     with atomic.atomic_directory(out) as temporary:
         folder = temporary / "imputed"
         clipped = _write(opened, source, imputer, rows, style, to, folder, quiet)
@@ -136,7 +138,9 @@ def _rows(screen: Screen, images: int | None, seed: int) -> Rows:
     if images is None:
         return everything
     if not 1 <= images <= len(screen):
-        raise UserError(f"--images {images}: expected 1 to {len(screen)}, the rows of {screen.path}")
+        raise UserError(
+            f"--images {images}: expected 1 to {len(screen)}, the rows of {screen.path}"
+        )
     return np.sort(numpy_stream(seed, "imputed rows").permutation(everything)[:images])
 
 

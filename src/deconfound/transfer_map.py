@@ -11,8 +11,8 @@ from deconfound.data.batch import BatchReader
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Rows, Screen
 from deconfound.data.table import natural_order
-from deconfound.metrics.neighbors import nearest
 from deconfound.methods.base import Imputer
+from deconfound.metrics.neighbors import nearest
 from deconfound.report_map import coordinates
 from deconfound.streams import numpy_stream
 

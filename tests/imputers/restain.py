@@ -4,8 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from deconfound.data.batch import Batch
-from deconfound.methods.base import Imputer, Loss, MethodOptions, Stage, Task, Tensors
-from deconfound.methods.base import cross_entropy
+from deconfound.methods.base import (
+    Imputer,
+    Loss,
+    MethodOptions,
+    Stage,
+    Task,
+    Tensors,
+    cross_entropy,
+)
 
 
 class Restain(Imputer):
