@@ -232,9 +232,8 @@ def call_transfer(words: list[str]) -> None:
         return
     done = impute(*paths, to=parsed.to, quiet=parsed.quiet, **common)
     shares = done.landing.shares()
-    say(
-        f"{len(done.rows):,} images in {done.screen.path}, {100 * done.clipped:.2g} % of values clipped"
-    )
+    clipped = f"{100 * done.clipped:.2g} % of values clipped"
+    say(f"{len(done.rows):,} images in {done.screen.path}, {clipped}")
     say(
         f"of the {shares['neighbors']} real cells nearest to an imputed one "
         f"{100 * shares['imputed']:.0f} % are of {parsed.to}, {100 * shares['originals']:.0f} % "

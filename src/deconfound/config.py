@@ -66,7 +66,8 @@ class TrainingOptions(Options):
     batch_size: int = Field(256, ge=1)
     """Images in a batch, over all devices."""
     sampler: SamplerName | None = None
-    """How batches are drawn; as the method asks for if not given, label_uniform with --intervene."""
+    """How batches are drawn; if not given as the method asks for, with --intervene
+    label_uniform."""
     classes_per_batch: int = Field(256, ge=1)
     """Distinct labels in a batch of the label-balanced sampler."""
     augment: Literal["none", "dihedral"] = "none"

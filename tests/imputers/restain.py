@@ -37,6 +37,7 @@ class Restain(Imputer):
         return self.head(embedded["representation"])
 
     def style(self, image: Tensor, environment: Tensor) -> Tensor:
+        del environment
         return self.embed(image)["representation"]
 
     def impute(self, image: Tensor, style: Tensor) -> Tensor:
