@@ -211,7 +211,7 @@ def test_labels_are_drawn_uniformly_unless_the_user_says_otherwise(
 
 
 def test_uniform_labels_reach_the_batches(
-    source: Path, screen: Screen, problem: Problem, make_config: MakeConfig
+    source: Path, problem: Problem, make_config: MakeConfig
 ) -> None:
     """Of labels with 40, 20 and 4 rows each fills a third."""
     from deconfound.training_batches import sampler_of
@@ -318,7 +318,6 @@ def test_a_run_resumed_without_its_source_ends_with_the_same_bits(
 
 
 def test_nothing_held_out_is_read(
-    source: Path,
     run: Path,
     screen: Screen,
     restain: str,
