@@ -121,13 +121,18 @@ def _run_all(
     """The outcomes of all runs that wait; raises Stopped when a signal ends them."""
     if not waiting:
         return []
+    names = {job.name for job in waiting}
+    if later := [job for job in waiting if job.needs in names]:
+        first = [job for job in waiting if job.needs not in names]
+        outcomes = _run_all(plan, first, out, executor, workers, address, quiet)
+        return outcomes + _run_all(plan, later, out, executor, workers, address, quiet)
     orders = [
         Order(
             job.name,
             str(job.screen),
             job.identity,
             job.config.method,
-            job.config.model_dump_json(),
+            job.config_in(out).model_dump_json(),
             str(out.resolve()),
         )
         for job in waiting

@@ -19,6 +19,7 @@ from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.fit import train
 from deconfound.measure import classification
+from deconfound.methods.base import Imputer
 from deconfound.metrics import seen_in_training
 from deconfound.problem import Problem, pose
 from deconfound.run import Run, config_model, group_codes, open_run, read_json
@@ -117,6 +118,8 @@ def _predict(run: Run, screen: Screen, problem: Problem) -> tuple[Rows, Rows]:
     found = []
     for batch in reader.stream(_batches(rows)):
         _, labels = represent(method, batch, correction)
+        if labels is None and isinstance(method, Imputer):  # what it imputes is scored elsewhere
+            return rows[:0], rows[:0]
         if labels is None:
             raise UserError(f"{run.config.method}: predicts no label, and a sweep scores labels")
         found.append(labels.cpu().numpy())
