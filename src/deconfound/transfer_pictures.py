@@ -10,6 +10,7 @@ from deconfound import picture
 
 SIDE, DPI = 1.25, 120
 """Inches of a cell, and pixels of an inch."""
+TIGHT = {"wspace": 0.04, "hspace": 0.04}
 
 
 def draw_imputed(
@@ -33,8 +34,12 @@ def draw_imputed(
     difference = ((imputed.astype(np.float64) - source) / span).mean(axis=1)
     most = max(float(np.abs(difference).max()), 1e-6)
     cells = len(source)
-    figure = Figure(figsize=(4 * SIDE + 2.3, cells * SIDE + 0.6), dpi=DPI, layout="constrained")
-    grid = figure.subplots(cells, 4, squeeze=False)
+    left, right, top, bottom = 1.45, 0.85, 0.5, 0.08  # margins in inches
+    width, height = 4 * SIDE + left + right, cells * SIDE + top + bottom
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    inside = {"left": left / width, "right": 1 - right / width}
+    inside |= {"top": 1 - top / height, "bottom": bottom / height}
+    grid = figure.subplots(cells, 4, squeeze=False, gridspec_kw=inside | TIGHT)
     titles = ("source", f"style\n{_short(to)}", f"imputed\nto {_short(to)}", "imputed − source")
     drawn = None
     for row, axes in enumerate(grid):
@@ -53,7 +58,11 @@ def draw_imputed(
     for one, title in zip(grid[0], titles, strict=True):
         one.set_title(title, fontsize=9, parse_math=False)
     if drawn is not None:
-        bar = figure.colorbar(drawn, ax=list(grid[:, 3]), fraction=0.08, shrink=0.9)
+        tall = inside["top"] - inside["bottom"]
+        beside = figure.add_axes(
+            (inside["right"] + 0.1 / width, inside["bottom"], 0.12 / width, tall)
+        )
+        bar = figure.colorbar(drawn, cax=beside)
         bar.set_label("share of the contrast range, mean of channels", fontsize=8)
         bar.ax.tick_params(labelsize=7)
     figure.savefig(file, format="png", metadata={"Software": None})
