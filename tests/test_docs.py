@@ -42,6 +42,7 @@ CHEAP = {
     "describe": "--quiet",
     "diagnose": "--workers 1 --quiet",
     "fit": FEW_STEPS,
+    "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
     "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "embed": "--device cpu --quiet",

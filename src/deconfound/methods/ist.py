@@ -44,8 +44,8 @@ class IstOptions(MethodOptions):
     """Steps of critic and generator, after those of the encoder."""
     transfer_batch_size: int = Field(8, ge=1)
     """Content images in a batch of critic and generator; as many style images join them."""
-    transfer_learning_rate: float = Field(1e-4, gt=0)
-    """Learning rate of critic and generator."""
+    transfer_learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of critic and generator; 1e-4 where there are tens of thousands of steps."""
     transfer_weight_decay: float = Field(1e-4, ge=0)
     """Weight decay of critic and generator."""
     adversarial_weight: float = Field(1.0, ge=0)
@@ -257,8 +257,8 @@ class Ist(Imputer):
             "match": Loss(matching, options.match_weight),
         }
 
+    @staticmethod
     def _criticised(
-        self,
         critic: Callable[[Tensor], Features],
         heads: Callable[[Tensor], Tensor],
         image: Tensor,
