@@ -44,7 +44,6 @@ CHEAP = {
     "fit": FEW_STEPS,
     "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
-    "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "embed": "--device cpu --quiet",
     "export": "--quiet",
     "measure": "--quiet",

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deconfound import cli, open_screen, transfer_map
+from deconfound import cli, open_screen, transfer_imputed, transfer_map
 from deconfound.data.screen import Screen
 from deconfound.errors import UserError
 from deconfound.fit import fit
@@ -36,6 +36,12 @@ def _plain_map() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer_map, "coordinates", lambda values, _: values[:, :2])
         yield
+
+
+@pytest.fixture
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("draw_imputed", "draw_landing"):
+        monkeypatch.setattr(transfer_imputed, name, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +156,7 @@ def test_shares_are_those_counted_by_hand() -> None:
     assert between["imputed"] == pytest.approx(9 / 15)  # 0, 1, 2, 3 and 3 of 3, by hand
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_some_images_of_another_screen(
     run: Path,
     plates: Screen,
@@ -167,8 +174,8 @@ def test_some_images_of_another_screen(
     assert np.abs(np.clip(expected, 0, None) - found.screen.read(np.arange(9))).max() <= 1
     again = impute(run, other.path, tmp_path / "again", to="P1", images=9, seed=2, quiet=True)
     assert again.screen.identity == found.screen.identity
-    assert (tmp_path / "again" / "umap.png").read_bytes() == (
-        tmp_path / "out" / "umap.png"
+    assert (tmp_path / "again" / "imputed.json").read_bytes() == (
+        tmp_path / "out" / "imputed.json"
     ).read_bytes()
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -228,6 +235,7 @@ def test_refusals(
     assert "already exists" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_the_command_says_what_it_did(
     run: Path, plates: Screen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

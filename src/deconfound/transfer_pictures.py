@@ -51,10 +51,9 @@ def draw_imputed(
         for one in axes:
             one.set_xticks([])
             one.set_yticks([])
-        axes[0].set_ylabel(
-            _short(environments[row]) or "unknown", rotation=0, ha="right", va="center", fontsize=8,
-            parse_math=False,
-        )  # fmt: skip
+        name = _short(environments[row], 18) or "unknown"
+        common: dict[str, Any] = {"ha": "right", "va": "center", "parse_math": False}
+        axes[0].set_ylabel(name, rotation=0, fontsize=8, **common)
     for one, title in zip(grid[0], titles, strict=True):
         one.set_title(title, fontsize=9, parse_math=False)
     if drawn is not None:
