@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ settings.load_profile("reproducible")
 ROLES = Roles(
     label="compound", environment=("plate",), levels=("series", "plate", "section"), well="well"
 )
-CHEAP = {"decoder_width": 8, "decoder_steps": 4, "decoder_batch_size": 16, "block_size": 16}
+CHEAP = {
+    "decoder_width": 8, "decoder_steps": 4, "decoder_batch_size": 16, "block_size": 16,
+    "transfer_steps": 4, "transfer_batch_size": 8,
+}  # fmt: skip
 """Values that make any method that has such an option fast."""
 
 _connect, _connect_ex = socket.socket.connect, socket.socket.connect_ex
@@ -184,3 +188,13 @@ def finished_runs(
         return folder / method
 
     return run
+
+
+@pytest.fixture(scope="module")
+def restain() -> Iterator[str]:
+    """The name of a method that imputes, small enough to check by hand; it is in tests/imputers."""
+    folder = Path(__file__).parent / "imputers"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+        yield "restain"
+    sys.modules.pop("deconfound.methods.restain", None)

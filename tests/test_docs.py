@@ -49,10 +49,12 @@ CHEAP = {
     "crossval": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "diagnose": "--workers 1 --quiet",
     "fit": FEW_STEPS,
+    "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
     "embed": "--device cpu --quiet",
     "export": "--quiet",
     "measure": "--quiet",
+    "transfer": "--quiet",
 }
 """Flags added to the documented ones, so that a command takes a second."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -170,3 +170,55 @@ def test_recipes_hold_for_the_methods_there_are(file: Path) -> None:
     read = read_sweep(file)
     for name, entry in read.methods.items():
         assert [_config(file, read, name, entry, p) for p in _points(file, read, name, entry)]
+
+
+def intervening(screen: Screen, folder: Path, **ist: Any) -> Path:
+    entries = {
+        "redrawn": {"method": "erm", "intervene": "ist", "intervention": {"bank": 3}},
+        "ist": {"options": {"transfer_steps": 2}, **ist},
+        "erm": None,
+    }
+    return write(folder, screen.path, methods=entries)
+
+
+def test_a_run_that_intervenes_needs_the_run_of_its_own_fold_and_seed(
+    screen: Screen, tmp_path: Path
+) -> None:
+    plan = make_plan(intervening(screen, tmp_path))
+    of_entry = {setting.entry: setting for setting in plan.settings}
+    assert len(plan.jobs) == 6
+    order = list(plan.jobs)
+    for seed in (0, 1):
+        job = plan.jobs[of_entry["redrawn"].runs[seed]]
+        assert job.needs == of_entry["ist"].runs[seed]
+        assert order.index(job.needs) < order.index(job.name)
+        config = job.config_in(tmp_path)
+        assert config.intervention.intervene == tmp_path / "runs" / job.needs
+        assert config.intervention.bank == 3
+        assert (config.title, config.training.sampler) == ("erm+ist", "label_uniform")
+        assert plan.jobs[job.needs].needs is None
+        assert plan.jobs[of_entry["erm"].runs[seed]].needs is None
+    assert len({job.config.model_dump_json() for job in plan.jobs.values()}) == 6
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"erm": {"intervene": "irm"}}, "intervene names 'irm', which is no entry; did you mean"),
+        ({"erm": {"intervene": "irm"}, "irm": {}}, "'irm', which cannot impute; name an entry of"),
+        ({"erm": {"intervention": {"bank": 2}}}, "intervention belongs to intervene; add it"),
+        (
+            {"erm": {"intervene": "ist"}, "ist": {"grid": {"steps": [1, 2]}}},
+            "'ist', which has 2 settings; expected one, give it no grid",
+        ),
+        (
+            {"erm": {"intervene": "ist", "intervention": {"banks": 2}}, "ist": {}},
+            "unknown option 'intervention.banks'; did you mean 'bank'",
+        ),
+    ],
+)
+def test_entries_that_cannot_intervene_are_refused(
+    screen: Screen, tmp_path: Path, entries: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan(write(tmp_path, screen.path, methods=entries))

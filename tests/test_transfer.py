@@ -19,7 +19,7 @@ from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.problem import pose
 from deconfound.run import config_model, open_run
-from deconfound.transfer import _diverse, _stored_units, transfer
+from deconfound.transfer import diverse, transfer
 
 LABELS = ("$\\alpha$ drug", "control", "water")
 PLATES = ("P1", "P2")
@@ -109,7 +109,7 @@ def test_the_seed_decides_the_cells(run: Path, screen: Path, tmp_path: Path) -> 
 def test_cells_of_rare_labels_and_environments_come_first() -> None:
     label = pd.Series(["a"] * 8 + ["b", "c"], dtype="string")
     environment = pd.Series(["P1"] * 8 + ["P2", "P1"], dtype="string")
-    rows = _diverse(np.arange(10), label, environment, 3, seed=0)
+    rows = diverse(np.arange(10), label, environment, 3, seed=0)
     assert set(label[rows]) == {"a", "b", "c"}
     assert set(environment[rows]) == {"P1", "P2"}
     environments = environment[rows].tolist()
@@ -122,7 +122,7 @@ def test_stored_units_undo_the_intensity() -> None:
         intensity = Intensity(3, transform)  # type: ignore[arg-type]
         intensity.offset.copy_(torch.tensor([1.0, 2.0, 3.0]))
         intensity.scale.copy_(torch.tensor([0.5, 2.0, 0.1]))
-        torch.testing.assert_close(_stored_units(intensity(pixels), intensity), pixels)
+        torch.testing.assert_close(intensity.inverse(intensity(pixels)), pixels)
 
 
 def test_methods_that_cannot_swap_say_what_to_do(screen: Path, tmp_path: Path) -> None:

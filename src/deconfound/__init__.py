@@ -1,7 +1,7 @@
 """deconfound: image embeddings that follow the perturbation and ignore the plate.
 
     from deconfound import Screen, describe, embed, fit, measure, open_screen, report
-    from deconfound import sweep, transfer
+    from deconfound import impute, sweep, transfer
 
 The names are imported when they are first used, so that the command line starts fast.
 """
@@ -35,6 +35,7 @@ _HOMES = {
     "measure": "deconfound.measure",
     "sweep": "deconfound.sweep",
     "transfer": "deconfound.transfer",
+    "impute": "deconfound.transfer_imputed",
     "export": "deconfound.export",
     "report": "deconfound.report",
 }
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from deconfound.report import report as report
     from deconfound.sweep import sweep as sweep
     from deconfound.transfer import transfer as transfer
+    from deconfound.transfer_imputed import impute as impute
 
 
 class _Package(ModuleType):

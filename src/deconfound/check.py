@@ -41,7 +41,7 @@ def _check_run(path: Path) -> str:
 
 def _check_unfinished(path: Path) -> str:
     read_config(path / "config.yaml")
-    for name in ("classes.json", "fold.json"):
+    for name in ("classes.json", "fold.json", "intervention.json"):
         if (path / name).is_file():
             read_json(path / name)
     if (path / "fold.json").is_file():

@@ -36,7 +36,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     ),
     "transfer": (
         verbs.call_transfer,
-        "counterfactual images: swap content and style between cells",
+        "counterfactual images: swap content and style, or impute into an environment",
     ),
     "export": (verbs.call_export, "a screen as OME-TIFF files and a table, or profiles as Parquet"),
     "report": (verbs.call_report, "one HTML page of runs, embeddings and scores"),

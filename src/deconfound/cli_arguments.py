@@ -179,7 +179,7 @@ class DiagnoseArguments(Arguments):
 
 
 class TransferArguments(Arguments):
-    """Swap content and style blocks between cells and draw the grid."""
+    """Swap content and style blocks between cells, or impute a screen into one environment."""
 
     run: Positional[Path]
     """Directory of a finished run."""
@@ -187,10 +187,15 @@ class TransferArguments(Arguments):
     """Screen to take the cells from."""
     out: Path
     """Directory to write."""
-    images: int = 8
-    """Cells on each side of the grid."""
+    to: str | None = None
+    """Environment of training to impute the images into, with a run of a method that imputes."""
+    images: int | None = None
+    """Cells on each side of the grid, 8 if not given; with --to images to impute, all if not
+    given."""
     seed: int = 0
-    """Seed of the choice of cells."""
+    """Seed of the choice of cells and styles."""
+    quiet: bool = False
+    """No progress bar."""
 
 
 class ExportArguments(Arguments):

@@ -26,7 +26,7 @@ from deconfound.cli_arguments import (
 )
 from deconfound.cli_parse import name_first, parse, take_option
 from deconfound.cli_print import complain, print_table, say
-from deconfound.config import DataOptions, TrainingOptions
+from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
 from deconfound.errors import UserError
 
 
@@ -143,7 +143,8 @@ def call_fit(words: list[str]) -> None:
         seed=(int, default.seed),
         method=(method.Options, default.options),
         data=(DataOptions, default.data),
-        training=(TrainingOptions, default.training),
+        intervention=(InterventionOptions, default.intervention),
+        training=(TrainingOptions, default.training if config_file else TrainingOptions()),
     )
     about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
     parsed: Any = parse(arguments, words, f"fit {name}", about)
@@ -151,6 +152,7 @@ def call_fit(words: list[str]) -> None:
         method=name,
         seed=parsed.seed,
         data=parsed.data,
+        intervention=parsed.intervention,
         training=parsed.training,
         options=parsed.method,
     )
@@ -283,12 +285,26 @@ def call_diagnose(words: list[str]) -> None:
 
 
 def call_transfer(words: list[str]) -> None:
-    """Draw a swap grid."""
+    """Draw a swap grid, or impute a screen."""
     from deconfound.transfer import transfer
+    from deconfound.transfer_imputed import impute
 
     parsed = parse(TransferArguments, words, "transfer")
-    transfer(**dict(parsed))
-    say(f"swap grid in {parsed.out / 'swap.png'}")
+    common: dict[str, Any] = {"images": parsed.images, "seed": parsed.seed}
+    paths = parsed.run, parsed.screen, parsed.out
+    if parsed.to is None:
+        transfer(*paths, **common)
+        say(f"swap grid in {parsed.out / 'swap.png'}")
+        return
+    done = impute(*paths, to=parsed.to, quiet=parsed.quiet, **common)
+    shares = done.landing.shares()
+    clipped = f"{100 * done.clipped:.2g} % of values clipped"
+    say(f"{len(done.rows):,} images in {done.screen.path}, {clipped}")
+    say(
+        f"of the {shares['neighbors']} real cells nearest to an imputed one "
+        f"{100 * shares['imputed']:.0f} % are of {parsed.to}, {100 * shares['originals']:.0f} % "
+        f"before; pictures in {parsed.out}"
+    )
 
 
 def call_export(words: list[str]) -> None:

@@ -14,7 +14,7 @@ _brief = reprlib.Repr()
 _brief.maxstring, _brief.maxlevel = 100, 2
 
 TransformName = Literal["none", "arcsinh", "percentile"]
-SamplerName = Literal["plain", "label_balanced", "environment_balanced"]
+SamplerName = Literal["plain", "label_balanced", "environment_balanced", "label_uniform"]
 
 
 class Options(BaseModel):
@@ -66,7 +66,8 @@ class TrainingOptions(Options):
     batch_size: int = Field(256, ge=1)
     """Images in a batch, over all devices."""
     sampler: SamplerName | None = None
-    """How batches are drawn; as the method asks for if not given."""
+    """How batches are drawn; if not given as the method asks for, with --intervene
+    label_uniform."""
     classes_per_batch: int = Field(256, ge=1)
     """Distinct labels in a batch of the label-balanced sampler."""
     augment: Literal["none", "dihedral"] = "none"
@@ -88,6 +89,19 @@ class TrainingOptions(Options):
     """auto takes bfloat16 where the processor computes in it."""
     threads: int | None = Field(None, ge=1)
     """Processor threads; all cores if not given."""
+
+
+class InterventionOptions(Options):
+    """Training on images that another run imputes into training environments at random."""
+
+    intervene: Path | None = None
+    """Finished run of a method that imputes, on the same screen and fold: the method trains on its
+    interventional distribution."""
+    bank: int = Field(32, ge=1)
+    """Styles kept of each training environment, those of training rows drawn at random."""
+    correction_draws: int = Field(1, ge=0)
+    """Times that an image is brought to a training environment before it is embedded; the
+    representations and probabilities are averaged. 0 embeds it as it is."""
 
 
 def validated(model: type[AnyOptions], values: Any, where: str) -> AnyOptions:

@@ -12,10 +12,13 @@ from lightning_fabric import Fabric
 from safetensors.numpy import load_file, save_file
 
 from deconfound import atomic, machine
+from deconfound.correction import Correction, correction_of, represent
 from deconfound.data.batch import BatchReader
 from deconfound.data.screen import Rows, Screen, open_screen
+from deconfound.data.shards import sha256
 from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
+from deconfound.intervention import WEIGHTS
 from deconfound.methods.base import Method
 from deconfound.problem import pose
 from deconfound.progress import Progress
@@ -50,6 +53,7 @@ def embed(
     fabric = machine.start(device, precision, threads)
     method, intensity = opened_run.load(opened_screen, selection)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    correction = correction_of(opened_run, opened_screen, fabric.device)
     nothing = np.full(len(opened_screen), -1, dtype=np.int64)
     reader = BatchReader(
         opened_screen,
@@ -63,7 +67,7 @@ def embed(
     with atomic.resumable(
         out, _identity(opened_run, opened_screen, selection, precision)
     ) as chunks:
-        _embed_chunks(opened_screen, method, reader, fabric, chunks, quiet)
+        _embed_chunks(opened_screen, method, correction, reader, fabric, chunks, quiet)
         write_embeddings(out, _assemble(opened_run, opened_screen, chunks, selection))
     return read_embeddings(out)
 
@@ -71,13 +75,18 @@ def embed(
 def _identity(run: Run, screen: Screen, selection: str | None, precision: str) -> str:
     """What finished chunks depend on; another call does not go on from them."""
     model = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()
-    return json.dumps([model, screen.identity, selection, precision, CHUNK])
+    found = [model, screen.identity, selection, precision, CHUNK]
+    if run.config.imputer is not None:
+        bank = sha256(run.path / WEIGHTS)
+        found += [bank, run.config.intervention.correction_draws, run.config.seed]
+    return json.dumps(found)
 
 
 @torch.inference_mode()
 def _embed_chunks(
     screen: Screen,
     method: Method,
+    correction: Correction | None,
     reader: BatchReader,
     fabric: Fabric,
     chunks: Path,
@@ -93,10 +102,9 @@ def _embed_chunks(
             found: dict[str, list[np.ndarray]] = {}
             for batch in reader.stream(_batches(start, min(start + CHUNK, len(screen)))):
                 with fabric.autocast():
-                    embedded = method.embed(batch.image)
-                    logits = method.predict(embedded)
-                if logits is not None:
-                    embedded["predicted"] = logits.argmax(dim=1)
+                    embedded, predicted = represent(method, batch, correction)
+                if predicted is not None:
+                    embedded["predicted"] = predicted
                 for name, values in embedded.items():
                     kind = torch.int64 if name == "predicted" else torch.float32
                     found.setdefault(name, []).append(values.to("cpu", kind).numpy())

@@ -10,6 +10,7 @@ from deconfound import atomic, machine
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.table import listed
 from deconfound.errors import UserError
+from deconfound.intervention import begin_intervention, imputing_run, with_imputer
 from deconfound.problem import Problem, pose
 from deconfound.run import (
     Run,
@@ -65,6 +66,7 @@ def train(
 ) -> Trained:
     """`fit` on an opened screen, posed as `config` asks: raises what `fit` does."""
     first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
+    config = with_imputer(config, out)
     if first and _claims(out, config, screen):
         _remove_leftovers(out)
         return Trained()
@@ -74,6 +76,7 @@ def train(
             f"fold {problem.fold.name}: holds nothing out to adapt to; choose another --fold or "
             "leave --domain-adaptation out"
         )
+    source = imputing_run(config, screen, problem, out)
     if first and warn is not None and problem.untrained():
         warn(_of_untrained(problem))
     with atomic.locked(out) if first else contextlib.nullcontext():
@@ -82,10 +85,13 @@ def train(
             return Trained()
         options = config.training
         fabric = machine.start(options.device, options.precision, options.threads)
-        training = Training(config, screen, problem, out, fabric, quiet)
+        intervention = begin_intervention(config, screen, problem, out, source, fabric.device)
+        training = Training(config, screen, problem, out, fabric, quiet, intervention)
         if first:
             atomic.sweep(out)
             write_description(out, config, screen, problem)
+            if intervention is not None:
+                intervention.write(out)
         training.run()
         return Trained(training.seconds - training.resumed_at, training.of_validation())
 

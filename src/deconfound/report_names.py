@@ -7,7 +7,7 @@ import yaml
 # What may differ between runs of one method without making them different settings of it.
 INCIDENTAL = (
     "method", "seed", "data.fold", "training.device", "training.precision", "training.threads",
-    "training.validate_every", "training.checkpoint_every",
+    "training.validate_every", "training.checkpoint_every", "intervention.intervene", "imputer",
 )  # fmt: skip
 
 
@@ -42,8 +42,9 @@ def _title(config: dict[str, Any]) -> str:
     So is a corrected one.
     """
     adapted = config.get("options", {}).get("domain_adaptation", False)
-    trained = f"{config['method']}-da" if adapted else str(config["method"])
-    return "+".join([trained, *config.get("post_hoc", {})])
+    name = f"{config['method']}-da" if adapted else str(config["method"])
+    imputer = [config["imputer"]] if config.get("imputer") else []
+    return "+".join([name, *imputer, *config.get("post_hoc", {})])
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -19,6 +19,7 @@ from deconfound.checkpoint import read_weights
 from deconfound.checksums import CHECKSUMS, differs, read_checksums
 from deconfound.config import (
     DataOptions,
+    InterventionOptions,
     Options,
     TrainingOptions,
     TransformName,
@@ -47,6 +48,12 @@ class RunConfig(Options):
     """Seed of initial weights, batches and augmentation."""
     data: DataOptions = DataOptions()
     """What is predicted and what is held out."""
+    intervention: InterventionOptions = Field(
+        InterventionOptions(), exclude_if=lambda given: given == InterventionOptions()
+    )
+    """Which run's interventional distribution it is trained on, if any."""
+    imputer: str | None = Field(None, exclude_if=lambda given: given is None)
+    """Method of the run that is intervened with; fit fills it in."""
     training: TrainingOptions = Field(TrainingOptions(), validate_default=True)
     """How it is trained."""
     options: SerializeAsAny[MethodOptions] = MethodOptions()
@@ -54,8 +61,12 @@ class RunConfig(Options):
 
     @property
     def title(self) -> str:
-        """The method's name; NAME-da where training saw images of test rows."""
-        return f"{self.method}-da" if self.options.sees_held_out else self.method
+        """The method's name; NAME-da where training saw images of test rows.
+
+        NAME+IMPUTER where it was trained on imputed images.
+        """
+        name = f"{self.method}-da" if self.options.sees_held_out else self.method
+        return f"{name}+{self.imputer}" if self.imputer else name
 
     @field_validator("training")
     @classmethod
@@ -63,6 +74,8 @@ class RunConfig(Options):
         if training.sampler is not None or "method" not in known.data:
             return training
         sampler = methods.load(known.data["method"]).SAMPLER
+        if (found := known.data.get("intervention")) and found.intervene is not None:
+            sampler = "label_uniform"
         return training.model_copy(update={"sampler": sampler})
 
 
@@ -154,7 +167,7 @@ class Run:
             *_, stage = (stage.name for stage in stages if stage.classifies)
             name = f"{stage}-{selection}"
         file = self.path / f"{name}.safetensors"
-        _refuse_changed(file)
+        refuse_changed(file)
         load_weights(file, method, intensity)
         return method.eval(), intensity
 
@@ -180,7 +193,7 @@ def open_run(path: Path) -> Run:
     config = read_config(path / "config.yaml")
     read_json(path / "fold.json")
     for name in ("config.yaml", "classes.json", "fold.json"):
-        _refuse_changed(path / name)
+        refuse_changed(path / name)
     try:
         return Run(
             path,
@@ -197,7 +210,7 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{path / 'classes.json'}: damaged; fit the run again") from error
 
 
-def _refuse_changed(file: Path) -> None:
+def refuse_changed(file: Path) -> None:
     """Raise UserError if a file of a finished run is not as it was when the run ended."""
     recorded = read_checksums(file.parent) if (file.parent / CHECKSUMS).is_file() else {}
     if file.name in recorded and differs(file, recorded[file.name]):
@@ -259,9 +272,16 @@ def load_weights(file: Path, method: Method, intensity: Intensity) -> None:
 
     Raises UserError if it is damaged or does not fit.
     """
+    take_weights(read_weights(file), file, method, intensity)
+
+
+def take_weights(
+    tensors: dict[str, torch.Tensor], file: Path, method: Method, intensity: Intensity
+) -> None:
+    """Set a method and its intensity to what was read from `file`; raises UserError if unfit."""
     try:
         modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
-        modules.load_state_dict(read_weights(file))
+        modules.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: cannot be loaded ({reason}); fit the run again") from error

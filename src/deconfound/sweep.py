@@ -138,13 +138,18 @@ def _run_all(
     waiting = [job for job in jobs if read_result(out, job) is None]
     if not waiting:
         return []
+    names = {job.name for job in waiting}
+    if later := [job for job in waiting if job.needs in names]:
+        first = [job for job in waiting if job.needs not in names]
+        given = out, executor, workers, address, quiet, part
+        return _run_all(first, *given) + _run_all(later, *given)
     orders = [
         Order(
             job.name,
             str(job.screen),
             job.identity,
             job.config.method,
-            job.config.model_dump_json(),
+            job.config_in(out).model_dump_json(),
             str(out.resolve()),
         )
         for job in waiting

@@ -16,8 +16,10 @@ from deconfound.data.screen import Screen, open_screen
 from deconfound.data.split import groups
 from deconfound.data.table import listed
 from deconfound.errors import UserError
+from deconfound.intervention import imputing_methods
 from deconfound.problem import pose, roles_of
 from deconfound.run import RunConfig, config_model, read_config
+from deconfound.sweep_order import run_directory
 
 Rule = Literal["accuracy", "loss", "loto"]
 ALL_GROUPS = "all groups of "
@@ -43,6 +45,11 @@ class Entry(Given):
     """Name of the method; the entry's own name if not given."""
     config: Path | None = None
     """Configuration of a run to start from; its path starts at the sweep file's folder."""
+    intervene: str | None = None
+    """Entry of a method that imputes: each run is trained on what its run of the same screen, fold
+    and seed imputes."""
+    intervention: dict[str, Any] = Field({})
+    """Other options of the intervention: bank, correction_draws."""
 
 
 class SweepFile(Given):
@@ -83,6 +90,17 @@ class Job:
     screen: Path
     identity: str
     config: RunConfig
+    """Where it intervenes, the path of the other run starts at the sweep's directory."""
+    needs: str | None = None
+    """Name of the run that it intervenes with, which is done first."""
+
+    def config_in(self, out: Path) -> RunConfig:
+        """The configuration in the sweep's directory `out`."""
+        if self.needs is None:
+            return self.config
+        path = run_directory(out.resolve(), self.needs)
+        options = self.config.intervention.model_copy(update={"intervene": path})
+        return self.config.model_copy(update={"intervention": options})
 
 
 @dataclass(frozen=True)
@@ -118,12 +136,16 @@ class Plan:
     """By name; where seeds are searched, those of every setting on every seed."""
 
     def search(self) -> list[Job]:
-        """The runs that settings are compared by, and all of an entry's only setting."""
+        """The runs that settings are compared by, and all of an entry's only setting.
+
+        With them those that they need.
+        """
         names = {
             name
             for setting in self.settings
             for name in (*setting.searched(), *setting.left_out.values())
         }
+        names |= {needed for name in names if (needed := self.jobs[name].needs) is not None}
         return [job for name, job in self.jobs.items() if name in names]
 
 
@@ -164,7 +186,8 @@ def make_plan(path: Path) -> Plan:
                 several = len(points) > 1
                 searched = file.search_seeds if several else ()
                 setting = Setting(name, screen.path, fold, point, search_seeds=searched)
-                _add_runs(plan, setting, screen, base, environments, several)
+                imputer = _imputer(path, file, name, entry)
+                _add_runs(plan, setting, screen, base, environments, several, imputer)
                 plan.settings.append(setting)
     return plan
 
@@ -189,12 +212,18 @@ def _add_runs(
     base: RunConfig,
     known: _Environments,
     chosen: bool,
+    imputer: RunConfig | None,
 ) -> None:
     def add(seed: int, without: str | None) -> str:
-        data = base.data.model_copy(update={"fold": setting.fold, "without": without})
-        job = _job(screen, base.model_copy(update={"seed": seed, "data": data}))
-        plan.jobs[job.name] = job
-        return job.name
+        held_out = {"fold": setting.fold, "without": without}
+
+        def of(config: RunConfig, needs: str | None = None) -> Job:
+            data = config.data.model_copy(update=held_out)
+            job = _job(screen, config.model_copy(update={"seed": seed, "data": data}), needs)
+            plan.jobs.setdefault(job.name, job)
+            return job
+
+        return of(base, None if imputer is None else of(imputer).name).name
 
     environments = known(screen, base.data.model_copy(update={"fold": setting.fold}))
     for seed in plan.file.seeds:
@@ -212,10 +241,38 @@ def _add_runs(
         setting.left_out[seed, without] = add(seed, without)
 
 
-def _job(screen: Screen, config: RunConfig) -> Job:
+def _job(screen: Screen, config: RunConfig, needs: str | None = None) -> Job:
+    if needs is not None:
+        path = run_directory(Path(), needs)
+        options = config.intervention.model_copy(update={"intervene": path})
+        config = config.model_copy(update={"intervention": options})
     identity = json.dumps([screen.identity, config.model_dump(mode="json")], sort_keys=True)
     name = f"{config.method}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return Job(name, screen.path.resolve(), screen.identity, config)
+    return Job(name, screen.path.resolve(), screen.identity, config, needs)
+
+
+def _imputer(path: Path, file: SweepFile, name: str, entry: Entry) -> RunConfig | None:
+    """The configuration, on no fold yet, of what an entry intervenes with."""
+    if entry.intervene is None:
+        return None
+    where, wanted = f"{path}: methods.{name}", entry.intervene
+    if wanted not in file.methods:
+        hint = nearest(wanted, list(file.methods))
+        raise UserError(f"{where}: intervene names {wanted!r}, which is no entry; {hint}")
+    other = file.methods[wanted]
+    method = other.method or wanted
+    if other.intervene is not None or method not in imputing_methods():
+        raise UserError(
+            f"{where}: intervene names {wanted!r}, which cannot impute; name an entry of one of "
+            f"{', '.join(imputing_methods())}"
+        )
+    points = list(_points(path, file, wanted, other))
+    if len(points) > 1:
+        raise UserError(
+            f"{where}: intervene names {wanted!r}, which has {len(points)} settings; expected one, "
+            "give it no grid"
+        )
+    return _config(path, file, wanted, other, points[0])
 
 
 def _points(path: Path, file: SweepFile, name: str, entry: Entry) -> Iterator[dict[str, Any]]:
@@ -242,13 +299,23 @@ def _config(
     method = entry.method or name
     values: dict[str, Any] = {"data": {}, "training": {"threads": 1}, "options": {}}
     if entry.config is not None:
-        base = read_config(path.parent / entry.config, method).model_dump(
-            mode="json", exclude_unset=True
-        )
+        started = read_config(path.parent / entry.config, method)
+        if started.imputer is not None:
+            raise UserError(
+                f"{path.parent / entry.config}: intervenes with a run; a sweep names an entry, "
+                "under intervene, leave it out here"
+            )
+        base = started.model_dump(mode="json", exclude_unset=True)
         for section in SECTIONS:
             values[section] |= base.get(section, {})
     for section in SECTIONS:
         values[section] |= getattr(file, section) | getattr(entry, section)
+    if entry.intervene is not None:
+        given = file.methods.get(entry.intervene)
+        values["imputer"] = (given and given.method) or entry.intervene
+        values["intervention"] = entry.intervention | {"intervene": entry.intervene}
+    elif entry.intervention:
+        raise UserError(f"{path}: methods.{name}: intervention belongs to intervene; add it")
     sections = _sections(method)
     for option, value in point.items():
         values[sections[option]][option] = value

@@ -13,14 +13,16 @@ import torch
 
 from deconfound import atomic, machine
 from deconfound.config import DataOptions, validated
+from deconfound.correction import correction_of, represent
 from deconfound.data.batch import BatchReader
 from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.fit import train
 from deconfound.measure import classification
+from deconfound.methods.base import Imputer
 from deconfound.metrics import seen_in_training
 from deconfound.problem import Problem, pose
-from deconfound.run import Run, config_model, open_run, read_json
+from deconfound.run import Run, config_model, group_codes, open_run, read_json
 from deconfound.sweep_order import Order, Outcome, predictions_file, result_file, run_directory
 from deconfound.validation import Predictions
 
@@ -107,17 +109,28 @@ def _predict(
     fabric = machine.start(training.device, "32", training.threads)
     method, intensity = run.load(screen)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    correction = correction_of(run, screen, fabric.device)
     rows = np.flatnonzero(np.isin(problem.fold.part, SCORED)).astype(np.int64)
     nothing = np.full(len(screen), -1, dtype=np.int64)
     label = nothing.copy()
     if known is not None:
         label[known.row] = known.label
-    reader = BatchReader(screen, nothing, nothing, intensity, fabric.device, channels_last=True)
+    reader = BatchReader(
+        screen,
+        nothing,
+        nothing,
+        intensity,
+        fabric.device,
+        channels_last=True,
+        group=group_codes(run, screen),
+    )
     for batch in reader.stream(_batches(rows[label[rows] < 0])):
-        logits = method.predict(method.embed(batch.image))
-        if logits is None:
+        _, predicted = represent(method, batch, correction)
+        if predicted is None and isinstance(method, Imputer):  # what it imputes is scored elsewhere
+            return rows[:0], rows[:0]
+        if predicted is None:
             raise UserError(f"{run.config.method}: predicts no label, and a sweep scores labels")
-        label[batch.row.numpy()] = logits.argmax(dim=1).cpu().numpy()
+        label[batch.row.numpy()] = predicted.cpu().numpy()
     return rows, _codes_of(run.labels, problem)[label[rows]]
 
 

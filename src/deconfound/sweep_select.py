@@ -119,7 +119,7 @@ def score_table(results: Iterable[Result]) -> pd.DataFrame:
     for result in results:
         config = result.job.config
         about = {
-            "method": config.method,
+            "method": config.title,
             "fold": config.data.fold,
             "seed": config.seed,
             "representation": "prediction",

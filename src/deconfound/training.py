@@ -24,13 +24,14 @@ from deconfound.data.intensity import Intensity, fit_intensity
 from deconfound.data.screen import Screen
 from deconfound.errors import UserError
 from deconfound.history import History
+from deconfound.intervention import Intervention
 from deconfound.methods.base import Method, Stage
 from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.problem import Problem
 from deconfound.progress import Progress
 from deconfound.run import RunConfig, build_method, load_weights, software, weights
 from deconfound.stop import Request, Stopped
-from deconfound.streams import derived_seed
+from deconfound.streams import derived_seed, torch_stream
 from deconfound.training_batches import sampler_of, validation_batches, with_partners
 from deconfound.validation import Predictions, validation_scores
 
@@ -48,17 +49,23 @@ class Training:
         out: Path,
         fabric: Fabric,
         quiet: bool,
+        intervention: Intervention | None = None,
     ) -> None:
         self.config, self.problem, self.out, self.fabric = config, problem, out, fabric
         self.quiet = quiet
+        self.intervention = intervention
         data = config.data
-        self.intensity: Intensity = fit_intensity(
-            screen,
-            problem.fold.rows("train"),
-            problem.transform,
-            data.scaling,
-            config.seed,
-            problem.group,
+        self.intensity: Intensity = (
+            fit_intensity(
+                screen,
+                problem.fold.rows("train"),
+                problem.transform,
+                data.scaling,
+                config.seed,
+                problem.group,
+            )
+            if intervention is None
+            else intervention.intensity
         )
         method = build_method(
             config, screen, len(problem.label.names), len(problem.environment.names)
@@ -177,10 +184,14 @@ class Training:
         for phase, optimizer in zip(stage.phases, self.optimizers, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * _schedule(training, step, stage.steps)
-        if training.augment == "dihedral":
-            fabric = self.fabric
-            batch = augmented(batch, seed, step, fabric.global_rank, fabric.world_size)
+        share = self.fabric.global_rank, self.fabric.world_size
         with self.fabric.autocast():
+            # An imputer learned from images as they are stored, so they are turned after it.
+            if self.intervention is not None:
+                stream = torch_stream(seed, "intervention", stage.name, step)
+                batch = self.intervention.intervene(batch, stream, *share)
+            if training.augment == "dihedral":
+                batch = augmented(batch, seed, step, *share)
             return self.method.step(batch, stage, self.optimizers, self._backward)
 
     def _backward(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
@@ -199,6 +210,9 @@ class Training:
         torch.manual_seed(derived_seed(self.config.seed, "validation", stage.name, self.done))
         own = slice(self.fabric.global_rank, None, self.fabric.world_size)
         batches = validation_batches(self.config, self.problem, stage, self.reader, own)
+        if self.intervention is not None:
+            share = self.fabric.global_rank, self.fabric.world_size
+            batches = self.intervention.intervene_all(batches, stage.name, *share)
         found = validation_scores(self.method, stage, phase, batches, self.fabric, self._is_asked)
         if found is None:
             return
@@ -216,11 +230,13 @@ class Training:
         """What the weights of the finished run predict of validation rows, if that is known here.
 
         On one CPU in float32 alone: there a prediction does not depend on the batch it is in, but
-        for logits that are equal to the last digits.
+        for logits that are equal to the last digits. Not with an intervention, which validates on
+        other draws than it predicts by.
         """
         stage, fabric = self.stages[-1], self.fabric
         exact = fabric.device.type == "cpu" and machine.precision_name(fabric) == "32-true"
-        if not (exact and stage.classifies and fabric.world_size == 1):
+        same = fabric.world_size == 1 and self.intervention is None
+        if not (exact and same and stage.classifies):
             return None
         return self.predicted.get(self._checkpoint(self._selected(stage)).name)
 

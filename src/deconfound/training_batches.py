@@ -70,6 +70,8 @@ def _part_sampler(
     if training.sampler == "label_balanced":
         label = problem.label.codes[rows]
         return LabelBalancedSampler(rows, label, size, training.classes_per_batch, seed)
+    if training.sampler == "label_uniform":
+        return _uniform(problem, rows, "label", size, seed, "own")
     if training.sampler == "environment_balanced":
         environment = problem.environment.codes[rows]
         return EnvironmentBalancedSampler(rows, environment, size, seed)
@@ -102,7 +104,8 @@ def validation_batches(
     rows = problem.fold.rows("val")
     size = min(_size(config, stage), len(rows))
     count = min(stage.validation_batches, max(1, len(rows) // size))
-    if config.training.sampler == "label_balanced" or stage.draws is not None:
+    weighs_labels = config.training.sampler in ("label_balanced", "label_uniform")
+    if weighs_labels or stage.draws is not None:
         sampler = sampler_of(config, problem, "val", stage)
         for batch in reader.stream(sampler.rows(step)[own] for step in range(count)):
             yield with_partners(batch, stage), True

@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from torch import Tensor
 
 from deconfound import atomic, methods, picture
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.data.table import coded, joined
 from deconfound.errors import UserError
-from deconfound.methods.base import Method
+from deconfound.methods.base import Imputer, Method
 from deconfound.problem import pose
 from deconfound.run import Run, open_run, read_json
 from deconfound.streams import numpy_stream
@@ -25,6 +24,8 @@ FORMAT_VERSION = 1
 # The drawn grid, in pixels.
 TILE, GAP, LEFT, TOP, DPI = 96, 5, 125, 58, 110
 FRAME = "#1a7f5a"
+CELLS = 8
+"""Cells drawn if the user does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +50,42 @@ def transfer(
     screen: Path,
     out: Path,
     *,
-    images: int = 8,
+    images: int | None = None,
     seed: int = 0,
 ) -> Swap:
     """Swap content and style between cells of `screen` and write the directory `out`.
 
-    `images` cells, drawn by `seed` from the rows that training did not see (of the training's
-    environments, where the screen is the run's own) to differ in label and environment. Writes
-    swap.png, originals.npy, swapped.npy and transfer.json. Makino et al., SCBD, Figure 2b. Raises
-    UserError if `out` exists, if the method cannot swap or if there are fewer than 2 cells.
+    `images` cells (8 if not given), drawn by `seed` from the rows that training did not see (of the
+    training's environments, where the screen is the run's own) to differ in label and environment.
+    Writes swap.png, originals.npy, swapped.npy and transfer.json. Makino et al., SCBD, Figure 2b.
+    Raises UserError if `out` exists, if the method cannot swap or if there are fewer than 2 cells.
     """
     out = Path(out)
     atomic.refuse_existing(out)
+    images = CELLS if images is None else images
     if images < 2:
         raise UserError(f"--images {images}: a swap needs 2 cells or more")
     opened_run, opened_screen = open_run(run), open_screen(screen)
     if opened_screen.holds_profiles:
         raise UserError(f"{screen}: holds profiles; transfer draws cells, give a screen of images")
     method, intensity = opened_run.load(opened_screen)
+    if isinstance(method, Imputer):
+        raise UserError(
+            f"{run}: {opened_run.config.method} has no content and style to swap; it imputes, add "
+            "--to ENVIRONMENT"
+        )
     with atomic.atomic_directory(out) as temporary:
-        label = _names(opened_screen, [str(opened_run.roles.label)])
-        environment = _names(opened_screen, opened_run.roles.environment)
+        label = names(opened_screen, [str(opened_run.roles.label)])
+        environment = names(opened_screen, opened_run.roles.environment)
         candidates = _candidates(opened_run, opened_screen)
-        rows = _diverse(candidates, label, environment, images, seed)
+        rows = diverse(candidates, label, environment, images, seed)
         if len(rows) < 2:
             raise UserError(
                 f"{screen}: {len(rows)} cell to swap; expected 2 or more in val or id_test"
             )
         originals = opened_screen.read(rows)
         swapped = _swapped(opened_run, method, intensity, originals)
-        swap = Swap(rows, _texts(label, rows), _texts(environment, rows), originals, swapped)
+        swap = Swap(rows, texts(label, rows), texts(environment, rows), originals, swapped)
         np.save(temporary / "originals.npy", originals, allow_pickle=False)
         np.save(temporary / "swapped.npy", swapped, allow_pickle=False)
         _draw(swap, opened_screen.channels, temporary / "swap.png")
@@ -87,14 +94,15 @@ def transfer(
     return swap
 
 
-def _names(screen: Screen, columns: Any) -> pd.Series:
+def names(screen: Screen, columns: Any) -> pd.Series:
     """Values of the columns joined, missing everywhere if the screen lacks one of them."""
     if not columns or any(column not in screen.table.columns for column in columns):
         return pd.Series(pd.NA, index=screen.table.index, dtype="string")
     return joined(screen.table, columns)
 
 
-def _texts(values: pd.Series, rows: Rows) -> tuple[str, ...]:
+def texts(values: pd.Series, rows: Rows) -> tuple[str, ...]:
+    """The values of rows, empty where they are missing."""
     return tuple(values.iloc[rows].fillna("").tolist())
 
 
@@ -106,7 +114,7 @@ def _candidates(run: Run, screen: Screen) -> Rows:
     return np.concatenate([part.rows("val"), part.rows("id_test")])
 
 
-def _diverse(
+def diverse(
     candidates: Rows, label: pd.Series, environment: pd.Series, images: int, seed: int
 ) -> Rows:
     """Rows drawn one by one, each of the label, pair and environment drawn least often so far.
@@ -133,11 +141,7 @@ def _diverse(
 def _swapped(
     run: Run, method: Method, intensity: Intensity, originals: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
-    if intensity.transform == "percentile":
-        raise UserError(
-            f"{run.path}: transform percentile forgets how bright images were, so none can be "
-            "put back into stored units; fit it again with --transform none or arcsinh"
-        )
+    refuse_percentile(run)
     embedded = method.embed(intensity(torch.from_numpy(originals)))
     able = [name for name in methods.names() if methods.load(name).swap is not Method.swap]
     if run.config.method in able and "style" not in embedded:
@@ -158,14 +162,17 @@ def _swapped(
                 f"{run.path}: the run has no decoder (decoder: none); "
                 "fit it again with --decoder after"
             )
-        found.append(_stored_units(decoded.float(), intensity))
+        found.append(intensity.inverse(decoded.float()))
     return torch.stack(found).numpy()
 
 
-def _stored_units(image: Tensor, intensity: Intensity) -> Tensor:
-    """The inverse of `Intensity`, of images (B, C, H, W)."""
-    pixels = image / intensity.scale[:, None, None] + intensity.offset[:, None, None]
-    return pixels.sinh() if intensity.transform == "arcsinh" else pixels
+def refuse_percentile(run: Run) -> None:
+    """Raise UserError if what the run draws cannot be put back into stored units."""
+    if run.transform == "percentile":
+        raise UserError(
+            f"{run.path}: transform percentile forgets how bright images were, so none can be "
+            "put back into stored units; fit it again with --transform none or arcsinh"
+        )
 
 
 def _draw(swap: Swap, channels: tuple[str, ...], file: Path) -> None:

@@ -86,7 +86,12 @@ def test_a_batch_without_labels_or_environments_breaks_nothing(built: tuple[Any,
 def test_gradients_of_a_phase_reach_its_own_parameters_and_no_others(
     built: tuple[Any, ...],
 ) -> None:
+    """Off the zeros that a layer may begin with, behind which nothing has a gradient yet."""
     method, batch, *_ = built
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
     for stage, phase in stages_and_phases(method):
         method.train()
         own = {id(parameter) for parameter in phase.parameters}

@@ -1,7 +1,8 @@
 import torch
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from deconfound.losses.adversarial import gradient_penalty
+from deconfound.losses.adversarial import fake_loss, gradient_penalty, r1_penalty, real_loss
 
 
 def test_the_penalty_of_a_linear_discriminator_is_known() -> None:
@@ -43,3 +44,42 @@ def test_without_gradients_the_value_is_the_same() -> None:
 def test_no_known_environment_is_no_penalty() -> None:
     r = torch.randn(3, 4, requires_grad=True)
     assert gradient_penalty(nn.Linear(4, 2), r, torch.full((3,), -1)).item() == 0
+
+
+def test_real_and_fake_are_binary_cross_entropy() -> None:
+    logits = torch.tensor([-3.0, 0.0, 40.0, -40.0], requires_grad=True)
+    for loss, target in ((real_loss, 1.0), (fake_loss, 0.0)):
+        expected = binary_cross_entropy_with_logits(logits, torch.full((4,), target))
+        torch.testing.assert_close(loss(logits), expected)
+        (found,) = torch.autograd.grad(loss(logits), logits)
+        torch.testing.assert_close(found, (logits.sigmoid() - target).detach() / 4)
+        assert loss(torch.zeros(0)).item() == 0
+
+
+def test_the_generator_is_not_starved_where_the_critic_is_sure() -> None:
+    """Non-saturating: the gradient of a fake that is surely recognised is 1 / B, not 0."""
+    logits = torch.tensor([-30.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(real_loss(logits), logits)
+    torch.testing.assert_close(slope, torch.tensor([-1.0]))
+
+
+def test_r1_of_a_linear_critic_is_half_its_squared_weight() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(2, 3, 3, requires_grad=True)
+    image = torch.randn(5, 2, 3, 3, requires_grad=True)
+    found = r1_penalty((image * weight).sum((1, 2, 3)), image)
+    torch.testing.assert_close(found, 0.5 * weight.square().sum())
+    (slope,) = torch.autograd.grad(found, weight)
+    torch.testing.assert_close(slope, weight.detach())
+
+
+def test_r1_of_a_curved_critic_is_differentiable_in_it() -> None:
+    """Of w · x²: 0.5 · mean of |2 w x|²; no rows give 0."""
+    w = torch.tensor(0.7, requires_grad=True)
+    image = torch.randn(4, 1, 2, 2, requires_grad=True)
+    found = r1_penalty((w * image**2).sum((1, 2, 3)), image)
+    mean = (image.detach() ** 2).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(found, 2 * w**2 * mean)
+    torch.testing.assert_close(torch.autograd.grad(found, w)[0], (4 * w * mean).detach())
+    none = (w * image**2).sum((1, 2, 3))[:0]
+    assert r1_penalty(none, image).item() == 0

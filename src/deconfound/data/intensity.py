@@ -62,6 +62,16 @@ class Intensity(nn.Module):
         sides = (1,) * (image.ndim - 2)
         return image.sub_(self.offset.view(-1, *sides)).mul_(self.scale.view(-1, *sides))
 
+    def inverse(self, image: Tensor) -> Tensor:
+        """Float32 images (B, C, H, W) or profiles (B, D) in stored units, not rounded or clipped.
+
+        There is none of the transform percentile, which forgets how bright images were.
+        """
+        assert self.transform != "percentile"
+        sides = (1,) * (image.ndim - 2)
+        pixels = image / self.scale.view(-1, *sides) + self.offset.view(-1, *sides)
+        return pixels.sinh() if self.transform == "arcsinh" else pixels
+
 
 def _stretched(image: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """`low` to 0, `high` to 1, clipped; flat channels to 0."""

@@ -1,4 +1,4 @@
-"""What a discriminator of environments adds to a loss."""
+"""What a discriminator of environments, or of real and fake images, adds to a loss."""
 
 from collections.abc import Callable
 
@@ -31,3 +31,38 @@ def gradient_penalty(
         )
         (slope,) = torch.autograd.grad(total, point, create_graph=differentiable)
     return global_mean(slope.square().sum(), (environment >= 0).sum())
+
+
+def real_loss(logits: Tensor) -> Tensor:
+    """Mean of −log sigmoid(logit): what a critic minimises on real images, a generator on its own.
+
+    logits (B,) floating, > 0 for "real". Returns (), 0 of no rows; the mean is over the rows of
+    every process. The non-saturating form of Goodfellow et al., Generative Adversarial Networks,
+    2014. Raises no errors of its own.
+    """
+    return global_mean(functional.softplus(-_at_least_float32(logits)).sum(), len(logits))
+
+
+def fake_loss(logits: Tensor) -> Tensor:
+    """Mean of −log(1 − sigmoid(logit)): what a critic minimises on generated images.
+
+    logits (B,) as in `real_loss`, which is its counterpart (Goodfellow et al., 2014). Returns (),
+    0 of no rows. Raises no errors of its own.
+    """
+    return global_mean(functional.softplus(_at_least_float32(logits)).sum(), len(logits))
+
+
+def r1_penalty(logits: Tensor, image: Tensor) -> Tensor:
+    """0.5 · ‖∂ logit / ∂ image‖², summed over pixels, the mean over images; for real ones alone.
+
+    logits (B,) of a critic on image (B, ...), which requires a gradient, row by row. Returns (),
+    differentiable in the critic, 0 of no rows. Mescheder et al., Which Training Methods for GANs
+    do actually Converge?, 2018, eq. 9, without gamma. Raises RuntimeError if the logits do not
+    depend on the image.
+    """
+    (slope,) = torch.autograd.grad(_at_least_float32(logits).sum(), image, create_graph=True)
+    return global_mean(0.5 * slope.square().sum(), len(logits))
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

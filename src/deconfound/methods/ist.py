@@ -1,0 +1,298 @@
+"""IST: a generator redraws images as if they had been taken in another environment."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from deconfound.data.batch import Batch
+from deconfound.errors import UserError
+from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
+from deconfound.losses.style import class_matching, content_distance, pixel_distance, style_loss
+from deconfound.methods.base import (
+    Imputer,
+    Loss,
+    MethodOptions,
+    Phase,
+    Stage,
+    Task,
+    Tensors,
+    cross_entropy,
+)
+from deconfound.nets.average import WeightAverage
+from deconfound.nets.tapped import Features, TappedName, build_tapped_encoder, style_code
+from deconfound.nets.unet import AdaIN, Output, UNetGenerator
+
+BETAS = (0.0, 0.99)
+
+
+class IstOptions(MethodOptions):
+    """Options of IST."""
+
+    encoder: TappedName = "small"
+    """small, or resnet18 for images of 33 px and more."""
+    adain: AdaIN = "direct"
+    """How the style sets the mean and sd of a map: direct, those of the style image's; affine,
+    what a linear layer makes of them."""
+    output: Output = "matched"
+    """What the generator's last maps are: the image (linear), what is added to the content image
+    (residual) or to the content image whose channels have the style's mean and sd (matched)."""
+    transfer_steps: int = Field(300, ge=1)
+    """Steps of critic and generator, after those of the encoder."""
+    transfer_batch_size: int = Field(8, ge=1)
+    """Content images in a batch of critic and generator; as many style images join them."""
+    transfer_learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of critic and generator; 1e-4 where there are tens of thousands of steps."""
+    transfer_weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of critic and generator."""
+    adversarial_weight: float = Field(1.0, ge=0)
+    """Weight of what the critic says of generated images."""
+    style_weight: float = Field(1.0, ge=0)
+    """Weight of the distance to the style image, by Gram matrices."""
+    cycle_weight: float = Field(1.0, ge=0)
+    """Weight of the distance to the content image of what is redrawn in its own style."""
+    content_weight: float = Field(10.0, ge=0)
+    """Weight of the distance to the content image in pixels."""
+    content_map_weight: float = Field(1.0, ge=0)
+    """Weight of the distance to the content image in normalised maps of the encoder."""
+    match_weight: float = Field(1.0, ge=0)
+    """Weight of the distance to what the encoder predicts on the content image."""
+    r1_weight: float = Field(1.0, ge=0)
+    """Weight of the squared gradient of the critic in real images."""
+    average_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay of the average of the generator's weights that imputes."""
+
+
+class Ist(Imputer):
+    """Interventional Style Transfer.
+
+    Pernice et al., Interventional Style Transfer, 2023, eq. 1 to 7: an encoder learns to predict
+    label and environment, and is frozen; its maps of a content image, and their mean and sd of a
+    style image, are what a U-Net generator draws from, against a critic that begins as the encoder,
+    with one head for each environment. "representation" is the mean of the encoder's last map.
+
+    Where the paper leaves a choice: style codes hold statistics before the norm and of the pixels;
+    the style loss compares with the style image; the critic's heads see those statistics too and
+    its real images are the style images; the adversarial terms, R1, Adam and the average of weights
+    are those of StarGAN v2. Deviations, all options: the encoder `small`, the output `matched`, far
+    fewer steps.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = IstOptions
+    options: IstOptions
+    SUMMARY = "redraws images in the style of other environments, for predictors to train on"
+    PAPER = "Pernice et al., Interventional Style Transfer, 2023, eq. 7"
+    ENVIRONMENTS = 2
+
+    def __init__(self, options: IstOptions, task: Task) -> None:
+        super().__init__(options, task)
+        if task.image_size is None:
+            raise UserError(
+                "ist redraws images, and the screen holds profiles, which have no pixels; use "
+                "another method"
+            )
+        size, channels = task.image_size, task.channels
+        self.encoder = build_tapped_encoder(options.encoder, channels, size)
+        widths, features = self.encoder.widths, self.encoder.features
+        seen = features + 2 * (channels + sum(widths))
+        self.label_head = nn.Linear(features, task.labels)
+        self.environment_head = nn.Linear(seen, task.environments)
+        self.generator = UNetGenerator(channels, widths, options.adain, options.output)
+        self.average = WeightAverage(self.generator, options.average_decay)
+        self.critic = build_tapped_encoder(options.encoder, channels, size)
+        self.critic_heads = nn.Linear(seen, task.environments)
+
+    def stages(self, steps: int) -> tuple[Stage, ...]:
+        """The encoder; then, with the encoder frozen, critic and generator in turn."""
+        options = self.options
+        learned = (self.encoder, self.label_head, self.environment_head)
+        encode = self.phase(
+            "encode",
+            [parameter for module in learned for parameter in module.parameters()],
+            self._encoder_losses,
+            validates=True,
+        )
+        return (
+            Stage("encoder", steps, (encode,)),
+            Stage(
+                "transfer",
+                options.transfer_steps,
+                (
+                    self._turn("critic", (self.critic, self.critic_heads), self._critic_losses),
+                    self._turn("generator", (self.generator,), self._generator_losses),
+                ),
+                batch_size=options.transfer_batch_size,
+                validation_batches=10,
+                classifies=False,
+                draws="label",
+                partner="environment",
+                selects=False,
+            ),
+        )
+
+    def begin(self, stage: Stage) -> None:
+        """The critic begins as the encoder."""
+        if stage.name == "transfer":
+            self.critic.load_state_dict(self.encoder.state_dict())
+            self.critic_heads.load_state_dict(self.environment_head.state_dict())
+            self.average.restart(self.generator)
+
+    def step(
+        self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
+        backward: Callable[[Tensor, list[nn.Parameter]], None],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Every phase in order; then the average follows the generator."""
+        logged = super().step(batch, stage, optimizers, backward)
+        if stage.name == "transfer":
+            self.average.update(self.generator)
+        return logged
+
+    def embed(self, image: Tensor) -> Tensors:
+        """(B, C, H, W) to "representation" (B, features)."""
+        return {"representation": self.encoder(image).pooled}
+
+    def predict(self, embedded: Tensors) -> Tensor:
+        """Logits (B, labels)."""
+        logits: Tensor = self.label_head(embedded["representation"])
+        return logits
+
+    def style(self, image: Tensor, environment: Tensor) -> Tensor:
+        """Style codes (B, S) of images (B, C, H, W), whatever their environment: eq. 1."""
+        del environment
+        return style_code(image, self.encoder(image).taps)
+
+    def impute(self, image: Tensor, style: Tensor) -> Tensor:
+        """The images (B, C, H, W) in the styles (B, S), by the average of the generator's weights.
+
+        Float32, as `Batch.image`.
+        """
+        weights = self.average.of(self.generator)
+        taps = self.encoder(image).taps
+        drawn: Tensor = functional_call(self.generator, weights, (image, taps, style))
+        return drawn.float()
+
+    def outputs(self, batch: Batch, stage: str) -> Tensors:
+        """Of the encoder what its heads see; of the transfer the images and what is drawn of them.
+
+        "content", "style" (P, C, H, W) and "environment" (P,), the style's, of the batch's pairs;
+        "drawn" (P, C, H, W), content in that style.
+        """
+        if stage == "encoder":
+            features = self.encoder(batch.image)
+            seen = _seen(batch.image, features)
+            return {"representation": features.pooled, "seen": seen}
+        self.encoder.eval()
+        content, style, environment = _pairs(batch)
+        with torch.no_grad():
+            features = self.encoder(content)
+            style_features = self.encoder(style)
+            code = style_code(style, style_features.taps)
+        drawn = self.generator(content, features.taps, code)
+        found = {"content": content, "style": style, "environment": environment, "drawn": drawn}
+        found["representation"] = features.pooled
+        found |= {f"content_{layer}": tap for layer, tap in enumerate(features.taps)}
+        return found | {f"style_{layer}": tap for layer, tap in enumerate(style_features.taps)}
+
+    def _turn(
+        self,
+        name: str,
+        modules: Iterable[nn.Module],
+        losses: Callable[[Batch, Tensors], dict[str, Loss]],
+    ) -> Phase:
+        return Phase(
+            name,
+            [parameter for module in modules for parameter in module.parameters()],
+            losses,
+            self.options.transfer_learning_rate,
+            self.options.transfer_weight_decay,
+            validates=name == "generator",
+            rule="adam",
+            betas=BETAS,
+        )
+
+    def _encoder_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        environment = cross_entropy(self.environment_head(outputs["seen"]), batch.environment)
+        return {
+            "cross_entropy": Loss(cross_entropy(self.predict(outputs), batch.label)),
+            "environment": Loss(environment),
+        }
+
+    def _critic_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        del batch
+        environment = outputs["environment"]
+        real = outputs["style"].detach().requires_grad_()
+        of_real = self._criticised(self.critic, self.critic_heads, real, environment)
+        drawn = outputs["drawn"].detach()
+        of_drawn = self._criticised(self.critic, self.critic_heads, drawn, environment)
+        return {
+            "critic_real": Loss(real_loss(of_real)),
+            "critic_fake": Loss(fake_loss(of_drawn)),
+            "r1": Loss(r1_penalty(of_real, real), self.options.r1_weight),
+        }
+
+    def _generator_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        """Eq. 7, through a constant critic and the frozen encoder."""
+        del batch
+        options = self.options
+        content, drawn = outputs["content"], outputs["drawn"]
+        of_content, of_style = _taps(outputs, "content"), _taps(outputs, "style")
+        features: Features = _constant(self.encoder)(drawn)
+        own_style = style_code(content, of_content)
+        again = self.generator(drawn, features.taps, own_style)
+        of_drawn = self._criticised(
+            _constant(self.critic), _constant(self.critic_heads), drawn, outputs["environment"]
+        )
+        label = _constant(self.label_head)
+        matching = class_matching(label(features.pooled), label(outputs["representation"]))
+        content_maps = content_distance(features.taps, of_content)
+        return {
+            "adversarial": Loss(real_loss(of_drawn), options.adversarial_weight),
+            "style": Loss(style_loss(features.taps, of_style), options.style_weight),
+            "cycle": Loss(pixel_distance(again, content), options.cycle_weight),
+            "content": Loss(pixel_distance(drawn, content), options.content_weight),
+            "content_maps": Loss(content_maps, options.content_map_weight),
+            "match": Loss(matching, options.match_weight),
+        }
+
+    @staticmethod
+    def _criticised(
+        critic: Callable[[Tensor], Features],
+        heads: Callable[[Tensor], Tensor],
+        image: Tensor,
+        environment: Tensor,
+    ) -> Tensor:
+        """Of images of known environment the logit for "real" of its head, (known,)."""
+        logits = heads(_seen(image, critic(image)))
+        known = environment >= 0
+        return logits[known].gather(1, environment[known, None]).squeeze(1)
+
+
+def _pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Content images, style images and the environments of these, row by row.
+
+    The last `partners` rows are the styles of those before; without any, each row's is the one
+    before it.
+    """
+    if batch.partners == 0:
+        return batch.image, batch.image.roll(1, 0), batch.environment.roll(1, 0)
+    own = len(batch) - batch.partners
+    return batch.image[:own], batch.image[own:], batch.environment[own:]
+
+
+def _seen(image: Tensor, features: Features) -> Tensor:
+    """What heads of environments see, (B, features + S): the gain of an image is in its style."""
+    return torch.cat([features.pooled, style_code(image, features.taps)], dim=1)
+
+
+def _taps(outputs: Tensors, of: str) -> list[Tensor]:
+    count = sum(name.startswith(f"{of}_") for name in outputs)
+    return [outputs[f"{of}_{layer}"] for layer in range(count)]
+
+
+def _constant(module: nn.Module) -> Callable[[Tensor], Any]:
+    """`module` as a function of its input alone: gradients pass through it, none stays in it."""
+    state = {name: value.detach() for name, value in module.named_parameters()}
+    return lambda value: functional_call(module, state, (value,))
