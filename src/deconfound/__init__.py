@@ -1,7 +1,7 @@
 """deconfound: image embeddings that follow the perturbation and ignore the plate.
 
-    from deconfound import Screen, describe, embed, fit, measure, open_screen, report
-    from deconfound import sweep, transfer
+    from deconfound import Screen, describe, embed, fit, imputation, measure, open_screen
+    from deconfound import report, sweep, transfer
 
 The names are imported when they are first used, so that the command line starts fast.
 """
@@ -31,6 +31,7 @@ _HOMES = {
     "fit": "deconfound.fit",
     "embed": "deconfound.embed",
     "measure": "deconfound.measure",
+    "imputation": "deconfound.imputation",
     "sweep": "deconfound.sweep",
     "transfer": "deconfound.transfer",
     "export": "deconfound.export",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from deconfound.embed import embed as embed
     from deconfound.export import export as export
     from deconfound.fit import fit as fit
+    from deconfound.imputation import imputation as imputation
     from deconfound.measure import measure as measure
     from deconfound.report import report as report
     from deconfound.sweep import sweep as sweep

@@ -97,7 +97,7 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
             opened = read_embeddings(path)
             about = opened.about
             measured = [*_predictions(opened), *_representations(opened, seed)]
-            rows += [_row(about, str(about["fold"]), row) for row in measured]
+            rows += [scores_row(about, str(about["fold"]), row) for row in measured]
             level = str(about["fold"]).partition("=")
             if level[1]:
                 key = (level[0], _setting(about))
@@ -108,7 +108,7 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
     for key, folds in predictions.items():
         if len(folds) > 1:
             name = f"{key[0]} (pooled over {len(folds)} folds)"
-            rows += [_row(last_of[key], name, row) for row in _pooled(list(folds.values()))]
+            rows += [scores_row(last_of[key], name, row) for row in _pooled(list(folds.values()))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -125,7 +125,8 @@ def _setting(about: dict[str, Any]) -> str:
     return json.dumps([about["screen"], about["selection"], config], sort_keys=True)
 
 
-def _row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
+def scores_row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
+    """One line of a scores file; `about` has method, seed and config, and perhaps saw_held_out."""
     notes = (row.score.note, SAW_HELD_OUT if about.get("saw_held_out") else "")
     return {
         "method": about["method"],
