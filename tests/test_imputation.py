@@ -38,7 +38,7 @@ class Toy(Imputer):
 
     SUMMARY = "looks its images up"
     PAPER = "Nobody, 2000"
-    answer = staticmethod(lambda source, style, environment: source)
+    answer = staticmethod(lambda source, *_: source)
 
     def __init__(self, options, task):
         super().__init__(options, task)
@@ -105,6 +105,7 @@ def run_of(method: str, screen: Path, out: Path, data: DataOptions = DATA) -> Pa
 
 @pytest.fixture(scope="module")
 def run(toy: type, simulated: Screen, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert toy.__name__ == "Toy"
     return run_of("toy", simulated.path, tmp_path_factory.mktemp("runs") / "toy")
 
 
@@ -170,7 +171,7 @@ class Lookup:
 def test_an_image_left_alone_scores_one(
     judged: Callable, toy: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toy, "answer", staticmethod(lambda source, style, environment: source))
+    monkeypatch.setattr(toy, "answer", staticmethod(lambda source, *_: source))
     scores = judged()
     for part in ("test", "id_test"):
         for metric in ("error", "squared_error"):
@@ -310,7 +311,7 @@ def test_what_cannot_be_judged_is_said(
         imputation(run, screen.path, out, quiet=True)
     other = SIMULATED.model_copy(update={"cells": 60})
     simulate(tmp_path / "other", config=other, threads=1, quiet=True)
-    with pytest.raises(UserError, match="not the screen that .* was fitted on"):
+    with pytest.raises(UserError, match=r"not the screen that .* was fitted on"):
         imputation(run, tmp_path / "other", out, quiet=True)
     forgotten = DATA.model_copy(update={"transform": "percentile"})
     blind = run_of("toy", simulated.path, tmp_path / "blind", forgotten)

@@ -96,8 +96,9 @@ def imputation_statements(scores: pd.DataFrame) -> list[Statement]:
             for *_, said, wrong in sentences
         )
         if text:
-            subject = f"{level_title(str(level))}, {part_title(str(level), str(part))}"
-            found.append(Statement(f"Error of imputed images, {_lowered(subject)}", f"{text}."))
+            subject = f"Error of imputed images, {_lowered(level_title(str(level)))}"
+            subject += "" if part == "test" else ", in distribution"
+            found.append(Statement(subject, f"{text}."))
     return found
 
 
