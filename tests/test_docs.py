@@ -47,7 +47,6 @@ CHEAP = {
     "embed": "--device cpu --quiet",
     "export": "--quiet",
     "measure": "--quiet",
-    "fit ist": f"{FEW_STEPS} --transfer-steps 2 --transfer-batch-size 4",
     "imputation": "--images 12 --oracle-steps 2 --device cpu --quiet",
 }
 """Flags added to the documented ones, so that a command takes a second."""

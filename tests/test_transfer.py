@@ -11,7 +11,7 @@ from PIL import Image
 
 from deconfound import picture
 from deconfound.config import DataOptions, TrainingOptions
-from deconfound.data.intensity import Intensity, stored_units
+from deconfound.data.intensity import Intensity
 from deconfound.data.screen import open_screen
 from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.table import Roles
@@ -19,7 +19,7 @@ from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.problem import pose
 from deconfound.run import config_model, open_run
-from deconfound.transfer import _diverse, transfer
+from deconfound.transfer import _diverse, _stored_units, transfer
 
 LABELS = ("$\\alpha$ drug", "control", "water")
 PLATES = ("P1", "P2")
@@ -122,7 +122,7 @@ def test_stored_units_undo_the_intensity() -> None:
         intensity = Intensity(3, transform)  # type: ignore[arg-type]
         intensity.offset.copy_(torch.tensor([1.0, 2.0, 3.0]))
         intensity.scale.copy_(torch.tensor([0.5, 2.0, 0.1]))
-        torch.testing.assert_close(stored_units(intensity(pixels), intensity), pixels)
+        torch.testing.assert_close(_stored_units(intensity(pixels), intensity), pixels)
 
 
 def test_methods_that_cannot_swap_say_what_to_do(screen: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from deconfound import atomic, machine, methods
-from deconfound.data.intensity import Intensity, refuse_forgotten_brightness, stored_units
+from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Images, Rows, Screen, open_screen
 from deconfound.data.simulate import counterfactual
 from deconfound.data.split import Part, physical_well
@@ -177,7 +177,11 @@ def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
     counterfactual(screen, [], "none")
     method, intensity = run.load(screen)
     assert isinstance(method, Imputer)
-    refuse_forgotten_brightness(intensity, run.path)
+    if intensity.transform == "percentile":
+        raise UserError(
+            f"{run.path}: transform percentile forgets how bright images were, so none can be "
+            "put back into stored units; fit it again with --transform none or arcsinh"
+        )
     if read_json(run.path / "fold.json")["screen_identity"] != screen.identity:
         raise UserError(
             f"{screen.path}: not the screen that {run.path} was fitted on, so which of its cells "
@@ -230,7 +234,7 @@ def _imputed(
     )
     code = method.style(intensity(style_pixels), taken_in)
     imputed = method.impute(intensity(source_pixels), code)
-    return np.asarray(stored_units(imputed.float(), intensity).cpu().numpy())
+    return np.asarray(intensity.inverse(imputed.float()).cpu().numpy())
 
 
 def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import Tensor
 
 from deconfound import atomic, methods, picture
-from deconfound.data.intensity import Intensity, refuse_forgotten_brightness, stored_units
+from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.data.table import coded, joined
 from deconfound.errors import UserError
@@ -132,7 +133,11 @@ def _diverse(
 def _swapped(
     run: Run, method: Method, intensity: Intensity, originals: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
-    refuse_forgotten_brightness(intensity, run.path)
+    if intensity.transform == "percentile":
+        raise UserError(
+            f"{run.path}: transform percentile forgets how bright images were, so none can be "
+            "put back into stored units; fit it again with --transform none or arcsinh"
+        )
     embedded = method.embed(intensity(torch.from_numpy(originals)))
     able = [name for name in methods.names() if methods.load(name).swap is not Method.swap]
     if run.config.method in able and "style" not in embedded:
@@ -153,8 +158,14 @@ def _swapped(
                 f"{run.path}: the run has no decoder (decoder: none); "
                 "fit it again with --decoder after"
             )
-        found.append(stored_units(decoded.float(), intensity))
+        found.append(_stored_units(decoded.float(), intensity))
     return torch.stack(found).numpy()
+
+
+def _stored_units(image: Tensor, intensity: Intensity) -> Tensor:
+    """The inverse of `Intensity`, of images (B, C, H, W)."""
+    pixels = image / intensity.scale[:, None, None] + intensity.offset[:, None, None]
+    return pixels.sinh() if intensity.transform == "arcsinh" else pixels
 
 
 def _draw(swap: Swap, channels: tuple[str, ...], file: Path) -> None:

@@ -1,6 +1,5 @@
 """From stored values to the float32 a network sees; fitted on training rows alone."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -63,23 +62,15 @@ class Intensity(nn.Module):
         sides = (1,) * (image.ndim - 2)
         return image.sub_(self.offset.view(-1, *sides)).mul_(self.scale.view(-1, *sides))
 
+    def inverse(self, image: Tensor) -> Tensor:
+        """Float32 images (B, C, H, W) or profiles (B, D) in stored units, not rounded or clipped.
 
-def stored_units(image: Tensor, intensity: Intensity) -> Tensor:
-    """The inverse of `Intensity`: images (B, C, H, W) float32 in the units of stored pixels.
-
-    Not of the transform percentile, which `refuse_forgotten_brightness` refuses.
-    """
-    pixels = image / intensity.scale[:, None, None] + intensity.offset[:, None, None]
-    return pixels.sinh() if intensity.transform == "arcsinh" else pixels
-
-
-def refuse_forgotten_brightness(intensity: Intensity, run: Path) -> None:
-    """Raise UserError naming `run` if its transform has no inverse."""
-    if intensity.transform == "percentile":
-        raise UserError(
-            f"{run}: transform percentile forgets how bright images were, so none can be "
-            "put back into stored units; fit it again with --transform none or arcsinh"
-        )
+        There is none of the transform percentile, which forgets how bright images were.
+        """
+        assert self.transform != "percentile"
+        sides = (1,) * (image.ndim - 2)
+        pixels = image / self.scale.view(-1, *sides) + self.offset.view(-1, *sides)
+        return pixels.sinh() if self.transform == "arcsinh" else pixels
 
 
 def _stretched(image: Tensor, low: Tensor, high: Tensor) -> Tensor:
