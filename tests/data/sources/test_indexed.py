@@ -166,12 +166,13 @@ def test_lincs_names_what_is_wrong(crops: Path, tmp_path: Path) -> None:
     changed(crops, 1, Metadata_Perturbation="drug M1")
     with pytest.raises(UserError, match=r"well 'S1/P1/A01' is of perturbation 'DMSO' in row 0"):
         lincs_sc.make(crops, out)
-    index[index["Metadata_Series"] == "S1"].to_csv(crops / "index.csv", index=False)
     swapped = pd.concat(
         [index[:8], index[16:24].assign(Metadata_Well=[*["A02"] * 4, *["A01"] * 4])]
     )
     swapped.to_csv(crops / "index.csv", index=False)
-    with pytest.raises(UserError, match=r"platemap, well 'M1/A01' is of perturbation 'DMSO'"):
+    with pytest.raises(
+        UserError, match=r"platemap, well 'M1/A02' is of perturbation 'drug M1' in row 4"
+    ):
         lincs_sc.make(crops, out)
     index.drop(columns="Metadata_PlateMap").to_csv(crops / "index.csv", index=False)
     with pytest.raises(UserError, match=r"index\.csv: there is no column 'Metadata_PlateMap'"):
