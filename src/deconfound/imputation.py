@@ -241,7 +241,8 @@ def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """What the stored type could hold of the images, unrounded."""
     if dtype.kind != "u":
         return image
-    return np.clip(image, 0, np.iinfo(dtype).max)
+    clipped: npt.NDArray[Any] = np.clip(image, 0, np.iinfo(dtype).max)
+    return clipped
 
 
 def _scores(
