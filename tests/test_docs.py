@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -55,6 +56,7 @@ CHEAP = {
     "export": "--quiet",
     "measure": "--quiet",
     "transfer": "--quiet",
+    "imputation": "--images 12 --oracle-steps 2 --device cpu --quiet",
 }
 """Flags added to the documented ones, so that a command takes a second."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -216,7 +218,10 @@ def write_fields(folder: Path, table: pd.DataFrame, stream: np.random.Generator)
 
 
 def write_public_trees(folder: Path, stream: np.random.Generator) -> None:
-    """PACS, VLCS, Camelyon17 and RxRx1 in their published layouts, a few pictures each."""
+    """PACS, VLCS, Camelyon17 and RxRx1 in their published layouts, a few pictures each.
+
+    GRID and LINCS-SC with an index.
+    """
 
     def save(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +252,16 @@ def write_public_trees(folder: Path, stream: np.random.Generator) -> None:
             fields.append(field)
             save(folder / "rxrx1_v1.0" / f"images/HUVEC-0{number}/Plate1/B02_s{site}.png")
     pd.DataFrame(fields).to_csv(folder / "rxrx1_v1.0" / "metadata.csv", index=False)
+    for root, label, channels in (("GRID", "Disease", 3), ("LINCS", "Perturbation", 5)):
+        rows = [{"Path": f"{row}.tif", label: "AB"[row % 2], "Patient": "AB"[row % 2],
+                 "Series": row // 4, "Plate": 1, "Section": row % 2, "PlateMap": "M",
+                 "Well": f"A{row % 2}"} for row in range(8)]  # fmt: skip
+        (folder / root).mkdir()
+        index = pd.DataFrame(rows).add_prefix("Metadata_")
+        index.to_csv(folder / root / "index.csv", index=False)
+        for path in index["Metadata_Path"]:
+            pixels = stream.integers(0, 4096, (channels, 24, 24), dtype=np.uint16)
+            tifffile.imwrite(folder / root / path, pixels, photometric="minisblack")
 
 
 def write_mnist(folder: Path, stream: np.random.Generator) -> None:

@@ -27,7 +27,7 @@ from deconfound.report_figures import training_curves
 from deconfound.report_map import coordinates, draw_maps, thumbnails
 from deconfound.report_scores import Level, Spread, levels, number, spread, with_levels
 from deconfound.report_sources import SCORE_COLUMNS, find_sources
-from deconfound.report_summary import statements, warnings
+from deconfound.report_summary import imputation_statements, statements, warnings
 from deconfound.run import config_model, dump_config
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "</script>")
@@ -230,6 +230,51 @@ def test_levels_are_kept_apart_and_pooled_scores_are_not_averaged_in() -> None:
     assert [column.part for column in table.columns] == ["held out", "held out, folds pooled"]
     assert [one.text for one in table.rows[0].cells] == ["0.500 ± 0.141", "0.450"]
     assert [part for part, _ in found["Random split"].tables[0].parts] == ["in distribution"]
+
+
+def imputed(method: str, error: float, **more: float) -> list[dict[str, Any]]:
+    """Scores of imputed images on the test rows of one fold and seed."""
+    values = {"error": error, "error_low": error - 0.1, "error_high": error + 0.1, **more}
+    return [
+        score(method, value, metric=f"imputation_{name}", representation="image")
+        for name, value in values.items()
+    ]
+
+
+def test_imputed_images_come_first_with_their_baselines(tmp_path: Path) -> None:
+    rows = [
+        *imputed("ist", 0.4, hallucination=0.05, label_probability=0.6, label_probability_true=0.7),
+        *imputed("moments", 0.6, hallucination=0.02),
+        *imputed("left alone", 1.0, hallucination=0.0),
+        score("ist", 0.3, metric="imputation_error", representation="channel DNA"),
+        score("erm", 0.8),
+    ]
+    (level,) = levels(framed(rows[:-1]))
+    found = cell(level, "Imputed images", "ist", "image", "imputation_error")
+    assert (found.text, found.aside, found.best) == ("0.400", "0.30 to 0.50", True)
+    found = cell(level, "Imputed images", "ist", "image", "imputation_label_probability")
+    assert (found.text, found.aside) == ("0.600", "0.70")
+    (table,) = level.tables
+    assert [column.metric.removeprefix("imputation_") for column in table.columns] == [
+        "error", "label_probability", "hallucination",
+    ]  # fmt: skip
+    (statement,) = imputation_statements(framed(rows[:-1]))
+    assert statement.subject == "Error of imputed images, held-out plate"
+    assert statement.text == "ist 0.40 (5% hallucinated), moments 0.60 (2% hallucinated)."
+    several = [*rows[:-1], *imputed("ist", 0.6), *imputed("ist", 0.5)]
+    for place, row in enumerate(several[-6:]):
+        row["seed"] = 1 + place // 3
+    found = cell(levels(framed(several))[0], "Imputed images", "ist", "image", "imputation_error")
+    assert (found.text, found.aside) == ("0.500 ± 0.100", "")
+
+    report([write_scores(tmp_path / "scores.parquet", rows)], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    places = [page.index(f'<section id="{name}">') for name in ("imputation", "summary", "scores")]
+    assert places == sorted(places)
+    assert "ist 0.40 (5% hallucinated)" in page[places[0] : places[1]]
+    assert "Imputed images" not in page[places[2] :]
+    assert "Only one seed of erm and ist" in page
 
 
 def test_numbers_keep_their_digits() -> None:

@@ -1,7 +1,7 @@
 """deconfound: image embeddings that follow the perturbation and ignore the plate.
 
-    from deconfound import Screen, describe, embed, fit, measure, open_screen, report
-    from deconfound import impute, sweep, transfer
+    from deconfound import Screen, describe, embed, fit, imputation, impute, measure
+    from deconfound import open_screen, report, sweep, transfer
 
 The names are imported when they are first used, so that the command line starts fast.
 """
@@ -33,6 +33,7 @@ _HOMES = {
     "correct": "deconfound.correct",
     "crossval": "deconfound.crossval",
     "measure": "deconfound.measure",
+    "imputation": "deconfound.imputation",
     "sweep": "deconfound.sweep",
     "transfer": "deconfound.transfer",
     "impute": "deconfound.transfer_imputed",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from deconfound.embed import embed as embed
     from deconfound.export import export as export
     from deconfound.fit import fit as fit
+    from deconfound.imputation import imputation as imputation
     from deconfound.measure import measure as measure
     from deconfound.report import report as report
     from deconfound.sweep import sweep as sweep

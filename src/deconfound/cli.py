@@ -34,6 +34,10 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         verbs.call_diagnose,
         "will invariance help here? an answer before you train for it",
     ),
+    "imputation": (
+        verbs.call_imputation,
+        "score images imputed into other environments, where the truth is known",
+    ),
     "transfer": (
         verbs.call_transfer,
         "counterfactual images: swap content and style, or impute into an environment",

@@ -123,6 +123,29 @@ class MeasureArguments(Arguments):
     """No progress bar, no table."""
 
 
+class ImputationArguments(Arguments):
+    """Score the images that a run imputes, against the true ones of a simulated screen."""
+
+    run: Positional[Path]
+    """Directory of a finished run of a method that imputes, such as ist."""
+    screen: Positional[Path]
+    """The simulated screen it was fitted on."""
+    out: Path
+    """The Parquet file of scores to write; the oracle is kept beside it."""
+    images: int = Field(2_000, ge=1)
+    """Held-out cells of a part at most, drawn by the seed."""
+    oracle_steps: int = Field(400, ge=1)
+    """Training steps of the oracle that says which label an image shows."""
+    seed: int = 0
+    """Seed of the cells, environments and style images, and of the oracle."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """Processor threads; all cores if not given."""
+    quiet: bool = False
+    """No progress bar, no table."""
+
+
 class SweepArguments(Arguments):
     """Run methods × settings × folds × seeds, select, and tabulate."""
 

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model
 from rich.console import Console
@@ -17,6 +17,7 @@ from deconfound.cli_arguments import (
     EmbedArguments,
     ExportArguments,
     FitArguments,
+    ImputationArguments,
     IngestArguments,
     MeasureArguments,
     NewScreenArguments,
@@ -28,6 +29,9 @@ from deconfound.cli_parse import name_first, parse, take_option
 from deconfound.cli_print import complain, print_table, say
 from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
 from deconfound.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def call_simulate(words: list[str]) -> None:
@@ -204,10 +208,22 @@ def call_measure(words: list[str]) -> None:
 
     parsed = parse(MeasureArguments, words, "measure")
     scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
-    if not parsed.quiet:
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_imputation(words: list[str]) -> None:
+    """Score imputed images and print the scores."""
+    from deconfound.imputation import imputation
+
+    parsed = parse(ImputationArguments, words, "imputation")
+    _say_scores(imputation(**dict(parsed)), parsed.out, parsed.quiet)
+
+
+def _say_scores(scores: "pd.DataFrame", out: Path, quiet: bool) -> None:
+    if not quiet:
         shown = ["method", "fold", "seed", "representation", "metric", "part", "value", "note"]
         print_table([*map(str, shown)], scores[shown].round(4).astype(str).to_numpy().tolist())
-    say(f"{len(scores)} scores in {parsed.out}")
+    say(f"{len(scores)} scores in {out}")
 
 
 def call_sweep(words: list[str]) -> None:

@@ -126,7 +126,7 @@ def _setting(about: dict[str, Any]) -> str:
 
 
 def score_row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
-    """A score in the columns of a scores file; `about` is that of its embeddings."""
+    """One line of a scores file; `about` has method, seed and config, and perhaps saw_held_out."""
     notes = (row.score.note, SAW_HELD_OUT if about.get("saw_held_out") else "")
     return {
         "method": about["method"],

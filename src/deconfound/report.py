@@ -13,12 +13,13 @@ from markupsafe import Markup
 from deconfound import __version__, atomic
 from deconfound.errors import UserError
 from deconfound.escaping import csv_text
+from deconfound.imputation import BASELINES
 from deconfound.page import data_uri, template_text, templates
 from deconfound.report_figures import score_dots, training_curves
 from deconfound.report_map import draw_maps
-from deconfound.report_scores import levels, with_levels
+from deconfound.report_scores import IMPUTATION, levels, with_levels
 from deconfound.report_sources import SCORE_COLUMNS, RunSource, Sources, find_sources
-from deconfound.report_summary import statements, warnings
+from deconfound.report_summary import imputation_statements, statements, warnings
 
 RAW_ROWS = 2_000
 
@@ -43,7 +44,9 @@ def report(paths: Iterable[Path], out: Path, *, points: int = 3_000, seed: int =
 def _page(sources: Sources, seed: int) -> str:
     from plotly.offline import get_plotlyjs
 
-    scores = with_levels(sources.scores)
+    every = with_levels(sources.scores)
+    of_images = every["metric"].str.startswith(IMPUTATION).astype(bool)
+    imputed, scores = every[of_images], every[~of_images]
     maps, sprites = draw_maps(sources.samples, sources.runs, seed)
     curves = training_curves(sources.runs)
     dots = score_dots(scores)
@@ -61,7 +64,9 @@ def _page(sources: Sources, seed: int) -> str:
     return templates().get_template("report.html").render(
         version=__version__,
         statements=statements(scores, _environment_name(sources)),
-        warnings=warnings(sources, scores),
+        warnings=warnings(sources, every[~every["method"].isin(BASELINES)]),
+        imputed=levels(imputed),
+        imputation_statements=imputation_statements(imputed),
         dots=dots,
         sweeps=[(path, list(table.columns), table.to_numpy().tolist()) for path, table in
                 sources.sweeps],

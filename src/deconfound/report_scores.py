@@ -20,10 +20,21 @@ PARTS = {
     "ood_val": "left-out environment",
     "pooled": "held out, folds pooled",
 }
-MAIN = ("prediction", "content", "representation")
+MAIN = ("prediction", "content", "representation", "image")
+KINDS = ("Imputed images", "Predictions", "Linear probes", "Neighbourhoods", "Other scores")
+"""Titles of the tables of a level."""
 _POOLED = re.compile(r"(.+) \(pooled over \d+ folds\)")
 _LEADING = ("macro_f1", "accuracy", "class_coverage")
 _CHANCE = "_chance"
+IMPUTATION = "imputation_"
+"""How the metrics of imputed images begin."""
+_IMPUTED = tuple(
+    IMPUTATION + name
+    for name in ("error", "squared_error", "label_probability", "agreement", "hallucination")
+)
+_REFERENCE = (_CHANCE, "_low", "_high", "_true")
+"""How metrics end that are shown in brackets after another: its chance level, the ends of its
+interval, or what it is on true images."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,8 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    chance: str
-    """Its chance level; empty where none is known."""
+    aside: str
+    """In brackets: chance level, interval or what true images give; empty where none is known."""
     detail: str
     best: bool
 
@@ -161,7 +172,7 @@ def levels(scores: pd.DataFrame) -> list[Level]:
         kinds = inside["metric"].map(_kind)
         tables = [
             _table(kind, inside[kinds == kind], level, known)
-            for kind in ("Predictions", "Linear probes", "Neighbourhoods", "Other scores")
+            for kind in KINDS
             if (kinds == kind).any()
         ]
         found.append(Level(level_title(level), sorted(folds, key=natural_order), tables))
@@ -214,13 +225,15 @@ def _kind(metric: str) -> str:
         return "Predictions"
     if metric.startswith("probe_"):
         return "Linear probes"
+    if metric.startswith(IMPUTATION):
+        return "Imputed images"
     if "lisi" in metric or metric.startswith("knn_"):
         return "Neighbourhoods"
     return "Other scores"
 
 
 def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric]) -> Table:
-    scored = rows[~rows["metric"].str.endswith(_CHANCE)]
+    scored = rows[~rows["metric"].str.endswith(_REFERENCE)]
     if (scored["part"] == "id_test").any():
         scored = scored[scored["part"] != "val"]
     pairs = sorted(_distinct(scored, "part", "metric"), key=_column_order)
@@ -243,11 +256,11 @@ def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric])
                 cells.append(Cell("", "", "", False))
                 continue
             leads = representation == mains[method] and one.mean == best[pair]
-            chance = spreads.get((method, representation, pair[0], pair[1] + _CHANCE))
-            level_of_chance = number(chance.mean, 2) if chance else ""
+            ends = {end: (method, representation, pair[0], pair[1] + end) for end in _REFERENCE}
+            aside = _aside({end: spreads[key] for end, key in ends.items() if key in spreads})
             context = pair[1] in known and known[pair[1]].better == "context"
             text = number(one.mean, 3) if context else one.text(3)
-            cells.append(Cell(text, level_of_chance, one.detail, leads))
+            cells.append(Cell(text, aside, one.detail, leads))
         of_row = [spreads[key] for key in spreads if key[:2] == (method, representation)]
         shown.append(Row(method, representation, cells, _counts(of_row)))
     columns = []
@@ -265,7 +278,7 @@ def _distinct(rows: pd.DataFrame, first: str, second: str) -> set[tuple[str, str
 
 def _column_order(pair: tuple[str, str]) -> tuple[int, int, str, str]:
     part, metric = pair
-    parts, leading = list(PARTS), list(_LEADING)
+    parts, leading = list(PARTS), [*_LEADING, *_IMPUTED]
     return (
         parts.index(part) if part in parts else len(parts),
         leading.index(metric) if metric in leading else len(leading),
@@ -280,6 +293,14 @@ def _best(spreads: list[Spread | None], metric: Metric | None) -> float:
     if metric is None or metric.better == "context" or len(means) < 2:
         return math.nan
     return float(np.max(means) if metric.better == "higher" else np.min(means))
+
+
+def _aside(references: dict[str, Spread]) -> str:
+    """What stands in brackets; an interval only if it is of a single value."""
+    if {"_low", "_high"} <= references.keys():
+        low, high = references["_low"], references["_high"]
+        return f"{number(low.mean, 2)} to {number(high.mean, 2)}" if low.values == 1 else ""
+    return number(next(iter(references.values())).mean, 2) if references else ""
 
 
 def _counts(spreads: list[Spread]) -> str:

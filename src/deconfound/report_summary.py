@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from deconfound.data.table import natural_order
+from deconfound.imputation import ALONE, MOMENTS
 from deconfound.measure import SAW_HELD_OUT
 from deconfound.report_scores import (
     Spread,
@@ -66,6 +67,38 @@ def statements(scores: pd.DataFrame, environment: str) -> list[Statement]:
             if len(by_level) > 1:
                 subject += f" ({_lowered(level_title(level))})"
             found.append(Statement(subject, sentence))
+    return found
+
+
+def imputation_statements(scores: pd.DataFrame) -> list[Statement]:
+    """How near imputed images come to the true ones, and how often they show another phenotype.
+
+    `scores` comes from `with_levels` and holds the metrics of imputed images alone.
+    """
+    found = []
+    whole = scores[scores["representation"] == "image"]
+    for level in sorted(whole["level"].unique()):
+        inside = whole[whole["level"] == level]
+        part = next((part for part in ("test", "id_test") if (inside["part"] == part).any()), None)
+        sentences = []
+        for method, rows in inside[inside["part"] == part].groupby("method"):
+            error, wrong = (
+                spread(rows[rows["metric"] == f"imputation_{name}"])
+                for name in ("error", "hallucination")
+            )
+            if method != ALONE and not math.isnan(error.mean):
+                sentences.append(
+                    (method == MOMENTS, error.mean, f"{method} {error.text(2)}", wrong)
+                )
+        sentences.sort(key=lambda one: one[:3])
+        text = ", ".join(
+            said if math.isnan(wrong.mean) else f"{said} ({wrong.mean:.0%} hallucinated)"
+            for *_, said, wrong in sentences
+        )
+        if text:
+            subject = f"Error of imputed images, {_lowered(level_title(str(level)))}"
+            subject += "" if part == "test" else ", in distribution"
+            found.append(Statement(subject, f"{text}."))
     return found
 
 

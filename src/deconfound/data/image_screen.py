@@ -46,16 +46,22 @@ def screen_of_files(
     *,
     size: int,
     rgb: bool = False,
+    columns: ImageColumns = PATH_COLUMNS,
+    channels: tuple[str, ...] = (),
+    where: str | None = None,
 ) -> Screen:
-    """Write the files named in the column Metadata_Path of `table`, below `root`, and open them.
+    """Write the files named in `columns` of `table`, Metadata_Path alone, and open the screen.
 
-    `made` is the provenance, with "options". Images become `size` × `size`, grey ones of three
-    channels if `rgb`. A killed or stopped call is resumed by the same call. Raises UserError if
-    `out` exists and, naming row and file, for a file that is missing or cannot be read.
+    The files lie below `root`. `made` is the provenance, with "options". Images become `size` ×
+    `size`, grey ones of three channels if `rgb`. `channels` names those of files that hold all;
+    messages call the table `where`, or `root`. A killed or stopped call is resumed by the same
+    call. Raises UserError if `out` exists and, naming row and file, for a file that is missing or
+    cannot be read.
     """
     refuse_existing(out)
-    files = row_files(table, PATH_COLUMNS, root, str(root))
-    reader = RowReader(files, PATH_COLUMNS, str(root), rgb=rgb)
+    where = where or str(root)
+    files = row_files(table, columns, root, where)
+    reader = RowReader(files, columns, where, channels=channels, rgb=rgb)
     return write_screen(reader, table, Path(out), roles, made, name=Path(out).name, size=size)
 
 

@@ -14,6 +14,15 @@ from deconfound.metrics.accuracy import (
 )
 from deconfound.metrics.batch_cv import KnnBatchCV, knn_batch_cv
 from deconfound.metrics.collapse import mean_resultant_length, supcon_against_collapse
+from deconfound.metrics.imputation import (
+    absolute_distance,
+    hallucination_rate,
+    label_agreement,
+    label_probability,
+    matched_moments,
+    relative_error,
+    squared_distance,
+)
 from deconfound.metrics.mixing import LisiRatio, clisi, ilisi, lisi, lisi_ratio
 from deconfound.metrics.neighbors import NeighborGraph, neighbor_graph
 from deconfound.metrics.probe import LinearProbe, linear_probe
@@ -26,20 +35,27 @@ __all__ = [
     "Metric",
     "NeighborGraph",
     "Score",
+    "absolute_distance",
     "accuracy",
     "accuracy_chance",
     "all_metrics",
     "class_coverage",
     "clisi",
+    "hallucination_rate",
     "ilisi",
     "knn_batch_cv",
+    "label_agreement",
+    "label_probability",
     "linear_probe",
     "lisi",
     "lisi_ratio",
     "macro_f1",
     "macro_f1_chance",
+    "matched_moments",
     "mean_resultant_length",
     "neighbor_graph",
+    "relative_error",
     "seen_in_training",
+    "squared_distance",
     "supcon_against_collapse",
 ]

@@ -1,0 +1,82 @@
+"""GRID: fibroblasts of patients with inherited diseases, in sections of plates of series.
+
+The archive could not be read here: this loader was written from the paper and tested on small trees
+alone. It takes an index table with the columns named below, one row an image.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from deconfound.config import Options
+from deconfound.data.image_columns import image_columns
+from deconfound.data.image_screen import screen_of_files
+from deconfound.data.ingest import refuse_empty
+from deconfound.data.nesting import refuse_divided
+from deconfound.data.screen import Screen
+from deconfound.data.shards import sha256
+from deconfound.data.table import Roles, read_table, require_columns
+
+SUMMARY = "GRID: 17,030 images of fibroblasts of 19 patients, 8 inherited diseases and controls"
+PAPER = "Pernice et al., Out of Distribution Generalization via Interventional Style Transfer, 2023"
+DISEASE, PATIENT = "Metadata_Disease", "Metadata_Patient"
+SERIES, PLATE, SECTION = "Metadata_Series", "Metadata_Plate", "Metadata_Section"
+WELL = "Metadata_Well"
+COLUMNS = (DISEASE, PATIENT, SERIES, PLATE, SECTION, WELL)
+
+
+class Config(Options):
+    """Options of GRID."""
+
+    index: str = "index.csv"
+    """Table of the images, in the root: .csv, .tsv or .parquet."""
+    size: int = Field(128, ge=1)
+    """Resize to SIZE × SIZE pixels; the paper states no size."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels, where one file holds all; those X of FileName_X, in this order, where
+    each has its own."""
+
+
+def make(root: Path, out: Path, config: Config | None = None) -> Screen:
+    """Write the images that the index in `root` lists as a screen at `out` and open it.
+
+    Images (N, C, size, size) of the files' type and channels; the paper states no count. The index
+    has the columns `Metadata_Disease` (the label: 8 diseases and the controls), `Metadata_Patient`,
+    `Metadata_Series`, `Metadata_Plate`, `Metadata_Section`, `Metadata_Well` and, relative to
+    `root`, `Metadata_Path`, or FileName_X for each channel X; all others are kept. The environment
+    is series, plate and section, which are also the levels, outermost first: a section is named
+    within its plate and a plate within its series.
+
+    Raises UserError for a column or file that is missing, an empty label or level, a patient of two
+    diseases, and a well of a plate that lies in two sections or holds two patients.
+    """
+    config = config or Config()
+    root = Path(root)
+    index = root / config.index
+    where = str(index)
+    table = read_table(index)
+    require_columns(table, COLUMNS, where)
+    levels = (SERIES, PLATE, SECTION)
+    roles = Roles(label=DISEASE, environment=levels, levels=levels, well=WELL)
+    refuse_empty(table, roles, where)
+    well = (SERIES, PLATE, WELL)
+    for inner, outer in (((PATIENT,), DISEASE), (well, SECTION), (well, PATIENT)):
+        refuse_divided(table, inner, (outer,), where)
+    columns = image_columns(table, where, channels=config.channels)
+    made = {
+        "made_by": "source grid",
+        "paper": PAPER,
+        "options": config.model_dump(mode="json"),
+        "index_sha256": sha256(index),
+    }
+    return screen_of_files(
+        table,
+        root,
+        out,
+        roles,
+        made,
+        size=config.size,
+        columns=columns,
+        channels=config.channels,
+        where=where,
+    )

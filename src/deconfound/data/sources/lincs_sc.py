@@ -1,0 +1,81 @@
+"""LINCS-SC: single A549 cells under 101 compounds, on plates with exclusive maps.
+
+The archive could not be read here: this loader was written from the paper and tested on small trees
+alone. It takes an index table with the columns named below, one row a crop of one cell.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from deconfound.config import Options
+from deconfound.data.image_columns import image_columns
+from deconfound.data.image_screen import screen_of_files
+from deconfound.data.ingest import refuse_empty
+from deconfound.data.nesting import refuse_divided
+from deconfound.data.screen import Screen
+from deconfound.data.shards import sha256
+from deconfound.data.table import Roles, read_table, require_columns
+
+SUMMARY = "LINCS-SC: 200,000 single cells in Cell Painting under 101 compounds, 25 plate maps"
+PAPER = "Pernice et al., Out of Distribution Generalization via Interventional Style Transfer, 2023"
+COMPOUND, PLATE_MAP = "Metadata_Perturbation", "Metadata_PlateMap"
+SERIES, PLATE, WELL = "Metadata_Series", "Metadata_Plate", "Metadata_Well"
+COLUMNS = (COMPOUND, SERIES, PLATE, PLATE_MAP, WELL)
+
+
+class Config(Options):
+    """Options of LINCS-SC."""
+
+    index: str = "index.csv"
+    """Table of the crops, in the root: .csv, .tsv or .parquet."""
+    size: int = Field(96, ge=1)
+    """Resize to SIZE × SIZE pixels; the paper states no size."""
+    channels: tuple[str, str, str, str, str] = ("DNA", "ER", "RNA", "AGP", "Mito")
+    """Names of the five channels of Cell Painting, in the order of the files; those X of
+    FileName_X, where each has its own."""
+
+
+def make(root: Path, out: Path, config: Config | None = None) -> Screen:
+    """Write the crops that the index in `root` lists as a screen at `out` and open it.
+
+    Images (N, 5, size, size) of the files' type. The index has the columns `Metadata_Perturbation`
+    (the label: the compound, DMSO of the controls), `Metadata_Series`, `Metadata_Plate`,
+    `Metadata_PlateMap`, `Metadata_Well` and, relative to `root`, `Metadata_Path`, or FileName_X for
+    each channel X; all others are kept. The environment is series and plate, which are also the
+    levels: there are no sections, so no fold of a section.
+
+    Raises UserError for a column or file that is missing, files of other than five channels, an
+    empty label or level, a plate with two maps, a well of a plate with two compounds, and a well of
+    a map with two compounds.
+    """
+    config = config or Config()
+    root = Path(root)
+    index = root / config.index
+    where = str(index)
+    table = read_table(index)
+    require_columns(table, COLUMNS, where)
+    levels = (SERIES, PLATE)
+    roles = Roles(label=COMPOUND, environment=levels, levels=levels, well=WELL)
+    refuse_empty(table, roles, where)
+    refuse_divided(table, levels, (PLATE_MAP,), where)
+    for plan in (levels, (PLATE_MAP,)):
+        refuse_divided(table, (*plan, WELL), (COMPOUND,), where)
+    columns = image_columns(table, where, channels=config.channels)
+    made = {
+        "made_by": "source lincs_sc",
+        "paper": PAPER,
+        "options": config.model_dump(mode="json"),
+        "index_sha256": sha256(index),
+    }
+    return screen_of_files(
+        table,
+        root,
+        out,
+        roles,
+        made,
+        size=config.size,
+        columns=columns,
+        channels=config.channels,
+        where=where,
+    )

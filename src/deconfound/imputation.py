@@ -1,0 +1,303 @@
+"""imputation: how good a run's imputed images are, on a simulated screen where the truth is known.
+
+Imputing is that of Pernice et al., IST, 2023, eq. 1.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from deconfound import atomic, machine, methods
+from deconfound.data.intensity import Intensity
+from deconfound.data.screen import Images, Rows, Screen, open_screen
+from deconfound.data.simulate import counterfactual
+from deconfound.data.split import Part, physical_well
+from deconfound.data.table import joined
+from deconfound.errors import UserError
+from deconfound.imputation_oracle import Oracle, oracle_of
+from deconfound.measure import COLUMNS, Row, score_row
+from deconfound.methods.base import Imputer
+from deconfound.metrics import (
+    Score,
+    absolute_distance,
+    hallucination_rate,
+    label_agreement,
+    label_probability,
+    matched_moments,
+    relative_error,
+    squared_distance,
+)
+from deconfound.problem import Problem, pose
+from deconfound.progress import Progress
+from deconfound.run import Run, open_run, read_json
+from deconfound.streams import numpy_stream
+
+PARTS: tuple[Part, ...] = ("id_test", "test")
+BATCH = 64
+ALONE, MOMENTS = "left alone", "moments"
+BASELINES = (MOMENTS, ALONE)
+"""Names under which a scores file holds what any imputer must beat."""
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """Which cell is imputed into which environment, by which style image."""
+
+    rows: Rows
+    """(N,) int64, the cells."""
+    style: Rows
+    """(N,) int64, the training row whose image is the style."""
+    environment: Rows
+    """(N,) int64, the code of the run's environment that the style is of."""
+    rendering: npt.NDArray[np.str_]
+    """(N,) the simulated environment of the style, in which the true image is rendered."""
+
+
+class _Judged:
+    """What is known of the images of one imputer, filled batch after batch."""
+
+    def __init__(self, rows: int, channels: int, labels: int) -> None:
+        self.absolute = np.zeros((rows, channels))
+        self.squared = np.zeros((rows, channels))
+        self.probability = np.zeros((rows, labels), dtype=np.float32)
+
+    def put(self, places: Rows, image: npt.NDArray[Any], true: Images, oracle: Oracle) -> None:
+        """Compare images with the true ones of the same rows."""
+        self.absolute[places] = absolute_distance(image, true)
+        self.squared[places] = squared_distance(image, true)
+        self.probability[places] = oracle.probabilities(image)
+
+
+def imputation(
+    run: Path,
+    screen: Path,
+    out: Path,
+    *,
+    images: int = 2_000,
+    oracle_steps: int = 400,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Score the images that `run` imputes for held-out cells of the simulated screen it saw.
+
+    Of each of the parts id_test and test at most `images` cells, drawn by `seed`, are imputed each
+    into one training environment other than its own, drawn uniformly, with the style of a training
+    image of it, drawn uniformly. The true image is the same cell rendered in the simulated
+    environment of that style image. Both are compared in stored units, the imputed one clipped to
+    the range of the stored type. The oracle of `oracle_of`, trained in `oracle_steps` steps and
+    kept beside `out`, says which label an image shows.
+
+    Returns, and writes to the Parquet file `out`, the columns of `measure`: the representation is
+    "image", or "channel NAME" where only that is compared. Beside the run's scores stand those of
+    `BASELINES`, the images left alone and `matched_moments`; they depend on the fold and `seed`
+    alone, and their seed is `seed`. Raises UserError if `out` exists, if the run cannot impute, if
+    the screen was not simulated, has other channels or is not the run's, if there is no cell to
+    judge, or if pixels cannot be put back into stored units.
+    """
+    with atomic.claimed(Path(out)):
+        opened_run, opened_screen = open_run(run), open_screen(screen)
+        fabric = machine.start(device, "32", threads)
+        method, intensity = _loaded(opened_run, opened_screen)
+        method.to(fabric.device)
+        intensity.to(fabric.device)
+        problem = pose(opened_screen, opened_run.config.data)
+        planned = {
+            part: drawn
+            for part in PARTS
+            if len((drawn := interventions(opened_screen, problem, part, images, seed)).rows)
+        }
+        if not planned:
+            raise UserError(
+                f"{opened_run.path}: fold {problem.fold.name} holds no cell out; fit it on a fold "
+                "with test or id_test rows"
+            )
+        folder = Path(out).absolute().parent
+        oracle = oracle_of(
+            opened_screen,
+            problem,
+            folder,
+            steps=oracle_steps,
+            seed=seed,
+            threads=threads,
+            quiet=quiet,
+        )
+        records = []
+        total = sum(len(drawn.rows) for drawn in planned.values())
+        with Progress("impute", total, "images", quiet=quiet) as progress:
+            for part, drawn in planned.items():
+                judged = _judged(opened_screen, method, intensity, drawn, oracle, progress, threads)
+                for name in ("run", *BASELINES):
+                    rows = _scores(judged, name, opened_screen, problem, drawn, part, seed)
+                    records += _records(opened_run, name, rows, seed)
+        table = pd.DataFrame(records, columns=COLUMNS)
+        with atomic.atomic_file(Path(out)) as temporary:
+            table.to_parquet(temporary)
+    return table
+
+
+def interventions(
+    screen: Screen, problem: Problem, part: Part, most: int, seed: int
+) -> Interventions:
+    """At most `most` rows of a part, each with an environment and a style image of training.
+
+    All draws are by `seed`; the same rows, environments and styles come whatever the run. A row
+    whose own environment is the only one of training is left out.
+    """
+    code = problem.environment.codes
+    train = problem.fold.rows("train")
+    train = train[code[train] >= 0]
+    stream = numpy_stream(seed, "interventions", part)
+    rows = np.sort(stream.permutation(problem.fold.rows(part))[:most])
+    environments = np.unique(code[train])
+    own = np.isin(environments[None], code[rows, None]) & (environments[None] == code[rows, None])
+    weight = stream.random(own.shape)
+    weight[own] = -1
+    possible = (~own).any(axis=1)
+    rows, chosen = rows[possible], environments[weight.argmax(axis=1)][possible]
+    members = {one: train[code[train] == one] for one in environments}
+    style = np.array([stream.choice(members[one]) for one in chosen], dtype=np.int64)
+    rendering = joined(screen.table, screen.roles.levels).iloc[style].to_numpy(dtype=str)
+    return Interventions(rows, style, chosen, rendering)
+
+
+def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
+    """The run's method, able to impute on this screen."""
+    if not issubclass(methods.load(run.config.method), Imputer):
+        able = [name for name in methods.names() if issubclass(methods.load(name), Imputer)]
+        raise UserError(
+            f"{run.path}: {run.config.method} cannot impute images; fit one of {', '.join(able)}"
+        )
+    counterfactual(screen, [], "none")
+    method, intensity = run.load(screen)
+    assert isinstance(method, Imputer)
+    if intensity.transform == "percentile":
+        raise UserError(
+            f"{run.path}: transform percentile forgets how bright images were, so none can be "
+            "put back into stored units; fit it again with --transform none or arcsinh"
+        )
+    if read_json(run.path / "fold.json")["screen_identity"] != screen.identity:
+        raise UserError(
+            f"{screen.path}: not the screen that {run.path} was fitted on, so which of its cells "
+            "were held out is unknown; give that one"
+        )
+    return method, intensity
+
+
+def _judged(
+    screen: Screen,
+    method: Imputer,
+    intensity: Intensity,
+    drawn: Interventions,
+    oracle: Oracle,
+    progress: Progress,
+    threads: int | None,
+) -> dict[str, _Judged]:
+    """Every imputer on every row; "run" is the method, "true" the images that are to be met."""
+    size = len(drawn.rows), len(screen.channels), oracle.head.out_features
+    judged = {name: _Judged(*size) for name in ("run", "true", *BASELINES)}
+    for rendering in np.unique(drawn.rendering):
+        of_rendering = np.flatnonzero(drawn.rendering == rendering)
+        for places in np.split(of_rendering, np.arange(BATCH, len(of_rendering), BATCH)):
+            rows = drawn.rows[places]
+            source, style = screen.read(rows), screen.read(drawn.style[places])
+            true = counterfactual(screen, rows, str(rendering), threads=threads)
+            environment = drawn.environment[places]
+            imputed = _imputed(method, intensity, source, style, environment)
+            judged["run"].put(places, _clipped(imputed, screen.dtype), true, oracle)
+            moments = _clipped(matched_moments(source, style), screen.dtype)
+            judged[MOMENTS].put(places, moments, true, oracle)
+            judged[ALONE].put(places, source, true, oracle)
+            judged["true"].put(places, true, true, oracle)
+            progress.update(len(places))
+    return judged
+
+
+@torch.inference_mode()
+def _imputed(
+    method: Imputer,
+    intensity: Intensity,
+    source: Images,
+    style: Images,
+    environment: Rows,
+) -> npt.NDArray[np.float32]:
+    """The source images (B, C, H, W) in the styles of the style images, in stored units."""
+    device = intensity.offset.device
+    source_pixels, style_pixels, taken_in = (
+        torch.from_numpy(array).to(device) for array in (source, style, environment)
+    )
+    code = method.style(intensity(style_pixels), taken_in)
+    imputed = method.impute(intensity(source_pixels), code)
+    return np.asarray(intensity.inverse(imputed.float()).cpu().numpy())
+
+
+def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """What the stored type could hold of the images, unrounded."""
+    if dtype.kind != "u":
+        return image
+    clipped: npt.NDArray[Any] = np.clip(image, 0, np.iinfo(dtype).max)
+    return clipped
+
+
+def _scores(
+    judged: dict[str, _Judged],
+    name: str,
+    screen: Screen,
+    problem: Problem,
+    drawn: Interventions,
+    part: str,
+    seed: int,
+) -> list[Row]:
+    """The scores of one imputer against the images left alone and the true ones."""
+    well = physical_well(screen.table, screen.roles).iloc[drawn.rows]
+    unit = np.asarray(well.astype("category").cat.codes, dtype=np.int64)
+    label = problem.label.codes[drawn.rows]
+    absolute, of_alone = judged[name].absolute, judged[ALONE].absolute
+    squared, squared_alone = judged[name].squared, judged[ALONE].squared
+    probability, true = judged[name].probability, judged["true"].probability
+    error = relative_error(absolute.sum(axis=1), of_alone.sum(axis=1), unit, seed)
+    square = relative_error(squared.sum(axis=1), squared_alone.sum(axis=1), unit, seed)
+    over = f"95 % interval over {len(np.unique(unit))} wells"
+    rows = [
+        Row("image", "imputation_error", part, error.score),
+        Row("image", "imputation_error_low", part, Score(error.low, error.score.n, over)),
+        Row("image", "imputation_error_high", part, Score(error.high, error.score.n, over)),
+        Row("image", "imputation_squared_error", part, square.score),
+        Row("image", "imputation_label_probability", part, label_probability(probability, label)),
+        Row("image", "imputation_label_probability_true", part, label_probability(true, label)),
+        Row("image", "imputation_agreement", part, label_agreement(probability, true)),
+        Row("image", "imputation_hallucination", part,
+            hallucination_rate(probability, true, label)),
+    ]  # fmt: skip
+    for place, channel in enumerate(screen.channels):
+        here = relative_error(absolute[:, place], of_alone[:, place], unit, seed)
+        square = relative_error(squared[:, place], squared_alone[:, place], unit, seed)
+        name = f"channel {channel}"
+        rows += [
+            Row(name, "imputation_error", part, here.score),
+            Row(name, "imputation_error_low", part, Score(here.low, here.score.n, over)),
+            Row(name, "imputation_error_high", part, Score(here.high, here.score.n, over)),
+            Row(name, "imputation_squared_error", part, square.score),
+        ]
+    return rows
+
+
+def _records(run: Run, name: str, rows: list[Row], seed: int) -> list[dict[str, Any]]:
+    """Rows of a scores file; a baseline has no configuration."""
+    config = run.config
+    about = {
+        "method": config.title,
+        "seed": config.seed,
+        "saw_held_out": config.options.sees_held_out,
+        "config": config.model_dump(mode="json"),
+    }
+    if name == "run":
+        return [score_row(about, run.fold, row) for row in rows]
+    baseline = about | {"method": name, "seed": seed, "saw_held_out": False}
+    return [score_row(baseline, run.fold, row) | {"config": None} for row in rows]
