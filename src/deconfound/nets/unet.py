@@ -88,14 +88,15 @@ class UNetGenerator(nn.Module):
             below = functional.interpolate(functional.leaky_relu(map, 0.2), skip.shape[-2:])
             map = self.blocks[layer](torch.cat([below.to(skip.dtype), skip], dim=1), *code[layer])
         map = functional.leaky_relu(map, 0.2)
-        if self.output_form == "linear":
-            drawn: Tensor = self.to_image(map).to(image.dtype)
-            return drawn
         if self.output_form == "residual":
-            return image + self.to_image(torch.cat([map.to(image.dtype), image], dim=1))
-        return adaptive_instance_norm(image, *code[0]) + self.to_image(map)
+            map = torch.cat([map.to(image.dtype), image], dim=1)
+        drawn: Tensor = self.to_image(map).to(torch.promote_types(image.dtype, torch.float32))
+        if self.output_form == "linear":
+            return drawn
+        base = image if self.output_form == "residual" else adaptive_instance_norm(image, *code[0])
+        return base + drawn
 
     def layers_of(self, style: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Mean and sd (B, width) of each layer of style codes (B, S), the image's first."""
-        parts = style.split([size for size in self.code_sizes for _ in range(2)], dim=1)
+        parts = torch.split(style, [size for size in self.code_sizes for _ in range(2)], dim=1)
         return list(zip(parts[::2], parts[1::2], strict=True))
