@@ -29,7 +29,10 @@ settings.load_profile("reproducible")
 ROLES = Roles(
     label="compound", environment=("plate",), levels=("series", "plate", "section"), well="well"
 )
-CHEAP = {"decoder_width": 8, "decoder_steps": 4, "decoder_batch_size": 16, "block_size": 16}
+CHEAP = {
+    "decoder_width": 8, "decoder_steps": 4, "decoder_batch_size": 16, "block_size": 16,
+    "width": 4, "max_width": 8, "mapping_width": 8,
+}  # fmt: skip
 """Values that make any method that has such an option fast."""
 
 _connect, _connect_ex = socket.socket.connect, socket.socket.connect_ex

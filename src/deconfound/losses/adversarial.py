@@ -1,4 +1,4 @@
-"""What a discriminator of environments adds to a loss."""
+"""What a discriminator adds to a loss: one of environments, or one of real images."""
 
 from collections.abc import Callable
 
@@ -31,3 +31,35 @@ def gradient_penalty(
         )
         (slope,) = torch.autograd.grad(total, point, create_graph=differentiable)
     return global_mean(slope.square().sum(), (environment >= 0).sum())
+
+
+def real_loss(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of logits that should say "real", log(1 + exp(−logit)); 0 of no rows.
+
+    On images that a generator drew it is the generator's non-saturating loss (Goodfellow et al.,
+    2014). logits (B,) floating; returns () in float32 or wider; the mean is over the rows of every
+    process. Raises no errors of its own.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return global_mean(functional.softplus(-wide).sum(), len(wide))
+
+
+def fake_loss(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of logits that should say "drawn", log(1 + exp(logit)); 0 of no rows.
+
+    Goodfellow et al., 2014. Shapes, range and errors are those of `real_loss`.
+    """
+    return real_loss(-logits)
+
+
+def r1_penalty(logits: Tensor, image: Tensor) -> Tensor:
+    """½ ‖∂ logit / ∂ image‖², summed over pixels, mean over images; 0 of no rows.
+
+    R1 of Mescheder et al., Which Training Methods for GANs do actually Converge, 2018, for real
+    images. logits (B,) floating, each computed from its own row of `image` (B, C, H, W), which
+    requires a gradient. Returns () in float32 or wider, differentiable in the discriminator; the
+    mean is over the rows of every process. Raises no errors of its own.
+    """
+    (slope,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
+    wide = slope.to(torch.promote_types(slope.dtype, torch.float32))
+    return 0.5 * global_mean(wide.square().sum(), len(image))

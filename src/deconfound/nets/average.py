@@ -1,0 +1,30 @@
+"""The moving average of a network's weights."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def averaged_copy(network: Network) -> Network:
+    """A copy whose parameters are buffers: saved with a method, and trained by none of its phases.
+
+    It holds the weights of `network` until `update_average` moves them.
+    """
+    average = copy.deepcopy(network)
+    for module in average.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach().clone())
+    return average
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Every weight of `average` becomes decay · itself + (1 − decay) · that of `network`."""
+    weights = network.state_dict()
+    for name, value in average.state_dict().items():
+        value.lerp_(weights[name], 1 - decay)
