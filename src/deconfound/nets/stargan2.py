@@ -148,7 +148,10 @@ class StyleEncoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Whether an image is a real one of a domain: (B, C, H, H), domain (B,) int64 -> logits (B,)."""
+    """Whether an image is a real one of its domain.
+
+    image (B, C, H, H), domain (B,) int64 -> logits (B,).
+    """
 
     def __init__(
         self, channels: int, image_size: int, domains: int, width: int, max_width: int
