@@ -25,7 +25,8 @@ def build(**options: Any) -> tuple[StarGan2, list[Batch]]:
         StarGan2Options(
             learning_rate=2e-3, mapping_learning_rate=1e-3, weight_decay=0.02, width=4, max_width=6,
             mapping_width=7, style_size=6, latent_size=LATENT, style_weight=STYLE,
-            cycle_weight=CYCLE, r1_weight=R1, **({"diversity_weight": DIVERSITY, "diversity_steps": FADES} | options),
+            cycle_weight=CYCLE, r1_weight=R1,
+            **({"diversity_weight": DIVERSITY, "diversity_steps": FADES} | options),
         ),
         Task(2, 16, 3, ENVIRONMENTS),
     ).double().train()  # fmt: skip
