@@ -188,3 +188,26 @@ def test_refusals() -> None:
         method.style(torch.randn(2, 2, 24, 24), unknown)
     with pytest.raises(UserError, match="an environment unknown to training has no style"):
         method.latent_style(torch.randn(2, 5), unknown)
+
+
+def test_a_step_in_lower_precision_uses_the_weights_of_the_moment() -> None:
+    """Autocast keeps the weights it has cast, also those cast without gradient, until it ends.
+
+    Without them the difference is 0.21 at most, with them 0.98.
+    """
+    moved: list[dict[str, torch.Tensor]] = []
+    for lower in (True, False):
+        method = built(optimizer="sgd", learning_rate=0.02, mapping_learning_rate=0.02)
+        before = {name: value.detach().clone() for name, value in method.named_parameters()}
+        torch.manual_seed(2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            stepped(method, batch_of())
+        after = method.named_parameters()
+        moved.append({name: value.detach() - before[name] for name, value in after})
+    for network in ("generator", "style_encoder", "mapping", "discriminator"):
+        found, wanted = (
+            torch.cat([value.flatten() for name, value in one.items() if name.startswith(network)])
+            for one in moved
+        )
+        assert wanted.any(), network
+        assert float((found - wanted).norm()) < 0.35 * float(wanted.norm()), network

@@ -166,6 +166,7 @@ class StarGan2(Imputer):
         )
         logged: dict[str, Tensor] = {}
         for objective, stepping in objectives:
+            torch.clear_autocast_cache()  # of weights cast before they moved, or without gradient
             losses = objective()
             for _, optimizer in stepping:
                 optimizer.zero_grad(set_to_none=True)  # what is constant below then does not move

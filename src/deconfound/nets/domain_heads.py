@@ -22,11 +22,11 @@ class DomainHeads(nn.Module):
         self.layers = nn.ModuleList(_DomainLinear(domains, *pair) for pair in pairwise(widths))
 
     def forward(self, features: Tensor, domain: Tensor) -> Tensor:
-        present, place, counts = domain.unique(return_inverse=True, return_counts=True)
+        present, place, counts = torch.unique(domain, return_inverse=True, return_counts=True)
         if not len(present):  # one group of no rows
             present, counts = domain.new_zeros(1), domain.new_zeros(1)
         order = place.argsort(stable=True)
-        groups = features[order].split(counts.tolist())
+        groups = torch.split_with_sizes(features[order], counts.tolist())
         for number, layer in enumerate(self.layers):
             groups = layer([group.relu() for group in groups] if number else groups, present)
         return torch.cat(groups)[order.argsort()]

@@ -180,8 +180,8 @@ class _Block(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         branch = self._smaller(self.first(_leaky(self.first_norm(maps))))
         branch = self.second(_leaky(self.second_norm(branch)))
-        shortcut: Tensor = self.shortcut(self._smaller(maps))
-        return (branch + shortcut) / math.sqrt(2)
+        joined: Tensor = (branch + self.shortcut(self._smaller(maps))) / math.sqrt(2)
+        return joined
 
     def _smaller(self, maps: Tensor) -> Tensor:
         return functional.avg_pool2d(maps, 2) if self.halves else maps
@@ -202,7 +202,8 @@ class _StyledBlock(nn.Module):
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
         branch = self.first(self._larger(_leaky(self.first_norm(maps, style))))
         branch = self.second(_leaky(self.second_norm(branch, style)))
-        return (branch + self._larger(self.shortcut(maps))) / math.sqrt(2)
+        joined: Tensor = (branch + self._larger(self.shortcut(maps))) / math.sqrt(2)
+        return joined
 
     def _larger(self, maps: Tensor) -> Tensor:
         return functional.interpolate(maps, scale_factor=2.0) if self.doubles else maps
