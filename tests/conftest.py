@@ -33,6 +33,7 @@ ROLES = Roles(
 CHEAP = {
     "decoder_width": 8, "decoder_steps": 4, "decoder_batch_size": 16, "block_size": 16,
     "transfer_steps": 4, "transfer_batch_size": 8,
+    "width": 4, "max_width": 8, "mapping_width": 8,
 }  # fmt: skip
 """Values that make any method that has such an option fast."""
 

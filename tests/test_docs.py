@@ -52,6 +52,7 @@ CHEAP = {
     "fit": FEW_STEPS,
     "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
+    "fit stargan2": f"{FEW_STEPS} --width 4 --max-width 8 --mapping-width 8",
     "embed": "--device cpu --quiet",
     "export": "--quiet",
     "measure": "--quiet",

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from deconfound import methods
 from deconfound.checkpoint import read_resume
-from deconfound.data.batch import BatchReader
+from deconfound.data.batch import Batch, BatchReader
 from deconfound.data.intensity import fit_intensity
 from deconfound.data.screen import Screen, open_screen
 from deconfound.fit import fit
+from deconfound.methods import stargan2
 from deconfound.methods.base import Method
 from deconfound.nets import mixstyle
 from deconfound.nets.batch_norm import synchronise_batch_norm
@@ -72,7 +73,7 @@ def trained(config: RunConfig, screen: Screen, rank: int, ranks: int) -> dict[st
         if ranks > 1:
             sum_gradients(parameters)
 
-    with mixing_within_rows_of_each_of_two(alone=ranks == 1):
+    with mixing_within_rows_of_each_of_two(alone=ranks == 1), styles_of_rows(alone=ranks == 1):
         for stage in method.stages(STEPS):
             optimizers = [phase.optimizer() for phase in stage.phases]
             for step in range(STEPS):
@@ -95,6 +96,28 @@ def mixing_within_rows_of_each_of_two(alone: bool) -> Iterator[None]:
     with (
         patch.object(mixstyle, "draw_partners", partners),
         patch.object(mixstyle.MixStyle, "weights", lambda _, count: torch.full((count,), 0.25)),
+    ):
+        yield
+
+
+@contextmanager
+def styles_of_rows(alone: bool) -> Iterator[None]:
+    """Noise that depends on the row; references are the next two rows of a process, alone too."""
+
+    def references(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        rows = torch.arange(len(batch))
+        first, second = rows.clone(), rows.clone()
+        for own in (rows[0::2], rows[1::2]) if alone else (rows,):
+            first[own], second[own] = own.roll(-1), own.roll(-2)
+        return rows, first, second
+
+    def latents(batch: Batch, own: Tensor, size: int) -> Tensor:
+        angle = batch.row[own].double()[:, None] * torch.arange(1, size + 1)
+        return torch.stack([angle.sin(), angle.cos()])
+
+    with (
+        patch.object(stargan2, "reference_rows", references),
+        patch.object(stargan2, "draw_latents", latents),
     ):
         yield
 

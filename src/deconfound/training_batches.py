@@ -66,7 +66,10 @@ def _part_sampler(
         own = _uniform(problem, rows, stage.draws, size, seed, "own")
         if stage.partner is None:
             return own
-        return JoinedSampler(own, _uniform(problem, rows, stage.partner, size, seed, "partner"))
+        partners = _uniform(
+            problem, rows, stage.partner, size, seed, "partner", stage.partner_draws
+        )
+        return JoinedSampler(own, partners)
     if training.sampler == "label_balanced":
         label = problem.label.codes[rows]
         return LabelBalancedSampler(rows, label, size, training.classes_per_batch, seed)
@@ -83,15 +86,18 @@ def _size(config: RunConfig, stage: Stage) -> int:
 
 
 def _uniform(
-    problem: Problem, rows: Rows, group: Group, size: int, seed: int, purpose: str
+    problem: Problem, rows: Rows, group: Group, size: int, seed: int, purpose: str, draws: int = 1
 ) -> UniformSampler:
     codes = problem.label.codes if group == "label" else problem.environment.codes
-    return UniformSampler(rows, codes[rows], size, seed, purpose)
+    return UniformSampler(rows, codes[rows], size, seed, purpose, draws)
 
 
 def with_partners(batch: Batch, stage: Stage) -> Batch:
     """The batch of a stage that draws partners knows how many it has."""
-    return batch if stage.partner is None else replace(batch, partners=len(batch) // 2)
+    if stage.partner is None:
+        return batch
+    own = len(batch) // (1 + stage.partner_draws)
+    return replace(batch, partners=own * stage.partner_draws)
 
 
 def validation_batches(

@@ -9,6 +9,7 @@ from deconfound.data.sampler import (
     PlainSampler,
     Rows,
     Sampler,
+    UniformSampler,
 )
 
 ROWS = np.arange(100, 200, dtype=np.int64)[::-1].copy()
@@ -165,3 +166,23 @@ def test_rows_of_a_class_are_equally_likely() -> None:
 def test_more_classes_than_there_are_takes_all_of_them() -> None:
     batch = LabelBalancedSampler(ROWS, LABEL, 40, 256, seed=0).rows(0)
     assert np.bincount(labels_of(batch)).tolist() == [10, 10, 10, 5]
+
+
+def test_several_rows_of_each_group_drawn() -> None:
+    """The groups and the first rows are those of one draw; second rows are of the same groups."""
+    group = np.resize([0, 0, 0, 1, 2, -1], 100).astype(np.int64)
+    codes = dict(zip(ROWS.tolist(), group.tolist(), strict=True))
+
+    def drawn(step: int) -> list[list[int]]:
+        rows = UniformSampler(ROWS, group, 50, 0, "partner", draws=3).rows(step)
+        assert len(rows) == 150
+        assert rows.dtype == np.int64
+        return [part.tolist() for part in np.split(rows, 3)]
+
+    for step in range(3):
+        first, second, third = drawn(step)
+        groups = [[codes[row] for row in part] for part in (first, second, third)]
+        assert groups[0] == groups[1] == groups[2]
+        assert set(groups[0]) == {0, 1, 2}
+        assert first != second != third != first
+    assert drawn(1)[0] == UniformSampler(ROWS, group, 50, 0, "partner").rows(1).tolist()

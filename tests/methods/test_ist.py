@@ -204,7 +204,7 @@ def test_imputing_takes_the_average_of_the_weights() -> None:
         taps = method.encoder(batch.image).taps
         last = method.generator(batch.image, taps, style)
         assert not torch.allclose(found, last, atol=1e-4)
-        method.average.restart(method.generator)
+        method.begin(transfer(method))
         torch.testing.assert_close(method.impute(batch.image, style), last)
     assert found.dtype == torch.float32
 

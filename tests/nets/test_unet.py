@@ -3,10 +3,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from torch.func import functional_call
 
 from deconfound.errors import UserError
-from deconfound.nets.average import WeightAverage
 from deconfound.nets.tapped import (
     TappedName,
     build_tapped_encoder,
@@ -206,26 +204,3 @@ def test_affine_adain_scales_by_one_plus_gamma() -> None:
     found_mean, found_sd = channel_statistics(drawn)
     torch.testing.assert_close(found_mean, beta, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found_sd, (1 + gamma).abs(), rtol=1e-3, atol=1e-3)
-
-
-def test_the_average_of_weights_is_written_out() -> None:
-    torch.manual_seed(0)
-    layer = nn.Sequential(nn.Linear(2, 3))
-    average = WeightAverage(layer, decay=0.3)
-    expected = layer[0].weight.detach().clone()  # type: ignore[union-attr, operator]
-    for decay in (2 / 11, 3 / 12, 0.3, 0.3):
-        with torch.no_grad():
-            layer[0].weight.add_(1.0)  # type: ignore[operator, arg-type, union-attr]
-        average.update(layer)
-        expected = decay * expected + (1 - decay) * layer[0].weight.detach()  # type: ignore[operator, union-attr]
-    found = average.of(layer)
-    torch.testing.assert_close(found["0.weight"], expected)
-    assert list(average.parameters()) == []
-    x = torch.randn(4, 2)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            functional_call(layer, found, (x,)), x @ expected.T + found["0.bias"]
-        )
-    average.restart(layer)
-    assert int(average.count) == 0
-    assert torch.equal(average.of(layer)["0.weight"], layer[0].weight)  # type: ignore[arg-type]

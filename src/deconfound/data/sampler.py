@@ -95,17 +95,20 @@ class UniformSampler:
     """Rows whose groups are drawn uniformly, with replacement, and each row uniformly within its.
 
     Rows without a group (−1) are never drawn. Small groups are repeated: `effective_size` tells
-    how much.
+    how much. Of each group drawn come `draws` rows: after the first of all groups the second of
+    all groups, and so on, `draws` × `batch_size` in all.
     """
 
-    def __init__(self, rows: Rows, group: Rows, batch_size: int, seed: int, purpose: str) -> None:
+    def __init__(
+        self, rows: Rows, group: Rows, batch_size: int, seed: int, purpose: str, draws: int = 1
+    ) -> None:
         known = group >= 0
         order = np.argsort(group[known], kind="stable")
         self._rows = np.asarray(rows, dtype=np.int64)[known][order]
         _, self._start, self._count = np.unique(
             group[known][order], return_index=True, return_counts=True
         )
-        self._size = batch_size
+        self._size, self._draws = batch_size, draws
         self._seed, self._purpose = seed, purpose
 
     @property
@@ -117,7 +120,7 @@ class UniformSampler:
     def rows(self, step: int) -> Rows:
         """Row numbers of the batch of `step`."""
         stream = numpy_stream(self._seed, "uniform sampler", self._purpose, step)
-        group = stream.integers(len(self._count), size=self._size)
+        group = np.tile(stream.integers(len(self._count), size=self._size), self._draws)
         place = self._start[group] + stream.integers(self._count[group])
         return np.asarray(self._rows[place], dtype=np.int64)
 

@@ -121,6 +121,9 @@ class Stage:
     partner: Group | None = None
     """As many rows, drawn in the same way and independently, follow those of each batch:
     `Batch.partners` of them."""
+    partner_draws: int = 1
+    """So many times as many: the partners of each row come from one label or environment, those of
+    all rows after one another."""
     selects: bool = True
     """Whether validation selects its weights; the last are taken otherwise."""
 

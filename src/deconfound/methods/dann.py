@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from deconfound.data.batch import Batch
 from deconfound.errors import UserError
@@ -24,6 +23,7 @@ from deconfound.methods.base import (
     cross_entropy,
     weighted_sum,
 )
+from deconfound.nets.constant import constant
 from deconfound.nets.encoder import Norm, build_encoder
 
 ALTERNATING_BETAS = (0.5, 0.9)
@@ -174,9 +174,9 @@ class Dann(Method):
 
     def _encoder_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
         representation = outputs["representation"]
-        label = cross_entropy(_constant(self.head)(representation), batch.label)
+        label = cross_entropy(constant(self.head)(representation), batch.label)
         against = self._told_apart(
-            _constant(self.discriminator), representation, batch, -self.options.adversarial_weight
+            constant(self.discriminator), representation, batch, -self.options.adversarial_weight
         )
         return {"cross_entropy": Loss(label), **against}
 
@@ -211,10 +211,3 @@ def _hidden(inputs: int, outputs: int, alternates: bool) -> list[nn.Module]:
     if alternates:
         return [nn.Linear(inputs, outputs), nn.ReLU()]
     return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
-
-
-def _constant(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`module` as a function of its input alone: no gradient reaches it, its buffers stay."""
-    state = {name: value.detach() for name, value in module.named_parameters()}
-    state |= {name: value.clone() for name, value in module.named_buffers()}
-    return lambda representation: functional_call(module, state, (representation,))

@@ -22,7 +22,7 @@ from deconfound.methods.base import (
     Tensors,
     cross_entropy,
 )
-from deconfound.nets.average import WeightAverage
+from deconfound.nets.average import averaged_copy, early_decay, update_average
 from deconfound.nets.tapped import Features, TappedName, build_tapped_encoder, style_code
 from deconfound.nets.unet import AdaIN, Output, UNetGenerator
 
@@ -87,6 +87,9 @@ class Ist(Imputer):
     PAPER = "Pernice et al., Interventional Style Transfer, 2023, eq. 7"
     ENVIRONMENTS = 2
 
+    updates: Tensor
+    """() int64: times that the average has followed the generator."""
+
     def __init__(self, options: IstOptions, task: Task) -> None:
         super().__init__(options, task)
         if task.image_size is None:
@@ -101,7 +104,8 @@ class Ist(Imputer):
         self.label_head = nn.Linear(features, task.labels)
         self.environment_head = nn.Linear(seen, task.environments)
         self.generator = UNetGenerator(channels, widths, options.adain, options.output)
-        self.average = WeightAverage(self.generator, options.average_decay)
+        self.average = averaged_copy(self.generator)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.critic = build_tapped_encoder(options.encoder, channels, size)
         self.critic_heads = nn.Linear(seen, task.environments)
 
@@ -138,7 +142,8 @@ class Ist(Imputer):
         if stage.name == "transfer":
             self.critic.load_state_dict(self.encoder.state_dict())
             self.critic_heads.load_state_dict(self.environment_head.state_dict())
-            self.average.restart(self.generator)
+            self.average.load_state_dict(self.generator.state_dict())
+            self.updates.zero_()
 
     def step(
         self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
@@ -147,7 +152,9 @@ class Ist(Imputer):
         """Every phase in order; then the average follows the generator."""
         logged = super().step(batch, stage, optimizers, backward)
         if stage.name == "transfer":
-            self.average.update(self.generator)
+            self.updates += 1
+            decay = early_decay(self.options.average_decay, int(self.updates))
+            update_average(self.average, self.generator, decay)
         return logged
 
     def embed(self, image: Tensor) -> Tensors:
@@ -169,9 +176,7 @@ class Ist(Imputer):
 
         Float32, as `Batch.image`.
         """
-        weights = self.average.of(self.generator)
-        taps = self.encoder(image).taps
-        drawn: Tensor = functional_call(self.generator, weights, (image, taps, style))
+        drawn: Tensor = self.average(image, self.encoder(image).taps, style)
         return drawn.float()
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:

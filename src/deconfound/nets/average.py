@@ -1,48 +1,38 @@
-"""A moving average of a network's weights."""
+"""The moving average of a network's weights."""
+
+import copy
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
-class WeightAverage(nn.Module):
-    """Exponential moving average of the parameters of a module without buffers.
+def averaged_copy(network: Network) -> Network:
+    """A copy whose parameters are buffers: saved with a method, and trained by none of its phases.
 
-    Karras et al., Progressive Growing of GANs, 2018. The averages are buffers, so no optimizer
-    takes them for weights to train, and they are saved and resumed as every buffer is. The n-th
-    update decays by min(decay, (1 + n) / (10 + n)): a short training is averaged over its end and
-    not over its beginning.
+    It holds the weights of `network` until `update_average` moves them.
     """
-
-    count: Tensor
-    """() int64: updates so far."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        for name, parameter in module.named_parameters():
-            self.register_buffer(_key(name), parameter.detach().clone())
-
-    @torch.no_grad()
-    def restart(self, module: nn.Module) -> None:
-        """Forget the past: the averages are the module's parameters."""
-        self.count.zero_()
-        for name, parameter in module.named_parameters():
-            self.get_buffer(_key(name)).copy_(parameter)
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Move towards the module's parameters."""
-        self.count += 1
-        count = int(self.count)
-        share = 1 - min(self.decay, (1 + count) / (10 + count))
-        for name, parameter in module.named_parameters():
-            self.get_buffer(_key(name)).lerp_(parameter, share)
-
-    def of(self, module: nn.Module) -> dict[str, Tensor]:
-        """The averages by the names of the module's parameters, for `functional_call`."""
-        return {name: self.get_buffer(_key(name)) for name, _ in module.named_parameters()}
+    average = copy.deepcopy(network)
+    for module in average.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach().clone())
+    return average
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "/")
+def early_decay(decay: float, updates: int) -> float:
+    """The decay after so many updates, (1 + n) / (10 + n) at most.
+
+    A short training is averaged over its end and not over its beginning.
+    """
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Every weight of `average` becomes decay · itself + (1 − decay) · that of `network`."""
+    weights = network.state_dict()
+    for name, value in average.state_dict().items():
+        value.lerp_(weights[name], 1 - decay)
