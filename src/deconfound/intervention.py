@@ -72,7 +72,7 @@ class Intervention:
     def impute(self, image: Tensor, style: Tensor) -> Tensor:
         """Images (B, C, H, W) in the styles of the bank numbered `style` (B,) int64; float32."""
         wanted = self.bank.flatten(0, 1)[style.to(self.bank.device)]
-        parts = zip(image.split(AT_ONCE), wanted.split(AT_ONCE), strict=True)
+        parts = zip(torch.split(image, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
         imputed = [self.imputer.impute(some, styles).float() for some, styles in parts]
         return torch.cat(imputed).contiguous(memory_format=torch.channels_last)
 

@@ -100,9 +100,15 @@ def impute(
         clipped = _write(opened, source, imputer, rows, style, to, folder, quiet)
         written = open_screen(folder)
         shown = _shown(opened, source, rows, others, seed)
-        pictured = [source.read(rows[shown]), own.read(style_rows[shown]), written.read(shown)]
-        named = texts(environment, rows[shown])
-        draw_imputed(*pictured, source.channels, named, to, temporary / "transfer.png")
+        draw_imputed(
+            source.read(rows[shown]),
+            own.read(style_rows[shown]),
+            written.read(shown),
+            source.channels,
+            texts(environment, rows[shown]),
+            to,
+            temporary / "transfer.png",
+        )
         landing = find_landing(
             Encoder(imputer.imputer, imputer.intensity, fabric.device),
             (source, rows[others], texts(environment, rows[others])),
@@ -207,7 +213,8 @@ def _write(
             beyond, values = beyond + clipped, values + pixels.size
             progress.update(len(part))
         table = source.table.iloc[rows].reset_index(drop=True)
-        table = table.assign(**{TARGET: to, SOURCE_ROW: rows})
+        table[TARGET] = to
+        table[SOURCE_ROW] = rows
         writer.finish(table, source.index.transform, source.index.percentile_by)
     return beyond / values
 

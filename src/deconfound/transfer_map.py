@@ -125,15 +125,19 @@ def draw_landing(landing: Landing, to: str, file: Path, seed: int) -> None:
         for place, name in enumerate(found[:COLOURED]):
             inside = points[:count][from_where == name]
             colour = colormaps["Set2"](place)
-            axes.scatter(*inside.T, s=12, color=colour, label=_said(f"real, {name or 'unknown'}"))
+            said = _said(f"real, {name or 'unknown'}")
+            axes.scatter(inside[:, 0], inside[:, 1], s=12, color=colour, label=said)
         if len(found) > COLOURED:
             inside = points[:count][np.isin(from_where, found[COLOURED:])]
             label = f"real, {len(found) - COLOURED} others"
-            axes.scatter(*inside.T, s=12, color="0.75", label=label)
+            axes.scatter(inside[:, 0], inside[:, 1], s=12, color="0.75", label=label)
         target, imputed = points[count : count + own], points[count + own :]
-        axes.scatter(*target.T, s=22, color="#d1495b", label=_said(f"real, {to} (target)"))
-        axes.scatter(*imputed.T, s=26, marker="x", linewidths=0.9, color="black",
-                     label=_said(f"imputed to {to}"))  # fmt: skip
+        for shown, style in (
+            (target, {"s": 22, "color": "#d1495b", "label": _said(f"real, {to} (target)")}),
+            (imputed, {"s": 26, "marker": "x", "linewidths": 0.9, "color": "black",
+                       "label": _said(f"imputed to {to}")}),
+        ):  # fmt: skip
+            axes.scatter(shown[:, 0], shown[:, 1], **style)
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     axes.set_xlabel("UMAP 1", fontsize=9)
     axes.set_ylabel("UMAP 2", fontsize=9)
