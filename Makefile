@@ -8,7 +8,7 @@ demo: install
 	$(BIN)/deconfound demo --out demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 check: install
 	$(BIN)/ruff format --check .

@@ -142,7 +142,7 @@ def test_a_sweep_predicts_what_embed_predicts(
 ) -> None:
     run = runs(2)
     problem = pose(screen, run.config.data)
-    rows, codes = sweep_run._predict(run, screen, problem)
+    rows, codes = sweep_run._predict(run, screen, problem, None)
     found = embed(run.path, screen.path, tmp_path / "e.h5ad", device="cpu", threads=1, quiet=True)
     predicted = found.table[PREDICTED].astype(str).to_numpy()[rows]
     assert predicted.tolist() == np.array(problem.all_labels.names)[codes].tolist()

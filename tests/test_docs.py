@@ -44,7 +44,7 @@ NAMES = {
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
 CHEAP = {
     "demo": "--cells 500 --steps 2 --quiet",
-    "simulate": "--cells 500 --quiet",
+    "simulate": "--cells 720 --quiet",
     "ingest": "--quiet",
     "describe": "--quiet",
     "crossval": "--workers 1 --steps 2 --batch-size 16 --quiet",
@@ -375,7 +375,7 @@ class _Seen(Exception):
 
 
 def fields_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, FieldInfo]:
-    """The fields behind every flag of a verb, whatever name follows it."""
+    """The fields behind every flag of a verb, whatever name follows it; of several the first."""
 
     def show(model: type[BaseModel], *_: object) -> None:
         raise _Seen(model)
@@ -385,7 +385,7 @@ def fields_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, FieldInfo
     for name in NAMES.get(verb, ("",)):
         with pytest.raises(_Seen) as seen:
             cli.VERBS[verb][0]([name] if name else [])
-        found |= _flat(seen.value.model)
+        found = _flat(seen.value.model) | found
     return found
 
 

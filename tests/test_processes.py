@@ -29,7 +29,7 @@ from deconfound.data.batch import Batch, BatchReader
 from deconfound.data.intensity import fit_intensity
 from deconfound.data.screen import Screen, open_screen
 from deconfound.fit import fit
-from deconfound.methods import stargan2
+from deconfound.methods import ist, stargan2
 from deconfound.methods.base import Method
 from deconfound.nets import mixstyle
 from deconfound.nets.batch_norm import synchronise_batch_norm
@@ -115,7 +115,12 @@ def styles_of_rows(alone: bool) -> Iterator[None]:
         angle = batch.row[own].double()[:, None] * torch.arange(1, size + 1)
         return torch.stack([angle.sin(), angle.cos()])
 
+    def pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        _, style, _ = references(batch)
+        return batch.image, batch.image[style], batch.environment[style]
+
     with (
+        patch.object(ist, "_pairs", pairs),
         patch.object(stargan2, "reference_rows", references),
         patch.object(stargan2, "draw_latents", latents),
     ):
