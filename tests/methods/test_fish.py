@@ -95,3 +95,28 @@ def test_more_environments_a_step_than_training_has_are_refused() -> None:
     with pytest.raises(UserError, match="--meta-steps 3: training has 2 environments; lower it"):
         built(environments=2, form="authors")
     built(environments=2)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_in_lower_precision_every_inner_step_sees_the_weights_of_the_one_before(
+    cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast keeps weights that it has cast until it ends; the update moves on without them."""
+    method, batch = built(learning_rate=0.1), batch_of([0] * 8 + [1] * 8)
+    *_, stage = method.stages(2)
+    (phase,) = stage.phases
+    seen: list[torch.Tensor] = []
+    outputs = method.outputs
+
+    def watched(own: Batch, stage: str) -> dict[str, torch.Tensor]:
+        found = outputs(own, stage)
+        first = next(method.parameters())
+        cast = torch.nn.functional.linear(torch.eye(3), first)
+        seen.append((cast.float().T - first).detach().abs().max())
+        return found
+
+    monkeypatch.setattr(method, "outputs", watched)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=cached):
+        method.step(batch, stage, [phase.optimizer()], lambda loss, _: loss.backward())
+    assert len(seen) == 2
+    assert max(seen) < 0.01

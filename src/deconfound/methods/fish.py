@@ -84,6 +84,7 @@ class Fish(Erm):
         total, environments = torch.zeros((), device=batch.image.device), self._drawn(batch)
         for environment in environments:
             own = _rows(batch, (batch.environment == environment) & (batch.label >= 0))
+            torch.clear_autocast_cache()  # of weights cast before they moved
             loss = weighted_sum(phase.losses(own, self.outputs(own, stage.name)))
             optimizer.zero_grad(set_to_none=True)
             backward(loss, phase.parameters)
