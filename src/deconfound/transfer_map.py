@@ -132,12 +132,13 @@ def draw_landing(landing: Landing, to: str, file: Path, seed: int) -> None:
             label = f"real, {len(found) - COLOURED} others"
             axes.scatter(inside[:, 0], inside[:, 1], s=12, color="0.75", label=label)
         target, imputed = points[count : count + own], points[count + own :]
-        for shown, style in (
-            (target, {"s": 22, "color": "#d1495b", "label": _said(f"real, {to} (target)")}),
-            (imputed, {"s": 26, "marker": "x", "linewidths": 0.9, "color": "black",
-                       "label": _said(f"imputed to {to}")}),
-        ):  # fmt: skip
-            axes.scatter(shown[:, 0], shown[:, 1], **style)
+        axes.scatter(
+            target[:, 0], target[:, 1], s=22, color="#d1495b", label=_said(f"real, {to} (target)")
+        )
+        axes.scatter(
+            imputed[:, 0], imputed[:, 1], s=26, marker="x", linewidths=0.9, color="black",
+            label=_said(f"imputed to {to}"),
+        )  # fmt: skip
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     axes.set_xlabel("UMAP 1", fontsize=9)
     axes.set_ylabel("UMAP 2", fontsize=9)
