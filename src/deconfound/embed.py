@@ -1,6 +1,5 @@
 """embed: the representations of every image of a screen, resumable, in constant memory."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +73,7 @@ def embed(
 
 def _identity(run: Run, screen: Screen, selection: str | None, precision: str) -> str:
     """What finished chunks depend on; another call does not go on from them."""
-    model = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()
+    model = sha256(run.path / "model.safetensors")
     found = [model, screen.identity, selection, precision, CHUNK]
     if run.config.imputer is not None:
         bank = sha256(run.path / WEIGHTS)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from deconfound import atomic, machine, methods
+from deconfound import atomic, machine
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Images, Rows, Screen, open_screen
 from deconfound.data.simulate import counterfactual
@@ -20,6 +20,7 @@ from deconfound.data.split import Part, physical_well
 from deconfound.data.table import joined
 from deconfound.errors import UserError
 from deconfound.imputation_oracle import Oracle, oracle_of
+from deconfound.intervention import refuse_unable
 from deconfound.measure import COLUMNS, Row, score_row
 from deconfound.methods.base import Imputer
 from deconfound.metrics import (
@@ -36,6 +37,7 @@ from deconfound.problem import Problem, pose
 from deconfound.progress import Progress
 from deconfound.run import Run, open_run, read_json
 from deconfound.streams import numpy_stream
+from deconfound.transfer import refuse_percentile
 
 PARTS: tuple[Part, ...] = ("id_test", "test")
 BATCH = 64
@@ -169,19 +171,11 @@ def interventions(
 
 def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
     """The run's method, able to impute on this screen."""
-    if not issubclass(methods.load(run.config.method), Imputer):
-        able = [name for name in methods.names() if issubclass(methods.load(name), Imputer)]
-        raise UserError(
-            f"{run.path}: {run.config.method} cannot impute images; fit one of {', '.join(able)}"
-        )
+    refuse_unable(run.config.method, run.config.method, str(run.path))
     counterfactual(screen, [], "none")
     method, intensity = run.load(screen)
     assert isinstance(method, Imputer)
-    if intensity.transform == "percentile":
-        raise UserError(
-            f"{run.path}: transform percentile forgets how bright images were, so none can be "
-            "put back into stored units; fit it again with --transform none or arcsinh"
-        )
+    refuse_percentile(run)
     if read_json(run.path / "fold.json")["screen_identity"] != screen.identity:
         raise UserError(
             f"{screen.path}: not the screen that {run.path} was fitted on, so which of its cells "

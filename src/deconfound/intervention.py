@@ -117,6 +117,14 @@ def imputing_methods() -> list[str]:
     return [name for name in methods.names() if issubclass(methods.load(name), Imputer)]
 
 
+def refuse_unable(method: str, name: str, where: str) -> None:
+    """Raise UserError, that `name` at `where` cannot impute, if `method` is none that can."""
+    able = imputing_methods()
+    if method not in able:
+        said = listed(able) or "a method that imputes"
+        raise UserError(f"{where}: {name} cannot impute images; fit one of {said}")
+
+
 def with_imputer(config: RunConfig, out: Path) -> RunConfig:
     """`config` with the method of the run that is intervened with, if there is one.
 
@@ -141,9 +149,7 @@ def imputing_run(config: RunConfig, screen: Screen, problem: Problem, out: Path)
         return None
     run = open_run(path)
     name = run.config.title
-    if run.config.method not in imputing_methods():
-        able = listed(imputing_methods()) or "a method that imputes"
-        raise UserError(f"--intervene {path}: {name} cannot impute images; fit one of {able}")
+    refuse_unable(run.config.method, name, f"--intervene {path}")
     if run.config.options.sees_held_out:
         raise UserError(
             f"--intervene {path}: {name} saw images of test rows; give a run that did not"

@@ -16,9 +16,8 @@ from deconfound.data.batch import BatchReader
 from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.shards import sha256
-from deconfound.data.table import listed
 from deconfound.errors import UserError
-from deconfound.intervention import Intervention, frozen, imputing_methods, styles_of
+from deconfound.intervention import Intervention, frozen, refuse_unable, styles_of
 from deconfound.methods.base import Imputer
 from deconfound.problem import Problem, pose
 from deconfound.progress import Progress
@@ -123,10 +122,7 @@ def impute(
 
 
 def _refuse_unable(run: Run, screen: Screen, to: str) -> None:
-    name = run.config.method
-    if name not in imputing_methods():
-        able = listed(imputing_methods()) or "a method that imputes"
-        raise UserError(f"{run.path}: {name} cannot impute images; fit one of {able}")
+    refuse_unable(run.config.method, run.config.method, str(run.path))
     if screen.holds_profiles:
         raise UserError(
             f"{screen.path}: holds profiles; transfer draws cells, give a screen of images"

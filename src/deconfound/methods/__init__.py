@@ -4,13 +4,12 @@ Those of the folder post_hoc correct embeddings and are not trained.
 """
 
 import importlib
-import inspect
 import pkgutil
 
 from deconfound.config import nearest
 from deconfound.errors import UserError
 from deconfound.methods import post_hoc
-from deconfound.methods.base import Method
+from deconfound.methods.base import Method, only_class
 
 
 def names() -> list[str]:
@@ -33,12 +32,4 @@ def load(name: str) -> type[Method]:
     refuse_post_hoc(name)
     if name not in names():
         raise UserError(f"unknown method {name!r}; {nearest(name, names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    found = [
-        member
-        for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, Method) and member.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise UserError(f"{module.__file__}: holds {len(found)} Method classes; expected one")
-    return found[0]
+    return only_class(importlib.import_module(f"{__name__}.{name}"), Method)

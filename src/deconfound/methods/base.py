@@ -1,8 +1,10 @@
 """What a method is: a network that declares its stages, phases and losses, and embeds images."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from types import ModuleType
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
@@ -14,6 +16,7 @@ from deconfound.errors import UserError
 from deconfound.losses.gather import global_mean
 
 Tensors = dict[str, Tensor]
+Kind = TypeVar("Kind")
 OptimizerName = Literal["adamw", "adam", "sgd"]
 Group = Literal["label", "environment"]
 
@@ -256,3 +259,17 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """
     total = nn.functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
     return global_mean(total, (target >= 0).sum())
+
+
+def only_class(module: ModuleType, kind: type[Kind]) -> type[Kind]:
+    """The class of this kind that a module defines; raises UserError if that is not just one."""
+    found = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, kind) and member.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"{module.__file__}: holds {len(found)} {kind.__name__} classes; expected one"
+        )
+    return found[0]

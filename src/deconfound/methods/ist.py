@@ -1,12 +1,11 @@
 """IST: a generator redraws images as if they had been taken in another environment."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from deconfound.data.batch import Batch
 from deconfound.errors import UserError
@@ -23,6 +22,7 @@ from deconfound.methods.base import (
     cross_entropy,
 )
 from deconfound.nets.average import averaged_copy, early_decay, update_average
+from deconfound.nets.constant import constant
 from deconfound.nets.tapped import Features, TappedName, build_tapped_encoder, style_code
 from deconfound.nets.unet import AdaIN, Output, UNetGenerator
 
@@ -244,13 +244,13 @@ class Ist(Imputer):
         options = self.options
         content, drawn = outputs["content"], outputs["drawn"]
         of_content, of_style = _taps(outputs, "content"), _taps(outputs, "style")
-        features: Features = _constant(self.encoder)(drawn)
+        features: Features = constant(self.encoder)(drawn)
         own_style = style_code(content, of_content)
         again = self.generator(drawn, features.taps, own_style)
         of_drawn = self._criticised(
-            _constant(self.critic), _constant(self.critic_heads), drawn, outputs["environment"]
+            constant(self.critic), constant(self.critic_heads), drawn, outputs["environment"]
         )
-        label = _constant(self.label_head)
+        label = constant(self.label_head)
         matching = class_matching(label(features.pooled), label(outputs["representation"]))
         content_maps = content_distance(features.taps, of_content)
         return {
@@ -295,9 +295,3 @@ def _seen(image: Tensor, features: Features) -> Tensor:
 def _taps(outputs: Tensors, of: str) -> list[Tensor]:
     count = sum(name.startswith(f"{of}_") for name in outputs)
     return [outputs[f"{of}_{layer}"] for layer in range(count)]
-
-
-def _constant(module: nn.Module) -> Callable[[Tensor], Any]:
-    """`module` as a function of its input alone: gradients pass through it, none stays in it."""
-    state = {name: value.detach() for name, value in module.named_parameters()}
-    return lambda value: functional_call(module, state, (value,))

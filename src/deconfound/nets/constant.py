@@ -1,12 +1,13 @@
 """A network as a function of its inputs alone."""
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 
-def constant(network: nn.Module) -> Callable[..., Tensor]:
+def constant(network: nn.Module) -> Callable[..., Any]:
     """`network` as a function of its inputs alone: no gradient reaches it, its buffers stay."""
     state = {name: value.detach() for name, value in network.named_parameters()}
     state |= {name: value.clone() for name, value in network.named_buffers()}
