@@ -49,14 +49,44 @@ def test_rows_share_the_runs_of_their_method(
     assert harmony == TableRow("erm+harmony-refit", "erm", "harmony", False)
 
 
+def test_rows_of_methods_trained_on_imputed_images(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    scbd, far = tmp_path / "scbd.yaml", tmp_path / "far.yaml"
+    scbd.write_text(dump_config(make_config("scbd")))
+    far.write_text(dump_config(make_config("ist")))
+    words = ("erm+ist", "erm+ist+knn", f"scbd={scbd}", "scbd+far", f"far={far}")
+    rows, entries = read_rows(words)
+    assert rows == [
+        TableRow("erm+ist", "erm+ist"),
+        TableRow("erm+ist+knn", "erm+ist", None, True),
+        TableRow("scbd", "scbd"),
+        TableRow("scbd+far", "scbd+far"),
+        TableRow("far", "far"),
+    ]
+    assert entries == {
+        "erm+ist": {"method": "erm", "intervene": "ist"},
+        "scbd": {"method": "scbd", "config": str(scbd)},
+        "scbd+far": {"method": "scbd", "config": str(scbd), "intervene": "far"},
+        "far": {"method": "ist", "config": str(far)},
+        "ist": {},
+    }
+    options = CrossvalOptions(bank=5, style_images=2)
+    swept = sweep_file(tmp_path, entries, [], options)["methods"]
+    assert swept["erm+ist"]["intervention"] == {"bank": 5, "style_images": 2}
+    assert "intervention" not in swept["scbd"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ((), "name one method or more"),
         (("emr",), "unknown method 'emr'; did you mean 'erm'"),
         (("symphony",), "symphony is a post hoc method"),
-        (("erm+kn",), "unknown correction 'kn'; did you mean 'knn'"),
-        (("erm+ist",), "unknown correction 'ist'"),
+        (("erm+kn",), "'kn' neither imputes nor corrects; did you mean 'knn'"),
+        (("erm+mixstyle",), "'mixstyle' neither imputes nor corrects"),
+        (("erm+knn+ist",), "'ist' neither imputes nor corrects|one imputer at most"),
+        (("erm+ist+stargan2",), "'stargan2' neither imputes nor corrects"),
         (("erm+knn+symphony",), "one correction at most, then knn"),
         (("erm+harmony+symphony",), "one correction at most, then knn"),
         (("erm+knn+knn",), "one correction at most, then knn"),
@@ -234,3 +264,22 @@ def test_from_a_screen_to_the_table(screen: Screen, tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a cross-validation"):
         crossval(("erm",), screen.path, tmp_path / "mine", options, quiet=True)
+
+
+def test_imputed_images_from_a_screen_to_the_table(
+    screen: Screen, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    far, erm = tmp_path / "far.yaml", tmp_path / "erm.yaml"
+    far.write_text(dump_config(make_config("ist")))
+    erm.write_text(dump_config(make_config("erm")))
+    options = CrossvalOptions(
+        levels=("series",), folds_per_level=1, seeds=(0,), steps=2, batch_size=24, bank=2
+    )
+    words = (f"erm+far={erm}", f"far={far}")
+    out = tmp_path / "c"
+    found = crossval(words, screen.path, out, options, workers=1, quiet=True)
+    assert found.failed == 0
+    table = found.table.set_index("method")
+    assert table.loc["erm+far", ["IID_runs", "series_runs"]].tolist() == [1, 1]
+    titles = {read_embeddings(file).about["method"] for file in (out / "embeddings").glob("*.h5ad")}
+    assert titles == {"erm+ist", "ist"}

@@ -249,11 +249,21 @@ def test_interventions_are_uniform_over_other_environments_and_read_training_row
     assert (drawn.style != other.style).any()
     assert np.isin(drawn.style, problem.fold.rows("train")).all()
     code = problem.environment.codes
-    assert (code[drawn.style] == drawn.environment).all()
+    assert drawn.style.shape == (len(drawn.rows), 1)
+    assert (code[drawn.style[:, 0]] == drawn.environment).all()
     counts = np.bincount(drawn.environment, minlength=3)
     assert (counts > len(drawn.rows) / 6).all()
     levels = list(simulated.roles.levels)
-    assert ["/".join(simulated.table.loc[row, levels]) for row in drawn.style] == [*drawn.rendering]
+    place = ["/".join(names) for names in simulated.table[levels].to_numpy()]
+    assert [place[row] for row in drawn.style[:, 0]] == [*drawn.rendering]
+    several = interventions(simulated, problem, "test", 1000, 0, style_images=3)
+    assert (several.style[:, 0] == drawn.style[:, 0]).all()
+    assert (code[several.style] == several.environment[:, None]).all()
+    assert np.isin(several.style, problem.fold.rows("train")).all()
+    assert [[place[row] for row in rows] for rows in several.style] == [
+        [name] * 3 for name in several.rendering
+    ]
+    assert (np.diff(several.style, axis=1) != 0).any()
     within = interventions(simulated, problem, "id_test", 1000, 0)
     assert len(within.rows)
     assert (code[within.rows] != within.environment).all()

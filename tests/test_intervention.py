@@ -161,6 +161,19 @@ def test_a_small_environment_repeats_its_rows(
         assert len(styles.unique(dim=0)) == rows
 
 
+def test_a_style_of_several_images_is_the_mean_of_their_codes(
+    source: Path, screen: Screen, problem: Problem, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    def bank(styles: int, images: int) -> torch.Tensor:
+        options = InterventionOptions(intervene=source, bank=styles, style_images=images)
+        config = make_config("erm").model_copy(update={"intervention": options})
+        made = begin_intervention(config, screen, problem, tmp_path, open_run(source), CPU)
+        assert made is not None
+        return made.bank
+
+    torch.testing.assert_close(bank(2, 3), bank(6, 1).unflatten(1, (2, 3)).mean(dim=2))
+
+
 def test_no_gradient_reaches_the_imputer(run: Path, screen: Screen, batch: Batch) -> None:
     found = load_intervention(run, screen)
     assert not found.imputer.training

@@ -134,6 +134,8 @@ class ImputationArguments(Arguments):
     """The Parquet file of scores to write; the oracle is kept beside it."""
     images: int = Field(2_000, ge=1)
     """Held-out cells of a part at most, drawn by the seed."""
+    style_images: int = Field(1, ge=1)
+    """Images of an environment that one style is averaged over; 1 as in the paper."""
     oracle_steps: int = Field(400, ge=1)
     """Training steps of the oracle that says which label an image shows."""
     seed: int = 0

@@ -99,6 +99,8 @@ class InterventionOptions(Options):
     interventional distribution."""
     bank: int = Field(32, ge=1)
     """Styles kept of each training environment, those of training rows drawn at random."""
+    style_images: int = Field(1, ge=1)
+    """Images of an environment that one style is averaged over; 1 as in the paper."""
     correction_draws: int = Field(1, ge=0)
     """Times that an image is brought to a training environment before it is embedded; the
     representations and probabilities are averaged. 0 embeds it as it is."""

@@ -123,7 +123,7 @@ def _scores(plan: Plan, rows: list[TableRow], out: Path, knn: int, quiet: bool) 
     if not found:
         raise UserError(f"{out}: every run failed; {out / 'sweep' / 'failures.csv'} says why")
     table = pd.concat(found, ignore_index=True)[COLUMNS]
-    key = [column for column in COLUMNS if column not in ("value", "n", "note")]
+    key = [column for column in COLUMNS if column not in ("value", "n", "note", "config")]
     return table.drop_duplicates(key, ignore_index=True)
 
 

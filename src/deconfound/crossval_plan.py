@@ -13,6 +13,7 @@ from deconfound.data.screen import Screen
 from deconfound.data.split import Group, groups
 from deconfound.data.table import joined, listed
 from deconfound.errors import UserError
+from deconfound.intervention import imputing_methods
 from deconfound.methods import post_hoc
 from deconfound.problem import pose, roles_of
 from deconfound.run import read_config
@@ -43,6 +44,13 @@ class CrossvalOptions(Options):
     """The same of the images in a batch."""
     knn: int = Field(10, ge=1)
     """Neighbours that vote where a method ends in +knn."""
+    bank: int | None = Field(None, ge=1)
+    """Styles kept of each training environment, of methods trained on imputed images; the default
+    of fit if not given."""
+    style_images: int | None = Field(None, ge=1)
+    """The same of the images that one style is averaged over."""
+    correction_draws: int | None = Field(None, ge=0)
+    """The same of the times that an image is imputed before it is embedded."""
 
     @property
     def data(self) -> DataOptions:
@@ -55,9 +63,9 @@ class TableRow:
     """One row of the table: a trained method, and what is done to its embeddings."""
 
     name: str
-    """As shown: "erm", "erm+symphony+knn"."""
+    """As shown: "erm", "erm+ist", "erm+symphony+knn"."""
     entry: str
-    """The sweep entry that is trained; rows may share one."""
+    """The sweep entry that is trained, such as "erm" or "erm+ist"; rows may share one."""
     correction: str | None = None
     """A post hoc method."""
     votes: bool = False
@@ -70,55 +78,80 @@ class TableRow:
 
 
 def read_rows(words: tuple[str, ...]) -> tuple[list[TableRow], dict[str, dict[str, Any]]]:
-    """The rows that METHOD[+CORRECTION][+knn][=CONFIG.yaml] name, and the sweep's entries by name.
+    """The rows that METHOD[+IMPUTER][+CORRECTION][+knn][=CONFIG.yaml] name, and sweep entries.
 
-    Raises UserError for an unknown method or correction, corrections in another order, a
-    correction whose extra is not installed, and two configurations of one name.
+    An imputer is a method that imputes, or the name of another word: the method is trained on what
+    it imputes on the same fold and seed (erm+ist is the IST of Pernice et al.). Entries come by
+    name; those of imputers are among them. Raises UserError for an unknown method, imputer or
+    correction, corrections in another order, a correction whose extra is not installed, and two
+    configurations of one name.
     """
     if not words:
         raise UserError("crossval: name one method or more, then the screen")
+    named = [word.partition("=")[0].split("+")[0] for word in words]
     rows: dict[str, TableRow] = {}
     configs: dict[str, Path | None] = {}
     for word in words:
         name, _, file = word.partition("=")
-        entry, *done = name.split("+")
-        row = _row(name, entry, done)
+        row = _row(name, named)
         rows[row.name] = row
         config = Path(file).resolve() if file else None
+        entry = row.entry
         if config is not None and configs.get(entry) not in (None, config):
             raise UserError(f"crossval: {entry} has two configurations; give one of them a name")
         configs[entry] = config or configs.get(entry)
-    return list(rows.values()), {name: _entry(name, file) for name, file in configs.items()}
+    for entry in list(configs):
+        for part in entry.split("+"):
+            configs.setdefault(part, None)
+    wanted = {part for entry in {row.entry for row in rows.values()} for part in _needed(entry)}
+    entries = {name: _entry(name, configs) for name in configs if name in wanted}
+    return list(rows.values()), entries
 
 
-def _row(name: str, entry: str, done: list[str]) -> TableRow:
+def _needed(entry: str) -> list[str]:
+    """The entry, and that of its imputer."""
+    return [entry, *entry.split("+")[1:]]
+
+
+def _row(word: str, named: list[str]) -> TableRow:
+    first, *rest = word.split("+")
+    corrections = [*post_hoc.names(), KNN]
+    imputer = rest[0] if rest and (rest[0] in imputing_methods() or rest[0] in named) else None
+    done = rest if imputer is None else rest[1:]
     for step in done:
-        if step not in (known := [*post_hoc.names(), KNN]):
+        if step not in corrections:
+            known = [*imputing_methods(), *corrections]
             raise UserError(
-                f"crossval: {name}: unknown correction {step!r}; {nearest(step, known)}"
+                f"crossval: {word}: {step!r} neither imputes nor corrects; {nearest(step, known)}"
             )
-    corrections = [step for step in done if step != KNN]
-    if len(corrections) > 1 or done != [*corrections, *[KNN] * (KNN in done)]:
-        raise UserError(f"crossval: {name}: expected METHOD, one correction at most, then knn")
+    corrected = [step for step in done if step != KNN]
+    if len(corrected) > 1 or done != [*corrected, *[KNN] * (KNN in done)]:
+        raise UserError(
+            f"crossval: {word}: expected METHOD, one imputer at most, one correction at most, "
+            "then knn"
+        )
+    entry = first if imputer is None else f"{first}+{imputer}"
     words, correction = [entry], None
-    if corrections:
-        correction = corrections[0]
+    if corrected:
+        correction = corrected[0]
         post_hoc.load(correction).require()
         words.append(post_hoc.load(correction).title(correction))
     return TableRow("+".join([*words, *[KNN] * (KNN in done)]), entry, correction, KNN in done)
 
 
-def _entry(name: str, config: Path | None) -> dict[str, Any]:
-    """The sweep's entry of a name.
-
-    A predictor trained on what another entry imputes (erm+ist of Pernice et al.) would be made
-    here, with the name of that entry.
-    """
-    if config is None:
-        methods.load(name)
-        return {}
-    method = read_config(config, name if name in methods.names() else None).method
-    return {"method": method, "config": str(config)}
+def _entry(name: str, configs: dict[str, Path | None]) -> dict[str, Any]:
+    """The sweep's entry of a name; with an imputer it is configured by itself or as its method."""
+    first, _, imputer = name.partition("+")
+    config = configs[name] or configs[first]
+    found: dict[str, Any] = {}
+    if config is not None:
+        method = read_config(config, first if first in methods.names() else None).method
+        found = {"method": method, "config": str(config)}
+    else:
+        methods.load(first)
+        if imputer:
+            found = {"method": first}
+    return found | ({"intervene": imputer} if imputer else {})
 
 
 def chosen_levels(screen: Screen, options: CrossvalOptions) -> list[str]:
@@ -209,6 +242,11 @@ def sweep_file(
     """The sweep that a cross-validation needs, as a sweep file says it."""
     data = {"label": options.label, "environment": list(options.environment)}
     training = {"steps": options.steps, "batch_size": options.batch_size}
+    asked = {name: getattr(options, name) for name in ("bank", "style_images", "correction_draws")}
+    intervention = {name: value for name, value in asked.items() if value is not None}
+    for name, entry in entries.items():
+        if "intervene" in entry and intervention:
+            entries = entries | {name: entry | {"intervention": intervention}}
     return {
         "screens": [str(Path(screen).resolve())],
         "folds": [IID, *folds],

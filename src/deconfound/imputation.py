@@ -53,11 +53,11 @@ class Interventions:
     rows: Rows
     """(N,) int64, the cells."""
     style: Rows
-    """(N,) int64, the training row whose image is the style."""
+    """(N, K) int64, the training rows over whose images the style is averaged."""
     environment: Rows
     """(N,) int64, the code of the run's environment that the style is of."""
     rendering: npt.NDArray[np.str_]
-    """(N,) the simulated environment of the style, in which the true image is rendered."""
+    """(N,) the simulated environment of the first style image, where the true one is rendered."""
 
 
 class _Judged:
@@ -81,6 +81,7 @@ def imputation(
     out: Path,
     *,
     images: int = 2_000,
+    style_images: int = 1,
     oracle_steps: int = 400,
     seed: int = 0,
     device: str = "auto",
@@ -90,11 +91,12 @@ def imputation(
     """Score the images that `run` imputes for held-out cells of the simulated screen it saw.
 
     Of each of the parts id_test and test at most `images` cells, drawn by `seed`, are imputed each
-    into one training environment other than its own, drawn uniformly, with the style of a training
-    image of it, drawn uniformly. The true image is the same cell rendered in the simulated
-    environment of that style image. Both are compared in stored units, the imputed one clipped to
-    the range of the stored type. The oracle of `oracle_of`, trained in `oracle_steps` steps and
-    kept beside `out`, says which label an image shows.
+    into one training environment other than its own, drawn uniformly, in the style, averaged over
+    codes, of `style_images` training images of it, drawn uniformly; from the second on they are of
+    the simulated environment of the first. The true image is the same cell rendered there. Both
+    are compared in stored units, the imputed one clipped to the range of the stored type. The
+    oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`, says which label
+    an image shows.
 
     Returns, and writes to the Parquet file `out`, the columns of `measure`: the representation is
     "image", or "channel NAME" where only that is compared. Beside the run's scores stand those of
@@ -113,7 +115,11 @@ def imputation(
         planned = {
             part: drawn
             for part in PARTS
-            if len((drawn := interventions(opened_screen, problem, part, images, seed)).rows)
+            if len(
+                (
+                    drawn := interventions(opened_screen, problem, part, images, seed, style_images)
+                ).rows
+            )
         }
         if not planned:
             raise UserError(
@@ -145,12 +151,13 @@ def imputation(
 
 
 def interventions(
-    screen: Screen, problem: Problem, part: Part, most: int, seed: int
+    screen: Screen, problem: Problem, part: Part, most: int, seed: int, style_images: int = 1
 ) -> Interventions:
-    """At most `most` rows of a part, each with an environment and a style image of training.
+    """At most `most` rows of a part, each with an environment and style images of training.
 
-    All draws are by `seed`; the same rows, environments and styles come whatever the run. A row
-    whose own environment is the only one of training is left out.
+    All draws are by `seed`; the same rows, environments and first styles come whatever the run and
+    `style_images`. Where there are too few style images they are repeated. A row whose own
+    environment is the only one of training is left out.
     """
     code = problem.environment.codes
     train = problem.fold.rows("train")
@@ -164,9 +171,13 @@ def interventions(
     possible = (~own).any(axis=1)
     rows, chosen = rows[possible], environments[weight.argmax(axis=1)][possible]
     members = {one: train[code[train] == one] for one in environments}
-    style = np.array([stream.choice(members[one]) for one in chosen], dtype=np.int64)
-    rendering = joined(screen.table, screen.roles.levels).iloc[style].to_numpy(dtype=str)
-    return Interventions(rows, style, chosen, rendering)
+    first = np.array([stream.choice(members[one]) for one in chosen], dtype=np.int64)
+    simulated = joined(screen.table, screen.roles.levels).to_numpy(dtype=str)
+    places = list(zip(chosen, simulated[first], strict=True))
+    alike = {(e, s): members[e][simulated[members[e]] == s] for e, s in set(places)}
+    again = [stream.choice(alike[place], style_images - 1) for place in places]
+    style = np.column_stack([first, np.array(again, dtype=np.int64).reshape(len(first), -1)])
+    return Interventions(rows, style, chosen, simulated[first])
 
 
 def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
@@ -200,7 +211,9 @@ def _judged(
         of_rendering = np.flatnonzero(drawn.rendering == rendering)
         for places in np.split(of_rendering, np.arange(BATCH, len(of_rendering), BATCH)):
             rows = drawn.rows[places]
-            source, style = screen.read(rows), screen.read(drawn.style[places])
+            wanted = drawn.style[places]
+            style = screen.read(wanted.ravel()).reshape(*wanted.shape, *screen.image_shape)
+            source = screen.read(rows)
             true = counterfactual(screen, rows, str(rendering), threads=threads)
             environment = drawn.environment[places]
             imputed = _imputed(method, intensity, source, style, environment)
@@ -221,12 +234,14 @@ def _imputed(
     style: Images,
     environment: Rows,
 ) -> npt.NDArray[np.float32]:
-    """The source images (B, C, H, W) in the styles of the style images, in stored units."""
+    """The source images (B, C, H, W) in the styles of images (B, K, C, H, W), in stored units."""
     device = intensity.offset.device
     source_pixels, style_pixels, taken_in = (
         torch.from_numpy(array).to(device) for array in (source, style, environment)
     )
-    code = method.style(intensity(style_pixels), taken_in)
+    images = style_pixels.shape[1]
+    every = method.style(intensity(style_pixels.flatten(0, 1)), taken_in.repeat_interleave(images))
+    code = every.unflatten(0, (-1, images)).mean(dim=1)
     imputed = method.impute(intensity(source_pixels), code)
     return np.asarray(intensity.inverse(imputed.float()).cpu().numpy())
 

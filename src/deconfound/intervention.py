@@ -45,7 +45,9 @@ class Intervention:
     """P(X̂, Y | do(C)): images in styles of training environments drawn uniformly.
 
     Pernice et al., Interventional Style Transfer, 2023, eq. 1 and Figure 4A. Styles come from a
-    bank made once, and not from a new image each time.
+    bank made once, and not from a new image each time. A style may be the mean of the codes of
+    several images of an environment, in which what their own cells bring into a code cancels; the
+    paper takes one.
     """
 
     imputer: Imputer
@@ -222,7 +224,10 @@ def begin_intervention(
     }
     nothing = torch.empty(0)
     made = Intervention(frozen(method), intensity, nothing, about).to(device)
-    bank = style_bank(made, screen, problem, config.intervention.bank, config.seed, device)
+    options = config.intervention
+    bank = style_bank(
+        made, screen, problem, options.bank, options.style_images, config.seed, device
+    )
     return replace(made, bank=bank)
 
 
@@ -236,22 +241,25 @@ def style_bank(
     screen: Screen,
     problem: Problem,
     styles: int,
+    images: int,
     seed: int,
     device: torch.device,
 ) -> Tensor:
     """(K, `styles`, S) float32: of each training environment those of training rows, drawn by seed.
 
-    Rows are drawn without replacement; where there are too few they are repeated.
+    A style is the mean of the codes of `images` rows. Rows are drawn without replacement; where
+    there are too few they are repeated.
     """
     train = problem.fold.rows("train")
     found = []
     for code, name in enumerate(problem.environment.names):
         rows = train[problem.environment.codes[train] == code]
         stream = numpy_stream(seed, "style bank", name)
-        drawn = stream.permutation(rows)[:styles]
-        again = stream.choice(rows, styles - len(drawn))
+        drawn = stream.permutation(rows)[: styles * images]
+        again = stream.choice(rows, styles * images - len(drawn))
         every = np.concatenate([drawn, again])
-        found.append(styles_of(intervention, screen, problem, every, device))
+        codes = styles_of(intervention, screen, problem, every, device)
+        found.append(codes.unflatten(0, (styles, images)).mean(dim=1))
     return torch.stack(found)
 
 

@@ -129,7 +129,7 @@ def test_moments_are_those_of_the_style_image_and_the_pattern_the_sources() -> N
     source = stream.integers(0, 200, (4, 3, 8, 8), dtype=np.uint8)
     style = stream.integers(0, 60_000, (4, 3, 8, 8), dtype=np.uint16)
     source[0, 0] = 7
-    found = matched_moments(source, style)
+    found = matched_moments(source, style[:, None])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.mean(axis=(2, 3)), style.mean(axis=(2, 3)), rtol=1e-5)
     assert (found[0, 0] == found[0, 0, 0, 0]).all()
@@ -139,10 +139,19 @@ def test_moments_are_those_of_the_style_image_and_the_pattern_the_sources() -> N
         assert pattern[0, 1] == pytest.approx(1)
 
 
+def test_moments_of_several_style_images_are_averaged() -> None:
+    stream = np.random.default_rng(3)
+    source, style = stream.random((2, 1, 6, 6)), stream.random((2, 3, 1, 6, 6))
+    found = matched_moments(source, style)
+    wanted = np.mean([[image.std() for image in images] for images in style], axis=1)
+    np.testing.assert_allclose(found.std(axis=(2, 3))[:, 0], wanted, rtol=1e-5)
+    np.testing.assert_allclose(found.mean(axis=(2, 3)), style.mean(axis=(1, 3, 4)), rtol=1e-5)
+
+
 def test_moments_undo_a_gain_and_an_offset() -> None:
     source = np.random.default_rng(2).integers(0, 100, (3, 2, 6, 6), dtype=np.uint8)
     true = source * 2.5 + 20
-    found = matched_moments(source, true)
+    found = matched_moments(source, true[:, None])
     error = relative_error(
         absolute_distance(found, true).sum(axis=1), absolute_distance(source, true).sum(axis=1)
     )

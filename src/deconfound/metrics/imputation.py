@@ -188,12 +188,15 @@ def hallucination_rate(
 def matched_moments(source: NDArray[Any], style: NDArray[Any]) -> NDArray[np.float32]:
     """The source images with the mean and sd of each channel of the style images, float32.
 
-    (N, C, H, W) twice, in one unit, to (N, C, H, W): what an imputer must beat, as it is fitted on
-    nothing. A channel of `source` that does not vary takes the mean of `style`. Reinhard et al.,
-    Color Transfer between Images, 2001, eq. 10-11, per channel instead of in lαβ.
+    (N, C, H, W) and (N, K, C, H, W), in one unit, to (N, C, H, W): what an imputer must beat, as
+    it is fitted on nothing. Of the K style images of a row means and sds are averaged. A channel of
+    `source` that does not vary takes the mean of `style`. Reinhard et al., Color Transfer between
+    Images, 2001, eq. 10-11, per channel instead of in lαβ.
     """
     source, style = source.astype(np.float64), style.astype(np.float64)
-    mean, of_style = (image.mean(axis=(2, 3), keepdims=True) for image in (source, style))
-    sd, wanted = (image.std(axis=(2, 3), keepdims=True) for image in (source, style))
+    mean, sd = (of(source, axis=(2, 3), keepdims=True) for of in (np.mean, np.std))
+    of_style, wanted = (
+        of(style, axis=(3, 4), keepdims=True).mean(axis=1) for of in (np.mean, np.std)
+    )
     scale = np.divide(wanted, sd, out=np.zeros_like(sd), where=sd > 0)
     return np.asarray((source - mean) * scale + of_style, dtype=np.float32)
