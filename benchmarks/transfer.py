@@ -55,6 +55,8 @@ class Timed:
         self.batch = _batch(size, 2 * batch, batch, self.fabric.device)
         self.images = _batch(size, AT_ONCE, 0, self.fabric.device)
         self.seconds: dict[str, list[float]] = {}
+        self.processor: dict[str, list[float]] = {}
+        """Processor seconds of the same, which do not count what else the machine does."""
 
     def steps(self, stage: Stage) -> Iterator[None]:
         """One training step of a stage at a time, timed."""
@@ -62,7 +64,7 @@ class Timed:
         optimizers = [phase.optimizer() for phase in stage.phases]
         self.method.train()
         while True:
-            start = _now()
+            start = time.perf_counter(), time.process_time()
             with self.fabric.autocast():
                 self.method.step(self.batch, stage, optimizers, _backward)
             self._took(stage.name, start)
@@ -73,15 +75,17 @@ class Timed:
         """Impute 128 images, timed."""
         self.method.eval()
         style = self.method.style(self.images.image, self.images.environment)
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         with self.fabric.autocast():
             self.method.impute(self.images.image, style)
         self._took("impute", start)
 
-    def _took(self, what: str, start: float) -> None:
+    def _took(self, what: str, start: tuple[float, float]) -> None:
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds.setdefault(what, []).append(time.perf_counter() - start)
+        taken = time.perf_counter() - start[0], time.process_time() - start[1]
+        self.seconds.setdefault(what, []).append(taken[0])
+        self.processor.setdefault(what, []).append(taken[1])
 
 
 def measured(
@@ -104,7 +108,10 @@ def measured(
             one.impute()
     rows = []
     for name, one in timed.items():
-        median = {what: statistics.median(taken[1:]) for what, taken in one.seconds.items()}
+        median, processor = (
+            {what: statistics.median(taken[1:]) for what, taken in of.items()}
+            for of in (one.seconds, one.processor)
+        )
         generator = one.stages[-1].name
         rows.append(
             {
@@ -112,6 +119,7 @@ def measured(
                 "networks": networks,
                 "precision": precision,
                 "seconds_a_step": median[generator],
+                "processor_seconds_a_step": processor[generator],
                 "generator_seconds_for_1000_images": median[generator] * 1_000 / batch,
                 "encoder_seconds_for_1000_images": median.get("encoder", 0.0) * 500 / batch,
                 "imputation_seconds_for_1000_images": median["impute"] * 1_000 / AT_ONCE,
@@ -177,15 +185,16 @@ def main() -> None:
             f"{row['imputation_seconds_for_1000_images']:.3f}",
         )
     Console().print(table)
-    step = {tuple(row.values())[:3]: row["seconds_a_step"] for row in rows}
+    took = {(row["method"], row["networks"], row["precision"]): row for row in rows}
     ratios = {
-        f"{networks} networks, {precision}": step["stargan2", networks, precision]
-        / step["ist", networks, precision]
+        f"{networks} networks, {precision}, {what}": took["stargan2", networks, precision][what]
+        / took["ist", networks, precision][what]
         for networks in given.networks
         for precision in given.precision
+        for what in ("seconds_a_step", "processor_seconds_a_step")
     }
     for name, ratio in ratios.items():
-        Console().print(f"{name}: a step of StarGAN v2 takes {ratio:.2f} times as long")
+        Console().print(f"{name}: StarGAN v2 takes {ratio:.2f} times as long")
     if given.out:
         on_gpu = given.device.startswith("cuda")
         found = {

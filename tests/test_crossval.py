@@ -277,7 +277,7 @@ def test_imputed_images_from_a_screen_to_the_table(
     )
     words = (f"erm+far={erm}", f"far={far}")
     out = tmp_path / "c"
-    found = crossval(words, screen.path, out, options, workers=1, quiet=True)
+    found = crossval(words, screen.path, out, options, workers=2, quiet=True)
     assert found.failed == 0
     table = found.table.set_index("method")
     assert table.loc["erm+far", ["IID_runs", "series_runs"]].tolist() == [1, 1]

@@ -3,10 +3,17 @@
 In distribution, mixing of the embedding, and macro-F1 on groups held out at every level.
 """
 
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 import yaml
 
 from deconfound import atomic
@@ -86,7 +93,7 @@ def crossval(
             file, out / "sweep", executor=executor, workers=workers, address=address, quiet=quiet
         )
         plan = make_plan(file)
-        scores = _scores(plan, rows, out, options.knn, quiet)
+        scores = _scores(plan, rows, out, options.knn, workers, quiet)
         with atomic.atomic_file(out / "scores.parquet") as temporary:
             scores.to_parquet(temporary)
         of_level = {level: held_out.loc[held_out["level"] == level, "fold"] for level in levels}
@@ -101,42 +108,81 @@ def crossval(
     return Crossval(table, shown(table, titles), folds, done.failed)
 
 
-def _scores(plan: Plan, rows: list[TableRow], out: Path, knn: int, quiet: bool) -> pd.DataFrame:
-    """The scores of every row on every fold and seed; of mixing, on the IID fold alone."""
-    runs = [
-        (row, setting.fold, name)
-        for row in rows
-        for setting in plan.settings
-        if setting.entry == row.entry
-        for name in setting.runs.values()
-    ]
-    found = []
-    with Progress("crossval", len(runs), "runs", quiet=quiet) as progress:
-        for row, fold, name in runs:
+@dataclass(frozen=True)
+class _Trained:
+    """A finished run, and the rows of the table that rest on it."""
+
+    name: str
+    screen: Path
+    fold: str
+    rows: tuple[TableRow, ...]
+    own: pd.DataFrame
+    """The scores that the sweep has of it."""
+
+
+def _scores(
+    plan: Plan, rows: list[TableRow], out: Path, knn: int, workers: int | None, quiet: bool
+) -> pd.DataFrame:
+    """The scores of every row on every fold and seed; of mixing, on the IID fold alone.
+
+    Runs are scored in as many processes as train, each with one thread; one where there is one.
+    """
+    runs = []
+    for setting in plan.settings:
+        of_entry = tuple(row for row in rows if row.entry == setting.entry)
+        for name in setting.runs.values():
             result = read_result(out / "sweep", plan.jobs[name])
-            if result is not None:
-                scores = [] if row.is_post_hoc else [score_table([result])]
-                if row.is_post_hoc or fold == IID:
-                    scores += _scores_of_file(plan, row, fold, name, out, knn)
-                found += [one.assign(method=row.name) for one in scores]
-            progress.update(1, row.name)
-    if not found:
+            if of_entry and result is not None:
+                own = score_table([result])
+                runs.append(_Trained(name, plan.jobs[name].screen, setting.fold, of_entry, own))
+    if not runs:
         raise UserError(f"{out}: every run failed; {out / 'sweep' / 'failures.csv'} says why")
+    processes = min(len(runs), workers or os.cpu_count() or 1)
+    threads = 1 if processes > 1 else None
+    score = partial(_scores_of_run, out=out, knn=knn, threads=threads)
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress("crossval", len(runs), "runs", quiet=quiet))
+        found = []
+        scored: Iterable[list[pd.DataFrame]] = map(score, runs)
+        if processes > 1:
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(processes, context, _take_one_thread))
+            scored = pool.map(score, runs)
+        for of_run in scored:
+            found += of_run
+            progress.update(1)
     table = pd.concat(found, ignore_index=True)[COLUMNS]
     key = [column for column in COLUMNS if column not in ("value", "n", "note", "config")]
     return table.drop_duplicates(key, ignore_index=True)
 
 
+def _take_one_thread() -> None:
+    """What a process does that scores beside others."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def _scores_of_run(run: _Trained, out: Path, knn: int, threads: int | None) -> list[pd.DataFrame]:
+    """The scores of every row that rests on a run."""
+    found = []
+    for row in run.rows:
+        scores = [] if row.is_post_hoc else [run.own]
+        if row.is_post_hoc or run.fold == IID:
+            scores += _scores_of_file(run, row, out, knn, threads)
+        found += [one.assign(method=row.name) for one in scores]
+    return found
+
+
 def _scores_of_file(
-    plan: Plan, row: TableRow, fold: str, name: str, out: Path, knn: int
+    run: _Trained, row: TableRow, out: Path, knn: int, threads: int | None
 ) -> list[pd.DataFrame]:
     """What a row's embeddings of one run score: everything on the IID fold, else predictions."""
-    file = _embedded(plan, name, out)
+    file = _embedded(run, out, threads)
     if row.is_post_hoc:
         file = _corrected(file, row, knn)
-    if fold != IID:
+    if run.fold != IID:
         opened = read_embeddings(file)
-        found = [score_row(opened.about, fold, score) for score in prediction_scores(opened)]
+        found = [score_row(opened.about, run.fold, score) for score in prediction_scores(opened)]
         return [pd.DataFrame(found, columns=COLUMNS)]
     kept = out / "mixing" / f"{file.stem}.parquet"
     if not kept.exists():
@@ -144,10 +190,11 @@ def _scores_of_file(
     return [pd.read_parquet(kept)]
 
 
-def _embedded(plan: Plan, name: str, out: Path) -> Path:
-    file = out / "embeddings" / f"{name}.h5ad"
+def _embedded(run: _Trained, out: Path, threads: int | None) -> Path:
+    file = out / "embeddings" / f"{run.name}.h5ad"
     if not file.exists():
-        embed(run_directory(out / "sweep", name), plan.jobs[name].screen, file, quiet=True)
+        of_run = run_directory(out / "sweep", run.name)
+        embed(of_run, run.screen, file, threads=threads, quiet=True)
     return file
 
 
