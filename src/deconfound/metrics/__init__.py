@@ -14,6 +14,13 @@ from deconfound.metrics.accuracy import (
 )
 from deconfound.metrics.batch_cv import KnnBatchCV, knn_batch_cv
 from deconfound.metrics.collapse import mean_resultant_length, supcon_against_collapse
+from deconfound.metrics.corum import (
+    RelationCurve,
+    relation_average_precision,
+    relation_curve,
+    relation_prevalence,
+    relation_recall,
+)
 from deconfound.metrics.imputation import (
     absolute_distance,
     hallucination_rate,
@@ -34,6 +41,7 @@ __all__ = [
     "LisiRatio",
     "Metric",
     "NeighborGraph",
+    "RelationCurve",
     "Score",
     "absolute_distance",
     "accuracy",
@@ -54,6 +62,10 @@ __all__ = [
     "matched_moments",
     "mean_resultant_length",
     "neighbor_graph",
+    "relation_average_precision",
+    "relation_curve",
+    "relation_prevalence",
+    "relation_recall",
     "relative_error",
     "seen_in_training",
     "squared_distance",
