@@ -33,6 +33,8 @@ _HOMES = {
     "correct": "deconfound.correct",
     "crossval": "deconfound.crossval",
     "measure": "deconfound.measure",
+    "aggregate": "deconfound.aggregate",
+    "relations": "deconfound.relations",
     "imputation": "deconfound.imputation",
     "sweep": "deconfound.sweep",
     "transfer": "deconfound.transfer",
@@ -44,6 +46,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
+    from deconfound.aggregate import aggregate as aggregate
     from deconfound.correct import correct as correct
     from deconfound.crossval import crossval as crossval
     from deconfound.data.arrays import ingest_array as ingest_array
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from deconfound.fit import fit as fit
     from deconfound.imputation import imputation as imputation
     from deconfound.measure import measure as measure
+    from deconfound.relations import relations as relations
     from deconfound.report import report as report
     from deconfound.sweep import sweep as sweep
     from deconfound.transfer import transfer as transfer

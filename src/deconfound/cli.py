@@ -25,6 +25,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "embed": (verbs.call_embed, "embed every image of a screen"),
     "correct": (verbs.call_correct, "take the environment out of embeddings after training"),
     "measure": (verbs.call_measure, "score embeddings"),
+    "aggregate": (verbs.call_aggregate, "from cells to guides to genes"),
+    "relations": (verbs.call_relations, "score embeddings of genes against known complexes"),
     "sweep": (verbs.call_sweep, "methods × settings × folds × seeds, to one table"),
     "crossval": (
         verbs.call_crossval,

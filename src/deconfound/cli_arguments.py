@@ -108,6 +108,9 @@ class CorrectArguments(Arguments):
     reference: Path | None = None
     """Embeddings of the screen trained on, by the same run, to learn from; if not given, the
     training rows of the file itself."""
+    control: str | None = None
+    """COLUMN=VALUE of the negative controls, for methods that need them; if not given,
+    Metadata_Control_Type=negcon, or where that column is missing the label nontargeting."""
 
 
 class MeasureArguments(Arguments):
@@ -121,6 +124,30 @@ class MeasureArguments(Arguments):
     """Seed of the sub-samples that probes and neighbour graphs are computed on."""
     quiet: bool = False
     """No progress bar, no table."""
+
+
+class AggregateArguments(Arguments):
+    """Average embeddings of cells per guide and per gene."""
+
+    embeddings: Positional[Path]
+    """The .h5ad file of cells."""
+    out: Path
+    """The .h5ad or .parquet file to write."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class RelationsArguments(Arguments):
+    """Score embeddings of genes against known complexes."""
+
+    aggregates: Positional[tuple[Path, ...]]
+    """One or more files of genes, made by aggregate."""
+    complexes: Path
+    """Known complexes: lines of a name and genes, CORUM's download, GMT, or pairs."""
+    out: Path
+    """The Parquet file of scores to write."""
+    quiet: bool = False
+    """No table."""
 
 
 class ImputationArguments(Arguments):

@@ -8,6 +8,7 @@ from pydantic import create_model
 from rich.console import Console
 
 from deconfound.cli_arguments import (
+    AggregateArguments,
     Arguments,
     CheckArguments,
     CorrectArguments,
@@ -21,6 +22,7 @@ from deconfound.cli_arguments import (
     IngestArguments,
     MeasureArguments,
     NewScreenArguments,
+    RelationsArguments,
     ReportArguments,
     SweepArguments,
     TransferArguments,
@@ -196,6 +198,7 @@ def call_correct(words: list[str]) -> None:
         representation=parsed.representation,
         knn=parsed.knn,
         reference=parsed.reference,
+        control=parsed.control,
     )
     if done.about["saw_held_out"]:
         complain(f"{parsed.out}: held-out rows took part; every score says so")
@@ -208,6 +211,28 @@ def call_measure(words: list[str]) -> None:
 
     parsed = parse(MeasureArguments, words, "measure")
     scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_aggregate(words: list[str]) -> None:
+    """Average cells per guide and gene."""
+    from deconfound.aggregate import AggregateOptions, aggregate
+
+    arguments = create_model(
+        "WithLevels", __base__=AggregateArguments, levels=(AggregateOptions, AggregateOptions())
+    )
+    parsed: Any = parse(arguments, words, "aggregate", AggregateArguments.__doc__ or "")
+    made = aggregate(parsed.embeddings, parsed.out, parsed.levels, quiet=parsed.quiet)
+    of = {"gene": "genes", "guide": "guides"}[parsed.levels.level]
+    say(f"{len(made.table):,} rows of {of}, {made.control.sum()} of controls, in {parsed.out}")
+
+
+def call_relations(words: list[str]) -> None:
+    """Score genes against known complexes and print the scores."""
+    from deconfound.relations import relations
+
+    parsed = parse(RelationsArguments, words, "relations")
+    scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
     _say_scores(scores, parsed.out, parsed.quiet)
 
 

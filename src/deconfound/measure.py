@@ -96,6 +96,10 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
         for path in paths:
             opened = read_embeddings(path)
             about = opened.about
+            if "aggregated" in about:
+                raise UserError(
+                    f"{path}: holds genes, not cells; score it with `deconfound relations`"
+                )
             measured = [*prediction_scores(opened), *_representations(opened, seed)]
             rows += [score_row(about, str(about["fold"]), row) for row in measured]
             level = str(about["fold"]).partition("=")
