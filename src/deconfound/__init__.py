@@ -35,6 +35,7 @@ _HOMES = {
     "measure": "deconfound.measure",
     "aggregate": "deconfound.aggregate",
     "relations": "deconfound.relations",
+    "retrieval": "deconfound.retrieval",
     "imputation": "deconfound.imputation",
     "sweep": "deconfound.sweep",
     "transfer": "deconfound.transfer",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from deconfound.measure import measure as measure
     from deconfound.relations import relations as relations
     from deconfound.report import report as report
+    from deconfound.retrieval import retrieval as retrieval
     from deconfound.sweep import sweep as sweep
     from deconfound.transfer import transfer as transfer
     from deconfound.transfer_imputed import impute as impute

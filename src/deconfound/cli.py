@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "measure": (verbs.call_measure, "score embeddings"),
     "aggregate": (verbs.call_aggregate, "from cells to guides to genes"),
     "relations": (verbs.call_relations, "score embeddings of genes against known complexes"),
+    "retrieval": (verbs.call_retrieval, "score whether replicates find each other first"),
     "sweep": (verbs.call_sweep, "methods × settings × folds × seeds, to one table"),
     "crossval": (
         verbs.call_crossval,

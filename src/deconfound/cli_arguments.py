@@ -150,6 +150,30 @@ class RelationsArguments(Arguments):
     """No table."""
 
 
+class RetrievalArguments(Arguments):
+    """Score whether profiles of a perturbation, the label, find each other first."""
+
+    embeddings: Positional[tuple[Path, ...]]
+    """One or more .h5ad files of profiles: of aggregate --level guide, or of a screen of wells."""
+    out: Path
+    """The Parquet file of scores to write."""
+    target: str | None = None
+    """Column of targets or mechanisms, for consistency."""
+    control: str | None = None
+    """COLUMN=VALUE of the negative controls; if not given, Metadata_Control_Type=negcon, or where
+    that column is missing the label nontargeting."""
+    parts: tuple[str, ...] = ()
+    """Parts of the fold to score, such as test; all if not given."""
+    details: Path | None = None
+    """Parquet file to write with a row for each perturbation or target."""
+    null_size: int = Field(10_000, ge=1)
+    """Rankings drawn at random for the p-values."""
+    seed: int = 0
+    """Seed of these draws."""
+    quiet: bool = False
+    """No table."""
+
+
 class ImputationArguments(Arguments):
     """Score the images that a run imputes, against the true ones of a simulated screen."""
 

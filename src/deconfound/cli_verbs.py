@@ -24,6 +24,7 @@ from deconfound.cli_arguments import (
     NewScreenArguments,
     RelationsArguments,
     ReportArguments,
+    RetrievalArguments,
     SweepArguments,
     TransferArguments,
 )
@@ -233,6 +234,16 @@ def call_relations(words: list[str]) -> None:
 
     parsed = parse(RelationsArguments, words, "relations")
     scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_retrieval(words: list[str]) -> None:
+    """Score the retrieval of profiles and print the scores."""
+    from deconfound.retrieval import retrieval
+
+    parsed = parse(RetrievalArguments, words, "retrieval")
+    asked = {name: value for name, value in dict(parsed).items() if name != "quiet"}
+    scores = retrieval(**asked)
     _say_scores(scores, parsed.out, parsed.quiet)
 
 

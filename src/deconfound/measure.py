@@ -19,6 +19,7 @@ from deconfound.metrics import (
     Score,
     accuracy,
     accuracy_chance,
+    batch_prediction,
     class_coverage,
     clisi,
     ilisi,
@@ -205,6 +206,9 @@ def _representations(embeddings: Embeddings, seed: int) -> list[Row]:
     rows: list[Row] = []
     for name, values in sorted(embeddings.representations.items()):
         rows += _probes(name, values, label, environment, embeddings, seed)
+        if _is_in_distribution(embeddings, environment.codes):
+            score = batch_prediction(values, environment.codes, seed)
+            rows.append(Row(name, "batch_prediction_macro_f1", "all", score))
         rows += _neighbourhood(
             name,
             values[graphed],
@@ -226,6 +230,14 @@ def _in_distribution_part(embeddings: Embeddings) -> str:
     if (part == "id_test").any():
         return "id_test"
     return "test" if embeddings.about["fold"] == "iid" else "val"
+
+
+def _is_in_distribution(embeddings: Embeddings, environment: Codes) -> bool:
+    """Whether a fold holds no environment out, so that a probe may be fitted on all its rows."""
+    of_train = environment[embeddings.part == "train"]
+    return embeddings.about["fold"] in ("iid", "given") and bool(
+        np.isin(environment, of_train).all()
+    )
 
 
 def _probes(

@@ -32,7 +32,8 @@ from deconfound.metrics.imputation import (
 )
 from deconfound.metrics.mixing import LisiRatio, clisi, ilisi, lisi, lisi_ratio
 from deconfound.metrics.neighbors import NeighborGraph, neighbor_graph
-from deconfound.metrics.probe import LinearProbe, linear_probe
+from deconfound.metrics.probe import LinearProbe, batch_prediction, linear_probe
+from deconfound.metrics.retrieval import Retrieval, profile_retrieval
 from deconfound.metrics.score import Metric, Score, all_metrics
 
 __all__ = [
@@ -42,11 +43,13 @@ __all__ = [
     "Metric",
     "NeighborGraph",
     "RelationCurve",
+    "Retrieval",
     "Score",
     "absolute_distance",
     "accuracy",
     "accuracy_chance",
     "all_metrics",
+    "batch_prediction",
     "class_coverage",
     "clisi",
     "hallucination_rate",
@@ -62,6 +65,7 @@ __all__ = [
     "matched_moments",
     "mean_resultant_length",
     "neighbor_graph",
+    "profile_retrieval",
     "relation_average_precision",
     "relation_curve",
     "relation_prevalence",
