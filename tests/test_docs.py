@@ -58,12 +58,13 @@ CHEAP = {
     "measure": "--quiet",
     "aggregate": "--quiet",
     "relations": "--quiet",
+    "cellprofiler": "--quiet",
     "retrieval": "--null-size 50 --quiet",
     "transfer": "--quiet",
     "imputation": "--images 12 --oracle-steps 2 --device cpu --quiet",
 }
 """Flags added to the documented ones, so that a command takes a second."""
-NEEDS = {"retrieval": "copairs"}
+NEEDS = {"retrieval": "copairs", "cellprofiler": "cp_measure"}
 """Packages of extras without which a page cannot be followed."""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")

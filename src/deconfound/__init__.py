@@ -33,6 +33,8 @@ _HOMES = {
     "correct": "deconfound.correct",
     "crossval": "deconfound.crossval",
     "measure": "deconfound.measure",
+    "cellprofiler": "deconfound.cellprofiler",
+    "profiles": "deconfound.profiles",
     "aggregate": "deconfound.aggregate",
     "relations": "deconfound.relations",
     "retrieval": "deconfound.retrieval",
@@ -48,6 +50,7 @@ __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
     from deconfound.aggregate import aggregate as aggregate
+    from deconfound.cellprofiler import cellprofiler as cellprofiler
     from deconfound.correct import correct as correct
     from deconfound.crossval import crossval as crossval
     from deconfound.data.arrays import ingest_array as ingest_array
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from deconfound.fit import fit as fit
     from deconfound.imputation import imputation as imputation
     from deconfound.measure import measure as measure
+    from deconfound.profiles import profiles as profiles
     from deconfound.relations import relations as relations
     from deconfound.report import report as report
     from deconfound.retrieval import retrieval as retrieval

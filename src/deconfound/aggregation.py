@@ -67,11 +67,11 @@ def group_cells(
     genes = table[gene].astype("string")
     guides = genes if guide is None else table[guide].astype("string")
     for found, name, lacking in ((guides, "gene", genes), (genes, "guide", guides)):
-        row = np.flatnonzero((found.notna() & lacking.isna()).to_numpy())
-        if len(row):
+        half = np.flatnonzero((found.notna() & lacking.isna()).to_numpy())
+        if len(half):
             raise UserError(
-                f"{where}: row {row[0]}: {'guide' if name == 'gene' else 'gene'} "
-                f"{found.iloc[row[0]]!r} has no {name} ({len(row)} such rows); complete the column "
+                f"{where}: row {half[0]}: {'guide' if name == 'gene' else 'gene'} "
+                f"{found.iloc[half[0]]!r} has no {name} ({len(half)} such rows); complete the column "
                 f"{(gene if name == 'gene' else guide)!r}, or empty both to leave such rows out"
             )
     known = genes.notna().to_numpy()
@@ -101,7 +101,7 @@ def group_cells(
 def _numbered(keys: pd.DataFrame) -> tuple[Codes, pd.DataFrame]:
     """The number of each row's combination of values, and the combinations in that order."""
     columns = list(keys.columns)
-    codes = keys.groupby(columns, sort=True).ngroup().to_numpy(dtype=np.int64)
+    codes = np.asarray(keys.groupby(columns, sort=True).ngroup(), dtype=np.int64)
     return codes, keys.drop_duplicates().sort_values(columns).reset_index(drop=True)
 
 

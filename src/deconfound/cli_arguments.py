@@ -126,6 +126,31 @@ class MeasureArguments(Arguments):
     """No progress bar, no table."""
 
 
+class CellprofilerArguments(Arguments):
+    """Measure the features of CellProfiler on every image: a screen of profiles."""
+
+    screen: Positional[Path]
+    """Screen of images."""
+    out: Path
+    """Directory of the screen of profiles to write."""
+    mask: str | None = None
+    """Channel whose pixels above 0 are the object, itself not measured; the whole image if not
+    given."""
+    slow: bool = False
+    """Measure granularity and Costes' correlation too, which takes five times as long."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class ProfilesArguments(Arguments):
+    """Write the profiles of a screen as they are as an embeddings file."""
+
+    screen: Positional[Path]
+    """Screen of profiles."""
+    out: Path
+    """The .h5ad file to write."""
+
+
 class AggregateArguments(Arguments):
     """Average embeddings of cells per guide and per gene."""
 

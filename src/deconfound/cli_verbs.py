@@ -10,6 +10,7 @@ from rich.console import Console
 from deconfound.cli_arguments import (
     AggregateArguments,
     Arguments,
+    CellprofilerArguments,
     CheckArguments,
     CorrectArguments,
     CrossvalArguments,
@@ -22,6 +23,7 @@ from deconfound.cli_arguments import (
     IngestArguments,
     MeasureArguments,
     NewScreenArguments,
+    ProfilesArguments,
     RelationsArguments,
     ReportArguments,
     RetrievalArguments,
@@ -213,6 +215,27 @@ def call_measure(words: list[str]) -> None:
     parsed = parse(MeasureArguments, words, "measure")
     scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
     _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_cellprofiler(words: list[str]) -> None:
+    """Measure CellProfiler's features."""
+    from deconfound.cellprofiler import cellprofiler
+
+    parsed = parse(CellprofilerArguments, words, "cellprofiler")
+    made = cellprofiler(**dict(parsed))
+    say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
+
+
+def call_profiles(words: list[str]) -> None:
+    """Write profiles as an embeddings file."""
+    from deconfound.profiles import profiles
+
+    arguments = create_model(
+        "WithData", __base__=ProfilesArguments, data=(DataOptions, DataOptions())
+    )
+    parsed: Any = parse(arguments, words, "profiles", ProfilesArguments.__doc__ or "")
+    made = profiles(parsed.screen, parsed.out, parsed.data)
+    say(f"{len(made.table):,} profiles in {parsed.out}")
 
 
 def call_aggregate(words: list[str]) -> None:
