@@ -71,7 +71,7 @@ def group_cells(
         if len(half):
             raise UserError(
                 f"{where}: row {half[0]}: {'guide' if name == 'gene' else 'gene'} "
-                f"{found.iloc[half[0]]!r} has no {name} ({len(half)} such rows); complete the column "
+                f"{found.iloc[half[0]]!r} has no {name} ({len(half)} such rows); complete "
                 f"{(gene if name == 'gene' else guide)!r}, or empty both to leave such rows out"
             )
     known = genes.notna().to_numpy()
