@@ -226,7 +226,9 @@ def _levelled(
 
 
 def _write_anndata(path: Path, made: Aggregate) -> None:
-    table = made.table.assign(**{PART: made.part, PREDICTED: pd.NA})
+    table = made.table.copy()
+    table[PART] = made.part
+    table[PREDICTED] = pd.Series(pd.NA, index=table.index, dtype="string")
     write_embeddings(path, Embeddings(table, {made.representation: made.values}, made.about))
 
 

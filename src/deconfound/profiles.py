@@ -35,8 +35,9 @@ def profiles(screen: Path, out: Path, data: DataOptions | None = None) -> Embedd
             )
         problem = pose(opened, data)
         values = opened.read(np.arange(len(opened))).astype(np.float32)
-        nothing = pd.Series(pd.NA, index=opened.table.index, dtype="string")
-        table = opened.table.assign(**{PART: problem.fold.part, PREDICTED: nothing})
+        table = opened.table.copy()
+        table[PART] = problem.fold.part
+        table[PREDICTED] = pd.Series(pd.NA, index=table.index, dtype="string")
         about = {
             "method": METHOD,
             "saw_held_out": False,
