@@ -197,7 +197,52 @@ def test_mistakes_are_one_line(file: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "twice.h5ad").exists()
 
 
-@pytest.mark.parametrize("name", ["harmony", "symphony"])
+def with_controls(embeddings: Embeddings) -> Embeddings:
+    """Every third row is a control."""
+    rows = np.arange(len(PARTS)) % 3 == 0
+    embeddings.table["Metadata_Control_Type"] = np.where(rows, "negcon", "treatment")
+    return embeddings
+
+
+@pytest.mark.parametrize("name", ["pca", "sphering", "standardise", "tvn"])
+def test_corrections_on_controls_learn_from_training_rows(name: str, tmp_path: Path) -> None:
+    cells, noisy = with_controls(made()), with_controls(made())
+    hidden = PARTS == "test"
+    noisy.representations["representation"][hidden] *= 50
+    found = []
+    for number, one in enumerate((cells, noisy)):
+        write_embeddings(tmp_path / f"{number}.h5ad", one)
+        found.append(correct(name, tmp_path / f"{number}.h5ad", tmp_path / f"{name}{number}.h5ad"))
+    first, second = (one.representations["representation"] for one in found)
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first[~hidden], second[~hidden])
+    assert found[0].about["method"] == f"erm+{name}"
+    assert found[0].about["saw_held_out"] is False
+    assert measure([tmp_path / f"{name}0.h5ad"], quiet=True)["value"].notna().any()
+
+
+def test_corrections_on_controls_are_told_which_they_are(tmp_path: Path) -> None:
+    cells, file = with_controls(made()), tmp_path / "cells.h5ad"
+    write_embeddings(file, cells)
+    words = ["correct", "tvn", str(file), "--out", str(tmp_path / "tvn.h5ad"), "--components", "4"]
+    cli.main([*words, "--control", "y=c1"])
+    done = read_embeddings(tmp_path / "tvn.h5ad").about["config"]["post_hoc"]["tvn"]
+    assert done == {"components": 4, "control": "y=c1", "representation": "representation"}
+    with pytest.raises(UserError, match="no controls, no row has y = c9; name them with --control"):
+        correct("tvn", file, tmp_path / "no.h5ad", control="y=c9")
+    cells.table.loc[PARTS == "test", "Metadata_Control_Type"] = "treatment"
+    write_embeddings(tmp_path / "lacking.h5ad", cells)
+    with pytest.raises(UserError, match="rows of part test: 0 controls in P2; expected 2 or more"):
+        correct("standardise", tmp_path / "lacking.h5ad", tmp_path / "no.h5ad")
+    correct("sphering", tmp_path / "lacking.h5ad", tmp_path / "sphered.h5ad")
+    none = made()
+    none.about["roles"] = ROLES | {"label": None}
+    write_embeddings(tmp_path / "none.h5ad", none)
+    with pytest.raises(UserError, match="no column Metadata_Control_Type; name the controls"):
+        correct("tvn", tmp_path / "none.h5ad", tmp_path / "no.h5ad")
+
+
+@pytest.mark.parametrize("name", ["harmony", "symphony", "tvn"])
 def test_fit_says_that_a_post_hoc_method_is_not_trained(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -276,3 +276,17 @@ def test_neighbours_are_thinned_by_the_seed_alone(
 def test_nothing_to_measure_is_said() -> None:
     with pytest.raises(UserError, match="nothing to measure"):
         measure([], quiet=True)
+
+
+def test_the_papers_batch_prediction_is_of_folds_that_hold_no_environment_out(saved: Saved) -> None:
+    inside, outside = (
+        measure([saved(made(fold))], quiet=True) for fold in ("given", "plate=S1/P1")
+    )
+    assert not (outside["metric"] == "batch_prediction_macro_f1").any()
+    assert not (inside["metric"] == "batch_prediction_macro_f1").any()  # P1 is in test alone
+    overlapping = made("iid")
+    overlapping.table["plate"] = overlapping.table["plate"].replace("P1", "P2")
+    scores = measure([saved(overlapping)], quiet=True)
+    score = one(scores, "batch_prediction_macro_f1", "all", "content")
+    assert 0.6 < score["value"] <= 1
+    assert score["n"] == round(0.4 * len(PARTS))

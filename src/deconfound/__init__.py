@@ -33,6 +33,11 @@ _HOMES = {
     "correct": "deconfound.correct",
     "crossval": "deconfound.crossval",
     "measure": "deconfound.measure",
+    "cellprofiler": "deconfound.cellprofiler",
+    "profiles": "deconfound.profiles",
+    "aggregate": "deconfound.aggregate",
+    "relations": "deconfound.relations",
+    "retrieval": "deconfound.retrieval",
     "imputation": "deconfound.imputation",
     "sweep": "deconfound.sweep",
     "transfer": "deconfound.transfer",
@@ -44,6 +49,8 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
+    from deconfound.aggregate import aggregate as aggregate
+    from deconfound.cellprofiler import cellprofiler as cellprofiler
     from deconfound.correct import correct as correct
     from deconfound.crossval import crossval as crossval
     from deconfound.data.arrays import ingest_array as ingest_array
@@ -58,7 +65,10 @@ if TYPE_CHECKING:
     from deconfound.fit import fit as fit
     from deconfound.imputation import imputation as imputation
     from deconfound.measure import measure as measure
+    from deconfound.profiles import profiles as profiles
+    from deconfound.relations import relations as relations
     from deconfound.report import report as report
+    from deconfound.retrieval import retrieval as retrieval
     from deconfound.sweep import sweep as sweep
     from deconfound.transfer import transfer as transfer
     from deconfound.transfer_imputed import impute as impute

@@ -23,8 +23,13 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     ),
     "fit": (verbs.call_fit, "train one method on one fold with one seed"),
     "embed": (verbs.call_embed, "embed every image of a screen"),
+    "cellprofiler": (verbs.call_cellprofiler, "measure CellProfiler's features of every image"),
+    "profiles": (verbs.call_profiles, "the profiles of a screen as they are, as embeddings"),
     "correct": (verbs.call_correct, "take the environment out of embeddings after training"),
     "measure": (verbs.call_measure, "score embeddings"),
+    "aggregate": (verbs.call_aggregate, "from cells to guides to genes"),
+    "relations": (verbs.call_relations, "score embeddings of genes against known complexes"),
+    "retrieval": (verbs.call_retrieval, "score whether replicates find each other first"),
     "sweep": (verbs.call_sweep, "methods × settings × folds × seeds, to one table"),
     "crossval": (
         verbs.call_crossval,
@@ -51,7 +56,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 }
 
 
-RESUMED = ("fit", "embed", "demo", "sweep", "crossval", "diagnose")
+RESUMED = ("fit", "embed", "cellprofiler", "demo", "sweep", "crossval", "diagnose")
 """Verbs that go on where they were stopped."""
 SAVED = ("fit", "sweep", "crossval", "diagnose")
 """Of these, the verbs that save what is under way when they are stopped."""

@@ -108,6 +108,9 @@ class CorrectArguments(Arguments):
     reference: Path | None = None
     """Embeddings of the screen trained on, by the same run, to learn from; if not given, the
     training rows of the file itself."""
+    control: str | None = None
+    """COLUMN=VALUE of the negative controls, for methods that need them; if not given,
+    Metadata_Control_Type=negcon, or where that column is missing the label nontargeting."""
 
 
 class MeasureArguments(Arguments):
@@ -121,6 +124,79 @@ class MeasureArguments(Arguments):
     """Seed of the sub-samples that probes and neighbour graphs are computed on."""
     quiet: bool = False
     """No progress bar, no table."""
+
+
+class CellprofilerArguments(Arguments):
+    """Measure the features of CellProfiler on every image: a screen of profiles."""
+
+    screen: Positional[Path]
+    """Screen of images."""
+    out: Path
+    """Directory of the screen of profiles to write."""
+    mask: str | None = None
+    """Channel whose pixels above 0 are the object, itself not measured; the whole image if not
+    given."""
+    slow: bool = False
+    """Measure granularity and Costes' correlation too, which takes five times as long."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class ProfilesArguments(Arguments):
+    """Write the profiles of a screen as they are as an embeddings file."""
+
+    screen: Positional[Path]
+    """Screen of profiles."""
+    out: Path
+    """The .h5ad file to write."""
+
+
+class AggregateArguments(Arguments):
+    """Average embeddings of cells per guide and per gene."""
+
+    embeddings: Positional[Path]
+    """The .h5ad file of cells."""
+    out: Path
+    """The .h5ad or .parquet file to write."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+class RelationsArguments(Arguments):
+    """Score embeddings of genes against known complexes."""
+
+    aggregates: Positional[tuple[Path, ...]]
+    """One or more files of genes, made by aggregate."""
+    complexes: Path
+    """Known complexes: lines of a name and genes, CORUM's download, GMT, or pairs."""
+    out: Path
+    """The Parquet file of scores to write."""
+    quiet: bool = False
+    """No table."""
+
+
+class RetrievalArguments(Arguments):
+    """Score whether profiles of a perturbation, the label, find each other first."""
+
+    embeddings: Positional[tuple[Path, ...]]
+    """One or more .h5ad files of profiles: of aggregate --level guide, or of a screen of wells."""
+    out: Path
+    """The Parquet file of scores to write."""
+    target: str | None = None
+    """Column of targets or mechanisms, for consistency."""
+    control: str | None = None
+    """COLUMN=VALUE of the negative controls; if not given, Metadata_Control_Type=negcon, or where
+    that column is missing the label nontargeting."""
+    parts: tuple[str, ...] = ()
+    """Parts of the fold to score, such as test; all if not given."""
+    details: Path | None = None
+    """Parquet file to write with a row for each perturbation or target."""
+    null_size: int = Field(10_000, ge=1)
+    """Rankings drawn at random for the p-values."""
+    seed: int = 0
+    """Seed of these draws."""
+    quiet: bool = False
+    """No table."""
 
 
 class ImputationArguments(Arguments):

@@ -8,7 +8,9 @@ from pydantic import create_model
 from rich.console import Console
 
 from deconfound.cli_arguments import (
+    AggregateArguments,
     Arguments,
+    CellprofilerArguments,
     CheckArguments,
     CorrectArguments,
     CrossvalArguments,
@@ -21,7 +23,10 @@ from deconfound.cli_arguments import (
     IngestArguments,
     MeasureArguments,
     NewScreenArguments,
+    ProfilesArguments,
+    RelationsArguments,
     ReportArguments,
+    RetrievalArguments,
     SweepArguments,
     TransferArguments,
 )
@@ -196,6 +201,7 @@ def call_correct(words: list[str]) -> None:
         representation=parsed.representation,
         knn=parsed.knn,
         reference=parsed.reference,
+        control=parsed.control,
     )
     if done.about["saw_held_out"]:
         complain(f"{parsed.out}: held-out rows took part; every score says so")
@@ -208,6 +214,59 @@ def call_measure(words: list[str]) -> None:
 
     parsed = parse(MeasureArguments, words, "measure")
     scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_cellprofiler(words: list[str]) -> None:
+    """Measure CellProfiler's features."""
+    from deconfound.cellprofiler import cellprofiler
+
+    parsed = parse(CellprofilerArguments, words, "cellprofiler")
+    made = cellprofiler(**dict(parsed))
+    say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
+
+
+def call_profiles(words: list[str]) -> None:
+    """Write profiles as an embeddings file."""
+    from deconfound.profiles import profiles
+
+    arguments = create_model(
+        "WithData", __base__=ProfilesArguments, data=(DataOptions, DataOptions())
+    )
+    parsed: Any = parse(arguments, words, "profiles", ProfilesArguments.__doc__ or "")
+    made = profiles(parsed.screen, parsed.out, parsed.data)
+    say(f"{len(made.table):,} profiles in {parsed.out}")
+
+
+def call_aggregate(words: list[str]) -> None:
+    """Average cells per guide and gene."""
+    from deconfound.aggregate import AggregateOptions, aggregate
+
+    arguments = create_model(
+        "WithLevels", __base__=AggregateArguments, levels=(AggregateOptions, AggregateOptions())
+    )
+    parsed: Any = parse(arguments, words, "aggregate", AggregateArguments.__doc__ or "")
+    made = aggregate(parsed.embeddings, parsed.out, parsed.levels, quiet=parsed.quiet)
+    of = {"gene": "genes", "guide": "guides"}[parsed.levels.level]
+    say(f"{len(made.table):,} rows of {of}, {made.control.sum()} of controls, in {parsed.out}")
+
+
+def call_relations(words: list[str]) -> None:
+    """Score genes against known complexes and print the scores."""
+    from deconfound.relations import relations
+
+    parsed = parse(RelationsArguments, words, "relations")
+    scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_retrieval(words: list[str]) -> None:
+    """Score the retrieval of profiles and print the scores."""
+    from deconfound.retrieval import retrieval
+
+    parsed = parse(RetrievalArguments, words, "retrieval")
+    asked = {name: value for name, value in dict(parsed).items() if name != "quiet"}
+    scores = retrieval(**asked)
     _say_scores(scores, parsed.out, parsed.quiet)
 
 

@@ -10,11 +10,12 @@ import pandas as pd
 
 from deconfound import atomic
 from deconfound.config import nearest as nearest_name
+from deconfound.data.controls import control_rows
 from deconfound.data.table import Coded, coded
 from deconfound.embeddings import PREDICTED, Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.methods import post_hoc
-from deconfound.methods.post_hoc.base import PostHoc, PostHocOptions
+from deconfound.methods.post_hoc.base import Mask, PostHoc, PostHocOptions, TooFewControls
 from deconfound.metrics.neighbors import nearest, refuse_malformed, vote
 
 KNN = "knn"
@@ -37,6 +38,7 @@ def correct(
     representation: str = "representation",
     knn: int | None = None,
     reference: Path | None = None,
+    control: str | None = None,
 ) -> Embeddings:
     """Correct one representation of an embeddings file with a post hoc method; write `out`.
 
@@ -44,7 +46,8 @@ def correct(
     `reference`; a method that cannot map new rows is fitted on all rows, and the file says so.
     Rows of each other part are mapped together. With `knn`, or where `method` is "knn", the k
     nearest training rows vote for the label of every row (a training row has no vote on itself);
-    otherwise nothing is predicted. The new file holds that representation alone, and is called
+    otherwise nothing is predicted. A method that needs controls finds them by `control`, as in
+    `control_rows`. The new file holds that representation alone, and is called
     METHOD+CORRECTION. Raises UserError if `out` exists or is being written, or if the file has no
     such representation or no training rows.
     """
@@ -67,12 +70,15 @@ def correct(
         if method != KNN:
             loaded = post_hoc.load(method)
             correction = loaded(loaded.Options() if options is None else options)
-        fitted, values = _corrected(correction, opened, learnt, representation)
+        controls = None
+        if correction is not None and correction.needs_controls():
+            controls = [_controls(one, control, embeddings) for one in (learnt, opened)]
+        fitted, values = _corrected(correction, opened, learnt, representation, controls)
         predicted = pd.Series(pd.NA, index=opened.table.index, dtype="string")
         if knn is not None:
             predicted = _voted(fitted, learnt, values, opened, knn)
         table = opened.table.assign(**{PREDICTED: predicted})
-        about = _about(opened, correction, method, knn, representation, reference)
+        about = _about(opened, correction, method, knn, representation, reference, control)
         write_embeddings(out, Embeddings(table, {representation: values}, about))
     return read_embeddings(out)
 
@@ -117,29 +123,54 @@ def _refuse_unfit(
         raise UserError(f"{path}: is already corrected by {method}; name the file it was made of")
 
 
+def _controls(opened: Embeddings, control: str | None, where: Path) -> Mask:
+    return control_rows(opened.table, opened.roles.label, control, str(where))
+
+
 def _corrected(
-    correction: PostHoc | None, opened: Embeddings, learnt: Embeddings, representation: str
+    correction: PostHoc | None,
+    opened: Embeddings,
+    learnt: Embeddings,
+    representation: str,
+    controls: list[Mask] | None,
 ) -> tuple[Floats, Floats]:
-    """The corrected training rows of `learnt`, and all rows of `opened`, corrected."""
+    """The corrected training rows of `learnt`, and all rows of `opened`, corrected.
+
+    `controls` are those of `learnt` and `opened`, (N,) each.
+    """
     training, part = learnt.part == "train", opened.part
     source, target = learnt.representations[representation], opened.representations[representation]
     if correction is None:
         return source[training], target
     # Numbered together, so that a code stands for one environment in both files.
-    both = coded(pd.concat([learnt.environment(), opened.environment()], ignore_index=True)).codes
-    of_source, of_target = both[: len(training)], both[len(training) :]
+    both = coded(pd.concat([learnt.environment(), opened.environment()], ignore_index=True))
+    of_source, of_target = both.codes[: len(training)], both.codes[len(training) :]
     if not correction.MAPS:
         values = correction.fit(target, of_target)
         return values[training], values
-    fitted = correction.fit(source[training], of_source[training])
-    values = np.empty((len(part), fitted.shape[1]), dtype=np.float32)
-    for name in np.unique(part):
-        inside = part == name
-        if name == "train":
-            values[inside] = fitted
-        else:
-            values[inside] = correction.transform(target[inside], of_target[inside])
+    control, of_new = controls or (None, None)
+    name = "train"
+    try:
+        fitted = correction.fit(
+            source[training], of_source[training], None if control is None else control[training]
+        )
+        values = np.empty((len(part), fitted.shape[1]), dtype=np.float32)
+        for name in np.unique(part).tolist():
+            inside = part == name
+            if name == "train":
+                values[inside] = fitted
+            else:
+                chosen = None if of_new is None else of_new[inside]
+                values[inside] = correction.transform(target[inside], of_target[inside], chosen)
+    except TooFewControls as error:
+        raise UserError(f"rows of part {name}: {named_line(error, both.names)}") from error
     return fitted, values
+
+
+def named_line(error: TooFewControls, names: tuple[str, ...]) -> str:
+    """What is missing where, with the environment's name instead of its code."""
+    one = error.environment
+    return error.line("all environments" if one is None or one < 0 else names[one])
 
 
 def _voted(
@@ -173,12 +204,15 @@ def _about(
     knn: int | None,
     representation: str,
     reference: Path | None,
+    control: str | None,
 ) -> dict[str, Any]:
     """What is known of the embeddings, and what was done to them."""
     done: dict[str, Any] = {}
     if correction is not None:
         done[_word(method)] = correction.options.model_dump(mode="json")
         done[_word(method)]["representation"] = representation
+        if correction.needs_controls() and control is not None:
+            done[_word(method)]["control"] = control
     if knn is not None:
         done[KNN] = {"k": knn, "representation": representation}
     refitted = correction is not None and not correction.MAPS

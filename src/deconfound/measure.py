@@ -19,6 +19,7 @@ from deconfound.metrics import (
     Score,
     accuracy,
     accuracy_chance,
+    batch_prediction,
     class_coverage,
     clisi,
     ilisi,
@@ -96,6 +97,10 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
         for path in paths:
             opened = read_embeddings(path)
             about = opened.about
+            if "aggregated" in about:
+                raise UserError(
+                    f"{path}: holds genes, not cells; score it with `deconfound relations`"
+                )
             measured = [*prediction_scores(opened), *_representations(opened, seed)]
             rows += [score_row(about, str(about["fold"]), row) for row in measured]
             level = str(about["fold"]).partition("=")
@@ -201,6 +206,9 @@ def _representations(embeddings: Embeddings, seed: int) -> list[Row]:
     rows: list[Row] = []
     for name, values in sorted(embeddings.representations.items()):
         rows += _probes(name, values, label, environment, embeddings, seed)
+        if _is_in_distribution(embeddings, environment.codes):
+            score = batch_prediction(values, environment.codes, seed)
+            rows.append(Row(name, "batch_prediction_macro_f1", "all", score))
         rows += _neighbourhood(
             name,
             values[graphed],
@@ -222,6 +230,14 @@ def _in_distribution_part(embeddings: Embeddings) -> str:
     if (part == "id_test").any():
         return "id_test"
     return "test" if embeddings.about["fold"] == "iid" else "val"
+
+
+def _is_in_distribution(embeddings: Embeddings, environment: Codes) -> bool:
+    """Whether a fold holds no environment out, so that a probe may be fitted on all its rows."""
+    of_train = environment[embeddings.part == "train"]
+    return embeddings.about["fold"] in ("iid", "given") and bool(
+        np.isin(environment, of_train).all()
+    )
 
 
 def _probes(

@@ -8,7 +8,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deconfound.errors import UserError
-from deconfound.metrics import linear_probe
+from deconfound.metrics import batch_prediction, linear_probe
+from deconfound.metrics.probe import _in_proportion
 
 
 def screen(classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -123,3 +124,58 @@ def test_refuses_a_row_in_both_parts() -> None:
     row = np.flatnonzero(train)[0]
     with pytest.raises(UserError, match=f"row {row} is both training and test"):
         linear_probe(embedding, target, train, train)
+
+
+def moved(rows: int, environments: int = 5, shift: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(2)
+    environment = generator.integers(0, environments, rows)
+    centres = shift * generator.normal(size=(environments, 8))
+    return centres[environment] + generator.normal(size=(rows, 8)), environment
+
+
+@pytest.mark.parametrize("environments", [2, 5])
+def test_batch_prediction_is_the_papers_probe(environments: int) -> None:
+    """Library defaults, 60/40; columns are standardised for two environments alone."""
+    embedding, environment = moved(800, environments, 0.3)
+    embedding *= np.logspace(-2, 0, 8)
+    found = batch_prediction(embedding, environment, seed=1)
+    assert found.n == 320
+    scores = []
+    for seed in range(6):  # other splits by scikit-learn: the same within their spread
+        rows = np.random.default_rng(seed).permutation(800)
+        train, test = rows[:480], rows[480:]
+        plain = LogisticRegression()
+        model = make_pipeline(StandardScaler(), plain) if environments == 2 else plain
+        predicted = model.fit(embedding[train], environment[train]).predict(embedding[test])
+        scores.append(f1_score(environment[test], predicted, average="macro"))
+    assert abs(found.value - np.mean(scores)) < 3 * np.std(scores)
+    assert found == batch_prediction(embedding, environment, seed=1)
+    assert found != batch_prediction(embedding, environment, seed=2)
+    other = make_pipeline(StandardScaler(), LogisticRegression())
+    if environments == 5:  # the scales differ, so that standardising would show
+        standardised = other.fit(embedding[train], environment[train]).predict(embedding[test])
+        assert (standardised != predicted).any()
+
+
+def test_batch_prediction_is_thinned_in_proportion() -> None:
+    embedding, environment = moved(30_000)
+    environment[:3] = 5  # rare
+    environment[-500:] = -1
+    whole = batch_prediction(embedding, environment)
+    thinned = batch_prediction(embedding, environment, max_rows=5_000)
+    assert whole.note == ""
+    assert thinned.note.endswith(" of 29500 rows")
+    assert 4_990 <= int(thinned.note.split()[0]) <= 5_000
+    assert abs(thinned.value - whole.value) < 0.05
+    kept = _in_proportion(environment[environment >= 0], 5_000)
+    counts = np.bincount(environment[environment >= 0][kept])
+    expected = np.bincount(environment[environment >= 0]) * 5_000 / 29_500
+    np.testing.assert_allclose(counts, np.maximum(expected, 1), atol=1)
+
+
+def test_batch_prediction_of_one_environment_is_undefined() -> None:
+    embedding, environment = moved(40)
+    for codes in (environment * 0, environment * 0 - 1):
+        score = batch_prediction(embedding, codes)
+        assert math.isnan(score.value)
+        assert score.note == "fewer than two environments"

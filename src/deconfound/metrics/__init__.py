@@ -14,6 +14,13 @@ from deconfound.metrics.accuracy import (
 )
 from deconfound.metrics.batch_cv import KnnBatchCV, knn_batch_cv
 from deconfound.metrics.collapse import mean_resultant_length, supcon_against_collapse
+from deconfound.metrics.corum import (
+    RelationCurve,
+    relation_average_precision,
+    relation_curve,
+    relation_prevalence,
+    relation_recall,
+)
 from deconfound.metrics.imputation import (
     absolute_distance,
     hallucination_rate,
@@ -25,7 +32,8 @@ from deconfound.metrics.imputation import (
 )
 from deconfound.metrics.mixing import LisiRatio, clisi, ilisi, lisi, lisi_ratio
 from deconfound.metrics.neighbors import NeighborGraph, neighbor_graph
-from deconfound.metrics.probe import LinearProbe, linear_probe
+from deconfound.metrics.probe import LinearProbe, batch_prediction, linear_probe
+from deconfound.metrics.retrieval import Retrieval, profile_retrieval
 from deconfound.metrics.score import Metric, Score, all_metrics
 
 __all__ = [
@@ -34,11 +42,14 @@ __all__ = [
     "LisiRatio",
     "Metric",
     "NeighborGraph",
+    "RelationCurve",
+    "Retrieval",
     "Score",
     "absolute_distance",
     "accuracy",
     "accuracy_chance",
     "all_metrics",
+    "batch_prediction",
     "class_coverage",
     "clisi",
     "hallucination_rate",
@@ -54,6 +65,11 @@ __all__ = [
     "matched_moments",
     "mean_resultant_length",
     "neighbor_graph",
+    "profile_retrieval",
+    "relation_average_precision",
+    "relation_curve",
+    "relation_prevalence",
+    "relation_recall",
     "relative_error",
     "seen_in_training",
     "squared_distance",

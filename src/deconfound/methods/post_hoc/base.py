@@ -6,13 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deconfound.config import Options
+from deconfound.errors import UserError
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Codes = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 class PostHocOptions(Options):
     """Base of the options of every post hoc method."""
+
+
+class TooFewControls(UserError):
+    """The rows to correct hold fewer controls than a correction needs."""
+
+    def __init__(self, found: int, least: int, environment: int | None = None) -> None:
+        self.found, self.least, self.environment = found, least, environment
+        super().__init__(self.line("all environments" if environment is None else str(environment)))
+
+    def line(self, environment: str) -> str:
+        """What is missing, with the name of the environment."""
+        return (
+            f"{self.found} controls in {environment}; expected {self.least} or more, name the "
+            "controls with --control COLUMN=VALUE or leave these rows out"
+        )
 
 
 class PostHoc:
@@ -43,16 +61,38 @@ class PostHoc:
         """What `name` adds to the name of the method that it corrects."""
         return name if cls.MAPS else f"{name}-refit"
 
-    def fit(self, embedding: Floats, environment: Codes) -> Floats:
+    def needs_controls(self) -> bool:
+        """Whether `fit` and `transform` have to be told which rows are controls."""
+        return False
+
+    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
         """Learn from rows (N, D) float32 of environments (N,) int64; returns them corrected (N, d).
 
-        Raises UserError where the rows cannot be learnt from.
+        `control` (N,) bool says which rows are controls, to a method that needs them. Raises
+        UserError where the rows cannot be learnt from, TooFewControls where that is why.
         """
         raise NotImplementedError
 
-    def transform(self, embedding: Floats, environment: Codes) -> Floats:
+    def transform(
+        self, embedding: Floats, environment: Codes, control: Mask | None = None
+    ) -> Floats:
         """New rows (Q, D), corrected: (Q, d) float32; learns nothing.
 
         `environment` (Q,) int64 has any codes, those of `fit` or others; −1 is an unknown one.
         """
         raise NotImplementedError
+
+
+def require_controls(control: Mask | None, rows: Mask, least: int, environment: int | None) -> Mask:
+    """The controls (N,) among `rows` (N,); raises TooFewControls if they are fewer than `least`."""
+    found = rows & control if control is not None else np.zeros_like(rows)
+    if (count := int(found.sum())) < least:
+        raise TooFewControls(count, least, environment)
+    return found
+
+
+def centre_and_scale(rows: Floats | Doubles) -> tuple[Doubles, Doubles]:
+    """Mean and sd (D,) of rows (N, D), ddof 0; an sd of 0 is 1."""
+    values = rows.astype(np.float64)
+    sd = values.std(axis=0)
+    return values.mean(axis=0), np.where(sd == 0, 1.0, sd)

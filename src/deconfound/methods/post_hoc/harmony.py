@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from deconfound.errors import UserError
-from deconfound.methods.post_hoc.base import Codes, Floats, PostHoc, PostHocOptions
+from deconfound.methods.post_hoc.base import Codes, Doubles, Floats, Mask, PostHoc, PostHocOptions
+from deconfound.methods.post_hoc.pca import Components
 from deconfound.streams import derived_seed
 
-Doubles = NDArray[np.float64]
 BANDWIDTH = 0.1
 """Sigma of the soft assignment to clusters, of Harmony and of Symphony."""
 
@@ -51,12 +50,13 @@ class Harmony(PostHoc):
         """Raise UserError where harmonypy is not installed."""
         run_harmony("harmony")
 
-    def fit(self, embedding: Floats, environment: Codes) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
         """All rows (N, D) of environments (N,), corrected: (N, d) float32.
 
         Raises UserError for a row without an environment, fewer than two environments, and where
         harmonypy is not installed.
         """
+        del control
         if (environment < 0).any():
             row = int(np.flatnonzero(environment < 0)[0])
             raise UserError(
@@ -67,38 +67,12 @@ class Harmony(PostHoc):
         found = harmonise(components.project(embedding), environment, self.options, "harmony")
         return found.corrected.astype(np.float32)
 
-    def transform(self, embedding: Floats, environment: Codes) -> Floats:
+    def transform(
+        self, embedding: Floats, environment: Codes, control: Mask | None = None
+    ) -> Floats:
         """Raises UserError: Harmony has no model of rows that it was not fitted on."""
-        del embedding, environment
+        del embedding, environment, control
         raise UserError("harmony: cannot map rows that it was not fitted on; use symphony")
-
-
-@dataclass(frozen=True)
-class Components:
-    """Standardisation and principal components, as some rows gave them."""
-
-    mean: Doubles
-    """(D,)."""
-    sd: Doubles
-    """(D,); 1 where a dimension does not vary."""
-    loadings: Doubles
-    """(D, d), orthonormal."""
-
-    @classmethod
-    def of(cls, embedding: Floats, most: int) -> "Components":
-        """Those of the rows (N, D), `most` at most."""
-        from sklearn.decomposition import PCA
-
-        values = embedding.astype(np.float64)
-        mean, sd = values.mean(axis=0), values.std(axis=0)
-        sd[sd == 0] = 1.0
-        count = min(most, *embedding.shape)
-        pca = PCA(count, svd_solver="covariance_eigh").fit((values - mean) / sd)
-        return cls(mean, sd, pca.components_.T)
-
-    def project(self, embedding: Floats) -> Doubles:
-        """Rows (N, D) to their components (N, d) float64."""
-        return np.asarray((embedding.astype(np.float64) - self.mean) / self.sd @ self.loadings)
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from deconfound.methods.post_hoc.base import Codes, Floats, PostHoc, PostHocOptions
-from deconfound.methods.post_hoc.harmony import (
-    BANDWIDTH,
-    Components,
-    Doubles,
-    HarmonyOptions,
-    harmonise,
-    run_harmony,
-)
+from deconfound.methods.post_hoc.base import Codes, Doubles, Floats, Mask, PostHoc, PostHocOptions
+from deconfound.methods.post_hoc.harmony import BANDWIDTH, HarmonyOptions, harmonise, run_harmony
+from deconfound.methods.post_hoc.pca import Components
 
 RIDGE = 1.0
 """Lambda on the terms of environments; there is none on the intercept."""
@@ -39,12 +33,13 @@ class Symphony(PostHoc):
         """Raise UserError where harmonypy is not installed."""
         run_harmony("symphony")
 
-    def fit(self, embedding: Floats, environment: Codes) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
         """Build the reference of rows (N, D); returns them as Harmony corrected them, (N, d).
 
         A row without an environment (−1) is no part of the reference; it is mapped onto it.
         Raises UserError for fewer than two environments and where harmonypy is not installed.
         """
+        del control
         known = environment >= 0
         self.components = Components.of(embedding[known], self.options.components)
         found = harmonise(
@@ -56,8 +51,11 @@ class Symphony(PostHoc):
         corrected[~known] = self.transform(embedding[~known], environment[~known])
         return corrected
 
-    def transform(self, embedding: Floats, environment: Codes) -> Floats:
+    def transform(
+        self, embedding: Floats, environment: Codes, control: Mask | None = None
+    ) -> Floats:
         """Map rows (Q, D): (Q, d) float32; those of one environment are corrected together."""
+        del control
         projected = self.components.project(embedding)
         return self.reference.map(projected, environment).astype(np.float32)
 

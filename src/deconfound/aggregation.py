@@ -1,0 +1,117 @@
+"""From cells to guides to genes: means by group, fed chunk by chunk, and what is made of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.sparse import csc_array
+
+from deconfound.errors import UserError
+
+Codes = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+class GroupMeans:
+    """Means of rows by group; rows come in chunks of any size and in any order."""
+
+    def __init__(self, groups: int, dimensions: int) -> None:
+        self._total = np.zeros((groups, dimensions))
+        self.rows: Codes = np.zeros(groups, dtype=np.int64)
+        """(G,) rows of each group."""
+
+    def add(self, values: npt.NDArray[np.floating[Any]], group: Codes) -> None:
+        """Take in rows (B, D) of groups (B,); those of group −1 are left out.
+
+        A product with a sparse matrix of memberships: no loop over groups.
+        """
+        known = group >= 0
+        values, group = values[known], group[known]
+        shape = len(self.rows), len(group)
+        member = csc_array((np.ones(len(group)), group, np.arange(len(group) + 1)), shape=shape)
+        self._total += member @ values.astype(np.float64)
+        self.rows += np.bincount(group, minlength=len(self.rows))
+
+    def means(self) -> Doubles:
+        """(G, D) float64; NaN for a group without rows."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self._total / self.rows[:, None])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Guides and genes of cells."""
+
+    guide: Codes
+    """(N,) guide of each cell; −1 for a cell with neither guide nor gene."""
+    gene: Codes
+    """(guides,) gene of each guide."""
+    guides: pd.DataFrame
+    """A row a guide: its gene, its name and the columns that means are taken within."""
+    genes: pd.DataFrame
+    """A row a gene: its name and the columns that means are taken within."""
+
+
+def group_cells(
+    table: pd.DataFrame, gene: str, guide: str | None, within: tuple[str, ...], where: str
+) -> Groups:
+    """The guides and genes of the rows of `table`, apart by the columns `within`.
+
+    Without a column of guides a gene is its own guide. Raises UserError for a guide without a
+    gene, a gene without a guide, a guide of two genes, a missing value of `within`, or if no row
+    has a gene.
+    """
+    genes = table[gene].astype("string")
+    guides = genes if guide is None else table[guide].astype("string")
+    for found, name, lacking in ((guides, "gene", genes), (genes, "guide", guides)):
+        half = np.flatnonzero((found.notna() & lacking.isna()).to_numpy())
+        if len(half):
+            raise UserError(
+                f"{where}: row {half[0]}: {'guide' if name == 'gene' else 'gene'} "
+                f"{found.iloc[half[0]]!r} has no {name} ({len(half)} such rows); complete "
+                f"{(gene if name == 'gene' else guide)!r}, or empty both to leave such rows out"
+            )
+    known = genes.notna().to_numpy()
+    if not known.any():
+        raise UserError(f"{where}: no row has a value of {gene!r}; name the genes with --gene")
+    keys = pd.DataFrame({"gene": genes, "guide": guides})
+    for column in within:
+        keys[column] = table[column].astype("string")
+        if (keys[column].isna() & known).any():
+            row = int(np.flatnonzero((keys[column].isna() & known).to_numpy())[0])
+            raise UserError(f"{where}: row {row} has no {column!r}, which means are taken within")
+    keys = keys[known]
+    pairs = keys[["gene", "guide"]].drop_duplicates()
+    twice = pairs[pairs.duplicated("guide", keep=False)].sort_values(["guide", "gene"])
+    if len(twice):
+        first, second = twice["gene"].iloc[:2]
+        raise UserError(
+            f"{where}: guide {twice['guide'].iloc[0]!r} is of gene {first!r} and of {second!r}; "
+            "expected one gene a guide"
+        )
+    of_cells = np.full(len(table), -1, dtype=np.int64)
+    of_cells[known], guide_rows = _numbered(keys)
+    of_guides, gene_rows = _numbered(guide_rows.drop(columns="guide"))
+    return Groups(of_cells, of_guides, guide_rows, gene_rows)
+
+
+def _numbered(keys: pd.DataFrame) -> tuple[Codes, pd.DataFrame]:
+    """The number of each row's combination of values, and the combinations in that order."""
+    columns = list(keys.columns)
+    codes = np.asarray(keys.groupby(columns, sort=True).ngroup(), dtype=np.int64)
+    return codes, keys.drop_duplicates().sort_values(columns).reset_index(drop=True)
+
+
+def standardised(values: Doubles, control: Mask) -> Doubles:
+    """Rows (G, D) less the mean of the controls, each dimension divided by its sd over all rows.
+
+    Makino et al., SCBD, A.3, and the authors' code: the mean is subtracted too, the sd has ddof 1,
+    and controls count as rows, so that subtracting them changes nothing but the digits. A
+    dimension that does not vary is 0.
+    """
+    moved = values - values[control].mean(axis=0)
+    sd = moved.std(axis=0, ddof=1)
+    return np.asarray((moved - moved.mean(axis=0)) / np.where(sd > 0, sd, 1.0))

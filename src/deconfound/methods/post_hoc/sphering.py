@@ -1,0 +1,74 @@
+"""Sphering: the features in which controls vary are scaled down until controls are a sphere."""
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from deconfound.methods.post_hoc.base import (
+    Codes,
+    Doubles,
+    Floats,
+    Mask,
+    PostHoc,
+    PostHocOptions,
+    centre_and_scale,
+    require_controls,
+)
+
+
+class SpheringOptions(PostHocOptions):
+    """Options of sphering."""
+
+    regularisation: float = Field(0.01, gt=0)
+    """Added to the variances of controls before their root is taken; the smaller, the more
+    directions in which controls hardly vary are magnified."""
+
+
+class Sphering(PostHoc):
+    """Sphering (ZCA-cor) on controls: Kessy et al. 2018, table 1; as in Ando et al. 2017.
+
+    x ↦ (R + λI)^(−½) (x − μ) / σ, with mean μ, sd σ and correlation R of the controls among the
+    rows fitted, of all environments together. What varies among controls of different
+    environments is thus scaled down; an environment's own controls are not needed.
+    """
+
+    Options: ClassVar[type[PostHocOptions]] = SpheringOptions
+    options: SpheringOptions
+    SUMMARY = "features in which controls vary are scaled down until controls are a sphere"
+    PAPER = "Kessy et al., Optimal whitening and decorrelation, 2018; Ando et al. 2017"
+
+    mean: Doubles
+    """(D,)."""
+    map: Doubles
+    """(D, D)."""
+
+    def needs_controls(self) -> bool:
+        """Always."""
+        return True
+
+    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+        """Learn from the controls among rows (N, D); returns all of them sphered, (N, D).
+
+        Raises TooFewControls for fewer than two.
+        """
+        everywhere = np.ones(len(embedding), dtype=bool)
+        controls = embedding[require_controls(control, everywhere, 2, None)]
+        self.mean, sd = centre_and_scale(controls)
+        covariance = np.atleast_2d(np.cov((controls - self.mean) / sd, rowvar=False, ddof=0))
+        self.map = power(covariance, -0.5, self.options.regularisation) / sd[:, None]
+        return self.transform(embedding, environment, control)
+
+    def transform(
+        self, embedding: Floats, environment: Codes, control: Mask | None = None
+    ) -> Floats:
+        """Rows (Q, D), sphered: (Q, D) float32."""
+        del environment, control
+        return np.asarray((embedding - self.mean) @ self.map, dtype=np.float32)
+
+
+def power(covariance: Doubles, exponent: float, added: float) -> Doubles:
+    """(covariance + `added` · I) to a power, symmetric: (D, D)."""
+    variance, direction = np.linalg.eigh(covariance)
+    raised = (np.maximum(variance, 0) + added) ** exponent
+    return np.asarray((direction * raised) @ direction.T)

@@ -1,0 +1,91 @@
+"""Standardise: every environment by the mean and spread of its own rows."""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from deconfound.methods.post_hoc.base import (
+    Codes,
+    Doubles,
+    Floats,
+    Mask,
+    PostHoc,
+    PostHocOptions,
+    centre_and_scale,
+    require_controls,
+)
+
+FEWEST = 2
+"""Rows of an environment from which a spread can be taken."""
+
+
+class StandardiseOptions(PostHocOptions):
+    """Options of standardisation."""
+
+    by: Literal["controls", "all"] = "controls"
+    """Rows of an environment that its mean and sd are of: its controls, or all."""
+
+
+class Scale(NamedTuple):
+    """Mean and sd, (D,) each."""
+
+    mean: Doubles
+    sd: Doubles
+
+
+class Standardise(PostHoc):
+    """Centre and scale every environment: Caicedo et al. 2017; Celik et al. 2024, "centre-scale".
+
+    An environment of `fit` keeps the mean and sd that it had there. One that `fit` never saw has
+    those of its own rows, those of controls where `by` says so, among the rows that are mapped
+    together; of rows without an environment (−1) it is those of all rows fitted.
+    """
+
+    Options: ClassVar[type[PostHocOptions]] = StandardiseOptions
+    options: StandardiseOptions
+    SUMMARY = "every environment by the mean and sd of its controls, or of all its rows"
+    PAPER = "Caicedo et al., Data-analysis strategies for image-based cell profiling, 2017"
+
+    scales: dict[int, Scale]
+
+    def needs_controls(self) -> bool:
+        """Unless all rows of an environment are taken."""
+        return self.options.by == "controls"
+
+    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+        """Learn the scale of every environment of rows (N, D); returns them standardised (N, D).
+
+        Raises TooFewControls for an environment with fewer than two.
+        """
+        everywhere = np.ones(len(embedding), dtype=bool)
+        self.scales = {-1: self._scale(embedding, everywhere, control, -1)}
+        return self._mapped(embedding, environment, control, self.scales)
+
+    def transform(
+        self, embedding: Floats, environment: Codes, control: Mask | None = None
+    ) -> Floats:
+        """Rows (Q, D), standardised: (Q, D) float32.
+
+        Raises TooFewControls for an environment that `fit` never saw and that has fewer than two.
+        """
+        return self._mapped(embedding, environment, control, dict(self.scales))
+
+    def _mapped(
+        self,
+        embedding: Floats,
+        environment: Codes,
+        control: Mask | None,
+        scales: dict[int, Scale],
+    ) -> Floats:
+        corrected = np.empty_like(embedding)
+        for one in np.unique(environment).tolist():
+            rows = environment == one
+            if one not in scales:
+                scales[one] = self._scale(embedding, rows, control, one)
+            corrected[rows] = (embedding[rows] - scales[one].mean) / scales[one].sd
+        return corrected
+
+    def _scale(self, embedding: Floats, rows: Mask, control: Mask | None, one: int) -> Scale:
+        if self.needs_controls():
+            rows = require_controls(control, rows, FEWEST, one if one >= 0 else None)
+        return Scale(*centre_and_scale(embedding[rows]))

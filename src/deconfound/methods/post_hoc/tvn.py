@@ -1,0 +1,133 @@
+"""Typical variation normalisation: controls of every environment are made to look alike."""
+
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from deconfound.errors import UserError
+from deconfound.methods.post_hoc.base import (
+    Codes,
+    Doubles,
+    Floats,
+    Mask,
+    PostHoc,
+    PostHocOptions,
+    centre_and_scale,
+    require_controls,
+)
+from deconfound.methods.post_hoc.pca import Components
+from deconfound.methods.post_hoc.sphering import power
+
+RIDGE = 0.5
+"""Added to every variance of a covariance of controls, as EFAAR does."""
+FEWEST = 2
+
+
+class TvnOptions(PostHocOptions):
+    """Options of typical variation normalisation."""
+
+    components: int | None = None
+    """Principal components of controls that are kept; all if not given."""
+
+
+class Alignment(NamedTuple):
+    """What brings one environment to the others."""
+
+    mean: Doubles
+    """(d,)."""
+    sd: Doubles
+    """(d,)."""
+    map: Doubles
+    """(d, d)."""
+
+
+class Tvn(PostHoc):
+    """TVN: Ando et al. 2017, section 3.2, in the form of EFAAR (Celik et al. 2024).
+
+    Rows are standardised and projected on principal components, those of all controls fitted. Then
+    every environment is centred and scaled on its own controls and, by CORAL, multiplied by
+    (C_e + ½I)^(−½) (C + ½I)^(½), with the covariance C_e of its controls and that C of all
+    controls, both after the scaling (ddof 1).
+
+    An environment of `fit` keeps what it had there. One that `fit` never saw is aligned by its own
+    controls among the rows that are mapped together, and without controls cannot be mapped.
+    """
+
+    Options: ClassVar[type[PostHocOptions]] = TvnOptions
+    options: TvnOptions
+    SUMMARY = "controls of every environment are given one mean, spread and covariance"
+    PAPER = "Ando et al., Improving phenotypic measurements in high-content imaging screens, 2017"
+
+    components: Components
+    pooled: Doubles
+    """(C + ½I)^(½) of all controls fitted."""
+    alignments: dict[int, Alignment]
+
+    def needs_controls(self) -> bool:
+        """Always."""
+        return True
+
+    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+        """Learn from the controls among rows (N, D); returns all of them aligned, (N, d).
+
+        Raises TooFewControls for an environment with fewer than two, and UserError for a row
+        without an environment.
+        """
+        _refuse_unknown(environment)
+        everywhere = np.ones(len(embedding), dtype=bool)
+        controls = require_controls(control, everywhere, FEWEST, None)
+        most = self.options.components or embedding.shape[1]
+        self.components = Components.of(embedding[controls], most)
+        projected = self.components.project(embedding)
+        scaled = np.empty_like(projected[controls])
+        of_control = environment[controls]
+        for one in np.unique(environment).tolist():
+            of_one = require_controls(control, environment == one, FEWEST, one)
+            mean, sd = centre_and_scale(projected[of_one])
+            scaled[of_control == one] = (projected[of_one] - mean) / sd
+        self.pooled = power(_covariance(scaled), 0.5, RIDGE)
+        self.alignments = {}
+        return self._aligned(projected, environment, control, self.alignments)
+
+    def transform(
+        self, embedding: Floats, environment: Codes, control: Mask | None = None
+    ) -> Floats:
+        """Rows (Q, D), aligned: (Q, d) float32.
+
+        Raises TooFewControls for an environment that `fit` never saw and that has fewer than two.
+        """
+        _refuse_unknown(environment)
+        projected = self.components.project(embedding)
+        return self._aligned(projected, environment, control, dict(self.alignments))
+
+    def _aligned(
+        self,
+        projected: Doubles,
+        environment: Codes,
+        control: Mask | None,
+        alignments: dict[int, Alignment],
+    ) -> Floats:
+        aligned = np.empty(projected.shape, dtype=np.float32)
+        for one in np.unique(environment).tolist():
+            rows = environment == one
+            if one not in alignments:
+                of_one = projected[require_controls(control, rows, FEWEST, one)]
+                mean, sd = centre_and_scale(of_one)
+                whiten = power(_covariance((of_one - mean) / sd), -0.5, RIDGE)
+                alignments[one] = Alignment(mean, sd, whiten @ self.pooled)
+            mean, sd, recolour = alignments[one]
+            aligned[rows] = (projected[rows] - mean) / sd @ recolour
+        return aligned
+
+
+def _covariance(rows: Doubles) -> Doubles:
+    return np.atleast_2d(np.cov(rows, rowvar=False, ddof=1))
+
+
+def _refuse_unknown(environment: Codes) -> None:
+    if (environment < 0).any():
+        row = int(np.flatnonzero(environment < 0)[0])
+        raise UserError(
+            f"tvn: row {row} has no environment, and TVN cannot align it; leave such rows out of "
+            "the screen, or use sphering"
+        )
