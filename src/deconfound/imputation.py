@@ -241,7 +241,7 @@ def _imputed(
     )
     images = style_pixels.shape[1]
     every = method.style(intensity(style_pixels.flatten(0, 1)), taken_in.repeat_interleave(images))
-    code = every.unflatten(0, (-1, images)).mean(dim=1)
+    code = every.reshape(len(source), images, -1).mean(dim=1)
     imputed = method.impute(intensity(source_pixels), code)
     return np.asarray(intensity.inverse(imputed.float()).cpu().numpy())
 

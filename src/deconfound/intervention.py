@@ -259,7 +259,7 @@ def style_bank(
         again = stream.choice(rows, styles * images - len(drawn))
         every = np.concatenate([drawn, again])
         codes = styles_of(intervention, screen, problem, every, device)
-        found.append(codes.unflatten(0, (styles, images)).mean(dim=1))
+        found.append(codes.reshape(styles, images, -1).mean(dim=1))
     return torch.stack(found)
 
 
