@@ -52,6 +52,8 @@ def active_units(q: Gaussian) -> Tensor:
     its own.
     """
     mean, log_variance = gather_rows(q.mean), gather_rows(q.log_variance)
+    if not len(mean):
+        return mean.new_zeros(())
     own = log_variance.exp().mean(dim=0)
     return (mean.var(dim=0, correction=0) > ACTIVE * own).sum().to(mean.dtype)
 
