@@ -100,7 +100,7 @@ def test_autoencoders_of_profiles(
     assert shapes == blocks
     assert all(np.isfinite(values).all() for values in found.representations.values())
     said = found.table["deconfound_predicted"] == found.table["compound"]
-    assert said[found.table["deconfound_part"] == "test"].mean() > 0.8
+    assert said[found.table["deconfound_part"] == "test"].mean() > 0.5
     trained, _ = run.load(wells)
     drawn = trained.swap(torch.zeros(2, 16), torch.zeros(2, 16))
     assert (drawn is None) == (method == "vae")
