@@ -120,6 +120,9 @@ def tiny_config(
     """A run of a second: few steps, small batches, one thread, plate S1/P1 held out."""
     known = methods.load(method).Options
     cheap = {name: value for name, value in CHEAP.items() if name in known.model_fields}
+    parts: dict[str, Any] = {"fold": "plate=S1/P1", "val_fraction": 0.2}
+    if methods.load(method).CONTROLS:
+        parts["controls"] = ("c0",)
     few: dict[str, Any] = {
         "steps": 6, "batch_size": 24, "validate_every": 2, "checkpoint_every": 2,
         "device": "cpu", "precision": "32", "threads": 1,
@@ -127,7 +130,7 @@ def tiny_config(
     return config_model(method)(
         method=method,
         seed=seed,
-        data=DataOptions(**({"fold": "plate=S1/P1", "val_fraction": 0.2} | (data or {}))),
+        data=DataOptions(**(parts | (data or {}))),
         training=TrainingOptions(**(few | (training or {}))),
         options=known(**(cheap | (options or {}))),
     )

@@ -53,6 +53,7 @@ CHEAP = {
     "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
     "fit stargan2": f"{FEW_STEPS} --width 4 --max-width 8 --mapping-width 8",
+    **{f"fit {name}": f"{FEW_STEPS} --width 4 --block-size 8" for name in ("vae", "ivae", "mcvae")},
     "embed": "--device cpu --quiet",
     "export": "--quiet",
     "measure": "--quiet",

@@ -80,6 +80,33 @@ def test_fit_embed_measure_report(wells: Screen, runs: Path, tmp_path: Path) -> 
     assert "the screen holds profiles, which have no pictures" in page
 
 
+@pytest.mark.parametrize(
+    ("method", "blocks"),
+    [
+        ("vae", {"representation": 16}),
+        ("ivae", {"representation": 16, "content": 16, "style": 16}),
+        ("mcvae", {"representation": 32, "content": 16, "style": 16}),
+    ],
+)
+def test_autoencoders_of_profiles(
+    method: str, blocks: dict[str, int], wells: Screen, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """By perceptrons both ways."""
+    config = make_config(method, training={"steps": 60, "validate_every": 60})
+    run = fit(config, wells.path, tmp_path / "run", quiet=True)
+    file = tmp_path / "e.h5ad"
+    found = embed(run.path, wells.path, file, device="cpu", threads=1, quiet=True)
+    shapes = {name: values.shape[1] for name, values in found.representations.items()}
+    assert shapes == blocks
+    assert all(np.isfinite(values).all() for values in found.representations.values())
+    said = found.table["deconfound_predicted"] == found.table["compound"]
+    assert said[found.table["deconfound_part"] == "test"].mean() > 0.5
+    trained, _ = run.load(wells)
+    drawn = trained.swap(torch.zeros(2, 16), torch.zeros(2, 16))
+    assert (drawn is None) == (method == "vae")
+    assert drawn is None or drawn.shape == (2, len(FEATURES))
+
+
 def test_scaling_of_features_is_that_of_training_rows(wells: Screen, runs: Path) -> None:
     run = open_run(runs / "erm")
     _, intensity = run.load(wells)

@@ -35,6 +35,9 @@ class DataOptions(Options):
     """Column or columns (joined) of the nuisance; the screen's own if not given."""
     levels: tuple[str, ...] = ()
     """Nested levels, outermost first; the screen's own if not given."""
+    controls: tuple[str, ...] = Field((), exclude_if=lambda given: given == ())
+    """Labels that are controls, for a method that needs them; if not given, those whose training
+    rows all have `negcon` in the column Metadata_Control_Type."""
     fold: str = "iid"
     """What is held out: iid, given (the screen's split column) or COLUMN=GROUP of a level."""
     without: str | None = None

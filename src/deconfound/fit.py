@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from deconfound import atomic, machine
+from deconfound import atomic, machine, methods
+from deconfound.data.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.table import listed
 from deconfound.errors import UserError
@@ -48,7 +49,8 @@ def fit(
     On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
     holds another run or something else, if another process is writing it, if the loss stops being
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
-    of the step and raises Stopped. `warn` is given a sentence about labels that are never scored.
+    of the step and raises Stopped. `warn` is given a sentence about labels that are never scored,
+    and one about weights that a method finds to have failed.
     """
     out, opened = Path(out), open_screen(screen)
     train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn)
@@ -76,6 +78,8 @@ def train(
             f"fold {problem.fold.name}: holds nothing out to adapt to; choose another --fold or "
             "leave --domain-adaptation out"
         )
+    if methods.load(config.method).CONTROLS:
+        _refuse_without_controls(config.method, problem)
     source = imputing_run(config, screen, problem, out)
     if first and warn is not None and problem.untrained():
         warn(_of_untrained(problem))
@@ -93,6 +97,8 @@ def train(
             if intervention is not None:
                 intervention.write(out)
         training.run()
+        if first and warn is not None and (alarm := training.alarm()) is not None:
+            warn(f"warning: {out}: {alarm}")
         return Trained(training.seconds - training.resumed_at, training.of_validation())
 
 
@@ -113,6 +119,19 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
     return (out / "model.safetensors").is_file()
+
+
+def _refuse_without_controls(method: str, problem: Problem) -> None:
+    """Raise UserError unless training has both labels that are controls and labels that are not."""
+    if not problem.controls:
+        raise UserError(
+            f"{method}: no label is a control: none has {NEGATIVE!r} in {CONTROL_TYPE!r} in every "
+            "training row; name the controls with --controls LABEL"
+        )
+    if len(problem.controls) == len(problem.label.names):
+        raise UserError(
+            f"{method}: every label of training is a control; name fewer with --controls LABEL"
+        )
 
 
 def _of_untrained(problem: Problem) -> str:

@@ -172,7 +172,8 @@ def imputing_run(config: RunConfig, screen: Screen, problem: Problem, out: Path)
 
 def _refuse_other_data(run: Run, data: DataOptions, problem: Problem) -> None:
     """Raise UserError if the run splits or names its rows, or scales its pixels, in another way."""
-    theirs, own = run.config.data.model_dump(), data.model_dump()
+    theirs = run.config.data.model_dump(exclude={"controls"})
+    own = data.model_dump(exclude={"controls"})
     theirs |= {name: getattr(run.roles, name) for name in ("label", "environment", "levels")}
     own |= {name: getattr(problem.roles, name) for name in ("label", "environment", "levels")}
     for name, (that, this) in {

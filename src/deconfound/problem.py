@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deconfound.config import DataOptions, TransformName
+from deconfound.data.controls import control_codes
 from deconfound.data.screen import Rows, Screen
 from deconfound.data.split import Fold, make_fold, without_environment
 from deconfound.data.table import Coded, Roles, listed, require_columns
@@ -29,6 +30,14 @@ class Problem:
     """Columns (joined) whose groups share percentiles; of a level, with those around it."""
     group: Coded | None
     """Its codes of all rows, numbered by the groups of training rows; −1 for any other."""
+    controls: tuple[int, ...] = ()
+    """Codes of the labels that are controls."""
+
+    @property
+    def control(self) -> Rows:
+        """(N,) 1 where the label is a control, 0 where it is another, −1 where it is neither."""
+        code = self.label.codes
+        return np.where(code < 0, -1, np.isin(code, self.controls)).astype(np.int64)
 
     def untrained(self) -> dict[str, int]:
         """Labels of test rows that training lacks, with their number of test rows."""
@@ -57,8 +66,8 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
     """Roles, fold and codes for a screen; label and environment names come from training rows.
 
     Raises UserError for a missing column, an impossible fold, an empty part, fewer than 2 labels in
-    training, an environment that is the label under another name, or a group held out none of
-    whose labels training has.
+    training, an environment that is the label under another name, a control that training lacks,
+    or a group held out none of whose labels training has.
     """
     roles = roles_of(screen, options)
     if roles.label is None:
@@ -100,7 +109,8 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
         )
     transform, by = _transform(screen, options, roles)
     group = screen.coded(by, _present(screen.coded(by), train)) if by else None
-    problem = Problem(roles, fold, label, environment, every_label, transform, by, group)
+    controls = control_codes(screen.table, label, train, options.controls)
+    problem = Problem(roles, fold, label, environment, every_label, transform, by, group, controls)
     _refuse_unscorable(problem)
     return problem
 

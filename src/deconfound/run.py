@@ -102,10 +102,17 @@ def read_config(path: Path, method: str | None = None) -> RunConfig:
     return validated(config_model(named), values | {"method": named}, str(path))
 
 
-def build_method(config: RunConfig, screen: Screen, labels: int, environments: int) -> Method:
+def build_method(
+    config: RunConfig,
+    screen: Screen,
+    labels: int,
+    environments: int,
+    controls: tuple[int, ...] = (),
+) -> Method:
     """The method of a run with its initial weights; raises UserError for images not square.
 
-    Raises it too for an option that images have and profiles have not.
+    Raises it too for an option that images have and profiles have not. `controls` are needed to
+    train, not to load weights.
     """
     channels, *sides = screen.image_shape
     if screen.holds_profiles and config.training.augment != "none":
@@ -119,7 +126,7 @@ def build_method(config: RunConfig, screen: Screen, labels: int, environments: i
             "ingest with --size"
         )
     torch.manual_seed(derived_seed(config.seed, "initial weights"))
-    task = Task(channels, sides[0] if sides else None, labels, environments)
+    task = Task(channels, sides[0] if sides else None, labels, environments, controls)
     return methods.load(config.method)(config.options, task)
 
 

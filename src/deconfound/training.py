@@ -23,6 +23,7 @@ from deconfound.data.batch import Batch, BatchReader, augmented
 from deconfound.data.intensity import Intensity, fit_intensity
 from deconfound.data.screen import Screen
 from deconfound.errors import UserError
+from deconfound.gradient_rule import GradientRule
 from deconfound.history import History
 from deconfound.intervention import Intervention
 from deconfound.methods.base import Method, Stage
@@ -67,9 +68,8 @@ class Training:
             if intervention is None
             else intervention.intensity
         )
-        method = build_method(
-            config, screen, len(problem.label.names), len(problem.environment.names)
-        )
+        counts = len(problem.label.names), len(problem.environment.names)
+        method = build_method(config, screen, *counts, problem.controls)
         if fabric.world_size > 1:
             synchronise_batch_norm(method)
         self.method: Method = method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,6 +97,8 @@ class Training:
         """What the checkpoints that this process kept predict of validation rows, by their file."""
         self.history = History(out / "metrics.csv")
         self.optimizers: list[torch.optim.Optimizer] = []
+        options = config.options
+        self.rule = GradientRule(options.skip_above, options.clip_at, options.most_skipped)
 
     def run(self) -> None:
         """Train every stage from wherever the directory stands to the end."""
@@ -144,9 +146,13 @@ class Training:
                     batch = replace(batch, held_out=int(held_out.sum()))
                 logged = self._step(stage, step, with_partners(batch, stage))
                 self.done = step + 1
+                self._refuse_too_many_skipped(stage)
                 if self.done % LOG_EVERY == 0 or self.done == stage.steps:
                     values = {name: float(value) for name, value in logged.items()}
-                    self._check_finite(values)
+                    if self.rule.skip_above is None:
+                        self._check_finite(values)
+                    else:
+                        values["skipped_steps"] = float(self.rule.skipped)
                     self.history.add(stage.name, self.done, "train", values)
                     progress.update(1, _headline(values))
                 else:
@@ -192,7 +198,9 @@ class Training:
                 batch = self.intervention.intervene(batch, stream, *share)
             if training.augment == "dihedral":
                 batch = augmented(batch, seed, step, *share)
-            return self.method.step(batch, stage, self.optimizers, self._backward)
+            logged = self.method.step(batch, stage, self.optimizers, self._backward)
+        self.rule.end_step()
+        return logged
 
     def _backward(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         """Losses are those of the global batch, so gradients add up over processes."""
@@ -200,6 +208,7 @@ class Training:
             self.fabric.backward(loss)
         if self.fabric.world_size > 1:
             sum_gradients(parameters)
+        self.rule.apply(loss, parameters)
 
     def _validate(self, stage: Stage) -> None:
         phase = next((phase for phase in stage.phases if phase.validates), None)
@@ -225,6 +234,12 @@ class Training:
             kept.append(self._keep("last", float("nan"), scores, lower=True))
         self.predicted |= {file.name: predicted for file in kept if file is not None}
         self.validation_due = False
+
+    def alarm(self) -> str | None:
+        """What the method has to say of the finished run, if its weights have failed."""
+        stage = self.stages[-1]
+        found = self.best[stage.name].get(self._selected(stage))
+        return None if found is None else self.method.alarm(found)
 
     def of_validation(self) -> Predictions | None:
         """What the weights of the finished run predict of validation rows, if that is known here.
@@ -287,6 +302,7 @@ class Training:
             "validation_due": self.validation_due,
             "seconds": self.seconds,
             "best": self.best,
+            "skipped": self.rule.state(),
             "weights": weights(self.method, self.intensity),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
@@ -302,12 +318,26 @@ class Training:
             self.validation_due = state["validation_due"]
             self.seconds = self.resumed_at = state["seconds"]
             self.best = state["best"]
+            self.rule.resume(state.get("skipped", []))
             self._new_optimizers()
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         except Exception as error:  # PyTorch has no one exception for what does not fit
             raise damaged_resume(self.out, error) from error
         self.history.resume([s.name for s in self.stages[: self.stage_number + 1]], self.done)
+
+    def _refuse_too_many_skipped(self, stage: Stage) -> None:
+        """Raise UserError if the rule says so; what is trained and measured so far stays."""
+        if not self.rule.gives_up:
+            return
+        if self.fabric.is_global_zero:
+            self.history.write()
+        raise UserError(
+            f"{self.out}: {self.rule.in_a_row} steps in a row up to step {self.done} of "
+            f"{stage.steps} ({stage.name}) had a loss or a gradient that is not finite, or a "
+            f"gradient norm above {self.rule.skip_above:g}, and were skipped; its checkpoints are "
+            "kept; lower --learning-rate, or look at the pixels with `deconfound describe`"
+        )
 
     def _check_finite(self, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -88,7 +88,13 @@ def _size(config: RunConfig, stage: Stage) -> int:
 def _uniform(
     problem: Problem, rows: Rows, group: Group, size: int, seed: int, purpose: str, draws: int = 1
 ) -> UniformSampler:
-    codes = problem.label.codes if group == "label" else problem.environment.codes
+    match group:
+        case "label":
+            codes = problem.label.codes
+        case "environment":
+            codes = problem.environment.codes
+        case "control":
+            codes = problem.control
     return UniformSampler(rows, codes[rows], size, seed, purpose, draws)
 
 

@@ -44,7 +44,8 @@ def built(
     problem = pose(screen, config.data)
     rows = problem.fold.rows("train")
     intensity = fit_intensity(screen, rows, "none", "standardise", 0)
-    method = build_method(config, screen, len(problem.label.names), len(problem.environment.names))
+    counts = len(problem.label.names), len(problem.environment.names)
+    method = build_method(config, screen, *counts, problem.controls)
     reader = BatchReader(
         screen, problem.label.codes, problem.environment.codes, intensity, torch.device("cpu")
     )

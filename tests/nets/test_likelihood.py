@@ -32,3 +32,20 @@ def test_gaussian_is_the_mean_over_pixels_and_learns_its_spread() -> None:
     torch.testing.assert_close(got, wanted)
     assert likelihood.mean(output) is output
     assert GaussianLikelihood().log_sd.item() == 0
+
+
+def test_gaussian_of_each_row_is_the_sum_over_its_pixels() -> None:
+    torch.manual_seed(0)
+    likelihood = GaussianLikelihood().double()
+    with torch.no_grad():
+        likelihood.log_sd.fill_(-0.4)
+    for shape in ((3, 2, 4, 4), (3, 7)):
+        output = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        target = torch.randn(*shape, dtype=torch.float64)
+        expected = -Normal(output, likelihood.log_sd.exp()).log_prob(target).flatten(1).sum(1)  # type: ignore[no-untyped-call]
+        found = likelihood.of_each(output, target)
+        torch.testing.assert_close(found, expected)
+        weight = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
+        own = [output, likelihood.log_sd]
+        got = torch.autograd.grad((weight * found).sum(), own)
+        torch.testing.assert_close(got, torch.autograd.grad((weight * expected).sum(), own))

@@ -1,10 +1,14 @@
-"""Which rows of a table are negative controls."""
+"""Which rows of a table, and which labels, are negative controls: nothing was done to them."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.table import require_columns
+from deconfound.config import nearest
+from deconfound.data.screen import Rows
+from deconfound.data.table import Coded, require_columns
 from deconfound.errors import UserError
 
 CONTROL_TYPE = "Metadata_Control_Type"
@@ -46,3 +50,27 @@ def control_rows(
             "--control COLUMN=VALUE"
         )
     return controls
+
+
+def control_codes(
+    table: pd.DataFrame, label: Coded, train: Rows, named: Sequence[str] = ()
+) -> tuple[int, ...]:
+    """Codes of the labels that are `named`, ascending.
+
+    If none is named, of those whose training rows all have "negcon" in Metadata_Control_Type; no
+    label where the table lacks that column. Raises UserError if training lacks a label named.
+    """
+    for name in named:
+        if name not in label.names:
+            raise UserError(
+                f"--controls {name}: no training row has this label; "
+                f"{nearest(name, list(label.names))}"
+            )
+    if named:
+        return tuple(sorted({label.names.index(name) for name in named}))
+    if CONTROL_TYPE not in table.columns:
+        return ()
+    code = label.codes[train]
+    is_control = (table[CONTROL_TYPE].iloc[train] == NEGATIVE).to_numpy(dtype=bool, na_value=False)
+    found = np.setdiff1d(code[is_control], code[~is_control])
+    return tuple(int(one) for one in found if one >= 0)

@@ -18,7 +18,7 @@ from deconfound.losses.gather import global_mean
 Tensors = dict[str, Tensor]
 Kind = TypeVar("Kind")
 OptimizerName = Literal["adamw", "adam", "sgd"]
-Group = Literal["label", "environment"]
+Group = Literal["label", "environment", "control"]
 
 
 class MethodOptions(Options):
@@ -32,6 +32,13 @@ class MethodOptions(Options):
     """Weight decay of the optimizer."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Momentum of sgd."""
+    skip_above: float | None = Field(None, gt=0)
+    """A phase whose gradient has a larger norm, or one that is not finite, does not step, and is
+    counted; if not given, a loss that is not finite ends the run."""
+    clip_at: float | None = Field(None, gt=0)
+    """Gradients of a phase with a larger norm are scaled down to it."""
+    most_skipped: int = Field(100, ge=1)
+    """So many skipped steps in a row end the run."""
 
     @property
     def sees_held_out(self) -> bool:
@@ -51,6 +58,8 @@ class Task:
     """Labels present in training."""
     environments: int
     """Environments present in training."""
+    controls: tuple[int, ...] = ()
+    """Codes of the labels that are controls, in training; not told where weights are loaded."""
 
     def require_environments(self, method: str, least: int = 2) -> None:
         """Raise UserError if training has fewer than `least` environments, which `method` needs."""
@@ -119,8 +128,8 @@ class Stage:
     continues: bool = False
     """Whether it starts from the last weights of the stage before, not from the selected ones."""
     draws: Group | None = None
-    """Its batches are drawn uniformly over labels or environments, with replacement; as the
-    training options say if None."""
+    """Its batches are drawn uniformly over labels, over environments, or half of controls and half
+    of what is none, with replacement; as the training options say if None."""
     partner: Group | None = None
     """As many rows, drawn in the same way and independently, follow those of each batch:
     `Batch.partners` of them."""
@@ -147,6 +156,8 @@ class Method(nn.Module):
     """What batches are drawn by unless the user says otherwise."""
     ENVIRONMENTS: ClassVar[int] = 1
     """Environments it needs in training: 2 where it compares them."""
+    CONTROLS: ClassVar[bool] = False
+    """Whether it needs controls in training, and something else than controls."""
 
     def __init__(self, options: MethodOptions, task: Task) -> None:
         super().__init__()
@@ -206,6 +217,11 @@ class Method(nn.Module):
         """Scalars worth watching on validation batches, by name; no loss is made of them."""
         del batch, outputs
         return {}
+
+    def alarm(self, scores: dict[str, float]) -> str | None:
+        """A line about the validation scores of the selected weights, if they mean a failure."""
+        del scores
+        return None
 
     def swap(self, content: Tensor, style: Tensor) -> Tensor | None:
         """Images (B, C, H, W) composed of content and style blocks; None if it has no decoder."""

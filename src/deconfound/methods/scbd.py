@@ -19,7 +19,7 @@ from deconfound.methods.base import (
     Tensors,
     cross_entropy,
 )
-from deconfound.nets.decoder import AdditiveDecoder, decoder_size
+from deconfound.nets.decoder import AdditiveDecoder, decoder_size, resized
 from deconfound.nets.encoder import Encoder, Norm, build_encoder
 from deconfound.nets.likelihood import BernoulliLikelihood, GaussianLikelihood
 from deconfound.nets.projection import Projection
@@ -250,9 +250,7 @@ class Scbd(Method):
     def _target(self, image: Tensor) -> Tensor:
         if self.options.likelihood == "bernoulli" and (image.min() < 0 or image.max() > 1):
             raise UserError("--likelihood bernoulli needs pixels in [0, 1]; add --scaling unit")
-        if image.shape[-1] == self.side:
-            return image
-        return nn.functional.interpolate(image, (self.side, self.side), mode="area")
+        return resized(image, self.side)
 
 
 def _refuse_missing_parts(options: ScbdOptions, task: Task) -> None:

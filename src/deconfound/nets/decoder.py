@@ -17,6 +17,13 @@ def decoder_size(image_size: int) -> int:
     return 32 if image_size <= 32 else 64
 
 
+def resized(image: Tensor, side: int) -> Tensor:
+    """Images (B, C, H, H) as (B, C, side, side), by areas: what a decoder of that side draws."""
+    if image.shape[-1] == side:
+        return image
+    return nn.functional.interpolate(image, (side, side), mode="area")
+
+
 class AdditiveDecoder(nn.Module):
     """Reconstructs an image from a content and a style block, added before the last convolution.
 
@@ -55,7 +62,12 @@ def _keep_variance(layer: nn.Module) -> None:
     if isinstance(layer, nn.Linear):
         nn.init.normal_(layer.weight)
         nn.init.zeros_(layer.bias)
-    elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+    he_convolution(layer)
+
+
+def he_convolution(layer: nn.Module) -> None:
+    """He's normal weights for a convolution, by the inputs that reach one pixel; else nothing."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         taps = float(math.prod(layer.kernel_size))
         if isinstance(layer, nn.ConvTranspose2d):
             taps /= math.prod(layer.stride)

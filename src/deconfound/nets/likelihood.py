@@ -39,6 +39,16 @@ class GaussianLikelihood(nn.Module):
         constant = 0.5 * math.log(2 * math.pi)
         return 0.5 * squared_error * torch.exp(-2 * self.log_sd) + self.log_sd + constant
 
+    def of_each(self, output: Tensor, target: Tensor) -> Tensor:
+        """Negative log-likelihood of each row, summed over its pixels or features, in nats.
+
+        output, target (B, ...) -> (B,): the sum that an evidence lower bound needs.
+        """
+        squared_error = ((output - target) ** 2).flatten(1)
+        constant = self.log_sd + 0.5 * math.log(2 * math.pi)
+        own: Tensor = 0.5 * squared_error.sum(dim=1) * torch.exp(-2 * self.log_sd)
+        return own + squared_error.shape[1] * constant
+
     def mean(self, output: Tensor) -> Tensor:
         """The expected image, in the target's units: output (B, C, H, W) -> the same."""
         return output

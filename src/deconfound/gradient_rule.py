@@ -1,0 +1,59 @@
+"""What becomes of gradients that are too large or not finite."""
+
+import torch
+from torch import Tensor, nn
+
+
+class GradientRule:
+    """Skips the step of a phase whose gradient is beyond use, and clips one that is only large.
+
+    Child, Very Deep VAEs, 2021, as Makino et al., SCBD, A.1.2, take it over: skipped above a norm
+    of 1e12, clipped to one of 1e6. Skipped too is what has a loss or a norm that is not finite. A
+    phase is skipped by taking its gradients away, so its weights and the state of its optimizer
+    stay as they are.
+    """
+
+    def __init__(self, skip_above: float | None, clip_at: float | None, most_skipped: int) -> None:
+        self.skip_above, self.clip_at, self._most = skip_above, clip_at, most_skipped
+        self.skipped = 0
+        """Steps so far in which a phase was skipped."""
+        self.in_a_row = 0
+        """Those after the last step in which none was."""
+        self._skipping = False
+
+    def apply(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+        """Take away or scale down the gradients of `parameters`, which `loss` () has left."""
+        if self.skip_above is None and self.clip_at is None:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.skip_above is not None:
+            usable = (
+                torch.isfinite(loss.detach()) & torch.isfinite(norm) & (norm <= self.skip_above)
+            )
+            if not usable:
+                self._skipping = True
+                for parameter in parameters:
+                    parameter.grad = None
+                return
+        if self.clip_at is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_at, norm)
+
+    def end_step(self) -> None:
+        """Count the step that ends."""
+        self.skipped += self._skipping
+        self.in_a_row = self.in_a_row + 1 if self._skipping else 0
+        self._skipping = False
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether too many steps in a row were skipped."""
+        return self.in_a_row >= self._most
+
+    def state(self) -> list[int]:
+        """What `resume` takes."""
+        return [self.skipped, self.in_a_row]
+
+    def resume(self, state: list[int]) -> None:
+        """Go on counting from a `state`; from 0 if it is empty."""
+        self.skipped, self.in_a_row = state or (0, 0)

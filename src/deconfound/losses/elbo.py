@@ -1,0 +1,71 @@
+"""Terms of the evidence lower bound, and how much of a posterior says anything of its image.
+
+Every mean over rows is over those of every process.
+"""
+
+import torch
+from torch import Tensor
+
+from deconfound.losses.gather import gather_rows, global_mean
+from deconfound.nets.vae import Gaussian
+
+ACTIVE = 0.01
+"""Share of its own variance by which the mean of a dimension has to vary to count as active."""
+
+
+def kl_divergence(q: Gaussian, p: Gaussian | None = None) -> Tensor:
+    """KL(q || p) of each row, the sum over dimensions: (B,) in nats, at least 0.
+
+    q and p hold (B, D) each; p is N(0, 1) where it is not given. Kingma & Welling, Auto-Encoding
+    Variational Bayes, 2014, appendix B; Makino et al., SCBD, section 3. Raises no errors of its
+    own.
+    """
+    if p is None:
+        p = Gaussian(torch.zeros_like(q.mean), torch.zeros_like(q.mean))
+    log_ratio = q.log_variance - p.log_variance
+    squared_shift = (q.mean - p.mean) ** 2 * (-p.log_variance).exp()
+    return 0.5 * (log_ratio.exp() + squared_shift - 1 - log_ratio).sum(dim=1)
+
+
+def distance_to_zero(q: Gaussian) -> Tensor:
+    """Squared 2-Wasserstein distance of each row to a point mass at 0: |mean|² + Σ variance, (B,).
+
+    q holds (B, D) each. Wang et al., Multi-Contrastive VAE, 2023: the penalty on the salient
+    posterior of controls. Raises no errors of its own.
+    """
+    return (q.mean**2 + q.log_variance.exp()).sum(dim=1)
+
+
+def row_mean(values: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean of values (B,) over the rows `counted` (B,) bool, all if not given; 0 where none is."""
+    if counted is None:
+        return global_mean(values.sum(), len(values))
+    return global_mean((values * counted).sum(), counted.sum())
+
+
+def active_units(q: Gaussian) -> Tensor:
+    """Dimensions whose mean varies over the rows, by more than a hundredth of their variance.
+
+    q holds (B, D) each; returns () in [0, D], without gradient: 0 where the posterior has
+    collapsed. Burda et al., Importance Weighted Autoencoders, 2016, appendix C, with the variance
+    of the posterior in place of 1, since a learned prior may have any scale. Raises no errors of
+    its own.
+    """
+    mean, log_variance = gather_rows(q.mean), gather_rows(q.log_variance)
+    if not len(mean):
+        return mean.new_zeros(())
+    own = log_variance.exp().mean(dim=0)
+    return (mean.var(dim=0, correction=0) > ACTIVE * own).sum().to(mean.dtype)
+
+
+def prior_spread(prior: Gaussian) -> Tensor:
+    """How far the means of the classes of a prior lie apart, against its own sd.
+
+    Of each dimension the sd of the means over the root mean variance; the largest. The prior holds
+    (K, D) each, one row a class; returns () from 0 on, without gradient: 0 where the prior has
+    collapsed to one that says nothing of the class, as Makino et al., SCBD, section 3, call it.
+    Raises no errors of its own.
+    """
+    mean, log_variance = prior.mean.detach(), prior.log_variance.detach()
+    share = mean.var(dim=0, correction=0) / log_variance.exp().mean(dim=0)
+    return share.sqrt().max()

@@ -1,0 +1,130 @@
+"""iVAE: two blocks of latent variables whose priors depend on the label and on the environment."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from deconfound.data.batch import Batch
+from deconfound.losses.elbo import prior_spread
+from deconfound.methods.base import Loss, MethodOptions, Task, Tensors, cross_entropy
+from deconfound.methods.vae import Block, Vae, VaeOptions
+from deconfound.nets.domain_heads import DomainHeads
+from deconfound.nets.vae import Gaussian, GaussianTable
+
+LEAST_SPREAD = 0.1
+"""Prior means of a class that lie closer together than this share of a prior's sd say nothing."""
+
+
+class IvaeOptions(VaeOptions):
+    """Options of iVAE."""
+
+
+class Ivae(Vae):
+    """Identifiable VAE: Khemakhem et al. 2020, with the blocks of Makino et al., SCBD, section 3.
+
+    Minimises −log p(x|z_c, z_s) + KL(q(z_c|x) || p(z_c|y)) + KL(q(z_s|x, e) || p(z_s|e)). The
+    priors are learned normal distributions, one for each label and environment. For q(z_s|x, e) a
+    layer gives parameters for every environment, of which those of the observed one are taken.
+    Rows whose label or environment is missing have no bound and are left out.
+
+    "representation" and "content" are the mean of q(z_c|x), which needs no environment. "style" is
+    Σ_e p(e|x) · mean of q(z_s|x, e), where a linear probe, which trains nothing else, gives p(e|x):
+    an addition, since images are embedded without their environment.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = IvaeOptions
+    options: IvaeOptions
+    SUMMARY = "VAE with a prior on z_c for each label and one on z_s for each environment"
+    PAPER = (
+        "Khemakhem et al., Variational Autoencoders and Nonlinear ICA, 2020; Makino et al., SCBD"
+    )
+    BLOCKS = 2
+
+    def __init__(self, options: IvaeOptions, task: Task) -> None:
+        super().__init__(options, task)
+        size = options.block_size
+        self.style_encoder = self._trunk()
+        features = self.style_encoder.features
+        self.style_heads = DomainHeads(task.environments, (features, 2 * size))
+        self.content_prior = GaussianTable(task.labels, size)
+        self.style_prior = GaussianTable(task.environments, size)
+        self.environment_probe = nn.Linear(features, task.environments)
+
+    def embed(self, image: Tensor) -> Tensors:
+        """Images or profiles to "representation", "content" and "style", (B, D) each."""
+        content = self._posterior(image).mean
+        features = self.style_encoder(self._seen(image))
+        share = self.environment_probe(features).softmax(dim=1)
+        style = torch.zeros_like(content)
+        for code in range(self.task.environments):
+            environment = torch.full((len(image),), code, device=image.device)
+            style = style + share[:, code, None] * self._style(features, environment).mean
+        return {"representation": content, "content": content, "style": style}
+
+    def outputs(self, batch: Batch, stage: str) -> Tensors:
+        """The posteriors, that of z_s for the observed environment, and what it was made of."""
+        del stage
+        content = self._posterior(batch.image)
+        features = self.style_encoder(self._seen(batch.image))
+        style = self._style(features, batch.environment.clamp(min=0))
+        return {
+            "representation": content.mean,
+            "log_variance": content.log_variance,
+            "style": style.mean,
+            "style_log_variance": style.log_variance,
+            "style_features": features,
+        }
+
+    def swap(self, content: Tensor, style: Tensor) -> Tensor:
+        """Images of content z_c (B, D) in style z_s (B, D), in the units the networks see."""
+        unknown = torch.full((len(content),), -1, device=content.device)
+        return self.likelihood.mean(self._decoded([content, style], unknown))
+
+    def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
+        """Those of a VAE, and how far the priors' means lie apart, in their sd."""
+        return super().diagnostics(batch, outputs) | {
+            "prior_spread_content": prior_spread(self.content_prior.every()),
+            "prior_spread_style": prior_spread(self.style_prior.every()),
+        }
+
+    def alarm(self, scores: dict[str, float]) -> str | None:
+        """Which posteriors have collapsed, and which priors no longer depend on their class."""
+        said = super().alarm(scores)
+        of = {"content": "label", "style": "environment"}
+        if self.task.environments == 1:
+            del of["style"]
+        collapsed = [
+            f"the prior of {block} does not depend on the {known}"
+            for block, known in of.items()
+            if scores.get(f"prior_spread_{block}", 1.0) < LEAST_SPREAD
+        ]
+        if not collapsed:
+            return said
+        found = f"prior collapse: {' and '.join(collapsed)}; lower --learning-rate, or train longer"
+        return found if said is None else f"{said}; {found}"
+
+    def _probes(self) -> list[nn.Module]:
+        return [self.label_probe, self.environment_probe]
+
+    def _style(self, features: Tensor, environment: Tensor) -> Gaussian:
+        return Gaussian.of(self.style_heads(features, environment))
+
+    def _counted(self, batch: Batch) -> Tensor:
+        return (batch.label >= 0) & (batch.environment >= 0)
+
+    def _blocks(self, batch: Batch, outputs: Tensors) -> dict[str, Block]:
+        counted = self._counted(batch)
+        content = Gaussian(outputs["representation"], outputs["log_variance"])
+        style = Gaussian(outputs["style"], outputs["style_log_variance"])
+        of_label = self.content_prior(batch.label.clamp(min=0))
+        of_environment = self.style_prior(batch.environment.clamp(min=0))
+        return {
+            "content": Block(content, of_label, counted),
+            "style": Block(style, of_environment, counted),
+        }
+
+    def _probe_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
+        logits = self.environment_probe(outputs["style_features"].detach())
+        found = Loss(cross_entropy(logits, batch.environment))
+        return super()._probe_losses(batch, outputs) | {"environment_probe": found}
