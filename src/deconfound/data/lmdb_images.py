@@ -80,7 +80,7 @@ class LmdbImages:
         images = np.empty((len(keys), *self._shape), self._dtype.newbyteorder("="))
         with self._environment.begin(buffers=True) as transaction:
             for image, key in zip(images, keys, strict=True):
-                image[:] = np.frombuffer(transaction.get(key.encode()), self._dtype).reshape(
-                    self._shape
-                )
+                record = transaction.get(key.encode())
+                assert record is not None
+                image[:] = np.frombuffer(record, self._dtype).reshape(self._shape)
         return images

@@ -4,7 +4,7 @@ The archive could not be read here: this loader was written from the paper and f
 code of its authors says of the files, and tested on small LMDBs in that layout.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -152,10 +152,13 @@ def _cells(file: Path, config: Config, made: dict[str, Any]) -> pd.DataFrame:
             "with its key.csv"
         )
     where, folder = str(file), file.parent.name
-    kinds: dict[str, Any] = dict.fromkeys(CATEGORIES, "category")
-    kinds |= dict.fromkeys(IDS, "string[pyarrow]") | dict.fromkeys(PLACES, "float64")
+    kinds: dict[Hashable, Any] = {
+        **dict.fromkeys(CATEGORIES, "category"),
+        **dict.fromkeys(IDS, "string[pyarrow]"),
+        **dict.fromkeys(PLACES, "float64"),
+    }
     with readable(file):
-        require_columns(pd.read_csv(file, nrows=0), kinds, where)
+        require_columns(pd.read_csv(file, nrows=0), map(str, kinds), where)
         table = pd.read_csv(
             file, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=[""]
         )
@@ -208,8 +211,8 @@ def _screen_table(tables: list[pd.DataFrame], config: Config) -> pd.DataFrame:
     whole = pd.concat(tables, ignore_index=True)
     place = numpy_stream(config.seed, "funk22", "split").permutation(len(whole))
     ends = np.round(np.array([TRAIN, TRAIN + VAL]) * len(whole))
-    names = np.array(["train", "val", "test"])
-    whole[SPLIT] = pd.Categorical.from_codes(np.searchsorted(ends, place, side="right"), names)
+    names = np.array(["train", "val", "test"], dtype=object)
+    whole[SPLIT] = names[np.searchsorted(ends, place, side="right")]
     columns = [GENE, GUIDE, PLATE, WELL, SITE, CELL, CONTROL_TYPE, SPLIT]
     kinds = {name: "category" for name in columns if name != CELL}
     return whole[columns].astype(kinds)
