@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import shlex
 import shutil
@@ -67,6 +68,7 @@ CHEAP = {
 """Flags added to the documented ones, so that a command takes a second."""
 NEEDS = {"retrieval": "copairs", "cellprofiler": "cp_measure"}
 """Packages of extras without which a page cannot be followed."""
+LMDB = importlib.util.find_spec("lmdb") is not None
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
@@ -84,6 +86,8 @@ def steps_of(page: Path) -> list[Step]:
     for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language in ("console", "bash"):
             for line in (line.removeprefix("$ ") for line in text.splitlines()):
+                if "funk22" in line and not LMDB:
+                    continue
                 if line.startswith("deconfound "):
                     steps.append(Step("command", line))
                 elif line.startswith("python -c "):
@@ -197,6 +201,7 @@ def write_users_files(folder: Path) -> None:
     new.to_csv(folder / "crops.csv", index=False)
     write_mnist(folder / "mnist", stream)
     write_public_trees(folder, stream)
+    write_pooled(folder, stream)
     (folder / "downloads").mkdir()
     np.savez(
         folder / "downloads" / "cells.npz",
@@ -271,6 +276,43 @@ def write_public_trees(folder: Path, stream: np.random.Generator) -> None:
         for path in index["Metadata_Path"]:
             pixels = stream.integers(0, 4096, (channels, 24, 24), dtype=np.uint16)
             tifffile.imwrite(folder / root / path, pixels, photometric="minisblack")
+
+
+def write_pooled(folder: Path, stream: np.random.Generator) -> None:
+    """Crops of a pooled screen with their table, and Funk22's LMDBs where lmdb is installed."""
+    cells = pd.DataFrame(
+        {
+            "Metadata_Gene": ["nontargeting", "TP53"] * 50,
+            "Metadata_sgRNA": ["AC", "GT"] * 50,
+            "Metadata_Plate": ["P1"] * 50 + ["P2"] * 50,
+            "Metadata_Well": ["A1", "A1", "A2", "A2"] * 25,
+        }
+    )
+    (folder / "pooled").mkdir()
+    for row in range(8):
+        pixels = stream.integers(0, 4096, (4, 24, 24), dtype=np.uint16)
+        np.save(folder / "pooled" / f"{row}.npy", pixels)
+    crops = [f"{row}.npy" for row in range(8)]
+    cells[:8].assign(Crop=crops).to_csv(folder / "pooled.csv", index=False)
+    if not LMDB:
+        return
+    keys = cells.set_axis(["gene_symbol_0", "sgRNA_0", "plate", "well"], axis=1).assign(
+        tile="1", UID=[f"{row:08d}" for row in range(100)], index="5", cell_i=90.5, cell_j=90.5,
+        plate=["20200202_6W-LaC024A", "20200202_6W-LaC024D"] * 50,
+    )  # fmt: skip
+    named = ["UID", "plate", "well", "tile", "gene_symbol_0", "index"]
+    lmdb = importlib.import_module("lmdb")
+    for name, rows in (("ntc", keys[::2]), ("perturbed", keys[1::2])):
+        archive = folder / "funk22_lmdb_shuffled" / name
+        archive.mkdir(parents=True)
+        rows.to_csv(archive / "key.csv", index=False)
+        with (
+            lmdb.open(str(archive), map_size=2**26) as environment,
+            environment.begin(write=True) as transaction,
+        ):
+            for key in rows[named].agg("_".join, axis=1):
+                crop = stream.integers(0, 4096, (4, 100, 100), dtype=np.uint16)
+                transaction.put(key.encode(), crop.astype("<u2").tobytes())
 
 
 def write_mnist(folder: Path, stream: np.random.Generator) -> None:

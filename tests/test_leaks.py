@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from deconfound import methods
-from deconfound.config import TransformName
-from deconfound.data.intensity import Scaling, fit_intensity
+from deconfound.config import ScalingName, TransformName
+from deconfound.data.intensity import fit_intensity
 from deconfound.data.screen import Screen
 from deconfound.data.table import Roles
 from deconfound.embeddings import PART, Embeddings, write_embeddings
@@ -61,7 +61,7 @@ def test_no_method_reads_what_a_given_split_holds_out(
 )
 def test_scaling_of_pixels_is_fitted_on_training_rows(
     transform: TransformName,
-    scaling: Scaling,
+    scaling: ScalingName,
     screen: Screen,
     make_screen: MakeScreen,
     tmp_path: Path,

@@ -14,6 +14,7 @@ _brief = reprlib.Repr()
 _brief.maxstring, _brief.maxlevel = 100, 2
 
 TransformName = Literal["none", "arcsinh", "percentile"]
+ScalingName = Literal["standardise", "unit", "scbd"]
 SamplerName = Literal["plain", "label_balanced", "environment_balanced", "label_uniform"]
 
 
@@ -57,8 +58,9 @@ class DataOptions(Options):
     percentile_by: str | None = None
     """Column, such as Metadata_Plate, whose groups share percentiles, those of their training rows
     (a group without any takes those of all training rows); each image has its own if not given."""
-    scaling: Literal["standardise", "unit"] = "standardise"
-    """Per-channel mean 0 and sd 1 over training rows, or division by the type's maximum."""
+    scaling: ScalingName = "standardise"
+    """standardise: per-channel mean 0 and sd 1 over training rows. unit: division by the type's
+    maximum. scbd: (x − 7)/7 after arcsinh, as the SCBD paper scales the pooled screen."""
 
 
 class TrainingOptions(Options):

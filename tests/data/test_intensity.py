@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from deconfound.config import TransformName
 from deconfound.data import intensity as intensity_module
 from deconfound.data.intensity import Intensity, fit_intensity
 from deconfound.data.screen import Screen
@@ -121,6 +122,21 @@ def test_an_even_channel_gives_no_infinity(screen_of: Callable[..., Screen]) -> 
 def test_unit_after_arcsinh_is_refused(screen_of: Callable[..., Screen]) -> None:
     with pytest.raises(UserError, match="--transform none"):
         fit_intensity(screen_of(images_of("uint8")), TRAIN, "arcsinh", "unit", 0)
+
+
+def test_scbd_is_arcsinh_less_seven_by_seven(screen_of: Callable[..., Screen]) -> None:
+    images = np.linspace(0, 60_000, 60 * 70).reshape(60, 2, 5, 7).astype(np.uint16)
+    fitted = fit_intensity(screen_of(images), TRAIN, "arcsinh", "scbd", seed=0)
+    expected = (np.arcsinh(images.astype(np.float64)) - 7) / 7
+    np.testing.assert_allclose(scaled(fitted, images), expected, rtol=1e-6, atol=1e-6)
+    back = fitted.inverse(torch.from_numpy(expected.astype(np.float32))).numpy()
+    np.testing.assert_allclose(back, images, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("transform", ["none", "percentile"])
+def test_scbd_needs_arcsinh(screen_of: Callable[..., Screen], transform: TransformName) -> None:
+    with pytest.raises(UserError, match="--scaling scbd is for images after --transform arcsinh"):
+        fit_intensity(screen_of(images_of("uint8")), TRAIN, transform, "scbd", seed=0)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

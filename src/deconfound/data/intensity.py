@@ -1,18 +1,18 @@
 """From stored values to the float32 a network sees; fitted on training rows alone."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deconfound.config import TransformName
+from deconfound.config import ScalingName, TransformName
 from deconfound.data.screen import Rows, Screen
 from deconfound.data.table import Coded
 from deconfound.errors import UserError
 from deconfound.streams import numpy_stream
 
-Scaling = Literal["standardise", "unit"]
+SCBD_OFFSET = SCBD_SCALE = 7.0  # of arcsinh'd pixels, in Makino et al.
 SAMPLE = 4096
 LOWEST, HIGHEST = 0.001, 0.999
 GROUP_SAMPLE = 256
@@ -82,20 +82,24 @@ def fit_intensity(
     screen: Screen,
     rows: Rows,
     transform: TransformName,
-    scaling: Scaling,
+    scaling: ScalingName,
     seed: int,
     group: Coded | None = None,
 ) -> Intensity:
     """Fit on at most 4,096 of `rows`: "standardise" to mean 0 and sd 1 a channel, "unit" to [0, 1].
 
     "unit" divides by the largest value the stored type can hold (float32 is taken to be in [0, 1]
-    already) and needs no fit. Profiles are standardised by feature; a feature that does not vary
+    already) and "scbd", after "arcsinh", is (x − 7)/7, as Makino et al. (SCBD, A.3) scale Funk22;
+    neither needs a fit. Profiles are standardised by feature; a feature that does not vary
     over the rows fitted on becomes 0 in every row. With `group`, the codes of all rows of the
     screen, the transform percentile has limits for each group, from at most 256 of its `rows`.
-    Raises UserError for "unit" after "arcsinh" and for "percentile" of profiles.
+    Raises UserError for "unit" after "arcsinh", "scbd" after any other, and for "percentile" or
+    "scbd" of profiles.
     """
     if transform == "percentile" and screen.holds_profiles:
         raise UserError("--transform percentile is for images; profiles take none or arcsinh")
+    if scaling == "scbd" and (transform != "arcsinh" or screen.holds_profiles):
+        raise UserError("--scaling scbd is for images after --transform arcsinh; use standardise")
     intensity = Intensity(len(screen.channels), transform, len(group.names) if group else 0)
     if group is not None:
         intensity.limits.copy_(_limits(screen, rows, group, seed))
@@ -104,6 +108,10 @@ def fit_intensity(
             raise UserError("--scaling unit needs --transform none; use --scaling standardise")
         if transform == "none" and screen.dtype.kind == "u":
             intensity.scale.fill_(1.0 / float(np.iinfo(screen.dtype).max))
+        return intensity
+    if scaling == "scbd":
+        intensity.offset.fill_(SCBD_OFFSET)
+        intensity.scale.fill_(1.0 / SCBD_SCALE)
         return intensity
     sample = np.sort(numpy_stream(seed, "intensity").permutation(rows)[:SAMPLE])
     total: Any = 0.0

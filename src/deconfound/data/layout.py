@@ -33,7 +33,7 @@ def grid_layout(
         kept = max(-(-len(of_series) // plates), round(0.75 * len(of_series)))
         for p, of_plate in enumerate(_partly_shared(of_series, plates, kept, stream)):
             present = np.concatenate([[0], of_plate])
-            names = _well_names(sections * wells * len(present))
+            names = well_names(sections * wells * len(present))
             for a in range(sections):
                 for label in stream.permutation(np.repeat(present, wells)):
                     rows.append((f"S{s + 1}", f"P{p + 1}", f"A{a + 1}", names.pop(0), int(label)))
@@ -64,7 +64,7 @@ def lincs_layout(
     for s, m, r in plates:
         present = np.repeat(np.concatenate([[0], treatments[m]]), wells)
         plate = f"M{m + 1}R{r + 1}"
-        for well, label in zip(_well_names(len(present)), stream.permutation(present), strict=True):
+        for well, label in zip(well_names(len(present)), stream.permutation(present), strict=True):
             rows.append((f"S{s + 1}", plate, f"M{m + 1}", well, int(label)))
     return pd.DataFrame(rows, columns=[SERIES, PLATE, PLATE_MAP, WELL, LABEL])
 
@@ -82,7 +82,7 @@ def _partly_shared(
     return chosen
 
 
-def _well_names(count: int) -> list[str]:
+def well_names(count: int) -> list[str]:
     """The first wells, row by row, of the smallest plate that has `count`: "A01", "A02" …"""
     for size, columns in PLATE_COLUMNS.items():
         if count <= size:

@@ -7,17 +7,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from deconfound.atomic import refuse_existing
-from deconfound.config import Options, validated
+from deconfound.config import validated
 from deconfound.data.cells import CHANNELS, POSE, Values, draw_pose, render_cells
 from deconfound.data.layout import LABEL, PLATE, SECTION, SERIES, WELL, grid_layout, lincs_layout
+from deconfound.data.ops_layout import (
+    GENE,
+    NONTARGETING,
+    complex_lines,
+    draw_library,
+    pooled_cells,
+)
 from deconfound.data.optics import (
     Optics,
     apply_optics,
@@ -26,9 +32,10 @@ from deconfound.data.optics import (
     no_optics,
     optics_from,
 )
-from deconfound.data.phenotype import TRAIT_NAMES, draw_phenotypes, draw_traits
+from deconfound.data.phenotype import TRAIT_NAMES, Floats, draw_phenotypes, draw_traits
 from deconfound.data.screen import Images, Rows, Screen, open_screen
 from deconfound.data.screen_writer import ScreenWriter
+from deconfound.data.simulate_config import SimulateConfig as SimulateConfig
 from deconfound.data.table import Roles, joined
 from deconfound.errors import UserError
 from deconfound.progress import Progress
@@ -38,48 +45,9 @@ PERTURBATION, CONTROL_TYPE = "Metadata_Perturbation", "Metadata_Control_Type"
 SITE, OBJECT = "Metadata_Site", "Metadata_ObjectNumber"
 CELL = "Truth_Cell"
 NO_ENVIRONMENT = "none"
+COMPLEX_FILE = "complexes.tsv"
 SITES = 4  # fields of view in a well
 CHUNK = 128  # cells rendered at a time
-
-
-class SimulateConfig(Options):
-    """A simulated screen; the defaults are those every comparison in the documentation uses."""
-
-    layout: Literal["grid", "lincs"] = "grid"
-    """grid: sections in plates in series, conditions only partly shared. lincs: plate maps with
-    exclusive treatments and shared controls, one full series and several partial ones."""
-    cells: int = Field(12_000, ge=1)
-    """Cells, dealt evenly to the wells."""
-    labels: int | None = Field(None, ge=2)
-    """Labels, the control among them; 9 (grid) or 13 (lincs) if not given."""
-    series: int = Field(4, ge=2)
-    """Series, the outermost level."""
-    plates: int = Field(2, ge=1)
-    """Plates of a series (grid), or replicate plates of a map in a partial series (lincs)."""
-    sections: int = Field(2, ge=1)
-    """Sections of a plate (grid only)."""
-    maps: int = Field(6, ge=1)
-    """Plate maps (lincs only)."""
-    wells: int = Field(2, ge=1)
-    """Wells of a label in a section (grid) or on a plate (lincs)."""
-    size: int = Field(48, ge=24, le=512)
-    """Height and width of an image in pixels; the cells fill it at any size."""
-    dtype: Literal["uint8", "uint16"] = "uint8"
-    """Pixel type; its largest value is the camera's full scale."""
-    strength: float = Field(1.5, ge=0)
-    """How far a phenotype moves a trait, in logits of the trait's range."""
-    variation: float = Field(0.5, ge=0)
-    """Standard deviation of a trait from cell to cell, in logits of its range."""
-    technical: float = Field(1.0, ge=0, le=1.5)
-    """Scale of all staining and optics; 0 leaves clean images."""
-    series_spread: float = Field(1.0, ge=0)
-    """Standard deviation of the technical draws from series to series."""
-    plate_spread: float = Field(0.4, ge=0)
-    """The same from plate to plate of a series."""
-    section_spread: float = Field(0.2, ge=0)
-    """The same from section to section of a plate (grid only)."""
-    seed: int = 0
-    """Seed of everything; the same seed gives the same bits on the same kind of processor."""
 
 
 def simulate(
@@ -96,14 +64,11 @@ def simulate(
     images do not depend on `threads` (all cores if not given). Raises UserError if `out` exists,
     if there are fewer cells than wells, or if the layout cannot hold the labels.
     """
-    config = config or SimulateConfig()
+    config = (config or SimulateConfig()).complete()
     refuse_existing(Path(out))
-    labels = config.labels or {"grid": 9, "lincs": 13}[config.layout]
-    wells = _wells(config, labels)
-    levels = tuple(c for c in (SERIES, PLATE, SECTION) if c in wells)
-    phenotypes = draw_phenotypes(labels, config.strength, config.seed)
-    table = _cell_table(wells, phenotypes, config)
-    identities = joined(table, levels)
+    plan = _pooled(config) if config.layout == "ops" else _arrayed(config)
+    table = _with_cells(plan.table, plan.shift, config)
+    identities = joined(table, plan.roles.levels)
     environments = {
         identity: _draw(identity.split("/"), config) for identity in identities.unique().tolist()
     }
@@ -112,20 +77,21 @@ def simulate(
         "simulate": config.model_dump(mode="json"),
         "phenotypes": {
             name: dict(zip(TRAIT_NAMES, shift.tolist(), strict=True))
-            for name, shift in zip(_label_names(labels), phenotypes, strict=True)
+            for name, shift in zip(plan.labels, plan.phenotypes, strict=True)
         },
         "environments": {name: optics.as_dict() for name, optics in environments.items()},
     }
-    roles = Roles(label=PERTURBATION, environment=levels, levels=levels, well=WELL)
     work = [
         (rows[start : start + CHUNK], environments[identity])
         for identity, rows in _runs(identities)
         for start in range(0, len(rows), CHUNK)
     ]
     with (
-        ScreenWriter(Path(out), Path(out).name, CHANNELS, roles, provenance) as writer,
+        ScreenWriter(Path(out), Path(out).name, CHANNELS, plan.roles, provenance) as writer,
         Progress("simulate", len(table), "cells", quiet=quiet) as progress,
     ):
+        if plan.complexes is not None:
+            (writer.kept / COMPLEX_FILE).write_text(plan.complexes, encoding="utf-8")
         for images in _rendered(_Renderer(table, config), work, threads):
             writer.append(images)
             progress.update(len(images))
@@ -203,38 +169,69 @@ def _rendered(
             yield ahead.popleft().result()
 
 
-def _wells(config: SimulateConfig, labels: int) -> pd.DataFrame:
-    match config.layout:
-        case "grid":
-            wells = grid_layout(
-                labels, config.series, config.plates, config.sections, config.wells, config.seed
-            )
-        case "lincs":
-            wells = lincs_layout(
-                labels, config.series, config.maps, config.plates, config.wells, config.seed
-            )
-    if config.cells < len(wells):
-        raise UserError(
-            f"{config.cells} cells for {len(wells)} wells; raise --cells or lower --wells"
-        )
-    return wells
+class _Plan(NamedTuple):
+    """Which cells there are, environment after environment, and what is done to them."""
+
+    table: pd.DataFrame
+    shift: Floats
+    """(N, traits) of each cell, in logits."""
+    labels: Sequence[str]
+    phenotypes: Floats
+    """(labels, traits)."""
+    roles: Roles
+    complexes: str | None = None
+    """The complex file of a pooled screen."""
 
 
-def _cell_table(wells: pd.DataFrame, phenotypes: Any, config: SimulateConfig) -> pd.DataFrame:
-    """One row per cell, well after well."""
-    cells, count = config.cells, len(wells)
+def _arrayed(config: SimulateConfig) -> _Plan:
+    """One label a well, well after well."""
+    assert config.labels and config.plates and config.wells
+    labels, series, plates, wells = config.labels, config.series, config.plates, config.wells
+    if config.layout == "grid":
+        places = grid_layout(labels, series, plates, config.sections, wells, config.seed)
+    else:
+        places = lincs_layout(labels, series, config.maps, plates, wells, config.seed)
+    cells, count = config.cells, len(places)
+    if cells < count:
+        raise UserError(f"{cells} cells for {count} wells; raise --cells or lower --wells")
+    phenotypes = draw_phenotypes(labels, config.strength, config.seed)
     owner = np.arange(cells) * count // cells
-    within = np.arange(cells) - np.searchsorted(owner, owner)
-    label = wells[LABEL].to_numpy()[owner]
-    names = np.array(_label_names(len(phenotypes)))
-    table = wells.drop(columns=LABEL).iloc[owner].reset_index(drop=True)
-    table[SITE] = (within % SITES + 1).astype(str)
-    table[OBJECT] = (within // SITES + 1).astype(str)
-    table[PERTURBATION] = names[label]
+    label = places[LABEL].to_numpy()[owner]
+    names = _label_names(labels)
+    table = places.drop(columns=LABEL).iloc[owner].reset_index(drop=True)
+    table[PERTURBATION] = np.array(names)[label]
     table[CONTROL_TYPE] = np.where(label == 0, "negcon", "treatment")
+    levels = tuple(c for c in (SERIES, PLATE, SECTION) if c in places)
+    roles = Roles(label=PERTURBATION, environment=levels, levels=levels, well=WELL)
+    return _Plan(table, phenotypes[label], names, phenotypes, roles)
+
+
+def _pooled(config: SimulateConfig) -> _Plan:
+    """Every gene in every well, well after well; the well is the environment."""
+    assert config.plates and config.wells
+    library = draw_library(
+        config.genes, config.complexes, config.guides, config.strength, config.seed
+    )
+    table, shift = pooled_cells(library, config.cells, config.wells, config.plates, config.seed)
+    table[CONTROL_TYPE] = np.where(table[GENE] == NONTARGETING, "negcon", "treatment")
+    levels = (PLATE, WELL)
+    roles = Roles(label=GENE, environment=levels, levels=levels, well=WELL)
+    lines = complex_lines(library.complexes)
+    return _Plan(table, shift, library.genes, library.shift, roles, lines)
+
+
+def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> pd.DataFrame:
+    """The table with each cell's place in its well, its traits and its pose."""
+    cells = len(table)
+    place = [c for c in (SERIES, PLATE, SECTION, WELL) if c in table]
+    within = table.groupby(place, sort=False).cumcount().to_numpy()
+    behind = list(table).index(WELL) + 1
+    table.insert(behind, SITE, (within % SITES + 1).astype(str))
+    table.insert(behind + 1, OBJECT, (within // SITES + 1).astype(str))
     table[CELL] = np.arange(cells, dtype=np.int64)
-    traits = draw_traits(phenotypes[label], config.variation, config.seed)
-    for name, values in zip(TRAIT_NAMES, traits.T, strict=True):
+    for name, values in zip(
+        TRAIT_NAMES, draw_traits(shift, config.variation, config.seed).T, strict=True
+    ):
         table[f"Truth_{name}"] = values
     for name, values in draw_pose(cells, config.seed).items():
         table[f"Truth_{name}"] = values
@@ -254,10 +251,8 @@ def _runs(identities: pd.Series) -> Iterator[tuple[str, Rows]]:
 
 
 def _draw(environment: Sequence[str], config: SimulateConfig) -> Optics:
-    spread = (config.series_spread, config.plate_spread, config.section_spread)
-    return draw_optics(
-        environment, spread[: len(environment)], len(CHANNELS), config.technical, config.seed
-    )
+    spread = config.spread()[: len(environment)]
+    return draw_optics(environment, spread, len(CHANNELS), config.technical, config.seed)
 
 
 def _config_of(screen: Screen) -> SimulateConfig:
@@ -266,7 +261,8 @@ def _config_of(screen: Screen) -> SimulateConfig:
             f"{screen.path}: not a simulated screen, so its cells cannot be rendered elsewhere; "
             "make one with `deconfound simulate`"
         )
-    return validated(SimulateConfig, screen.provenance["simulate"], f"{screen.path}/screen.json")
+    recorded = screen.provenance["simulate"]
+    return validated(SimulateConfig, recorded, f"{screen.path}/screen.json").complete()
 
 
 def _optics_of(screen: Screen, environment: str | Sequence[str]) -> Optics:
