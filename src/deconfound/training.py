@@ -21,6 +21,7 @@ from deconfound.checksums import write_checksums
 from deconfound.config import TrainingOptions
 from deconfound.data.batch import Batch, BatchReader, augmented
 from deconfound.data.intensity import Intensity, fit_intensity
+from deconfound.data.sampler import effective_sizes
 from deconfound.data.screen import Screen
 from deconfound.errors import UserError
 from deconfound.gradient_rule import GradientRule
@@ -149,6 +150,8 @@ class Training:
                 self._refuse_too_many_skipped(stage)
                 if self.done % LOG_EVERY == 0 or self.done == stage.steps:
                     values = {name: float(value) for name, value in logged.items()}
+                    if self.done == min(LOG_EVERY, stage.steps):
+                        values |= effective_sizes(sampler)
                     if self.rule.skip_above is None:
                         self._check_finite(values)
                     else:

@@ -5,11 +5,13 @@ from hypothesis import strategies as st
 
 from deconfound.data.sampler import (
     EnvironmentBalancedSampler,
+    JoinedSampler,
     LabelBalancedSampler,
     PlainSampler,
     Rows,
     Sampler,
     UniformSampler,
+    effective_sizes,
 )
 
 ROWS = np.arange(100, 200, dtype=np.int64)[::-1].copy()
@@ -186,3 +188,14 @@ def test_several_rows_of_each_group_drawn() -> None:
         assert set(groups[0]) == {0, 1, 2}
         assert first != second != third != first
     assert drawn(1)[0] == UniformSampler(ROWS, group, 50, 0, "partner").rows(1).tolist()
+
+
+def test_effective_sizes_tell_how_much_small_groups_are_repeated() -> None:
+    rows, group = np.arange(12), np.repeat([0, 1], [10, 2])
+    own = UniformSampler(rows, group, 4, 0, "own")
+    even = UniformSampler(rows, np.repeat([0, 1], 6), 4, 0, "partner")
+    assert effective_sizes(PlainSampler(rows, 4, 0)) == {}
+    found = effective_sizes(JoinedSampler(own, even))
+    weight = np.repeat([0.5 / 10, 0.5 / 2], [10, 2])
+    assert found["effective_size_own"] == pytest.approx(1 / np.square(weight).sum())
+    assert found["effective_size_partner"] == pytest.approx(12)

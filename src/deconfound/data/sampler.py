@@ -109,7 +109,7 @@ class UniformSampler:
             group[known][order], return_index=True, return_counts=True
         )
         self._size, self._draws = batch_size, draws
-        self._seed, self._purpose = seed, purpose
+        self._seed, self.purpose = seed, purpose
 
     @property
     def effective_size(self) -> float:
@@ -119,7 +119,7 @@ class UniformSampler:
 
     def rows(self, step: int) -> Rows:
         """Row numbers of the batch of `step`."""
-        stream = numpy_stream(self._seed, "uniform sampler", self._purpose, step)
+        stream = numpy_stream(self._seed, "uniform sampler", self.purpose, step)
         group = np.tile(stream.integers(len(self._count), size=self._size), self._draws)
         place = self._start[group] + stream.integers(self._count[group])
         return np.asarray(self._rows[place], dtype=np.int64)
@@ -129,11 +129,23 @@ class JoinedSampler:
     """The batch of one sampler, followed by that of another."""
 
     def __init__(self, first: Sampler, second: Sampler) -> None:
-        self._both = (first, second)
+        self.both = (first, second)
 
     def rows(self, step: int) -> Rows:
         """Row numbers of both batches of `step`, in order."""
-        return np.concatenate([sampler.rows(step) for sampler in self._both])
+        return np.concatenate([sampler.rows(step) for sampler in self.both])
+
+
+def effective_sizes(sampler: Sampler) -> dict[str, float]:
+    """`UniformSampler.effective_size` of a sampler or of the two it joins, by purpose; or none."""
+    match sampler:
+        case UniformSampler():
+            return {f"effective_size_{sampler.purpose}": sampler.effective_size}
+        case JoinedSampler():
+            first, second = sampler.both
+            return effective_sizes(first) | effective_sizes(second)
+        case _:
+            return {}
 
 
 def _distinct(count: Rows, wanted: Rows, stream: np.random.Generator) -> Rows:
