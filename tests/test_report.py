@@ -496,6 +496,12 @@ def hostile_page(tmp_path: Path, flat_map: None) -> str:  # noqa: ARG001
     about = {"method": HOSTILE[0], "fold": HOSTILE[1], "seed": 0, "screen": HOSTILE[3], "rows": [1]}
     config = {"method": HOSTILE[0]}
     (swap / "transfer.json").write_text(json.dumps({**about, "config": config}))
+    imputed = tmp_path / "imputed"
+    imputed.mkdir()
+    for name in ("transfer.png", "umap.png"):
+        Image.new("RGB", (4, 4)).save(imputed / name)
+    about |= {"imputed_to": HOSTILE[2], "images": 3, "config": config}
+    (imputed / "imputed.json").write_text(json.dumps(about))
     report([tmp_path], tmp_path / "page.html")
     return (tmp_path / "page.html").read_text(encoding="utf-8")
 
@@ -506,7 +512,7 @@ def test_names_from_a_table_stay_text(hostile_page: str) -> None:
     assert tags.count("script") == 3
     assert all("onerror" not in attributes for _, attributes in found.elements)
     images = [attributes["src"] for tag, attributes in found.elements if tag == "img"]
-    assert [str(source)[:22] for source in images] == ["data:image/png;base64,"]
+    assert [str(source)[:22] for source in images] == ["data:image/png;base64,"] * 3
     text = "".join(found.text)
     for name in HOSTILE:
         assert name in text
@@ -568,3 +574,17 @@ def test_json_cannot_leave_its_script_element() -> None:
     assert not set(text) & set("<>&\u2028\u2029")
     with pytest.raises(ValueError, match="not JSON compliant"):
         _json_in_page([math.nan])
+
+
+def test_imputed_cells_without_their_map_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.parquet", [score("erm", 0.5)])
+    imputed = tmp_path / "imputed"
+    imputed.mkdir()
+    about = {"method": "ist", "fold": "iid", "seed": 0, "screen": "s", "imputed_to": "P1"}
+    about |= {"images": 3, "config": {"method": "ist"}}
+    (imputed / "imputed.json").write_text(json.dumps(about))
+    report([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "transfer.png: missing" in page
+    with pytest.raises(UserError, match=r"transfer\.png: missing"):
+        report([imputed], tmp_path / "other.html")

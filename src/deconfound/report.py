@@ -82,6 +82,10 @@ def _page(sources: Sources, seed: int) -> str:
         swaps=[
             (swap.name, swap.about, data_uri("image/png", swap.picture)) for swap in sources.swaps
         ],
+        drawn_imputed=[
+            (one.name, one.about, *(data_uri("image/png", p) for p in (one.picture, one.landing)))
+            for one in sources.imputed
+        ],
         curves=curves,
         runs=[(run, _facts(run), _yaml(run.config), _yaml(run.provenance)) for run in sources.runs],
         data=_json_in_page(data),

@@ -17,6 +17,14 @@ from deconfound.embeddings import read_embeddings
 from deconfound.errors import UserError
 from deconfound.history import read_history
 from deconfound.report_names import Names
+from deconfound.report_pictures import (
+    DiagnosisSource,
+    ImputedSource,
+    SwapSource,
+    read_diagnosis,
+    read_imputed,
+    read_swap,
+)
 from deconfound.run import open_run, read_json
 from deconfound.streams import numpy_stream
 from deconfound.sweep_order import run_directory
@@ -82,28 +90,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class SwapSource:
-    """One directory of `deconfound transfer`."""
-
-    path: Path
-    name: str
-    """As in `RunSource`."""
-    about: dict[str, Any]
-    picture: bytes
-    """PNG."""
-
-
-@dataclass(frozen=True)
-class DiagnosisSource:
-    """One directory of `deconfound diagnose`."""
-
-    path: Path
-    about: dict[str, Any]
-    picture: bytes
-    """PNG."""
-
-
-@dataclass(frozen=True)
 class Sources:
     """Everything found."""
 
@@ -112,6 +98,7 @@ class Sources:
     scores: pd.DataFrame
     """Columns `SCORE_COLUMNS` and `file`; `method` holds the name as in `RunSource`."""
     swaps: list[SwapSource]
+    imputed: list[ImputedSource]
     sweeps: list[tuple[Path, pd.DataFrame]]
     """Directories of sweeps, and the table of each as text."""
     diagnoses: list[DiagnosisSource]
@@ -130,6 +117,7 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
     samples: list[Sample] = []
     scores: list[pd.DataFrame] = []
     swaps: list[SwapSource] = []
+    imputed: list[ImputedSource] = []
     sweeps: list[tuple[Path, pd.DataFrame]] = []
     diagnoses: list[DiagnosisSource] = []
     left_out: list[str] = []
@@ -149,9 +137,11 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                     case "sweep":
                         sweeps.append((path, read_shown_table(path)))
                     case "diagnosis":
-                        diagnoses.append(_read_diagnosis(path))
+                        diagnoses.append(read_diagnosis(path))
                     case "swap":
-                        swaps.append(_read_swap(path))
+                        swaps.append(read_swap(path))
+                    case "imputed":
+                        imputed.append(read_imputed(path))
                     case "embeddings":
                         samples.append(_read_sample(path, points, seed))
                     case "scores":
@@ -160,13 +150,15 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                 if path == named:
                     raise
                 left_out.append(str(error))
-    if not (runs or samples or scores or swaps or sweeps or diagnoses):
+    if not (runs or samples or scores or swaps or imputed or sweeps or diagnoses):
         reason = f" ({left_out[0]})" if left_out else ""
         raise UserError(
             f"{', '.join(map(str, given))}: nothing to report on{reason}; expected run "
             "directories, .h5ad embeddings, scores*.parquet or directories of `deconfound transfer`"
         )
-    return _with_names(Sources(runs, samples, _joined(scores), swaps, sweeps, diagnoses, left_out))
+    return _with_names(
+        Sources(runs, samples, _joined(scores), swaps, imputed, sweeps, diagnoses, left_out)
+    )
 
 
 def _candidates(named: Path) -> Iterator[Path]:
@@ -203,6 +195,8 @@ def _kind(path: Path) -> str | None:
             return "sweep"
         if (path / "diagnosis.json").is_file():
             return "diagnosis"
+        if (path / "imputed.json").is_file():
+            return "imputed"
         return "swap" if (path / "transfer.json").is_file() else None
     return {".h5ad": "embeddings", ".parquet": "scores"}.get(path.suffix)
 
@@ -221,26 +215,6 @@ def _read_run(path: Path) -> RunSource:
         opened.transform,
         opened.percentile_by,
     )
-
-
-def _read_diagnosis(path: Path) -> DiagnosisSource:
-    about = read_json(path / "diagnosis.json")
-    file = path / "diagnosis.png"
-    if missing := {"screen", "folds", "sentences"} - about.keys():
-        raise UserError(f"{path / 'diagnosis.json'}: lacks {min(missing)!r}; diagnose again")
-    if not file.is_file():
-        raise UserError(f"{file}: missing; `deconfound diagnose` again")
-    return DiagnosisSource(path, about, file.read_bytes())
-
-
-def _read_swap(path: Path) -> SwapSource:
-    file = path / "swap.png"
-    if not file.is_file():
-        raise UserError(f"{file}: missing; `deconfound transfer` again")
-    about = read_json(path / "transfer.json")
-    if missing := {"method", "fold", "seed", "screen", "rows", "config"} - about.keys():
-        raise UserError(f"{path / 'transfer.json'}: lacks {min(missing)!r}; transfer again")
-    return SwapSource(path, str(about["method"]), about, file.read_bytes())
 
 
 def _read_sample(path: Path, points: int, seed: int) -> Sample:
@@ -301,7 +275,7 @@ def _with_names(sources: Sources) -> Sources:
         [
             *(run.config for run in sources.runs),
             *(_config(sample.about) for sample in sources.samples),
-            *(swap.about["config"] for swap in sources.swaps),
+            *(drawn.about["config"] for drawn in (*sources.swaps, *sources.imputed)),
             *of_scores.values(),
         ]
     )
@@ -313,6 +287,7 @@ def _with_names(sources: Sources) -> Sources:
         [replace(sample, name=names.of(_config(sample.about))) for sample in sources.samples],
         _without_repeats(scores[[*SCORE_COLUMNS, "file"]]),
         [replace(swap, name=names.of(swap.about["config"])) for swap in sources.swaps],
+        [replace(one, name=names.of(one.about["config"])) for one in sources.imputed],
         sources.sweeps,
         sources.diagnoses,
         sources.left_out,
