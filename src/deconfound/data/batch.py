@@ -125,8 +125,7 @@ def _read_ahead(
             for rows in batches:
                 if stopped.is_set():
                     return
-                pixels = torch.from_numpy(screen.read(rows))
-                put((rows, pixels.pin_memory() if pin else pixels))
+                put((rows, _pinned(screen, rows) if pin else torch.from_numpy(screen.read(rows))))
             put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             put(error)
@@ -141,3 +140,11 @@ def _read_ahead(
     finally:
         stopped.set()
         reader.join()
+
+
+def _pinned(screen: Screen, rows: Rows) -> Tensor:
+    """The images of `rows` in memory that a GPU copies by itself."""
+    kind = torch.from_numpy(np.empty(0, screen.dtype)).dtype
+    pixels = torch.empty((len(rows), *screen.image_shape), dtype=kind, pin_memory=True)
+    screen.read(rows, out=pixels.numpy())
+    return pixels
