@@ -3,10 +3,10 @@
     python benchmarks/million.py --work /tmp/million --out benchmarks/results/million.json
 
 A few thousand simulated cells are shifted and repeated into one NumPy array with a table of a
-pooled screen: 200 images a gene, 4 guides each, 34 wells of 6 plates. Every step is a process of its own;
-`peak_bytes` is the largest resident memory of it, in which pages of memory-mapped images count,
-that the system takes back when another needs them. The folder is removed at the end; about 6 GB
-for a million images.
+pooled screen: 200 images a gene, 4 guides each, 34 wells of 6 plates. Every step is a process of
+its own; `peak_bytes` is the largest resident memory of it, in which pages of memory-mapped images
+count, that the system takes back when another needs them. The folder is removed at the end; about
+6 GB for a million images.
 """
 
 import argparse

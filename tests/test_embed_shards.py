@@ -238,7 +238,7 @@ def test_a_directory_of_another_kind_is_refused(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="already exists"):
         make(tmp_path / "empty")
-    with pytest.raises(UserError, match=r"holds no embeddings \(no embeddings\.json\)"):
+    with pytest.raises(UserError, match=r"holds no embeddings \(no _embeddings\.json\)"):
         read_embeddings(screen.path)
 
 
@@ -279,7 +279,7 @@ def damaged(folder: Path, _: Path) -> None:
 
 
 def change(folder: Path, **values: Any) -> None:
-    file = folder / "embeddings.json"
+    file = folder / "_embeddings.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
@@ -288,10 +288,10 @@ def change(folder: Path, **values: Any) -> None:
     [
         (cut_short, r"part-00002\.parquet: missing or cut short \(.*embed again"),
         (missing, r"part-00002\.parquet: missing or cut short \(.*embed again"),
-        (anothers, r"part-00002\.parquet: is not the file that embeddings\.json names \(another"),
-        (of_other_rows, r"part-00002\.parquet: is not the file that embeddings\.json names"),
-        (newer, r"embeddings\.json: format version 2; this release reads version 1"),
-        (damaged, r"embeddings\.json: damaged \(its rows are not those of its files\)"),
+        (anothers, r"part-00002\.parquet: is not the file that _embeddings\.json names \(another"),
+        (of_other_rows, r"part-00002\.parquet: is not the file that _embeddings\.json names"),
+        (newer, r"_embeddings\.json: format version 2; this release reads version 1"),
+        (damaged, r"_embeddings\.json: damaged \(its rows are not those of its files\)"),
     ],
 )
 def test_a_damaged_directory_is_refused_in_one_line(

@@ -50,7 +50,7 @@ def embed(
     with atomic.resumable(out, json.dumps([*stream.identity(), CHUNK])) as chunks:
         _embed_chunks(stream, chunks, quiet)
         write_embeddings(out, _assemble(stream, chunks))
-    if say is not None:
+    if say is not None and stream.rows:
         say(stream.speed())
     return read_embeddings(out)
 

@@ -63,7 +63,7 @@ def embed_shards(
     writing it, or if run and screen do not fit.
     """
     out, own = Path(out), machine.processes()
-    if own.count == 1 or (out.exists() and not (out / INDEX).is_file()):
+    if own.world == 1 or (out.exists() and not (out / INDEX).is_file()):
         atomic.refuse_existing(out)
     stream = EmbeddingStream(run, screen, selection, device, precision, threads)
     made_of = json.dumps([*stream.identity(), SHARD_ROWS])
@@ -75,7 +75,7 @@ def embed_shards(
                 made = _published(stream, folder, out, made_of)
         if made is not None:
             _refuse_other(out, made_of)
-    if say is not None:
+    if say is not None and stream.rows:
         say(stream.speed())
     return None if made is None else open_index(out)
 
@@ -85,7 +85,7 @@ def _embed_missing(
 ) -> None:
     """Write the shards of this process that are not there yet."""
     (folder / "shards").mkdir(exist_ok=True)
-    spans = spans_of(len(stream.screen), SHARD_ROWS)[own.rank :: own.count]
+    spans = spans_of(len(stream.screen), SHARD_ROWS)[own.rank :: own.world]
     missing = [span for span in spans if _done(folder, span) is None]
     part = stream.part() if missing else np.empty(0, "U7")
 

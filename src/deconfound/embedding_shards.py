@@ -16,7 +16,8 @@ from deconfound.data.table import Roles
 from deconfound.errors import UserError
 
 FORMAT_VERSION = 1
-INDEX = "embeddings.json"
+INDEX = "_embeddings.json"
+"""Readers of a directory of Parquet files pass over a name that begins so."""
 PREFIX = "Metadata_"
 BYTES_A_CELL = 16
 """Of a table in memory, about, a value of a column."""
@@ -25,7 +26,7 @@ Values = npt.NDArray[np.float32]
 
 
 class ShardsIndex(BaseModel):
-    """What `embeddings.json` holds."""
+    """What `_embeddings.json` holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,7 +88,7 @@ def write_shard(file: Path, table: pd.DataFrame, representations: dict[str, Valu
 
 
 def write_index(folder: Path, index: ShardsIndex) -> None:
-    """Write `embeddings.json`."""
+    """Write `_embeddings.json`."""
     (folder / INDEX).write_text(index.model_dump_json(indent=2), encoding="utf-8")
 
 

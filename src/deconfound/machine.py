@@ -20,7 +20,8 @@ class Processes(NamedTuple):
 
     rank: int = 0
     """From 0, over all nodes."""
-    count: int = 1
+    world: int = 1
+    """How many there are, over all nodes."""
     local_rank: int = 0
     """From 0, on this node."""
     local_count: int = 1
@@ -57,16 +58,16 @@ def start(device: str, precision: Precision, threads: int | None) -> "Fabric":
     that is not there.
     """
     from lightning_fabric import Fabric  # takes seconds, and a sweep itself trains nothing
-    from lightning_fabric.plugins.environments import SLURMEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     own = processes()
-    if own.count == 1:
+    if own.world == 1:
         return start_alone(device, precision, threads)
     device = _found(device)
     fabric = Fabric(
         accelerator="gpu" if device == "cuda" else device,
         devices=own.local_count,
-        num_nodes=max(1, own.count // own.local_count),
+        num_nodes=max(1, own.world // own.local_count),
         strategy="ddp",
         precision=_fabric_precision(device, precision),
         plugins=[SLURMEnvironment(auto_requeue=False)] if own.launcher == "srun" else None,
@@ -82,7 +83,7 @@ def start_alone(device: str, precision: Precision, threads: int | None) -> "Fabr
     It takes the accelerator of its place on the node; the processes know nothing of each other.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     own, device = processes(), _found(device)
     gpu = [own.local_rank % max(1, torch.cuda.device_count())]
