@@ -461,7 +461,7 @@ def test_every_flag_exists(monkeypatch: pytest.MonkeyPatch) -> None:
         text = page.read_text(encoding="utf-8")
         shown = re.findall(r"^    (\w+): ", text, re.MULTILINE)  # options of an example
         own = {"--" + name.replace("_", "-") for name in shown}
-        text = re.sub(r"torchrun .*? -m", "", text)  # its flags are not ours
+        text = re.sub(r"(srun|torchrun) .*? -m|#SBATCH .*|benchmarks/.*", "", text)  # not ours
         assert set(FLAG.findall(text)) <= known | own, page.name
 
 

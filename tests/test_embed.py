@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from deconfound import embedding_stream
 from deconfound.data.screen import Screen
 from deconfound.embed import embed
 from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
@@ -89,7 +90,7 @@ def test_a_killed_call_resumes_without_repeating_a_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(embed_module, "CHUNK", 20)
-    monkeypatch.setattr(embed_module, "BATCH", 8)
+    monkeypatch.setattr(embedding_stream, "BATCH", 8)
     method_embed, seen = Scbd.embed, []
 
     def counting(method: Scbd, image: Any) -> Any:
@@ -117,7 +118,7 @@ def test_a_killed_call_resumes_without_repeating_a_chunk(
 
     monkeypatch.undo()
     monkeypatch.setattr(embed_module, "CHUNK", 20)
-    monkeypatch.setattr(embed_module, "BATCH", 8)
+    monkeypatch.setattr(embedding_stream, "BATCH", 8)
     uninterrupted = embedded(finished_runs("scbd"), screen, tmp_path / "u.h5ad")
     for name, values in uninterrupted.representations.items():
         np.testing.assert_array_equal(found.representations[name], values)

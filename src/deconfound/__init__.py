@@ -30,6 +30,7 @@ _HOMES = {
     "describe": "deconfound.describe",
     "fit": "deconfound.fit",
     "embed": "deconfound.embed",
+    "embed_shards": "deconfound.embed_shards",
     "correct": "deconfound.correct",
     "crossval": "deconfound.crossval",
     "measure": "deconfound.measure",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from deconfound.data.simulate import simulate as simulate
     from deconfound.describe import describe as describe
     from deconfound.embed import embed as embed
+    from deconfound.embed_shards import embed_shards as embed_shards
     from deconfound.export import export as export
     from deconfound.fit import fit as fit
     from deconfound.imputation import imputation as imputation

@@ -76,13 +76,48 @@ def resumable(path: Path, identity: str) -> Iterator[Path]:
         _claimed(path, keep=folder),
         _explained(path, folder, f"; what is done is kept in {folder.name}"),
     ):
-        note = folder / "identity"
-        if not note.is_file() or note.read_text(encoding="utf-8") != identity:
-            discard(folder)
-            folder.mkdir()
-            write_text(note, identity)
+        _keep_only(folder, identity)
         yield folder
         discard(folder)
+
+
+@contextmanager
+def resumable_together(path: Path, identity: str) -> Iterator[Path]:
+    """`resumable` for processes of one command, each of which makes a part of `path`.
+
+    The folder stays until one of them has made `path` of it. Raises UserError if a process of
+    another `identity` is writing `path`, if its folder cannot be written or the disk becomes full.
+    """
+    path = Path(path)
+    folder = unfinished(path)
+
+    def prepare() -> None:
+        _sweep_all(path, keep=folder)
+        if not path.exists():
+            _keep_only(folder, identity)
+
+    def fits() -> bool:
+        return path.exists() or _identity_of(folder) == identity
+
+    with _explained(path, folder, f"; what is done is kept in {folder.name}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock.joined(path, prepare, fits):
+            yield folder
+            if path.exists():
+                discard(folder)
+
+
+def _keep_only(folder: Path, identity: str) -> None:
+    """Make `folder`, or empty it if it was of another identity."""
+    if _identity_of(folder) != identity:
+        discard(folder)
+        folder.mkdir()
+        write_text(folder / "identity", identity)
+
+
+def _identity_of(folder: Path) -> str | None:
+    note = folder / "identity"
+    return note.read_text(encoding="utf-8") if note.is_file() else None
 
 
 def unfinished(path: Path) -> Path:

@@ -1,17 +1,18 @@
-"""check: whether every file of a screen or of a run is whole."""
+"""check: whether every file of a screen, a run or a directory of embeddings is whole."""
 
 from pathlib import Path
 
 from deconfound.checkpoint import read_resume, read_weights
 from deconfound.checksums import differs, read_checksums
 from deconfound.data.screen import open_screen
+from deconfound.embedding_shards import INDEX, check_shards
 from deconfound.errors import UserError
 from deconfound.history import read_history
 from deconfound.run import open_run, read_config, read_json
 
 
 def check(path: Path) -> str:
-    """Verify every file of a screen or a run, finished or not, and say in a line what is whole.
+    """Verify every file of a screen, a run (finished or not) or embeddings; says what is whole.
 
     Raises UserError that names what is missing or damaged, and what to do.
     """
@@ -22,7 +23,13 @@ def check(path: Path) -> str:
         return f"{path}: whole; {len(screen):,} images in {len(screen.index.shards)} shards"
     if (path / "config.yaml").is_file():
         return _check_run(path)
-    raise UserError(f"{path}: neither a screen (screen.json) nor a run (config.yaml)")
+    if (path / INDEX).is_file():
+        index = check_shards(path)
+        return f"{path}: whole; {index.rows:,} embeddings in {len(index.shards)} files"
+    raise UserError(
+        f"{path}: neither a screen (screen.json) nor a run (config.yaml) nor a directory of "
+        f"embeddings ({INDEX})"
+    )
 
 
 def _check_run(path: Path) -> str:

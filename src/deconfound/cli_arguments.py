@@ -80,7 +80,7 @@ class EmbedArguments(Arguments):
     screen: Positional[Path]
     """Screen to embed; any with the same channels."""
     out: Path
-    """The .h5ad file to write."""
+    """The .h5ad file to write; a name without an end is a directory of Parquet files."""
     selection: Literal["loss", "accuracy", "last"] | None = None
     """Another checkpoint than the one the run selected."""
     device: str = "auto"
@@ -97,7 +97,7 @@ class CorrectArguments(Arguments):
     """Base of the arguments of correct; each post hoc method adds its own."""
 
     embeddings: Positional[Path]
-    """The .h5ad file to correct."""
+    """The .h5ad file, or directory of embeddings, to correct."""
     out: Path
     """The .h5ad file to write."""
     representation: str = "representation"
@@ -117,7 +117,7 @@ class MeasureArguments(Arguments):
     """Score embeddings files."""
 
     embeddings: Positional[tuple[Path, ...]]
-    """One or more .h5ad files."""
+    """One or more .h5ad files, or directories of embeddings."""
     out: Path
     """The Parquet file of scores to write."""
     seed: int = 0

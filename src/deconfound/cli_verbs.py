@@ -172,10 +172,16 @@ def call_fit(words: list[str]) -> None:
 def call_embed(words: list[str]) -> None:
     """Embed a screen."""
     from deconfound.embed import embed
+    from deconfound.embed_shards import embed_shards
 
     parsed = parse(EmbedArguments, words, "embed")
-    embedded = embed(**dict(parsed))
-    say(f"{len(embedded.table):,} embeddings in {parsed.out}")
+    if parsed.out.suffix:
+        rows = len(embed(**dict(parsed), say=say).table)
+        say(f"{rows:,} embeddings in {parsed.out}")
+    elif (index := embed_shards(**dict(parsed), say=say)) is not None:
+        say(f"{index.rows:,} embeddings in {len(index.shards)} files in {parsed.out}")
+    else:
+        say(f"{parsed.out}: other processes have files of it to embed; the last one makes it")
 
 
 def call_correct(words: list[str]) -> None:

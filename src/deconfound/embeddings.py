@@ -12,6 +12,7 @@ import pandas as pd
 
 from deconfound import atomic
 from deconfound.data.table import Roles, joined
+from deconfound.embedding_shards import read_shards
 from deconfound.errors import UserError
 
 FORMAT_VERSION = 1
@@ -69,10 +70,15 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read an embeddings file; raises UserError if it is missing, damaged or another's."""
+    """Read an embeddings file, or a directory of them; all of it is in memory then.
+
+    Raises UserError if it is missing, damaged, another's or larger than the memory that is free.
+    """
     import anndata
 
     path = Path(path)
+    if path.is_dir():
+        return Embeddings(*read_shards(path))
     if not path.is_file():
         raise UserError(f"{path}: no such embeddings file; make one with `deconfound embed`")
     try:

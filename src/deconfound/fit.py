@@ -1,7 +1,6 @@
 """fit: train one method on one fold with one seed, resumably."""
 
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +66,7 @@ def train(
     warn: Callable[[str], None] | None = None,
 ) -> Trained:
     """`fit` on an opened screen, posed as `config` asks: raises what `fit` does."""
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes
+    first = machine.processes().rank == 0  # of several processes, the one that writes
     config = with_imputer(config, out)
     if first and _claims(out, config, screen):
         _remove_leftovers(out)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.data.table import require_columns
+from deconfound.embedding_shards import INDEX
 from deconfound.embeddings import read_embeddings
 from deconfound.errors import UserError
 from deconfound.history import read_history
@@ -178,7 +179,7 @@ def _candidates(named: Path) -> Iterator[Path]:
             with suppress(UserError):  # reading the sweep says why
                 yield from [run_directory(here, name) for name in selected_runs(here)]
             inside[:] = [name for name in inside if name == "embeddings"]
-        if kind == "diagnosis":
+        if kind in ("diagnosis", "embeddings"):
             inside[:] = []
         for name in sorted(files):
             file = here / name
@@ -197,6 +198,8 @@ def _kind(path: Path) -> str | None:
             return "diagnosis"
         if (path / "imputed.json").is_file():
             return "imputed"
+        if (path / INDEX).is_file():
+            return "embeddings"
         return "swap" if (path / "transfer.json").is_file() else None
     return {".h5ad": "embeddings", ".parquet": "scores"}.get(path.suffix)
 

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,25 +68,30 @@ class BatchReader:
 
     def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
         """One batch for every array of rows, in order; the next is read while one is in use."""
-        for rows, pixels in _read_ahead(self._screen, batches):
+        for rows, pixels in _read_ahead(self._screen, batches, self._device.type == "cuda"):
             yield self._assemble(rows, pixels)
 
     def read(self, rows: Rows) -> Batch:
         """The batch of `rows`."""
-        return self._assemble(rows, self._screen.read(rows))
+        return self._assemble(rows, torch.from_numpy(self._screen.read(rows)))
 
     @torch.no_grad()
-    def _assemble(self, rows: Rows, pixels: npt.NDArray[Any]) -> Batch:
+    def _assemble(self, rows: Rows, pixels: Tensor) -> Batch:
         row = torch.from_numpy(np.ascontiguousarray(rows))
-        raw = torch.from_numpy(pixels).to(self._device)
         group = None if self._group is None else self._group[row]
-        image = self._intensity(raw, group).to(memory_format=self._layout)
+        image = self._intensity(self._on_device(pixels), group).to(memory_format=self._layout)
         return Batch(
             image=image,
-            label=self._label[row].to(self._device),
-            environment=self._environment[row].to(self._device),
+            label=self._on_device(self._label[row]),
+            environment=self._on_device(self._environment[row]),
             row=row,
         )
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        """A copy to a GPU is made of pinned memory, so that it waits for no batch in work there."""
+        if self._device.type != "cuda":
+            return values.to(self._device)
+        return values.pin_memory().to(self._device, non_blocking=True)
 
 
 def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Batch:
@@ -103,13 +107,14 @@ def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1)
 
 
 def _read_ahead(
-    screen: Screen, batches: Iterable[Rows], depth: int = 2
-) -> Iterator[tuple[Rows, npt.NDArray[Any]]]:
-    """Read in a thread, at most `depth` batches ahead; its errors are raised here."""
-    ready: queue.Queue[tuple[Rows, npt.NDArray[Any]] | BaseException | None] = queue.Queue(depth)
+    screen: Screen, batches: Iterable[Rows], pin: bool, depth: int = 2
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Read in a thread, at most `depth` batches ahead, into memory that a GPU copies by
+    itself if `pin`; its errors are raised here."""
+    ready: queue.Queue[tuple[Rows, Tensor] | BaseException | None] = queue.Queue(depth)
     stopped = threading.Event()
 
-    def put(item: tuple[Rows, npt.NDArray[Any]] | BaseException | None) -> None:
+    def put(item: tuple[Rows, Tensor] | BaseException | None) -> None:
         while not stopped.is_set():
             with suppress(queue.Full):
                 ready.put(item, timeout=0.1)
@@ -120,7 +125,7 @@ def _read_ahead(
             for rows in batches:
                 if stopped.is_set():
                     return
-                put((rows, screen.read(rows)))
+                put((rows, _pinned(screen, rows) if pin else torch.from_numpy(screen.read(rows))))
             put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             put(error)
@@ -135,3 +140,11 @@ def _read_ahead(
     finally:
         stopped.set()
         reader.join()
+
+
+def _pinned(screen: Screen, rows: Rows) -> Tensor:
+    """The images of `rows` in memory that a GPU copies by itself."""
+    kind = torch.from_numpy(np.empty(0, screen.dtype)).dtype
+    pixels = torch.empty((len(rows), *screen.image_shape), dtype=kind, pin_memory=True)
+    screen.read(rows, out=pixels.numpy())
+    return pixels

@@ -107,15 +107,16 @@ class Screen:
         parts = [self.index.table_sha256, *(shard.sha256 for shard in self.index.shards)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
-    def read(self, rows: npt.ArrayLike) -> Images:
+    def read(self, rows: npt.ArrayLike, out: Images | None = None) -> Images:
         """The images of `rows`, in that order: (B, C, H, W), or profiles (B, D); stored dtype.
 
-        Raises IndexError for a row outside 0 … N−1.
+        They are written into `out`, if it is given. Raises IndexError for a row outside 0 … N−1.
         """
         wanted = np.asarray(rows, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"row outside 0 … {len(self) - 1}")
-        out = np.empty((len(wanted), *self.image_shape), self.dtype)
+        if out is None:
+            out = np.empty((len(wanted), *self.image_shape), self.dtype)
         owner = np.searchsorted(self._starts, wanted, side="right") - 1
         for shard in np.unique(owner):
             inside = np.flatnonzero(owner == shard)
