@@ -278,7 +278,8 @@ def _with_names(sources: Sources) -> Sources:
         [
             *(run.config for run in sources.runs),
             *(_config(sample.about) for sample in sources.samples),
-            *(drawn.about["config"] for drawn in (*sources.swaps, *sources.imputed)),
+            *(swap.about["config"] for swap in sources.swaps),
+            *(one.about["config"] for one in sources.imputed),
             *of_scores.values(),
         ]
     )
