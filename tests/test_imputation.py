@@ -11,8 +11,9 @@ import torch
 
 from deconfound import cli, methods
 from deconfound.config import DataOptions, TrainingOptions
+from deconfound.data.counterfactual import counterfactual
 from deconfound.data.screen import Screen
-from deconfound.data.simulate import SimulateConfig, counterfactual, simulate
+from deconfound.data.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.imputation import ALONE, MOMENTS, imputation, interventions
