@@ -1,8 +1,8 @@
 """Injected screens: every cell once, exact counterfactuals, errors of one line."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -285,15 +285,15 @@ def test_the_verb_injects_and_describe_says_so(
     assert "injected into cells" in capsys.readouterr().out
 
 
-def test_runs_learn_and_are_reported_on_as_of_an_injected_screen(
-    screen: Screen, make_config: Callable[..., Any]
-) -> None:
-    from deconfound.data.inject import clean_name
-    from deconfound.problem import pose
+def test_a_report_says_of_a_run_that_its_effects_were_injected(screen: Screen) -> None:
+    from deconfound.report import _pixels
 
-    problem = pose(screen, make_config("erm", data={"fold": "Metadata_Plate=S1/P1"}).data)
-    assert len(problem.fold.rows("test")) > 0
-    assert clean_name(screen.provenance) == "cells"
+    config = {"data": {"scaling": "unit"}}
+    for made, said in ((screen.provenance, "injected into cells, "), ({"made_by": "test"}, "")):
+        fold = {"screen_provenance": made}
+        run: Any = SimpleNamespace(fold=fold, config=config, percentile_by=(), transform="none")
+        begun = f"technical effects {said}" if said else ""
+        assert _pixels(run) == f"{begun}transform none, scaling unit"
 
 
 @pytest.mark.skipif(not HEP2.is_file(), reason=f"no public data in {HEP2}")
