@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from deconfound.atomic import write_text
 from deconfound.data.augment import dihedral, random_turns
+from deconfound.data.counterfactual import counterfactual, new_environment
 from deconfound.data.screen import Screen, open_screen
-from deconfound.data.simulate import SimulateConfig, counterfactual, new_environment, simulate
+from deconfound.data.simulate import SimulateConfig, simulate
 from deconfound.data.split import Part, groups, make_fold, shared_labels
 from deconfound.streams import derived_seed, numpy_stream, torch_stream
 

@@ -47,6 +47,7 @@ CHEAP = {
     "demo": "--cells 500 --steps 2 --quiet",
     "simulate": "--cells 720 --quiet",
     "ingest": "--quiet",
+    "inject": "--quiet",
     "describe": "--quiet",
     "crossval": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "diagnose": "--workers 1 --quiet",
@@ -362,7 +363,7 @@ def test_public_data_are_read_as_documented(
     (tmp_path / "data").symlink_to(REAL)
     monkeypatch.chdir(tmp_path)
     follow(PUBLIC_DATA, monkeypatch)
-    rows = {"pacs": 9991, "vlcs": 187, "periscope": 185, "bbbc021": 632}
+    rows = {"pacs": 9991, "vlcs": 187, "hep2/grid": 4200, "periscope": 185, "bbbc021": 632}
     assert {name: len(open_screen(Path(name))) for name in rows} == rows
     (tmp_path / "screen-of-hep2").mkdir()
     monkeypatch.chdir(tmp_path / "screen-of-hep2")

@@ -1,5 +1,6 @@
 """Judging imputed images on a simulated screen, by imputers whose scores are known beforehand."""
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 
 from deconfound import cli, methods
 from deconfound.config import DataOptions, TrainingOptions
+from deconfound.data.counterfactual import counterfactual
+from deconfound.data.inject import InjectConfig, inject
 from deconfound.data.screen import Screen
-from deconfound.data.simulate import SimulateConfig, counterfactual, simulate
+from deconfound.data.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.imputation import ALONE, MOMENTS, imputation, interventions
@@ -194,6 +197,35 @@ def test_an_image_left_alone_scores_one(
     assert scores["config"].isna().equals(scores["method"] != "toy")
     channels = scores[scores["representation"] == "channel actin"]
     assert set(channels["method"]) == {"toy", ALONE, MOMENTS}
+
+
+def test_images_of_an_injected_screen_are_judged_by_the_same_cells_elsewhere(
+    toy: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = SIMULATED.model_copy(update={"cells": 96, "technical": 0.0})
+    simulate(tmp_path / "clean", config=clean, threads=1, quiet=True)
+    config = InjectConfig(series=2, plates=2, sections=1, wells=1)
+    screen = inject(tmp_path / "clean", tmp_path / "screen", config=config, threads=1, quiet=True)
+    run = run_of("toy", screen.path, tmp_path / "run")
+    look = Lookup(run, screen)
+
+    def truth(source: torch.Tensor, style: torch.Tensor, environment: torch.Tensor) -> torch.Tensor:
+        del environment
+        return look.true(look.rows(source), look.rows(style))
+
+    def judge(out: Path) -> pd.DataFrame:
+        return imputation(
+            run, screen.path, out, images=12, oracle_steps=2, device="cpu", threads=1, quiet=True
+        )
+
+    monkeypatch.setattr(toy, "answer", staticmethod(truth))
+    scores = judge(tmp_path / "scores.parquet")
+    assert value(scores, "toy", "error") < 1e-5
+    assert value(scores, "toy", "agreement") == 1
+    assert value(scores, ALONE, "error") == 1
+    shutil.rmtree(tmp_path / "clean")
+    with pytest.raises(UserError, match=r"its clean screen .* is gone"):
+        judge(tmp_path / "again.parquet")
 
 
 def test_the_true_image_scores_zero_and_that_of_another_label_is_hallucinated(

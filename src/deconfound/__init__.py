@@ -27,6 +27,7 @@ _HOMES = {
     "ingest_array": "deconfound.data.arrays",
     "ingest_profiles": "deconfound.data.profiles",
     "simulate": "deconfound.data.simulate",
+    "inject": "deconfound.data.inject",
     "describe": "deconfound.describe",
     "fit": "deconfound.fit",
     "embed": "deconfound.embed",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from deconfound.crossval import crossval as crossval
     from deconfound.data.arrays import ingest_array as ingest_array
     from deconfound.data.ingest import ingest as ingest
+    from deconfound.data.inject import inject as inject
     from deconfound.data.profiles import ingest_profiles as ingest_profiles
     from deconfound.data.screen import Screen as Screen
     from deconfound.data.screen import open_screen as open_screen

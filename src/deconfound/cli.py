@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "simulate": (verbs.call_simulate, "make a screen of cells with planted truth"),
     "ingest": (verbs.call_ingest, "make a screen of your table and images"),
     "source": (verbs.call_source, "make a screen of a public data set"),
+    "inject": (verbs.call_inject, "put planted technical effects into the cells of a clean screen"),
     "describe": (
         verbs.call_describe,
         "what a screen holds, what can be held out, what is confounded",

@@ -42,6 +42,15 @@ class IngestArguments(NewScreenArguments):
     """No progress bar."""
 
 
+class InjectArguments(NewScreenArguments):
+    """Put the technical effects of simulated environments into the real cells of a clean screen."""
+
+    clean: Positional[Path]
+    """Screen of images without batches, or whose batches do not matter."""
+    quiet: bool = False
+    """No progress bar."""
+
+
 class DescribeArguments(Arguments):
     """Say what a screen holds, what can be held out of it, and what is confounded in it."""
 
@@ -200,12 +209,12 @@ class RetrievalArguments(Arguments):
 
 
 class ImputationArguments(Arguments):
-    """Score the images that a run imputes, against the true ones of a simulated screen."""
+    """Score the images that a run imputes, against the true ones of planted environments."""
 
     run: Positional[Path]
     """Directory of a finished run of a method that imputes, such as ist."""
     screen: Positional[Path]
-    """The simulated screen it was fitted on."""
+    """The screen it was fitted on, made by simulate or inject."""
     out: Path
     """The Parquet file of scores to write; the oracle is kept beside it."""
     images: int = Field(2_000, ge=1)

@@ -21,6 +21,7 @@ from deconfound.cli_arguments import (
     FitArguments,
     ImputationArguments,
     IngestArguments,
+    InjectArguments,
     MeasureArguments,
     NewScreenArguments,
     ProfilesArguments,
@@ -91,6 +92,18 @@ def call_ingest(words: list[str]) -> None:
     say(f"{len(screen):,} {what} in {screen.path}")
     for remark in remarks(screen.provenance):
         say(remark)
+
+
+def call_inject(words: list[str]) -> None:
+    """Put technical effects into the cells of a clean screen."""
+    from deconfound.data.inject import InjectConfig, inject
+
+    arguments = create_model(
+        "WithEnvironments", __base__=InjectArguments, environments=(InjectConfig, InjectConfig())
+    )
+    parsed: Any = parse(arguments, words, "inject", InjectArguments.__doc__ or "")
+    screen = inject(parsed.clean, parsed.out, config=parsed.environments, quiet=parsed.quiet)
+    say(f"{len(screen):,} cells of {parsed.clean} with injected effects in {screen.path}")
 
 
 def call_source(words: list[str]) -> None:

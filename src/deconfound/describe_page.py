@@ -9,6 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from deconfound import __version__, atomic
+from deconfound.data.inject import clean_name
 from deconfound.data.table import natural_order
 from deconfound.describe import Description
 from deconfound.escaping import csv_text
@@ -114,6 +115,8 @@ def _contents(description: Description) -> TextTable:
         ["label is", roles.label or "–"],
         ["environment is", " / ".join(roles.environment) or "–"],
     ]
+    if (clean := clean_name(screen.provenance)) is not None:
+        rows.append(["technical effects", f"injected into {clean}"])
     if not np.isnan(description.shared_information):
         rows.append(["information shared by both", f"{description.shared_information:.2f} of 1"])
     return TextTable("Contents", ["", ""], rows)

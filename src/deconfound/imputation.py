@@ -1,4 +1,4 @@
-"""imputation: how good a run's imputed images are, on a simulated screen where the truth is known.
+"""imputation: how good a run's imputed images are, where the true ones can be rendered.
 
 Imputing is that of Pernice et al., IST, 2023, eq. 1.
 """
@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 
 from deconfound import atomic, machine
+from deconfound.data.counterfactual import counterfactual
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Images, Rows, Screen, open_screen
-from deconfound.data.simulate import counterfactual
 from deconfound.data.split import Part, physical_well
 from deconfound.data.table import joined
 from deconfound.errors import UserError
@@ -57,7 +57,7 @@ class Interventions:
     environment: Rows
     """(N,) int64, the code of the run's environment that the style is of."""
     rendering: npt.NDArray[np.str_]
-    """(N,) the simulated environment of the first style image, where the true one is rendered."""
+    """(N,) the planted environment of the first style image, where the true one is rendered."""
 
 
 class _Judged:
@@ -88,12 +88,12 @@ def imputation(
     threads: int | None = None,
     quiet: bool = False,
 ) -> pd.DataFrame:
-    """Score the images that `run` imputes for held-out cells of the simulated screen it saw.
+    """Score the images that `run` imputes for held-out cells of the screen it saw.
 
     Of each of the parts id_test and test at most `images` cells, drawn by `seed`, are imputed each
     into one training environment other than its own, drawn uniformly, in the style, averaged over
     codes, of `style_images` training images of it, drawn uniformly; from the second on they are of
-    the simulated environment of the first. The true image is the same cell rendered there. Both
+    the planted environment of the first. The true image is the same cell rendered there. Both
     are compared in stored units, the imputed one clipped to the range of the stored type. The
     oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`, says which label
     an image shows.
@@ -102,8 +102,8 @@ def imputation(
     "image", or "channel NAME" where only that is compared. Beside the run's scores stand those of
     `BASELINES`, the images left alone and `matched_moments`; they depend on the fold and `seed`
     alone, and their seed is `seed`. Raises UserError if `out` exists, if the run cannot impute, if
-    the screen was not simulated, has other channels or is not the run's, if there is no cell to
-    judge, or if pixels cannot be put back into stored units.
+    the screen was neither simulated nor injected, has other channels or is not the run's, if there
+    is no cell to judge, or if pixels cannot be put back into stored units.
     """
     with atomic.claimed(Path(out)):
         opened_run, opened_screen = open_run(run), open_screen(screen)
@@ -172,12 +172,12 @@ def interventions(
     rows, chosen = rows[possible], environments[weight.argmax(axis=1)][possible]
     members = {one: train[code[train] == one] for one in environments}
     first = np.array([stream.choice(members[one]) for one in chosen], dtype=np.int64)
-    simulated = joined(screen.table, screen.roles.levels).to_numpy(dtype=str)
-    places = list(zip(chosen, simulated[first], strict=True))
-    alike = {(e, s): members[e][simulated[members[e]] == s] for e, s in set(places)}
+    planted = joined(screen.table, screen.roles.levels).to_numpy(dtype=str)
+    places = list(zip(chosen, planted[first], strict=True))
+    alike = {(e, s): members[e][planted[members[e]] == s] for e, s in set(places)}
     again = [stream.choice(alike[place], style_images - 1) for place in places]
     style = np.column_stack([first, np.array(again, dtype=np.int64).reshape(len(first), -1)])
-    return Interventions(rows, style, chosen, simulated[first])
+    return Interventions(rows, style, chosen, planted[first])
 
 
 def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:

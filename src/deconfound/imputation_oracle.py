@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from deconfound import atomic
 from deconfound.checkpoint import read_weights, save_weights
 from deconfound.data.augment import dihedral, random_turns
+from deconfound.data.counterfactual import NO_ENVIRONMENT, counterfactual
 from deconfound.data.sampler import UniformSampler
 from deconfound.data.screen import Images, Rows, Screen
-from deconfound.data.simulate import NO_ENVIRONMENT, counterfactual
 from deconfound.data.table import joined
 from deconfound.nets.encoder import build_encoder
 from deconfound.problem import Problem
@@ -70,7 +70,7 @@ def oracle_of(
     threads: int | None = None,
     quiet: bool = False,
 ) -> Oracle:
-    """The oracle of a simulated screen and a fold, trained here or read from `folder`.
+    """The oracle of a simulated or injected screen and a fold, trained here or read from `folder`.
 
     It learns from true renderings of training rows alone, so never from a cell that is judged:
     each in several environments, drawn uniformly from those of training and from "none", which has
@@ -80,7 +80,7 @@ def oracle_of(
     plates held. Batches are balanced over the labels, so that its probabilities lean to none.
 
     The file is `oracle-IDENTITY.safetensors`, of all that the weights depend on but the machine.
-    Raises UserError if the screen was not simulated, or the file is damaged.
+    Raises UserError if the screen was neither simulated nor injected, or the file is damaged.
     """
     train = problem.fold.rows("train")
     train = train[problem.label.codes[train] >= 0]

@@ -11,6 +11,7 @@ import yaml
 from markupsafe import Markup
 
 from deconfound import __version__, atomic
+from deconfound.data.inject import clean_name
 from deconfound.errors import UserError
 from deconfound.escaping import csv_text
 from deconfound.imputation import BASELINES
@@ -146,6 +147,7 @@ def _pixels(run: RunSource) -> str:
     crop = (made.get("options") or {}).get("crop")
     done = [f"cut to {crop} px"] if crop else []
     done += [f"resized to {size} px"] if size else []
+    done += [f"technical effects injected into {clean}"] if (clean := clean_name(made)) else []
     shared = f" of each {run.percentile_by[-1]}" if run.percentile_by else ""
     done.append(f"transform {run.transform}{shared}")
     return ", ".join([*done, f"scaling {run.config['data']['scaling']}"])

@@ -8,11 +8,12 @@ import pytest
 
 from deconfound.config import validated
 from deconfound.data.cells import CHANNELS, POSE, render_cells
+from deconfound.data.counterfactual import counterfactual, new_environment
 from deconfound.data.optics import apply_optics, digitised, optics_from
 from deconfound.data.phenotype import TRAIT_NAMES
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.screen_writer import ScreenWriter
-from deconfound.data.simulate import SimulateConfig, counterfactual, new_environment, simulate
+from deconfound.data.simulate import SimulateConfig, simulate
 from deconfound.data.table import Roles, joined
 from deconfound.errors import UserError
 from deconfound.streams import numpy_stream

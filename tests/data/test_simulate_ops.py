@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from deconfound.config import validated
+from deconfound.data.counterfactual import counterfactual
 from deconfound.data.ops_layout import complex_lines, draw_library, pooled_cells
 from deconfound.data.phenotype import TRAIT_NAMES
 from deconfound.data.screen import Screen, open_screen
-from deconfound.data.simulate import COMPLEX_FILE, SimulateConfig, counterfactual, simulate
+from deconfound.data.simulate import COMPLEX_FILE, SimulateConfig, simulate
 from deconfound.data.split import make_fold
 from deconfound.data.table import joined
 from deconfound.errors import UserError

@@ -1,4 +1,4 @@
-"""Plate layouts of simulated screens: which label lies in which well of which environment."""
+"""Plate layouts of simulated and injected screens: which label lies in which well of what."""
 
 from collections.abc import Sequence
 
@@ -12,27 +12,40 @@ from deconfound.streams import numpy_stream
 SERIES, PLATE, SECTION = "Metadata_Series", "Metadata_Plate", "Metadata_Section"
 PLATE_MAP, WELL, LABEL = "Metadata_PlateMap", "Metadata_Well", "Label"
 
+SITE, OBJECT = "Metadata_Site", "Metadata_ObjectNumber"
+CELL = "Truth_Cell"
+
+SITES = 4  # fields of view in a well
 PLATE_COLUMNS = {96: 12, 384: 24, 1536: 48}
 
 
 def grid_layout(
-    labels: int, series: int, plates: int, sections: int, wells: int, seed: int
+    labels: int,
+    series: int,
+    plates: int,
+    sections: int,
+    wells: int,
+    seed: int,
+    *,
+    control: bool = True,
 ) -> pd.DataFrame:
     """Sections in plates in series, conditions only partly shared (after GRID in Pernice et al.).
 
     Every series holds the control and about 60 % of the treatments, every plate about 75 % of its
     series'; each label has `wells` wells in each section of its plates, and lies in at least two
     series. One row per well: series, plate, section and well names, and the label's number
-    (0 is the control). Raises UserError if a plate would need more than 1,536 wells.
+    (0 is the control). Without `control` all labels are treatments, at least two of them in every
+    series. Raises UserError if a plate would need more than 1,536 wells.
     """
     stream = numpy_stream(seed, "layout")
-    treatments = np.arange(1, labels)
+    controls, treatments = np.split(np.arange(labels), [int(control)])
     held = max(-(-2 * len(treatments) // series), round(0.6 * len(treatments)))
+    held = held if control else max(held, 2)
     rows = []
     for s, of_series in enumerate(_partly_shared(treatments, series, held, stream)):
         kept = max(-(-len(of_series) // plates), round(0.75 * len(of_series)))
         for p, of_plate in enumerate(_partly_shared(of_series, plates, kept, stream)):
-            present = np.concatenate([[0], of_plate])
+            present = np.concatenate([controls, of_plate])
             names = well_names(sections * wells * len(present))
             for a in range(sections):
                 for label in stream.permutation(np.repeat(present, wells)):
@@ -67,6 +80,18 @@ def lincs_layout(
         for well, label in zip(well_names(len(present)), stream.permutation(present), strict=True):
             rows.append((f"S{s + 1}", plate, f"M{m + 1}", well, int(label)))
     return pd.DataFrame(rows, columns=[SERIES, PLATE, PLATE_MAP, WELL, LABEL])
+
+
+def add_places(table: pd.DataFrame) -> None:
+    """Give each row, a cell, its field of view in its well and its number there, behind the well.
+
+    The cells of a well are dealt to its `SITES` in turn.
+    """
+    well = [c for c in (SERIES, PLATE, SECTION, WELL) if c in table]
+    within = table.groupby(well, sort=False).cumcount().to_numpy()
+    behind = list(table).index(WELL) + 1
+    table.insert(behind, SITE, (within % SITES + 1).astype(str))
+    table.insert(behind + 1, OBJECT, (within // SITES + 1).astype(str))
 
 
 def _partly_shared(

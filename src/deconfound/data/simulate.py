@@ -1,9 +1,6 @@
 """Simulated screens: planted phenotypes under nested technical effects, exact counterfactuals."""
 
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,12 +8,22 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from deconfound.atomic import refuse_existing
 from deconfound.config import validated
 from deconfound.data.cells import CHANNELS, POSE, Values, draw_pose, render_cells
-from deconfound.data.layout import LABEL, PLATE, SECTION, SERIES, WELL, grid_layout, lincs_layout
+from deconfound.data.controls import CONTROL_TYPE, NEGATIVE
+from deconfound.data.layout import (
+    CELL,
+    LABEL,
+    PLATE,
+    SECTION,
+    SERIES,
+    WELL,
+    add_places,
+    grid_layout,
+    lincs_layout,
+)
 from deconfound.data.ops_layout import (
     GENE,
     NONTARGETING,
@@ -29,10 +36,9 @@ from deconfound.data.optics import (
     apply_optics,
     digitised,
     draw_optics,
-    no_optics,
-    optics_from,
 )
 from deconfound.data.phenotype import TRAIT_NAMES, Floats, draw_phenotypes, draw_traits
+from deconfound.data.rendering import chunks_by_environment, rendered
 from deconfound.data.screen import Images, Rows, Screen, open_screen
 from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.simulate_config import SimulateConfig as SimulateConfig
@@ -41,13 +47,10 @@ from deconfound.errors import UserError
 from deconfound.progress import Progress
 from deconfound.streams import numpy_stream
 
-PERTURBATION, CONTROL_TYPE = "Metadata_Perturbation", "Metadata_Control_Type"
-SITE, OBJECT = "Metadata_Site", "Metadata_ObjectNumber"
-CELL = "Truth_Cell"
-NO_ENVIRONMENT = "none"
+PERTURBATION = "Metadata_Perturbation"
+SIMULATE = "simulate"
+"""Entry of the provenance that a simulated screen has and no other."""
 COMPLEX_FILE = "complexes.tsv"
-SITES = 4  # fields of view in a well
-CHUNK = 128  # cells rendered at a time
 
 
 def simulate(
@@ -69,77 +72,42 @@ def simulate(
     plan = _pooled(config) if config.layout == "ops" else _arrayed(config)
     table = _with_cells(plan.table, plan.shift, config)
     identities = joined(table, plan.roles.levels)
+    render = SimulatedCells(table, config)
     environments = {
-        identity: _draw(identity.split("/"), config) for identity in identities.unique().tolist()
+        identity: render.draw(identity.split("/")) for identity in identities.unique().tolist()
     }
     provenance = {
         "made_by": f"deconfound simulate {version('deconfound')}",
-        "simulate": config.model_dump(mode="json"),
+        SIMULATE: config.model_dump(mode="json"),
         "phenotypes": {
             name: dict(zip(TRAIT_NAMES, shift.tolist(), strict=True))
             for name, shift in zip(plan.labels, plan.phenotypes, strict=True)
         },
         "environments": {name: optics.as_dict() for name, optics in environments.items()},
     }
-    work = [
-        (rows[start : start + CHUNK], environments[identity])
-        for identity, rows in _runs(identities)
-        for start in range(0, len(rows), CHUNK)
-    ]
+    work = chunks_by_environment(identities, environments)
     with (
         ScreenWriter(Path(out), Path(out).name, CHANNELS, plan.roles, provenance) as writer,
         Progress("simulate", len(table), "cells", quiet=quiet) as progress,
     ):
         if plan.complexes is not None:
             (writer.kept / COMPLEX_FILE).write_text(plan.complexes, encoding="utf-8")
-        for images in _rendered(_Renderer(table, config), work, threads):
+        for images in rendered(render, work, threads):
             writer.append(images)
             progress.update(len(images))
         writer.finish(table)
     return open_screen(Path(out))
 
 
-def counterfactual(
-    screen: Screen,
-    rows: Sequence[int] | Rows,
-    environment: str | Sequence[str] | Optics,
-    *,
-    threads: int | None = None,
-) -> Images:
-    """The same cells, bit for bit the same draws, in another environment: (len(rows), C, H, W).
-
-    `environment` is one of the screen's, as "S1/P2/A1" or ("S1", "P2", "A1"); "none" for no
-    technical variation; or any `Optics`, such as `new_environment` draws. A cell's own environment
-    returns its stored pixels. Raises UserError if the screen was not simulated, has no such
-    environment, or a row lies outside it.
-    """
-    config = _config_of(screen)
-    optics = environment if isinstance(environment, Optics) else _optics_of(screen, environment)
-    wanted = np.asarray(rows, dtype=np.int64)
-    if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(screen):
-        raise UserError(f"{screen.path}: rows outside 0 … {len(screen) - 1}; choose others")
-    work = [(wanted[start : start + CHUNK], optics) for start in range(0, len(wanted), CHUNK)]
-    chunks = list(_rendered(_Renderer(screen.table, config), work, threads))
-    return np.concatenate(chunks) if chunks else np.empty((0, *screen.image_shape), screen.dtype)
-
-
-def new_environment(screen: Screen, name: str) -> Optics:
-    """Optics of an environment in a series that the screen lacks, drawn as its own were.
-
-    `name` seeds the draw. Raises UserError if the screen was not simulated.
-    """
-    config = _config_of(screen)
-    return _draw([f"new {name}", "P1", "A1"][: len(screen.roles.levels)], config)
-
-
 @dataclass(frozen=True)
-class _Renderer:
-    """Renders cells of a table; everything random comes from (seed, cell)."""
+class SimulatedCells:
+    """Renders the cells of a table from their traits; all else comes from (seed, cell)."""
 
     table: pd.DataFrame
     config: SimulateConfig
 
     def __call__(self, rows: Rows, optics: Optics) -> Images:
+        """The cells of `rows` as `optics` record them: (B, 4, size, size), the screen's dtype."""
         chosen = self.table.iloc[rows]
         cells = chosen[CELL].tolist()
         values: Values = {
@@ -153,20 +121,12 @@ class _Renderer:
         field = np.stack([values["FieldX"], values["FieldY"]], axis=1)
         return digitised(apply_optics(clean, optics, field, noise), self.config.dtype)
 
-
-def _rendered(
-    render: _Renderer, work: Iterable[tuple[Rows, Optics]], threads: int | None
-) -> Iterator[Images]:
-    """The images of every piece of work, in order, few ahead; one BLAS thread fixes the bits."""
-    threads = threads or os.cpu_count() or 1
-    ahead: deque[Future[Images]] = deque()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        for rows, optics in work:
-            ahead.append(pool.submit(render, rows, optics))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    def draw(self, environment: Sequence[str]) -> Optics:
+        """The optics of an environment, given by its groups, outermost first."""
+        spread = self.config.spread()[: len(environment)]
+        return draw_optics(
+            environment, spread, len(CHANNELS), self.config.technical, self.config.seed
+        )
 
 
 class _Plan(NamedTuple):
@@ -200,7 +160,7 @@ def _arrayed(config: SimulateConfig) -> _Plan:
     names = _label_names(labels)
     table = places.drop(columns=LABEL).iloc[owner].reset_index(drop=True)
     table[PERTURBATION] = np.array(names)[label]
-    table[CONTROL_TYPE] = np.where(label == 0, "negcon", "treatment")
+    table[CONTROL_TYPE] = np.where(label == 0, NEGATIVE, "treatment")
     levels = tuple(c for c in (SERIES, PLATE, SECTION) if c in places)
     roles = Roles(label=PERTURBATION, environment=levels, levels=levels, well=WELL)
     return _Plan(table, phenotypes[label], names, phenotypes, roles)
@@ -213,7 +173,7 @@ def _pooled(config: SimulateConfig) -> _Plan:
         config.genes, config.complexes, config.guides, config.strength, config.seed
     )
     table, shift = pooled_cells(library, config.cells, config.wells, config.plates, config.seed)
-    table[CONTROL_TYPE] = np.where(table[GENE] == NONTARGETING, "negcon", "treatment")
+    table[CONTROL_TYPE] = np.where(table[GENE] == NONTARGETING, NEGATIVE, "treatment")
     levels = (PLATE, WELL)
     roles = Roles(label=GENE, environment=levels, levels=levels, well=WELL)
     lines = complex_lines(library.complexes)
@@ -223,11 +183,7 @@ def _pooled(config: SimulateConfig) -> _Plan:
 def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> pd.DataFrame:
     """The table with each cell's place in its well, its traits and its pose."""
     cells = len(table)
-    place = [c for c in (SERIES, PLATE, SECTION, WELL) if c in table]
-    within = table.groupby(place, sort=False).cumcount().to_numpy()
-    behind = list(table).index(WELL) + 1
-    table.insert(behind, SITE, (within % SITES + 1).astype(str))
-    table.insert(behind + 1, OBJECT, (within // SITES + 1).astype(str))
+    add_places(table)
     table[CELL] = np.arange(cells, dtype=np.int64)
     for name, values in zip(
         TRAIT_NAMES, draw_traits(shift, config.variation, config.seed).T, strict=True
@@ -243,36 +199,8 @@ def _label_names(labels: int) -> list[str]:
     return ["control", *(f"treatment-{k:0{width}d}" for k in range(1, labels))]
 
 
-def _runs(identities: pd.Series) -> Iterator[tuple[str, Rows]]:
-    """Consecutive rows of one environment, in the table's order."""
-    changes = np.flatnonzero(identities.ne(identities.shift(fill_value="")).to_numpy(dtype=bool))
-    for start, end in zip(changes, [*changes[1:], len(identities)], strict=True):
-        yield str(identities.iloc[start]), np.arange(start, end, dtype=np.int64)
-
-
-def _draw(environment: Sequence[str], config: SimulateConfig) -> Optics:
-    spread = config.spread()[: len(environment)]
-    return draw_optics(environment, spread, len(CHANNELS), config.technical, config.seed)
-
-
-def _config_of(screen: Screen) -> SimulateConfig:
-    if "simulate" not in screen.provenance:
-        raise UserError(
-            f"{screen.path}: not a simulated screen, so its cells cannot be rendered elsewhere; "
-            "make one with `deconfound simulate`"
-        )
-    recorded = screen.provenance["simulate"]
-    return validated(SimulateConfig, recorded, f"{screen.path}/screen.json").complete()
-
-
-def _optics_of(screen: Screen, environment: str | Sequence[str]) -> Optics:
-    name = environment if isinstance(environment, str) else "/".join(environment)
-    if name == NO_ENVIRONMENT:
-        return no_optics(len(CHANNELS))
-    recorded = screen.provenance["environments"]
-    if name not in recorded:
-        raise UserError(
-            f"{screen.path}: no environment {name!r}; expected {NO_ENVIRONMENT!r} or one of "
-            f"{', '.join(recorded)}"
-        )
-    return optics_from(recorded[name])
+def simulated_cells(screen: Screen) -> SimulatedCells:
+    """What renders the cells of a simulated screen, as its provenance records it."""
+    recorded = screen.provenance[SIMULATE]
+    config = validated(SimulateConfig, recorded, f"{screen.path}/screen.json").complete()
+    return SimulatedCells(screen.table, config)

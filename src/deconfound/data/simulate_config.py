@@ -1,4 +1,4 @@
-"""Options of a simulated screen, and what each layout takes where they are not given."""
+"""Options of simulated screens and of their environments, and what each layout takes by itself."""
 
 from typing import Any, Literal, Self
 
@@ -14,7 +14,26 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-class SimulateConfig(Options):
+class EnvironmentOptions(Options):
+    """How many nested environments a screen that is made has, and how much they differ."""
+
+    series: int = Field(4, ge=2)
+    """Series, the outermost level (grid and lincs)."""
+    sections: int = Field(2, ge=1)
+    """Sections of a plate (grid only)."""
+    maps: int = Field(6, ge=1)
+    """Plate maps (lincs only)."""
+    technical: float = Field(1.0, ge=0, le=1.5)
+    """Scale of all staining and optics; 0 leaves clean images."""
+    series_spread: float = Field(1.0, ge=0)
+    """Standard deviation of the technical draws from series to series (grid and lincs)."""
+    section_spread: float = Field(0.2, ge=0)
+    """The same from section to section of a plate (grid only)."""
+    seed: int = 0
+    """Seed of everything; the same seed gives the same bits on the same kind of processor."""
+
+
+class SimulateConfig(EnvironmentOptions):
     """A simulated screen; the defaults are those every comparison in the documentation uses."""
 
     layout: Literal["grid", "lincs", "ops"] = "grid"
@@ -25,15 +44,9 @@ class SimulateConfig(Options):
     """Cells, dealt evenly to the wells."""
     labels: int | None = Field(None, ge=2)
     """Labels, the control among them; 9 (grid) or 13 (lincs) if not given."""
-    series: int = Field(4, ge=2)
-    """Series, the outermost level (grid and lincs)."""
     plates: int | None = Field(None, ge=1)
     """Plates of a series (grid), replicate plates of a map in a partial series (lincs), or plates
     of the screen (ops); 2, or 6 (ops), if not given."""
-    sections: int = Field(2, ge=1)
-    """Sections of a plate (grid only)."""
-    maps: int = Field(6, ge=1)
-    """Plate maps (lincs only)."""
     wells: int | None = Field(None, ge=1)
     """Wells of a label in a section (grid) or on a plate (lincs), or of the screen (ops); 2, or 34
     (ops), if not given."""
@@ -51,18 +64,11 @@ class SimulateConfig(Options):
     """How far a phenotype moves a trait, in logits of the trait's range; in ops the strongest."""
     variation: float = Field(0.5, ge=0)
     """Standard deviation of a trait from cell to cell, in logits of its range."""
-    technical: float = Field(1.0, ge=0, le=1.5)
-    """Scale of all staining and optics; 0 leaves clean images."""
-    series_spread: float = Field(1.0, ge=0)
-    """Standard deviation of the technical draws from series to series (grid and lincs)."""
     plate_spread: float | None = Field(None, ge=0)
-    """The same from plate to plate; 0.4, or 0.8 (ops), if not given."""
-    section_spread: float = Field(0.2, ge=0)
-    """The same from section to section of a plate (grid only)."""
+    """Standard deviation of the technical draws from plate to plate; 0.4, or 0.8 (ops), if not
+    given."""
     well_spread: float = Field(0.4, ge=0)
     """The same from well to well of a plate (ops only)."""
-    seed: int = 0
-    """Seed of everything; the same seed gives the same bits on the same kind of processor."""
 
     def complete(self) -> Self:
         """With the layout's own values where none is given.
