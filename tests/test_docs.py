@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deconfound import cli, cli_verbs, demo, machine, methods
+from deconfound import cli, cli_runs, cli_screens, cli_tables, demo, machine, methods
 from deconfound.config import Options
 from deconfound.correct import names as corrections
 from deconfound.data import sources
@@ -433,7 +433,8 @@ def fields_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, FieldInfo
     def show(model: type[BaseModel], *_: object) -> None:
         raise _Seen(model)
 
-    monkeypatch.setattr(cli_verbs, "parse", show)
+    for module in (cli_screens, cli_runs, cli_tables):
+        monkeypatch.setattr(module, "parse", show, raising=False)
     found: dict[str, FieldInfo] = {}
     for name in NAMES.get(verb, ("",)):
         with pytest.raises(_Seen) as seen:

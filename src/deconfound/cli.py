@@ -6,54 +6,62 @@ import traceback
 from collections.abc import Callable
 
 from deconfound import __version__, stop
-from deconfound import cli_verbs as verbs
+from deconfound import cli_runs as runs
+from deconfound import cli_screens as screens
+from deconfound import cli_tables as tables
 from deconfound.cli_print import complain
 from deconfound.config import nearest
 from deconfound.errors import UserError
 from deconfound.escaping import for_terminal
 
 VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "demo": (verbs.call_demo, "the main job on a simulated screen, to an HTML report, in minutes"),
-    "simulate": (verbs.call_simulate, "make a screen of cells with planted truth"),
-    "ingest": (verbs.call_ingest, "make a screen of your table and images"),
-    "source": (verbs.call_source, "make a screen of a public data set"),
-    "inject": (verbs.call_inject, "put planted technical effects into the cells of a clean screen"),
+    "demo": (tables.call_demo, "the main job on a simulated screen, to an HTML report, in minutes"),
+    "simulate": (screens.call_simulate, "make a screen of cells with planted truth"),
+    "ingest": (screens.call_ingest, "make a screen of your table and images"),
+    "source": (screens.call_source, "make a screen of a public data set"),
+    "inject": (
+        screens.call_inject,
+        "put planted technical effects into the cells of a clean screen",
+    ),
     "describe": (
-        verbs.call_describe,
+        screens.call_describe,
         "what a screen holds, what can be held out, what is confounded",
     ),
-    "fit": (verbs.call_fit, "train one method on one fold with one seed"),
-    "embed": (verbs.call_embed, "embed every image of a screen"),
-    "cellprofiler": (verbs.call_cellprofiler, "measure CellProfiler's features of every image"),
-    "profiles": (verbs.call_profiles, "the profiles of a screen as they are, as embeddings"),
-    "correct": (verbs.call_correct, "take the environment out of embeddings after training"),
-    "measure": (verbs.call_measure, "score embeddings"),
-    "aggregate": (verbs.call_aggregate, "from cells to guides to genes"),
-    "relations": (verbs.call_relations, "score embeddings of genes against known complexes"),
-    "retrieval": (verbs.call_retrieval, "score whether replicates find each other first"),
-    "sweep": (verbs.call_sweep, "methods × settings × folds × seeds, to one table"),
+    "fit": (runs.call_fit, "train one method on one fold with one seed"),
+    "embed": (runs.call_embed, "embed every image of a screen"),
+    "cellprofiler": (runs.call_cellprofiler, "measure CellProfiler's features of every image"),
+    "profiles": (runs.call_profiles, "the profiles of a screen as they are, as embeddings"),
+    "correct": (runs.call_correct, "take the environment out of embeddings after training"),
+    "measure": (runs.call_measure, "score embeddings"),
+    "aggregate": (runs.call_aggregate, "from cells to guides to genes"),
+    "relations": (runs.call_relations, "score embeddings of genes against known complexes"),
+    "retrieval": (runs.call_retrieval, "score whether replicates find each other first"),
+    "sweep": (tables.call_sweep, "methods × settings × folds × seeds, to one table"),
     "crossval": (
-        verbs.call_crossval,
+        tables.call_crossval,
         "methods × levels of what is held out, to the table of Pernice et al.",
     ),
     "diagnose": (
-        verbs.call_diagnose,
+        tables.call_diagnose,
         "will invariance help here? an answer before you train for it",
     ),
     "imputation": (
-        verbs.call_imputation,
+        runs.call_imputation,
         "score images imputed into other environments, where the truth is known",
     ),
     "transfer": (
-        verbs.call_transfer,
+        runs.call_transfer,
         "counterfactual images: swap content and style, or impute into an environment",
     ),
-    "export": (verbs.call_export, "a screen as OME-TIFF files and a table, or profiles as Parquet"),
-    "report": (verbs.call_report, "one HTML page of runs, embeddings and scores"),
-    "check": (verbs.call_check, "verify that every file of a screen or a run is whole"),
-    "methods": (verbs.list_methods, "list the methods"),
-    "metrics": (verbs.list_metrics, "list the metrics"),
-    "sources": (verbs.list_sources, "list the public data sets"),
+    "export": (
+        screens.call_export,
+        "a screen as OME-TIFF files and a table, or profiles as Parquet",
+    ),
+    "report": (tables.call_report, "one HTML page of runs, embeddings and scores"),
+    "check": (screens.call_check, "verify that every file of a screen or a run is whole"),
+    "methods": (tables.list_methods, "list the methods"),
+    "metrics": (tables.list_metrics, "list the metrics"),
+    "sources": (tables.list_sources, "list the public data sets"),
 }
 
 
