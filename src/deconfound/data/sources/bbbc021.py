@@ -121,8 +121,8 @@ def _refuse_repeated(wells: pd.DataFrame, where: str) -> None:
     if len(again):
         plate, well = wells[[PLATE, WELL]].iloc[again[0]]
         raise UserError(
-            f"{where}: row {again[0]} (from 0): well {well} of plate {plate} has a profile already, "
-            "expected one a well; drop the repeated rows"
+            f"{where}: row {again[0]} (from 0): well {well} of plate {plate} has a profile "
+            "already; expected one a well, drop the repeated rows"
         )
 
 
