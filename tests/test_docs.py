@@ -26,7 +26,7 @@ from deconfound.config import Options
 from deconfound.correct import names as corrections
 from deconfound.data import sources
 from deconfound.data.screen import open_screen
-from deconfound.data.sources import pacs, vlcs
+from deconfound.data.sources import bbbc021, pacs, vlcs
 from deconfound.measure import COLUMNS
 from deconfound.methods import post_hoc
 from deconfound.run import RunConfig
@@ -235,7 +235,7 @@ def write_fields(folder: Path, table: pd.DataFrame, stream: np.random.Generator)
 def write_public_trees(folder: Path, stream: np.random.Generator) -> None:
     """PACS, VLCS, Camelyon17 and RxRx1 in their published layouts, a few pictures each.
 
-    GRID and LINCS-SC with an index.
+    GRID and LINCS-SC with an index, BBBC021 as its three tables.
     """
 
     def save(file: Path) -> None:
@@ -277,6 +277,22 @@ def write_public_trees(folder: Path, stream: np.random.Generator) -> None:
         for path in index["Metadata_Path"]:
             pixels = stream.integers(0, 4096, (channels, 24, 24), dtype=np.uint16)
             tifffile.imwrite(folder / root / path, pixels, photometric="minisblack")
+    wells = pd.DataFrame([(f"Week{week}_1", f"B0{well}") for week in (1, 2) for well in (2, 3)])
+    treated = [["DMSO", "0"], ["taxol", "0.3"]]
+    tables = {
+        bbbc021.PROFILES: wells.set_axis(list(bbbc021.OF_PROFILES), axis=1).assign(
+            Cells_AreaShape_Area=range(4)
+        ),
+        bbbc021.IMAGES: wells.join(pd.DataFrame(treated * 2), rsuffix="_").set_axis(
+            list(bbbc021.OF_IMAGES), axis=1
+        ),
+        bbbc021.MECHANISMS: pd.DataFrame(
+            [[*one, one[0]] for one in treated], columns=list(bbbc021.OF_MECHANISMS)
+        ),
+    }
+    (folder / "BBBC021").mkdir()
+    for name, table in tables.items():
+        table.to_csv(folder / "BBBC021" / name, index=False)
 
 
 def write_pooled(folder: Path, stream: np.random.Generator) -> None:
