@@ -74,7 +74,8 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
             "expected WeekN_PLATE"
         )
     control = np.where(wells[COMPOUND] == CONTROL, NEGATIVE, "treatment")
-    table = wells.assign(**{WEEK: week, CONTROL_TYPE: control})
+    table = wells.copy()
+    table[WEEK], table[CONTROL_TYPE] = week, control
     made: dict[str, Any] = {
         "made_by": "source bbbc021",
         "paper": PAPER,
