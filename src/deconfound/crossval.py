@@ -151,7 +151,8 @@ def _scores(
         for of_run in scored:
             found += of_run
             progress.update(1)
-    table = pd.concat(found, ignore_index=True)[COLUMNS]
+    records = [record for of_file in found for record in of_file.to_dict("records")]
+    table = pd.DataFrame(records, columns=COLUMNS)
     key = [column for column in COLUMNS if column not in ("value", "n", "note", "config")]
     return table.drop_duplicates(key, ignore_index=True)
 
