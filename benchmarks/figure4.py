@@ -309,7 +309,7 @@ def main() -> None:
             "well_macro_f1",
             "well_macro_f1_standardised",
             "mean_resultant_length",
-        )  # fmt: skip
+        )
     }
     print(pd.DataFrame(shown).to_string())
     if arguments.json:
