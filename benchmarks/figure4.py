@@ -59,8 +59,13 @@ CORRECTED = ("erm", "vae")
 HERE = Path(__file__).parent
 
 
-def trained(file: Path, out: Path, seeds: list[int]) -> Iterator[tuple[str, int, Path]]:
-    """The entry, the seed and the embeddings file of every run, seed after seed."""
+def trained(
+    file: Path, out: Path, seeds: list[int], only_done: bool
+) -> Iterator[tuple[str, int, Path]]:
+    """The entry, the seed and the embeddings file of every run, seed after seed.
+
+    With `only_done` nothing is trained, and runs that are not done are left out.
+    """
     given = read_yaml(file)
     for entry in given["methods"].values():
         if entry and "config" in entry:
@@ -68,7 +73,8 @@ def trained(file: Path, out: Path, seeds: list[int]) -> Iterator[tuple[str, int,
     for seed in seeds:
         of_seed = out / f"seed{seed}.yaml"
         atomic.write_text(of_seed, yaml.safe_dump(given | {"seeds": [seed]}, sort_keys=False))
-        sweep(of_seed, out / "sweep", workers=1)
+        if not only_done:
+            sweep(of_seed, out / "sweep", workers=1)
         for setting in make_plan(of_seed).settings:
             name = setting.runs[seed]
             if not result_file(out / "sweep", name).is_file():
@@ -226,7 +232,7 @@ def all_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield from (
                 row for row in rows(entry, int(seed or 0), file) if row["cells_of"] != "all"
             )
-    for entry, seed, file in trained(arguments.sweep, out, arguments.seeds):
+    for entry, seed, file in trained(arguments.sweep, out, arguments.seeds, arguments.done):
         yield from rows(entry, seed, file)
         if entry in CORRECTED:
             harmony = HarmonyOptions(components=COMPONENTS, seed=seed)
@@ -291,6 +297,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of everything made")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--features", action="store_true", help="CellProfiler features as well")
+    parser.add_argument("--done", action="store_true", help="train nothing, score what is trained")
     parser.add_argument("--json", type=Path, help="summary to write")
     parser.add_argument("--picture", type=Path, help="picture to draw")
     arguments = parser.parse_args()
