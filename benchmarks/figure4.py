@@ -56,7 +56,13 @@ COMPONENTS = 64
 PERMUTATIONS = 20
 CORRECTED = ("erm", "vae")
 """Entries whose embedding Harmony corrects as well."""
-HERE = Path(__file__).parent
+SHOWN = [
+    "average_precision",
+    "curve_area",
+    "well_macro_f1",
+    "well_macro_f1_standardised",
+    "mean_resultant_length",
+]
 
 
 def trained(
@@ -250,7 +256,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True)
     titles = {"all": "all cells, as in the paper", "test": "cells of the test part"}
     entries = [name for name in dict.fromkeys(table["entry"]) if name != "true traits"]
-    colours = dict(zip(entries, plt.colormaps["tab20"].colors, strict=False))
+    colours = dict(zip(entries, plt.colormaps["tab20"](np.arange(20)), strict=False))
     markers = {"scbd": "o", "cell": "s"}
     for axis, (cells, title) in zip(axes, titles.items(), strict=True):
         part = table[table["cells_of"] == cells]
@@ -307,18 +313,13 @@ def main() -> None:
         print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()})
     table = pd.DataFrame(rows)
     table.to_csv(arguments.out / "scores.csv", index=False)
-    grouped = table.groupby(["cells_of", "entry"], sort=False).agg(["mean", "std"])
+    grouped = table.groupby(["cells_of", "entry"], sort=False)
+    mean, sd = grouped[SHOWN].mean(), grouped[SHOWN].std()
     shown = {
-        name: grouped[name].map(lambda value: f"{value:.3f}").agg(" ± ".join, axis=1)
-        for name in (
-            "average_precision",
-            "curve_area",
-            "well_macro_f1",
-            "well_macro_f1_standardised",
-            "mean_resultant_length",
-        )
+        name: [f"{a:.3f} ± {b:.3f}" for a, b in zip(mean[name], sd[name], strict=True)]
+        for name in SHOWN
     }
-    print(pd.DataFrame(shown).to_string())
+    print(pd.DataFrame(shown, index=mean.index).to_string())
     if arguments.json:
         about = {
             "screen": open_screen(arguments.screen).provenance["simulate"],
