@@ -100,6 +100,17 @@ def test_a_screen_has_the_columns_roles_and_truth_of_a_pooled_screen(screen: Scr
     assert set(moved) == set(table["Metadata_Gene"])
 
 
+def test_its_split_is_that_of_the_paper_and_blind_to_genes_and_wells(screen: Screen) -> None:
+    counts = make_fold(screen.table, screen.roles, "given").counts()
+    assert (counts["train"], counts["val"], counts["test"]) == (216, 5, 39)
+    table, _ = pooled_cells(draw_library(20, 4, 3, 1.0, seed=1), 8_000, 10, 2, seed=1)
+    held_out = table["Metadata_Split"] == "test"
+    for column in ("Metadata_Gene", "Metadata_Well"):
+        share = held_out.groupby(table[column]).mean()
+        assert share.between(0.08, 0.22).all()
+    assert not held_out.is_monotonic_increasing
+
+
 def test_the_complex_file_says_what_the_table_does(screen: Screen) -> None:
     lines = (screen.path / COMPLEX_FILE).read_text(encoding="utf-8").splitlines()
     read = {name: genes.split(" ") for name, genes in (line.split("\t") for line in lines)}

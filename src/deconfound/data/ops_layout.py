@@ -17,6 +17,8 @@ from deconfound.streams import numpy_stream
 
 GENE, GUIDE, COMPLEX = "Metadata_Gene", "Metadata_sgRNA", "Truth_Complex"
 GUIDE_STRENGTH = "Truth_GuideStrength"
+SPLIT = "Metadata_Split"
+TRAIN, VAL = 0.83, 0.02  # of the cells; the test is the rest
 NONTARGETING = "nontargeting"
 
 IN_COMPLEXES = 0.75  # share of the genes that lie in one
@@ -92,7 +94,7 @@ def pooled_cells(
     """The cells of a pooled screen, well after well, and the shift (N, traits) of each in logits.
 
     Every guide has a cell, most have many, some several times as many as others. The cells of each
-    gene are dealt to all wells, the wells to the plates. Columns: plate, well, gene, guide,
+    gene are dealt to all wells, the wells to the plates. Columns: plate, well, gene, guide, split,
     `Truth_Complex` (missing where the gene lies in none) and `Truth_GuideStrength`. Raises
     UserError for fewer cells than guides, and for fewer wells than plates.
     """
@@ -124,11 +126,19 @@ def pooled_cells(
             WELL: np.array([name for _, name in places], dtype=object)[well],
             GENE: np.array(library.genes, dtype=object)[gene],
             GUIDE: np.array(library.sequences, dtype=object)[guide],
+            SPLIT: random_split(cells, numpy_stream(seed, "pool", "split")),
             COMPLEX: np.array([member_of.get(name) for name in library.genes], dtype=object)[gene],
             GUIDE_STRENGTH: library.efficacy[guide],
         }
     )
     return table, library.efficacy[guide, None] * library.shift[gene]
+
+
+def random_split(cells: int, stream: np.random.Generator) -> npt.NDArray[np.object_]:
+    """(cells,) train, val or test, at random: the split of a pooled screen in Makino et al."""
+    ends = np.round(np.array([TRAIN, TRAIN + VAL]) * cells)
+    names = np.array(["train", "val", "test"], dtype=object)
+    return names[np.searchsorted(ends, stream.permutation(cells), side="right")]
 
 
 def complex_lines(complexes: dict[str, tuple[str, ...]]) -> str:

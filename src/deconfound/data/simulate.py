@@ -27,6 +27,7 @@ from deconfound.data.layout import (
 from deconfound.data.ops_layout import (
     GENE,
     NONTARGETING,
+    SPLIT,
     complex_lines,
     draw_library,
     pooled_cells,
@@ -175,7 +176,7 @@ def _pooled(config: SimulateConfig) -> _Plan:
     table, shift = pooled_cells(library, config.cells, config.wells, config.plates, config.seed)
     table[CONTROL_TYPE] = np.where(table[GENE] == NONTARGETING, NEGATIVE, "treatment")
     levels = (PLATE, WELL)
-    roles = Roles(label=GENE, environment=levels, levels=levels, well=WELL)
+    roles = Roles(label=GENE, environment=levels, levels=levels, well=WELL, split=SPLIT)
     lines = complex_lines(library.complexes)
     return _Plan(table, shift, library.genes, library.shift, roles, lines)
 

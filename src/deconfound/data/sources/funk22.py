@@ -22,6 +22,7 @@ from deconfound.data.ingest import refuse_empty
 from deconfound.data.ingest_provenance import identity_of
 from deconfound.data.lmdb_images import LmdbImages, Pixels
 from deconfound.data.nesting import refuse_divided
+from deconfound.data.ops_layout import SPLIT, random_split
 from deconfound.data.screen import Screen, open_screen
 from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.shards import sha256
@@ -38,13 +39,12 @@ CHANNELS = ("DNA damage", "F-actin", "DNA content", "Microtubules")
 SHAPE = (4, 100, 100)
 TILE, BORDER = 2960, 50  # pixels
 GENE, GUIDE, PLATE, WELL = "Metadata_Gene", "Metadata_sgRNA", "Metadata_Plate", "Metadata_Well"
-SITE, CELL, SPLIT = "Metadata_Site", "Metadata_CellID", "Metadata_Split"
+SITE, CELL = "Metadata_Site", "Metadata_CellID"
 CONTROL_TYPE = "Metadata_Control_Type"
 FOLDERS = {"perturbed": "treatment", "ntc": "negcon"}
 """The two LMDBs, and what their cells are."""
 CATEGORIES = {"plate": PLATE, "well": WELL, "tile": SITE, "gene_symbol_0": GENE, "sgRNA_0": GUIDE}
 IDS, PLACES = ("UID", "index"), ("cell_i", "cell_j")
-TRAIN, VAL = 0.83, 0.02  # of the cells; the test is the rest
 KEYS = 4096  # looked up at a time
 
 
@@ -209,10 +209,7 @@ def _screen_table(tables: list[pd.DataFrame], config: Config) -> pd.DataFrame:
     for folder, table in zip(FOLDERS, tables, strict=True):
         table[CELL] = folder + "/" + table["UID"]
     whole = pd.concat(tables, ignore_index=True)
-    place = numpy_stream(config.seed, "funk22", "split").permutation(len(whole))
-    ends = np.round(np.array([TRAIN, TRAIN + VAL]) * len(whole))
-    names = np.array(["train", "val", "test"], dtype=object)
-    whole[SPLIT] = names[np.searchsorted(ends, place, side="right")]
+    whole[SPLIT] = random_split(len(whole), numpy_stream(config.seed, "funk22", "split"))
     columns = [GENE, GUIDE, PLATE, WELL, SITE, CELL, CONTROL_TYPE, SPLIT]
     kinds = {name: "category" for name in columns if name != CELL}
     return whole[columns].astype(kinds)
