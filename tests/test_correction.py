@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from deconfound import embed, sweep_run
+from deconfound import embed, embedding_stream, sweep_run
 from deconfound.config import InterventionOptions
 from deconfound.correction import Correction, correction_of, represent
 from deconfound.data.batch import Batch, BatchReader
 from deconfound.data.screen import Screen
+from deconfound.embedding_stream import EmbeddingStream
 from deconfound.embeddings import PREDICTED, read_embeddings
 from deconfound.fit import fit
 from deconfound.intervention import load_intervention
@@ -106,7 +107,6 @@ def embedded(run: Run, screen: Screen, out: Path) -> np.ndarray:
 def test_embed_corrects_whatever_the_batches(
     runs: Callable[[int], Run], screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verb = importlib.import_module("deconfound.embed")
     method, batch, correction = parts(runs(1), screen)
     with torch.no_grad():
         expected, predicted = represent(method, batch, correction)
@@ -118,8 +118,8 @@ def test_embed_corrects_whatever_the_batches(
     assert predicted is not None
     labels = np.array(runs(1).labels)[predicted]
     assert about.table[PREDICTED].astype(str).tolist() == labels.tolist()
-    monkeypatch.setattr(verb, "BATCH", 7)
-    monkeypatch.setattr(verb, "CHUNK", 40)
+    monkeypatch.setattr(embedding_stream, "BATCH", 7)
+    monkeypatch.setattr(importlib.import_module("deconfound.embed"), "CHUNK", 40)
     small = embedded(runs(1), screen, tmp_path / "small.h5ad")
     np.testing.assert_allclose(small, whole, rtol=1e-4, atol=1e-5)
     plain = embedded(runs(0), screen, tmp_path / "plain.h5ad")
@@ -130,9 +130,10 @@ def test_finished_chunks_of_other_draws_are_not_taken(
     runs: Callable[[int], Run], screen: Screen
 ) -> None:
     """The weights are the same, the embeddings are not."""
-    verb = importlib.import_module("deconfound.embed")
-    identities = {verb._identity(runs(draws), screen, None, "32") for draws in (0, 1, 2)}
-    assert len(identities) == 3
+    streams = [
+        EmbeddingStream(runs(draws).path, screen.path, None, "cpu", "32", 1) for draws in (0, 1, 2)
+    ]
+    assert len({tuple(stream.identity()) for stream in streams}) == 3
     models = {(runs(draws).path / "model.safetensors").read_bytes() for draws in (0, 1, 2)}
     assert len(models) == 1
 

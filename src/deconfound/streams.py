@@ -1,9 +1,12 @@
 """Random streams derived from (seed, purpose), so that no two parts ever share one."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Purpose = str | int
 
@@ -19,6 +22,8 @@ def numpy_stream(seed: int, *purpose: Purpose) -> np.random.Generator:
     return np.random.default_rng(derived_seed(seed, *purpose))
 
 
-def torch_stream(seed: int, *purpose: Purpose, device: str = "cpu") -> torch.Generator:
+def torch_stream(seed: int, *purpose: Purpose, device: str = "cpu") -> "torch.Generator":
     """A PyTorch generator for one purpose, e.g. `torch_stream(seed, "augment", step)`."""
+    import torch  # takes seconds, which metrics do without
+
     return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
