@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import yaml
 
-from deconfound import atomic
+from deconfound import atomic, machine
 from deconfound.correct import correct
 from deconfound.crossval_plan import (
     IID,
@@ -137,7 +137,7 @@ def _scores(
                 runs.append(_Trained(name, plan.jobs[name].screen, setting.fold, of_entry, own))
     if not runs:
         raise UserError(f"{out}: every run failed; {out / 'sweep' / 'failures.csv'} says why")
-    processes = min(len(runs), workers or os.cpu_count() or 1)
+    processes = min(len(runs), workers or machine.available_cores())
     threads = 1 if processes > 1 else None
     score = partial(_scores_of_run, out=out, knn=knn, threads=threads)
     with ExitStack() as stack:

@@ -112,15 +112,11 @@ def imputation(
         method.to(fabric.device)
         intensity.to(fabric.device)
         problem = pose(opened_screen, opened_run.config.data)
-        planned = {
-            part: drawn
+        drawn_of = {
+            part: interventions(opened_screen, problem, part, images, seed, style_images)
             for part in PARTS
-            if len(
-                (
-                    drawn := interventions(opened_screen, problem, part, images, seed, style_images)
-                ).rows
-            )
         }
+        planned = {part: drawn for part, drawn in drawn_of.items() if len(drawn.rows)}
         if not planned:
             raise UserError(
                 f"{opened_run.path}: fold {problem.fold.name} holds no cell out; fit it on a fold "

@@ -132,9 +132,7 @@ def linear_probe(
     if unfinished:
         caveats.append(f"not converged after {unfinished} iterations")
     note = "; ".join(caveats)
-    logits = embedding[is_test] @ coefficients.T + intercept
-    answer = logits[:, 0] > 0 if len(classes) == 2 else logits.argmax(axis=1)
-    predicted = classes[answer.astype(np.int64)]
+    predicted = classes[_answers(embedding[is_test], coefficients, intercept)]
     truth = target[is_test]
     seen = seen_in_training(truth, classes)
     return LinearProbe(
@@ -187,9 +185,7 @@ def batch_prediction(
     )
     if unfinished:
         notes.append(f"not converged after {unfinished} iterations")
-    logits = embedding[test] @ coefficients.T + intercept
-    answer = logits[:, 0] > 0 if len(classes) == 2 else logits.argmax(axis=1)
-    predicted = classes[answer.astype(np.int64)]
+    predicted = classes[_answers(embedding[test], coefficients, intercept)]
     value = f1_score(environment[test], predicted, average="macro", zero_division=0.0)
     return Score(float(value), len(test), "; ".join(notes))
 
@@ -238,6 +234,17 @@ def _fit(
 
 def _noted(score: Score, note: str) -> Score:
     return score._replace(note="; ".join(text for text in (note, score.note) if text))
+
+
+def _answers(
+    features: NDArray[np.floating[Any]],
+    coefficients: NDArray[np.float64],
+    intercept: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Place of the likeliest class of each row, (N,); two classes share one row of coefficients."""
+    logits = features @ coefficients.T + intercept
+    answer = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
+    return answer.astype(np.int64)
 
 
 def _undefined(reason: str) -> LinearProbe:

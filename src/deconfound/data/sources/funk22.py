@@ -15,6 +15,7 @@ from pydantic import Field
 
 from deconfound.atomic import refuse_existing
 from deconfound.config import Options
+from deconfound.data.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.image_file import resized
 from deconfound.data.image_rows import CHUNK_IMAGES, in_order
 from deconfound.data.image_screen import THREADS, kept_if_stopped, refuse_full_disk
@@ -40,8 +41,7 @@ SHAPE = (4, 100, 100)
 TILE, BORDER = 2960, 50  # pixels
 GENE, GUIDE, PLATE, WELL = "Metadata_Gene", "Metadata_sgRNA", "Metadata_Plate", "Metadata_Well"
 SITE, CELL = "Metadata_Site", "Metadata_CellID"
-CONTROL_TYPE = "Metadata_Control_Type"
-FOLDERS = {"perturbed": "treatment", "ntc": "negcon"}
+FOLDERS = {"perturbed": "treatment", "ntc": NEGATIVE}
 """The two LMDBs, and what their cells are."""
 CATEGORIES = {"plate": PLATE, "well": WELL, "tile": SITE, "gene_symbol_0": GENE, "sgRNA_0": GUIDE}
 IDS, PLACES = ("UID", "index"), ("cell_i", "cell_j")
