@@ -41,7 +41,7 @@ class TappedEncoder(nn.Module):
 
 
 class SmallTapped(TappedEncoder):
-    """Three strided convolutions, taps at 1/2, 1/4 and 1/8, and one more; ours, for a CPU.
+    """Three strided convolutions, taps at 1/2, 1/4 and 1/8, and one of 1 x 1; ours, for a CPU.
 
     Means of rectified maps are much alike in all images; a layer norm brings out how they differ,
     without which little is learned in a few hundred steps.
@@ -57,7 +57,7 @@ class SmallTapped(TappedEncoder):
             for before, width in zip(inputs, SMALL_WIDTHS, strict=True)
         )
         self.norms = nn.ModuleList(nn.InstanceNorm2d(width, affine=True) for width in SMALL_WIDTHS)
-        self.last = nn.Conv2d(SMALL_WIDTHS[-1], self.features, kernel_size=3, padding=1, bias=False)
+        self.last = nn.Conv2d(SMALL_WIDTHS[-1], self.features, kernel_size=1, bias=False)
         self.last_norm = nn.InstanceNorm2d(self.features, affine=True)
         self.pooled_norm = nn.LayerNorm(self.features)
 
