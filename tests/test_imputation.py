@@ -302,6 +302,13 @@ def test_interventions_are_uniform_over_other_environments_and_read_training_row
     assert len(interventions(simulated, problem, "test", 7, 0).rows) == 7
 
 
+@pytest.mark.parametrize("style_images", [1, 3])
+def test_a_part_without_rows_has_no_interventions(simulated: Screen, style_images: int) -> None:
+    in_distribution = pose(simulated, DataOptions(fold="iid"))
+    drawn = interventions(simulated, in_distribution, "id_test", 1000, 0, style_images)
+    assert drawn.style.shape == (0, style_images)
+
+
 def test_the_oracle_knows_unseen_cells_in_every_environment_and_is_kept(
     simulated: Screen, problem: Problem, oracles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

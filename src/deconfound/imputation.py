@@ -172,7 +172,8 @@ def interventions(
     places = list(zip(chosen, planted[first], strict=True))
     alike = {(e, s): members[e][planted[members[e]] == s] for e, s in set(places)}
     again = [stream.choice(alike[place], style_images - 1) for place in places]
-    style = np.column_stack([first, np.array(again, dtype=np.int64).reshape(len(first), -1)])
+    others = np.array(again, dtype=np.int64).reshape(len(first), style_images - 1)
+    style = np.column_stack([first, others])
     return Interventions(rows, style, chosen, planted[first])
 
 
