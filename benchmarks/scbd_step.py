@@ -5,6 +5,11 @@
 Batches of 256 images of 32 px, three channels, two environments; the paper's decoder width of 256
 and the default of 32; `small` and `resnet18` encoders. Median of seconds a step, one process. Then
 the step of each encoder in float32 and in bfloat16, with images laid out channels last or first.
+
+    python benchmarks/scbd_step.py --pooled --out benchmarks/results/scbd_step_h200.json
+
+times what the paper trains on a pooled screen instead: batches of 2,048 images of 64 px, four
+channels, 5,000 genes and 34 wells, both encoders without a decoder. For a GPU.
 """
 
 import argparse
@@ -24,6 +29,9 @@ from deconfound.methods.base import Task
 from deconfound.methods.scbd import Scbd, ScbdOptions
 
 BATCH = 256
+TASK = Task(channels=3, image_size=32, labels=10, environments=2)
+POOLED_BATCH = 2_048
+POOLED = Task(channels=4, image_size=64, labels=5_000, environments=34)
 
 
 def seconds_a_step(
@@ -33,6 +41,8 @@ def seconds_a_step(
     repeats: int,
     precision: machine.Precision = "auto",
     layout: torch.memory_format = torch.channels_last,
+    images: int = BATCH,
+    task: Task = TASK,
 ) -> dict[str, float]:
     """Median seconds of a step of every stage."""
     torch.manual_seed(0)
@@ -40,17 +50,21 @@ def seconds_a_step(
         encoder=encoder,
         decoder=decoder,
         decoder_width=width,
-        decoder_batch_size=BATCH,
+        decoder_batch_size=images,
         likelihood="bernoulli",
     )
-    method = Scbd(options, Task(3, 32, 10, 2))
+    size = task.image_size
+    assert size is not None
+    method = Scbd(options, task)
     fabric = machine.start("auto", precision, None)
     method.to(fabric.device, memory_format=layout)  # type: ignore[call-overload]
     batch = Batch(
-        torch.rand(BATCH, 3, 32, 32, device=fabric.device).to(memory_format=layout),
-        torch.randint(10, (BATCH,), device=fabric.device),
-        torch.randint(2, (BATCH,), device=fabric.device),
-        torch.arange(BATCH),
+        torch.rand(images, task.channels, size, size, device=fabric.device).to(
+            memory_format=layout
+        ),
+        torch.randint(task.labels, (images,), device=fabric.device),
+        torch.randint(task.environments, (images,), device=fabric.device),
+        torch.arange(images),
     )
     found = {}
     for stage in method.stages(1):
@@ -87,12 +101,34 @@ def _formats(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _pooled(repeats: int) -> dict[str, Any]:
+    """Seconds a step and images a second of both encoders at the size of the pooled screen."""
+    rows = []
+    precisions: tuple[machine.Precision, ...] = ("32", "bf16")
+    for encoder in ("small", "resnet18"):
+        for precision in precisions:
+            (value,) = seconds_a_step(
+                encoder, "none", 32, repeats, precision, images=POOLED_BATCH, task=POOLED
+            ).values()
+            row = {"encoder": encoder, "precision": precision, "seconds_a_step": value}
+            rows.append(row | {"images_a_second": POOLED_BATCH / value})
+            print(rows[-1], flush=True)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": device, "batch": POOLED_BATCH, "image": "4 x 64 x 64", "rows": rows}
+
+
 def main() -> None:
     """Run, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--pooled", action="store_true", help="the step of the pooled screen")
     arguments = parser.parse_args()
+    if arguments.pooled:
+        found = _pooled(arguments.repeats)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return
     rows: list[dict[str, Any]] = []
     table = Table("encoder", "decoder", "width", "stage", "s/step")
     decoders: list[tuple[Literal["after", "beside"], int]] = [
@@ -111,8 +147,8 @@ def main() -> None:
     Console().print(table)
     formats = _formats(arguments.repeats)
     if arguments.out:
-        found = {"batch": BATCH, "threads": torch.get_num_threads(), "rows": rows}
-        text = json.dumps(found | {"precision_and_layout": formats}, indent=1)
+        timed = {"batch": BATCH, "threads": torch.get_num_threads(), "rows": rows}
+        text = json.dumps(timed | {"precision_and_layout": formats}, indent=1)
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 
