@@ -158,6 +158,29 @@ def test_fractions_are_honoured_within_every_stratum(
         assert (part == "train").any()
 
 
+def test_labels_spread_thin_over_environments_are_in_every_part() -> None:
+    """A pooled screen: five cells of each gene in each well, too few for two tenths."""
+    table = pd.DataFrame(
+        {"y": np.repeat([f"g{k}" for k in range(20)], 170), "plate": np.tile(np.arange(34), 100)}
+    )
+    roles = Roles(label="y", environment=("plate",))
+    part = make_fold(table, roles, "iid").part
+    for gene in table["y"].unique():
+        counts = pd.Series(part[table["y"] == gene]).value_counts()
+        assert (counts["test"], counts["val"]) == (17, 17)
+    wells = pd.crosstab(table["plate"], part)
+    assert (wells["test"] > 0).all() and (wells["val"] > 0).all()
+
+
+def test_strata_large_enough_are_drawn_as_if_the_small_ones_were_not_there() -> None:
+    large = table_of(400, y="a", plate="P")
+    small = pd.DataFrame({"y": "a", "plate": [f"Q{n // 3}" for n in range(30)]})
+    roles = Roles(label="y", environment=("plate",))
+    part = make_fold(pd.concat([large, small], ignore_index=True), roles, "iid").part
+    np.testing.assert_array_equal(part[:400], make_fold(large, roles, "iid").part)
+    assert (part[400:] == "test").sum() == (part[400:] == "val").sum() == 3
+
+
 @few
 @given(table=nested_tables(), seed=st.integers(0, 3))
 def test_a_split_depends_on_its_seed_alone(table: pd.DataFrame, seed: int) -> None:
