@@ -81,10 +81,9 @@ def make_fold(
 
     In an "iid" fold `id_test_fraction` of the rows are the test; in a "COLUMN=GROUP" fold all rows
     of the group are the test and `val_fraction` and `id_test_fraction` of the others are val and
-    id_test, drawn within each label × environment; those too small to give a row to either part
-    are drawn together, label by label. `unit` "well" draws whole wells instead. Nothing but the
-    metadata of rows outside the test decides who is val. Raises UserError for an unknown fold or
-    one that is not of its level.
+    id_test, drawn within each label × environment. `unit` "well" draws whole wells instead. Nothing
+    but the metadata of rows outside the test decides who is val. Raises UserError for an unknown
+    fold or one that is not of its level.
     """
     require_columns(table, roles.columns(), "table")
     if name == "given":
@@ -229,6 +228,7 @@ def _random_parts(
 ) -> npt.NDArray[np.str_]:
     part = np.full(len(table), "unused", dtype="U7")
     rows = np.flatnonzero(kept)
+    strata_columns = [c for c in (roles.label, *roles.environment) if c is not None]
     if unit == "well":
         if roles.well is None:
             raise UserError("iid unit 'well': the screen has no well column; name it with --well")
@@ -238,41 +238,41 @@ def _random_parts(
     else:
         owner = np.arange(len(rows))
         members = owner
+    drawn = rows[members]
+    if strata_columns:
+        stratum = _codes(joined(table.iloc[drawn], strata_columns))
+    else:
+        stratum = np.zeros(len(drawn), dtype=np.int64)
     fewest = max([1.0, *(1 / fraction for fraction in fractions if fraction > 0)])
-    place = _place_in_stratum(_strata(table.iloc[rows[members]], roles, fewest), seed)
-    choice = np.full(len(members), "train", dtype="U7")
+    place = _place_in_stratum(stratum, seed, fewest)
+    choice = np.full(len(drawn), "train", dtype="U7")
     choice[place < fractions[0] + fractions[1]] = parts[1]
     choice[place < fractions[0]] = parts[0]
     part[rows] = choice[np.searchsorted(np.unique(owner), owner)]
     return part
 
 
-def _strata(table: pd.DataFrame, roles: Roles, fewest: float) -> Rows:
-    """The stratum of every row: its label × environment, or its label where fewer than `fewest`
-    rows share both, as those of a gene in one well of a pooled screen."""
-    columns = [c for c in (roles.label, *roles.environment) if c is not None]
-    if not columns:
-        return np.zeros(len(table), dtype=np.int64)
-    stratum = _codes(joined(table, columns))
-    if roles.label is None:
-        return stratum
-    few = np.bincount(stratum)[stratum] < fewest
-    return np.where(few, stratum.max() + 1 + _codes(joined(table, [roles.label])), stratum)
-
-
 def _codes(text: pd.Series) -> Rows:
     return np.asarray(text.fillna("").astype("category").cat.codes, dtype=np.int64)
 
 
-def _place_in_stratum(stratum: Rows, seed: int) -> npt.NDArray[np.float64]:
-    """A random place in (0, 1) within its stratum for every member, evenly spaced."""
-    keys = numpy_stream(seed, "split").random(len(stratum))
+def _place_in_stratum(stratum: Rows, seed: int, fewest: float) -> npt.NDArray[np.float64]:
+    """A random place in (0, 1) within its stratum for every member, evenly spaced.
+
+    The first place of a stratum of 3 to `fewest` is random too: with one fixed, all strata of a
+    size would give a row to the same part, and those of a gene in the wells of a pooled screen have
+    one size. Smaller ones stay in training. Places depend on no row of another stratum.
+    """
+    stream = numpy_stream(seed, "split")
+    keys, phases = stream.random(len(stratum)), stream.random(len(stratum))
     order = np.lexsort((keys, stratum))
     size = np.bincount(stratum, minlength=1)
     start = np.concatenate([[0], np.cumsum(size)[:-1]])
-    place = np.empty(len(stratum))
     ranked = stratum[order]
-    place[order] = (np.arange(len(stratum)) - start[ranked] + 0.5) / size[ranked]
+    thin = (size[ranked] > 2) & (size[ranked] < fewest)
+    first = np.where(thin, phases[order[start[ranked]]], 0.5)
+    place = np.empty(len(stratum))
+    place[order] = (np.arange(len(stratum)) - start[ranked] + first) / size[ranked]
     return place
 
 
