@@ -148,3 +148,26 @@ def test_augmentation_is_a_pure_function_of_seed_and_step() -> None:
     assert torch.equal(first.label, batch.label)
     assert torch.equal(first.environment, batch.environment)
     assert torch.equal(first.row, batch.row)
+
+
+@pytest.mark.parametrize("rows", [1, 32, 75])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_scaled_in_parts_are_those_scaled_at_once(
+    make_screen: Callable[..., Screen], tmp_path: Path, rows: int, channels_last: bool
+) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (75, 3, 9, 9)).astype(np.uint8)
+    table = pd.DataFrame({"y": ["a"] * 75, "e": ["p"] * 75})
+    screen = make_screen(tmp_path / "s", images, table, Roles(label="y", environment=("e",)))
+    codes = np.zeros(75, dtype=np.int64)
+    group = np.arange(75) % 2
+    intensity = Intensity(3, "percentile", groups=2)
+    intensity.limits.copy_(torch.rand(3, 2, 3).cumsum(dim=1) * 100)
+    cpu = torch.device("cpu")
+    reader = BatchReader(
+        screen, codes, codes, intensity, cpu, channels_last=channels_last, group=group
+    )
+    found = reader.read(np.arange(rows)).image
+    expected = intensity(torch.from_numpy(images[:rows]), torch.from_numpy(group[:rows]))
+    assert torch.equal(found, expected)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert found.is_contiguous(memory_format=layout)

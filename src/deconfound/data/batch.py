@@ -17,6 +17,8 @@ from deconfound.data.screen import Screen
 from deconfound.streams import torch_stream
 
 Rows = npt.NDArray[np.int64]
+IN_CACHE = 32
+"""Images scaled at a time on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,24 @@ class BatchReader:
     def _assemble(self, rows: Rows, pixels: Tensor) -> Batch:
         row = torch.from_numpy(np.ascontiguousarray(rows))
         group = None if self._group is None else self._group[row]
-        image = self._intensity(self._on_device(pixels), group).to(memory_format=self._layout)
         return Batch(
-            image=image,
+            image=self._scaled(self._on_device(pixels), group),
             label=self._on_device(self._label[row]),
             environment=self._on_device(self._environment[row]),
             row=row,
         )
+
+    def _scaled(self, pixels: Tensor, group: Tensor | None) -> Tensor:
+        """Float32, in the layout; on a CPU in parts that stay in its cache."""
+        if pixels.ndim < 4 or pixels.device.type != "cpu":
+            whole: Tensor = self._intensity(pixels, group)
+            return whole.to(memory_format=self._layout)
+        image = torch.empty(pixels.shape, dtype=torch.float32, memory_format=self._layout)
+        for start in range(0, len(pixels), IN_CACHE):
+            part = slice(start, start + IN_CACHE)
+            of_part = None if group is None else group[part]
+            image[part] = self._intensity(pixels[part], of_part)
+        return image
 
     def _on_device(self, values: Tensor) -> Tensor:
         """A copy to a GPU is made of pinned memory, so that it waits for no batch in work there."""
