@@ -22,7 +22,8 @@ from deconfound.problem import pose
 from deconfound.progress import Progress
 from deconfound.run import group_codes, open_run, read_json, software
 
-BATCH = 512
+BATCH, GPU_BATCH = 64, 512
+"""Images embedded at a time; few on a CPU, whose caches then hold their maps."""
 CODES = "predicted"
 """Name of the predicted labels, beside those of the representations."""
 
@@ -69,6 +70,11 @@ class EmbeddingStream:
         """Spent on them."""
 
     @property
+    def batch(self) -> int:
+        """Rows embedded at a time."""
+        return BATCH if self._fabric.device.type == "cpu" else GPU_BATCH
+
+    @property
     def unit(self) -> str:
         """What a row of the screen is."""
         return "profiles" if self.screen.holds_profiles else "images"
@@ -95,7 +101,7 @@ class EmbeddingStream:
         """
         started = time.perf_counter()
         total = done + sum(stop - start for start, stop in spans)
-        batches = self._reader.stream(_batches(spans))
+        batches = self._reader.stream(_batches(spans, self.batch))
         with (
             contextlib.closing(batches),
             _Keeper(keep) as keeper,
@@ -103,7 +109,7 @@ class EmbeddingStream:
         ):
             for span in spans:
                 found: dict[str, list[torch.Tensor]] = {}
-                for _ in _batches([span]):
+                for _ in _batches([span], self.batch):
                     batch = next(batches)
                     with self._fabric.autocast():
                         embedded, predicted = represent(self._method, batch, self._correction)
@@ -196,7 +202,7 @@ def spans_of(rows: int, size: int) -> list[Span]:
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _batches(spans: Iterable[Span]) -> Iterator[Rows]:
+def _batches(spans: Iterable[Span], size: int) -> Iterator[Rows]:
     for start, stop in spans:
-        for first, last in spans_of(stop - start, BATCH):
+        for first, last in spans_of(stop - start, size):
             yield np.arange(start + first, start + last, dtype=np.int64)
