@@ -38,7 +38,7 @@ from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.shards import sha256
 from deconfound.data.table import Roles
 from deconfound.embed_shards import embed_shards
-from deconfound.embedding_stream import BATCH, GPU_BATCH, EmbeddingStream
+from deconfound.embedding_stream import EmbeddingStream, batch_size
 from deconfound.fit import fit
 from deconfound.run import Run, config_model
 from deconfound.streams import numpy_stream
@@ -127,7 +127,7 @@ def forward(run: Run, screen: Screen, device: str, precision: machine.Precision)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     nothing = np.full(len(screen), -1, dtype=np.int64)
     reader = BatchReader(screen, nothing, nothing, intensity, fabric.device, channels_last=True)
-    size = BATCH if device == "cpu" else GPU_BATCH
+    size = batch_size(device)
     batch = reader.read(np.arange(size, dtype=np.int64))
 
     def repeat(times: int, batch: Batch) -> Rate:
@@ -207,7 +207,7 @@ def main() -> None:
     fabric = machine.start_alone(device, precision, 1)
     report: dict[str, Any] = {
         "device": machine.device_name(fabric), "precision": precision,
-        "batch": BATCH if device == "cpu" else GPU_BATCH,
+        "batch": batch_size(device),
         "image_shape": SHAPE,
     }  # fmt: skip
     for encoder in arguments.encoders or (["small"] if device == "cpu" else ["small", "resnet18"]):

@@ -30,6 +30,7 @@ from deconfound.methods.scbd import Scbd, ScbdOptions
 
 BATCH = 256
 TASK = Task(channels=3, image_size=32, labels=10, environments=2)
+PRECISIONS: tuple[machine.Precision, ...] = ("32", "bf16")
 POOLED_BATCH = 2_048
 POOLED = Task(channels=4, image_size=64, labels=5_000, environments=34)
 
@@ -88,9 +89,8 @@ def _formats(repeats: int) -> list[dict[str, Any]]:
     """Seconds a step of the encoders alone, in every precision and layout."""
     rows = []
     table = Table("encoder", "precision", "layout", "s/step")
-    precisions: tuple[machine.Precision, ...] = ("32", "bf16")
     for encoder in ("small", "resnet18"):
-        for precision in precisions:
+        for precision in PRECISIONS:
             for layout in (torch.contiguous_format, torch.channels_last):
                 (value,) = seconds_a_step(encoder, "none", 32, repeats, precision, layout).values()
                 name = "last" if layout == torch.channels_last else "first"
@@ -104,9 +104,8 @@ def _formats(repeats: int) -> list[dict[str, Any]]:
 def _pooled(repeats: int) -> dict[str, Any]:
     """Seconds a step and images a second of both encoders at the size of the pooled screen."""
     rows = []
-    precisions: tuple[machine.Precision, ...] = ("32", "bf16")
     for encoder in ("small", "resnet18"):
-        for precision in precisions:
+        for precision in PRECISIONS:
             (value,) = seconds_a_step(
                 encoder, "none", 32, repeats, precision, images=POOLED_BATCH, task=POOLED
             ).values()

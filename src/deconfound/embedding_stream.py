@@ -70,11 +70,6 @@ class EmbeddingStream:
         """Spent on them."""
 
     @property
-    def batch(self) -> int:
-        """Rows embedded at a time."""
-        return BATCH if self._fabric.device.type == "cpu" else GPU_BATCH
-
-    @property
     def unit(self) -> str:
         """What a row of the screen is."""
         return "profiles" if self.screen.holds_profiles else "images"
@@ -101,7 +96,8 @@ class EmbeddingStream:
         """
         started = time.perf_counter()
         total = done + sum(stop - start for start, stop in spans)
-        batches = self._reader.stream(_batches(spans, self.batch))
+        size = batch_size(self._fabric.device.type)
+        batches = self._reader.stream(_batches(spans, size))
         with (
             contextlib.closing(batches),
             _Keeper(keep) as keeper,
@@ -109,7 +105,7 @@ class EmbeddingStream:
         ):
             for span in spans:
                 found: dict[str, list[torch.Tensor]] = {}
-                for _ in _batches([span], self.batch):
+                for _ in _batches([span], size):
                     batch = next(batches)
                     with self._fabric.autocast():
                         embedded, predicted = represent(self._method, batch, self._correction)
@@ -195,6 +191,11 @@ class _Keeper:
     def _work(self, span: Span, found: dict[str, list[torch.Tensor]]) -> None:
         arrays = {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
         self._keep(span, arrays)
+
+
+def batch_size(device: str) -> int:
+    """Images embedded at a time on a device, such as cpu or cuda."""
+    return BATCH if device == "cpu" else GPU_BATCH
 
 
 def spans_of(rows: int, size: int) -> list[Span]:
