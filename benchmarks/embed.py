@@ -1,11 +1,12 @@
 """How fast `embed` is beside the encoder alone: same device, same process, same batches.
 
     python benchmarks/embed.py --device cpu --out benchmarks/results/embed_cpu.json
+    python benchmarks/embed.py --device cpu --threads 2 --out benchmarks/results/embed_cpu_2.json
     python benchmarks/embed.py --device cuda --out benchmarks/results/embed_cuda.json
 
 Embeds 4×64×64 uint8 images into a directory, and runs the method of the same run, in the same
 layout, precision and size of batch, on one batch that lies on the device as the network takes it.
-Of two rounds the better one counts, on each side. `ratio` compares the rate that embed prints, from
+Of four rounds the best one counts, on each side. `ratio` compares the rate that embed prints, from
 the first image read to the last file written, with the encoder's, both by the clock; on the CPU,
 which reads and writes with the same core, `processor_ratio` does so by the time of its threads, as
 a machine that others use is slow at random. `whole_call` counts opening and publishing too. The
@@ -47,7 +48,7 @@ SHAPE = (4, 64, 64)
 FILE_ROWS = 4_096
 SECONDS = {"cpu": 12.0, "cuda": 8.0}
 MOST_ROWS = 1_048_576
-ROUNDS = 2
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,11 @@ def make_run(screen: Screen, encoder: str, device: str, out: Path) -> Run:
 
 
 @torch.inference_mode()
-def forward(run: Run, screen: Screen, device: str, precision: machine.Precision) -> Rate:
+def forward(
+    run: Run, screen: Screen, device: str, precision: machine.Precision, threads: int
+) -> Rate:
     """Of the method alone on one batch, again and again."""
-    fabric = machine.start_alone(device, precision, 1)
+    fabric = machine.start_alone(device, precision, threads)
     method, intensity = run.load(screen)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     nothing = np.full(len(screen), -1, dtype=np.int64)
@@ -147,12 +150,14 @@ def forward(run: Run, screen: Screen, device: str, precision: machine.Precision)
     return repeat(max(3, int(rate * SECONDS[device] / 2 / size)), batch)
 
 
-def embedded(run: Run, screen: Screen, out: Path, device: str, precision: Any) -> dict[str, float]:
+def embedded(
+    run: Run, screen: Screen, out: Path, device: str, precision: Any, threads: int
+) -> dict[str, float]:
     """Rates of `embed`: as it says itself, of the whole call, and by the processor's time."""
     said: list[str] = []
     started, worked = time.perf_counter(), time.process_time()
     embed_shards(
-        run.path, screen.path, out, device=device, precision=precision, threads=1, quiet=True,
+        run.path, screen.path, out, device=device, precision=precision, threads=threads, quiet=True,
         say=said.append,
     )  # fmt: skip
     found = re.search(r"([\d,]+) images/s", said[0])
@@ -165,18 +170,20 @@ def embedded(run: Run, screen: Screen, out: Path, device: str, precision: Any) -
     }
 
 
-def measure(encoder: str, device: str, precision: Any, folder: Path) -> dict[str, float]:
+def measure(
+    encoder: str, device: str, precision: Any, threads: int, folder: Path
+) -> dict[str, float]:
     """Rates of one encoder and of embed with it, in images a second."""
     one = make_screen(folder / "one")
     run = make_run(one, encoder, device, folder / "run")
-    alone = [forward(run, one, device, precision)]
+    alone = [forward(run, one, device, precision, threads)]
     rate_alone = alone[0].processor if device == "cpu" else alone[0].clock
     rows = min(MOST_ROWS, int(rate_alone * SECONDS[device]))
     screen = repeated(one, folder / "screen", max(1, rows // FILE_ROWS))
     found = []
     for number in range(ROUNDS):
-        found.append(embedded(run, screen, folder / f"e{number}", device, precision))
-        alone.append(forward(run, one, device, precision))
+        found.append(embedded(run, screen, folder / f"e{number}", device, precision, threads))
+        alone.append(forward(run, one, device, precision, threads))
     rate = {name: max(one[name] for one in found) for name in found[0]}
     clock, processor = max(a.clock for a in alone), max(a.processor for a in alone)
     report = {
@@ -199,12 +206,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=list(SECONDS), default="cpu")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
+    parser.add_argument("--threads", type=int, default=1, help="of the network, on a CPU")
     parser.add_argument("--encoders", nargs="+", help="small on a CPU, resnet18 too on a GPU")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    device, precision = arguments.device, arguments.precision
+    device, precision, threads = arguments.device, arguments.precision, arguments.threads
     vars(importlib.import_module("deconfound.embed_shards"))["EmbeddingStream"] = Timed
-    fabric = machine.start_alone(device, precision, 1)
+    fabric = machine.start_alone(device, precision, threads)
     report: dict[str, Any] = {
         "device": machine.device_name(fabric), "precision": precision,
         "batch": batch_size(device),
@@ -212,7 +220,7 @@ def main() -> None:
     }  # fmt: skip
     for encoder in arguments.encoders or (["small"] if device == "cpu" else ["small", "resnet18"]):
         with tempfile.TemporaryDirectory() as folder:
-            report[encoder] = measure(encoder, device, precision, Path(folder))
+            report[encoder] = measure(encoder, device, precision, threads, Path(folder))
         print(encoder, json.dumps(report[encoder]), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from deconfound.data.batch import Batch, BatchReader, augmented
+from deconfound.data.batch import READ_AHEAD, Batch, BatchReader, augmented
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Screen
 from deconfound.data.table import Roles
@@ -33,7 +34,7 @@ def reader(numbered: Screen) -> BatchReader:
 
 
 def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.daemon and "(read)" in thread.name]
+    return [thread for thread in threading.enumerate() if thread.name == READ_AHEAD]
 
 
 def wait_for_no_reader(seconds: float = 5.0) -> None:
@@ -150,11 +151,16 @@ def test_augmentation_is_a_pure_function_of_seed_and_step() -> None:
     assert torch.equal(first.row, batch.row)
 
 
-@pytest.mark.parametrize("rows", [1, 32, 75])
+@pytest.mark.parametrize("rows", [1, 8, 75])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_images_scaled_in_parts_are_those_scaled_at_once(
-    make_screen: Callable[..., Screen], tmp_path: Path, rows: int, channels_last: bool
+    make_screen: Callable[..., Screen],
+    tmp_path: Path,
+    rows: int,
+    channels_last: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("deconfound.data.batch.PART", 8 * 3 * 9 * 9)
     images = np.random.default_rng(0).integers(0, 255, (75, 3, 9, 9)).astype(np.uint8)
     table = pd.DataFrame({"y": ["a"] * 75, "e": ["p"] * 75})
     screen = make_screen(tmp_path / "s", images, table, Roles(label="y", environment=("e",)))
@@ -171,3 +177,21 @@ def test_images_scaled_in_parts_are_those_scaled_at_once(
     assert torch.equal(found, expected)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_images_are_the_same_whichever_thread_scales_them(
+    reader: BatchReader, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    scaled_in: list[str] = []
+    plainly = reader._scaled
+
+    def noted(*words: Any) -> torch.Tensor:
+        scaled_in.append(threading.current_thread().name)
+        return plainly(*words)
+
+    monkeypatch.setattr(reader, "_scaled", noted)
+    (batch,) = reader.stream([np.array([3, 1])])
+    assert batch.image[:, 0, 0, 0].tolist() == [3, 1]
+    assert (scaled_in == [READ_AHEAD]) is (threads == 1)

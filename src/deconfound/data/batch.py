@@ -2,8 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +17,10 @@ from deconfound.data.screen import Screen
 from deconfound.streams import torch_stream
 
 Rows = npt.NDArray[np.int64]
-IN_CACHE = 32
-"""Images scaled at a time on a CPU."""
+PART = 262_144
+"""Values scaled at a time on a CPU; so few stay in its cache."""
+READ_AHEAD = "read ahead"
+"""Name of the thread that reads a batch before it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +72,51 @@ class BatchReader:
 
     def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
         """One batch for every array of rows, in order; the next is read while one is in use."""
-        for rows, pixels in _read_ahead(self._screen, batches, self._device.type == "cuda"):
-            yield self._assemble(rows, pixels)
+        # A second thread of the processor has time for it where the network takes one.
+        scales_ahead = self._device.type == "cpu" and torch.get_num_threads() == 1
+
+        def read(rows: Rows) -> Tensor:
+            pixels = self._pixels(rows)
+            return self._scaled(rows, pixels) if scales_ahead else pixels
+
+        with closing(_ahead(read, batches)) as ready:
+            for rows, image in ready:
+                yield self._assemble(rows, image if scales_ahead else self._scaled(rows, image))
 
     def read(self, rows: Rows) -> Batch:
         """The batch of `rows`."""
-        return self._assemble(rows, torch.from_numpy(self._screen.read(rows)))
+        return self._assemble(rows, self._scaled(rows, self._pixels(rows)))
+
+    def _pixels(self, rows: Rows) -> Tensor:
+        """As stored; in memory that a GPU copies by itself."""
+        if self._device.type == "cuda":
+            return _pinned(self._screen, rows)
+        return torch.from_numpy(self._screen.read(rows))
 
     @torch.no_grad()
-    def _assemble(self, rows: Rows, pixels: Tensor) -> Batch:
-        row = torch.from_numpy(np.ascontiguousarray(rows))
-        group = None if self._group is None else self._group[row]
+    def _scaled(self, rows: Rows, pixels: Tensor) -> Tensor:
+        """Float32, in the layout and on the device; on a CPU in parts that stay in its cache."""
+        pixels = self._on_device(pixels)
+        group = None if self._group is None else self._group[_contiguous(rows)]
+        if self._device.type != "cpu":
+            whole: Tensor = self._intensity(pixels, group)
+            return whole.to(memory_format=self._layout)
+        image = torch.empty(pixels.shape, dtype=torch.float32, memory_format=self._layout)
+        step = max(1, PART // max(1, pixels[:1].numel()))
+        for start in range(0, len(pixels), step):
+            part = slice(start, start + step)
+            of_part = None if group is None else group[part]
+            image[part] = self._intensity(pixels[part], of_part)
+        return image
+
+    def _assemble(self, rows: Rows, image: Tensor) -> Batch:
+        row = _contiguous(rows)
         return Batch(
-            image=self._scaled(self._on_device(pixels), group),
+            image=image,
             label=self._on_device(self._label[row]),
             environment=self._on_device(self._environment[row]),
             row=row,
         )
-
-    def _scaled(self, pixels: Tensor, group: Tensor | None) -> Tensor:
-        """Float32, in the layout; on a CPU in parts that stay in its cache."""
-        if pixels.ndim < 4 or pixels.device.type != "cpu":
-            whole: Tensor = self._intensity(pixels, group)
-            return whole.to(memory_format=self._layout)
-        image = torch.empty(pixels.shape, dtype=torch.float32, memory_format=self._layout)
-        for start in range(0, len(pixels), IN_CACHE):
-            part = slice(start, start + IN_CACHE)
-            of_part = None if group is None else group[part]
-            image[part] = self._intensity(pixels[part], of_part)
-        return image
 
     def _on_device(self, values: Tensor) -> Tensor:
         """A copy to a GPU is made of pinned memory, so that it waits for no batch in work there."""
@@ -119,11 +137,10 @@ def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1)
     return replace(batch, image=image)
 
 
-def _read_ahead(
-    screen: Screen, batches: Iterable[Rows], pin: bool, depth: int = 2
-) -> Iterator[tuple[Rows, Tensor]]:
-    """Read in a thread, at most `depth` batches ahead, into memory that a GPU copies by
-    itself if `pin`; its errors are raised here."""
+def _ahead(
+    read: Callable[[Rows], Tensor], batches: Iterable[Rows], depth: int = 2
+) -> Generator[tuple[Rows, Tensor], None, None]:
+    """`read` in a thread, at most `depth` batches ahead; its errors are raised here."""
     ready: queue.Queue[tuple[Rows, Tensor] | BaseException | None] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -133,17 +150,17 @@ def _read_ahead(
                 ready.put(item, timeout=0.1)
                 return
 
-    def read() -> None:
+    def fill() -> None:
         try:
             for rows in batches:
                 if stopped.is_set():
                     return
-                put((rows, _pinned(screen, rows) if pin else torch.from_numpy(screen.read(rows))))
+                put((rows, read(rows)))
             put(None)
         except BaseException as error:  # handed to the consumer, which raises it
             put(error)
 
-    reader = threading.Thread(target=read, daemon=True)
+    reader = threading.Thread(target=fill, name=READ_AHEAD, daemon=True)
     reader.start()
     try:
         while (item := ready.get()) is not None:
@@ -153,6 +170,10 @@ def _read_ahead(
     finally:
         stopped.set()
         reader.join()
+
+
+def _contiguous(rows: Rows) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows))
 
 
 def _pinned(screen: Screen, rows: Rows) -> Tensor:
