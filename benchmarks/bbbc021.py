@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -43,6 +44,7 @@ SEEDED = {"harmony"}
 SEEDS = (0, 1, 2)
 NEIGHBORS = 1
 PLATE_METRIC = "plate_prediction_macro_f1"
+STANDARDISED_METRIC = "batch_prediction_macro_f1_standardised"
 SHOWN = {
     "week held out": ("week_held_out", "macro_f1"),
     "chance": ("week_held_out", "macro_f1_chance"),
@@ -50,6 +52,7 @@ SHOWN = {
     "chance of accuracy": ("week_held_out", "accuracy_chance"),
     "IID": ("iid", "macro_f1"),
     "week predicted": ("iid", "batch_prediction_macro_f1"),
+    "week predicted, standardised": ("iid", STANDARDISED_METRIC),
     "plate predicted": ("iid", PLATE_METRIC),
     "LISI ratio": ("iid", "lisi_ratio"),
 }
@@ -81,14 +84,14 @@ def untrained(screen: Path, work: Path) -> pd.DataFrame:
 
 
 def scores_of(file: Path, kept: Path) -> pd.DataFrame:
-    """Everything on the IID fold, and how well the plate is predicted; else predictions alone."""
+    """Everything on the IID fold, and what more of it is predicted; else predictions alone."""
     scored = kept / f"{file.stem}.parquet"
     if scored.exists():
         return pd.read_parquet(scored)
     kept.mkdir(parents=True, exist_ok=True)
     opened = read_embeddings(file)
     if opened.about["fold"] == IID:
-        table = pd.concat([measure([file], quiet=True), plates_of(file)], ignore_index=True)
+        table = pd.concat([measure([file], quiet=True), probes_of(file)], ignore_index=True)
     else:
         rows = [score_row(opened.about, str(opened.about["fold"]), row)
                 for row in prediction_scores(opened)]  # fmt: skip
@@ -97,33 +100,42 @@ def scores_of(file: Path, kept: Path) -> pd.DataFrame:
     return table
 
 
-def plates_of(file: Path) -> pd.DataFrame:
-    """The paper's batch prediction with the plate for a batch, of every block of a file."""
+def probes_of(file: Path) -> pd.DataFrame:
+    """The paper's batch prediction of every block of a file, with two changes in turn.
+
+    With the plate for a batch; and of the week, with every dimension divided by its sd first.
+    """
     opened = read_embeddings(file)
-    plate = coded(opened.table[PLATE]).codes
+    plate, week = (coded(opened.table[column]).codes for column in (PLATE, WEEK))
     about = opened.about
     rows = []
     for name, values in opened.representations.items():
-        score = batch_prediction(values, plate, int(about["seed"]))
-        rows.append({"method": about["method"], "fold": about["fold"], "seed": about["seed"],
-                     "representation": name, "metric": PLATE_METRIC, "part": "all",
-                     "value": float(score.value), "n": int(score.n), "note": score.note,
-                     "config": json.dumps(about["config"])})  # fmt: skip
+        sd = values.std(axis=0, dtype=float)
+        standardised = values / np.where(sd > 0, sd, 1.0)
+        for metric, of, batch in (
+            (PLATE_METRIC, values, plate),
+            (STANDARDISED_METRIC, standardised, week),
+        ):
+            score = batch_prediction(of, batch, int(about["seed"]))
+            rows.append({"method": about["method"], "fold": about["fold"], "seed": about["seed"],
+                         "representation": name, "metric": metric, "part": "all",
+                         "value": float(score.value), "n": int(score.n), "note": score.note,
+                         "config": json.dumps(about["config"])})  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def trained(crossval: Path, work: Path) -> pd.DataFrame:
-    """Scores of a cross-validation, and how well its IID embeddings predict the plate."""
+    """Scores of a cross-validation, and what more its IID embeddings predict."""
     found = [pd.read_parquet(crossval / "scores.parquet")]
     for setting in make_plan(crossval / "crossval.yaml").settings:
         for name in setting.runs.values():
             file = crossval / "embeddings" / f"{name}.h5ad"
             if setting.fold != IID or not file.exists():
                 continue
-            kept = work / "scores" / f"{name}-plates.parquet"
+            kept = work / "scores" / f"{name}-probes.parquet"
             if not kept.exists():
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                plates_of(file).to_parquet(kept)
+                probes_of(file).to_parquet(kept)
             found.append(pd.read_parquet(kept).assign(method=setting.entry))
     return pd.concat(found, ignore_index=True)
 

@@ -224,6 +224,23 @@ def first(column: str, value: Any) -> Embeddings:
     return cells
 
 
+def half_controls() -> Embeddings:
+    """One cell of a gene is said to be a control."""
+    cells = screened()
+    gene = cells.table["Metadata_Gene"]
+    control = gene == "nontargeting"
+    control[gene.index[gene == "G3"][0]] = True
+    cells.table["Metadata_Control_Type"] = np.where(control, "negcon", "treatment")
+    return cells
+
+
+def controls_of_one_plate() -> Embeddings:
+    """All controls lie in P0."""
+    cells = screened()
+    cells.table.loc[cells.table["Metadata_Gene"] == "nontargeting", "Metadata_Plate"] = "P0"
+    return cells
+
+
 @pytest.mark.parametrize(
     ("cells", "options", "said"),
     [
@@ -233,11 +250,12 @@ def first(column: str, value: Any) -> Embeddings:
         (screened(), {"control": "Metadata_Gene=none"}, "no controls, no row has Metadata_Gene = "),
         (screened(), {"control": "nontargeting"}, "--control nontargeting: expected COLUMN=VALUE"),
         (screened(Metadata_Control_Type="treatment"), {}, "has Metadata_Control_Type = negcon"),
+        (half_controls(), {}, r"gene 'G3' is a control in 1 of its \d+ rows \(row \d+ first\)"),
         (screened(), {"gene": "Gene"}, "no column 'Gene'"),
         (screened(), {"representation": "contents"}, "did you mean 'content'"),
         (screened(), {"parts": ("tests",)}, "no row is of part 'tests'; did you mean 'test'"),
         (screened(**{PART: "new"}), {"align": "tvn"}, "no training rows .* add --align-on all"),
-        (screened(), {"align": "tvn", "control": "Metadata_Plate=P0"}, "0 controls in P1"),
+        (controls_of_one_plate(), {"align": "tvn"}, "0 controls in P1"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(
@@ -251,6 +269,15 @@ def test_mistakes_are_one_line(
         [],
         [".out.h5ad.lock"],
     )
+
+
+def test_features_that_are_not_finite_are_named_with_their_file(tmp_path: Path) -> None:
+    cells = screened()
+    cells.representations["content"][3, 2] = np.nan
+    file = saved(tmp_path, cells)
+    said = f"{file}: embedding row 3 holds NaN or infinity"
+    with pytest.raises(UserError, match=said):
+        aggregate(file, tmp_path / "out.h5ad", quiet=True)
 
 
 def test_rows_with_neither_guide_nor_gene_are_left_out(tmp_path: Path) -> None:

@@ -148,6 +148,17 @@ def test_a_missing_required_option_is_named(screen: Screen, capsys: Said) -> Non
     assert "out" in mistake(["embed", "a", "b"], capsys)
 
 
+def test_boxes_drawn_in_ascii_leave_no_trace() -> None:
+    """Where the terminal takes no other characters."""
+    command = [sys.executable, "-m", "deconfound", "check"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=ascii_only, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("deconfound: check: Missing from deconfound check: ")
+    assert "---" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_path_that_is_no_screen_or_run(
     screen: Screen, tmp_path: Path, capsys: Said, finished_runs: Callable[[str], Path]
 ) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deconfound import atomic, methods
 from deconfound.data.screen import Screen
+from deconfound.data.table import Roles
 from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.history import read_history
@@ -436,3 +437,24 @@ def test_provenance_says_what_decides_the_numbers(finished_runs: Callable[[str],
     assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["processes"] == 1
     assert found["device"] == "cpu, 1 threads"
+
+
+def test_parts_with_far_fewer_rows_than_asked_for_are_a_warning(
+    make_screen: Callable[..., Screen], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """As in a pooled screen of few cells, where a gene has two of them in a well."""
+    gene = [f"g{row % 50}" for row in range(500)]
+    well = [f"w{row // 100}" for row in range(500)]
+    gene[:40], well[:40] = [*"ab"] * 20, ["w0"] * 40
+    table = pd.DataFrame({"gene": gene, "well": well, "plate": [*"pq"] * 250})
+    images = np.random.default_rng(0).integers(0, 255, (500, 1, 24, 24)).astype(np.uint8)
+    roles = Roles(label="gene", environment=("well",))
+    screen = make_screen(tmp_path / "s", images, table, roles)
+    said: list[str] = []
+    config = make_config("erm", data={"fold": "iid", "val_fraction": 0.1})
+    fit(config, screen.path, tmp_path / "thin", quiet=True, warn=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("warning: fold iid: of 500 rows val and test have 4 (10% asked) and ")
+    fewer = make_config("erm", data={"fold": "iid", "environment": ["plate"]})
+    fit(fewer, screen.path, tmp_path / "more", quiet=True, warn=said.append)
+    assert len(said) == 1

@@ -81,6 +81,24 @@ def test_a_skipped_phase_keeps_its_weights_and_its_averages() -> None:
     assert optimizer.state[parameter]["step"] == 1
 
 
+def test_a_skipped_step_leaves_nothing_in_batch_norms() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    rule = GradientRule(1e3, None, 3)
+    stream = torch.Generator().manual_seed(0)
+    for scale in (1.0, 1e25, 1.0):
+        before = {name: kept.clone() for name, kept in network.named_buffers()}
+        rule.begin_step(network)
+        loss = network(scale * torch.randn(8, 3, generator=stream)).square().mean()
+        loss = loss if scale == 1 else loss * torch.nan
+        loss.backward()
+        rule.apply(loss, list(network.parameters()))
+        rule.end_step()
+        moved = [not torch.equal(kept, before[name]) for name, kept in network.named_buffers()]
+        assert all(moved) if scale == 1 else not any(moved)
+    assert all(torch.isfinite(kept).all() for kept in network.buffers())
+    assert rule.state() == [1, 0]
+
+
 @contextmanager
 def nan_in_steps(patch: pytest.MonkeyPatch, *steps: int) -> Iterator[None]:
     """The losses of ERM are NaN in these steps, numbered from 0, also of a run that is resumed."""
@@ -166,6 +184,11 @@ def test_too_many_in_a_row_end_the_run_in_one_line_and_lose_nothing(
     assert "model.safetensors" not in kept
     history = read_history(out / "metrics.csv")
     assert set(history[history["part"] == "val"]["step"]) == {2, 4, 6}
+    assert "its checkpoints are kept" in str(error.value)
+    seldom = make_config("erm", options=RULE, training={"steps": 12, "validate_every": 4})
+    with nan_in_steps(monkeypatch, *range(12)), pytest.raises(UserError, match="in a row") as none:
+        fit(seldom, screen.path, tmp_path / "nothing", quiet=True)
+    assert "checkpoints" not in str(none.value)
     fit(config, screen.path, out, quiet=True)  # whatever was wrong is mended: it goes on
     best = json.loads((out / "selection.json").read_text())["best"]["classifier"]
     assert best["last"]["step"] == 12

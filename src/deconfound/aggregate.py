@@ -12,7 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deconfound import atomic
-from deconfound.aggregation import GroupMeans, Groups, group_cells, standardised
+from deconfound.aggregation import (
+    GroupMeans,
+    Groups,
+    group_cells,
+    refuse_half_controls,
+    standardised,
+)
 from deconfound.config import Options, nearest
 from deconfound.correct import named_line
 from deconfound.data.controls import CONTROL_TYPE, NEGATIVE, control_rows
@@ -117,6 +123,7 @@ def _aggregated(
     gene, guide = _columns(opened, options, where)
     control = control_rows(table, gene, options.control, where)
     groups = group_cells(table, gene, guide, options.within, where)
+    refuse_half_controls(groups, control, where)
     taken = _taken(opened, options.parts, where)
     aligned = _aligned(opened, name, control, options, where)
     means = GroupMeans(len(groups.gene), aligned.shape[1])
@@ -150,7 +157,7 @@ def _block(opened: Embeddings, asked: str | None, where: str) -> str:
     if name not in known:
         hint = nearest(name, sorted(known))
         raise UserError(f"{where}: holds no representation {name!r}; {hint}")
-    refuse_malformed(known[name])
+    refuse_malformed(known[name], where)
     return name
 
 

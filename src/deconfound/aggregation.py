@@ -98,6 +98,26 @@ def group_cells(
     return Groups(of_cells, of_guides, guide_rows, gene_rows)
 
 
+def refuse_half_controls(groups: Groups, control: Mask, where: str) -> None:
+    """Raise UserError naming the first gene of which some rows are controls and others not.
+
+    `control` (N,) is of the rows that `groups` was made of.
+    """
+    gene = np.where(groups.guide >= 0, groups.gene[groups.guide], -1)
+    known = gene >= 0
+    rows = np.bincount(gene[known], minlength=len(groups.genes))
+    controls = np.bincount(gene[known & control], minlength=len(groups.genes))
+    half = np.flatnonzero((controls > 0) & (controls < rows))
+    if len(half):
+        one = int(half[0])
+        first = int(np.flatnonzero((gene == one) & control)[0])
+        raise UserError(
+            f"{where}: gene {groups.genes['gene'].iloc[one]!r} is a control in {controls[one]:,} "
+            f"of its {rows[one]:,} rows (row {first} first); expected all or none, correct them "
+            "or name the controls with --control COLUMN=VALUE"
+        )
+
+
 def _numbered(keys: pd.DataFrame) -> tuple[Codes, pd.DataFrame]:
     """The number of each row's combination of values, and the combinations in that order."""
     columns = list(keys.columns)

@@ -86,6 +86,9 @@ def _tyro_message(text: str) -> str:
     """What an argument error says, without its box and its usage."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     inside = [line.strip("│ ").strip() for line in text.splitlines() if line.startswith("│")]
+    if not inside:  # a terminal of ASCII: a title, a line of dashes, and no sides
+        text = re.sub(r"^[^\n]*\n\s*-{10,}\s*\n", "", text)
+        inside = [line.strip() for line in text.splitlines()]
     kept = [line for line in inside if line and not set(line) <= set("─-")]
     said = " ".join(kept) or one_line(text)
     said = re.sub(

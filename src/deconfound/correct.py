@@ -104,7 +104,7 @@ def _require(opened: Embeddings, representation: str, path: Path) -> None:
     if representation not in opened.representations:
         hint = nearest_name(representation, sorted(opened.representations))
         raise UserError(f"{path}: holds no representation {representation!r}; {hint}")
-    refuse_malformed(opened.representations[representation])
+    refuse_malformed(opened.representations[representation], str(path))
 
 
 def _refuse_unfit(

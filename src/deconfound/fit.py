@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deconfound import atomic, machine, methods
+from deconfound.config import DataOptions
 from deconfound.data.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screen import Screen, open_screen
+from deconfound.data.split import Part
 from deconfound.data.table import listed
 from deconfound.errors import UserError
 from deconfound.intervention import begin_intervention, imputing_run, with_imputer
@@ -24,6 +26,9 @@ from deconfound.run import (
 from deconfound.training import Training
 from deconfound.training_batches import refuse_unfillable_batches
 from deconfound.validation import Predictions
+
+FEW_ROWS = 20
+"""A part that was to have fewer rows says little anyway."""
 
 
 class Trained(NamedTuple):
@@ -49,7 +54,8 @@ def fit(
     holds another run or something else, if another process is writing it, if the loss stops being
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
     of the step and raises Stopped. `warn` is given a sentence about labels that are never scored,
-    and one about weights that a method finds to have failed.
+    one about parts with far fewer rows than asked for, and one about weights that a method finds to
+    have failed.
     """
     out, opened = Path(out), open_screen(screen)
     train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn)
@@ -80,8 +86,10 @@ def train(
     if methods.load(config.method).CONTROLS:
         _refuse_without_controls(config.method, problem)
     source = imputing_run(config, screen, problem, out)
-    if first and warn is not None and problem.untrained():
-        warn(_of_untrained(problem))
+    if first and warn is not None:
+        for warning in (_of_untrained(problem), _of_thin_parts(problem, config.data)):
+            if warning is not None:
+                warn(warning)
     with atomic.locked(out) if first else contextlib.nullcontext():
         finished = _claims(out, config, screen) if first else (out / "model.safetensors").is_file()
         if finished:
@@ -133,11 +141,33 @@ def _refuse_without_controls(method: str, problem: Problem) -> None:
         )
 
 
-def _of_untrained(problem: Problem) -> str:
+def _of_untrained(problem: Problem) -> str | None:
     found = [f"{name} ({rows} rows)" for name, rows in problem.untrained().items()]
+    if not found:
+        return None
     return (
         f"warning: fold {problem.fold.name}: training has no row of {listed(found, 5)}; their test "
         "rows are never scored, hold out another group if they must be"
+    )
+
+
+def _of_thin_parts(problem: Problem, options: DataOptions) -> str | None:
+    """Of random parts with less than half of the rows asked for, in a screen of some size."""
+    if options.fold == "given":
+        return None
+    counts = problem.fold.counts()
+    other: Part = "test" if options.fold == "iid" else "id_test"
+    drawn = counts["train"] + counts["val"] + counts[other]
+    asked = {"val": options.val_fraction, other: options.id_test_fraction}
+    few = [part for part, share in asked.items() if counts[part] < share * drawn / 2]
+    if not any(asked[part] * drawn >= FEW_ROWS for part in few):
+        return None
+    has = " and ".join(f"{counts[part]:,} ({share:.0%} asked)" for part, share in asked.items())
+    return (
+        f"warning: fold {problem.fold.name}: of {drawn:,} rows val and {other} have {has}: where a "
+        "label has one or two rows in an environment, they stay in training; scores and the choice "
+        "of a checkpoint rest on few rows, so name fewer columns with --environment, or give a "
+        "split (--fold given)"
     )
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GradientRule:
@@ -10,7 +11,7 @@ class GradientRule:
     Child, Very Deep VAEs, 2021, as Makino et al., SCBD, A.1.2, take it over: skipped above a norm
     of 1e12, clipped to one of 1e6. Skipped too is what has a loss or a norm that is not finite. A
     phase is skipped by taking its gradients away, so its weights and the state of its optimizer
-    stay as they are.
+    stay as they are; so do the running statistics of batch norms, which its images have passed.
     """
 
     def __init__(self, skip_above: float | None, clip_at: float | None, most_skipped: int) -> None:
@@ -20,6 +21,14 @@ class GradientRule:
         self.in_a_row = 0
         """Those after the last step in which none was."""
         self._skipping = False
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+
+    def begin_step(self, network: nn.Module) -> None:
+        """Remember the running statistics of `network`, should the step be skipped."""
+        if self.skip_above is None:
+            return
+        norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        self._statistics = [(kept, kept.clone()) for norm in norms for kept in norm.buffers()]
 
     def apply(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         """Take away or scale down the gradients of `parameters`, which `loss` () has left."""
@@ -40,7 +49,10 @@ class GradientRule:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_at, norm)
 
     def end_step(self) -> None:
-        """Count the step that ends."""
+        """Count the step that ends, and undo what a skipped one left of its images."""
+        if self._skipping:
+            for kept, before in self._statistics:
+                kept.copy_(before)
         self.skipped += self._skipping
         self.in_a_row = self.in_a_row + 1 if self._skipping else 0
         self._skipping = False

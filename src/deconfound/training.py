@@ -190,6 +190,7 @@ class Training:
         training, seed = self.config.training, self.config.seed
         torch.manual_seed(derived_seed(seed, "step", stage.name, step, self.fabric.global_rank))
         self.method.train()
+        self.rule.begin_step(self.method)
         for phase, optimizer in zip(stage.phases, self.optimizers, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * _schedule(training, step, stage.steps)
@@ -335,11 +336,12 @@ class Training:
             return
         if self.fabric.is_global_zero:
             self.history.write()
+        kept = "its checkpoints are kept; " if any(self.best.values()) else ""
         raise UserError(
             f"{self.out}: {self.rule.in_a_row} steps in a row up to step {self.done} of "
             f"{stage.steps} ({stage.name}) had a loss or a gradient that is not finite, or a "
-            f"gradient norm above {self.rule.skip_above:g}, and were skipped; its checkpoints are "
-            "kept; lower --learning-rate, or look at the pixels with `deconfound describe`"
+            f"gradient norm above {self.rule.skip_above:g}, and were skipped; {kept}"
+            "lower --learning-rate, or look at the pixels with `deconfound describe`"
         )
 
     def _check_finite(self, values: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ class LmdbImages:
     """Reads images of one `shape` (C, H, W) and little-endian `dtype` out of the LMDB in `folder`.
 
     Use as a context manager; threads may read at the same time. Raises UserError, in the name of
-    `asked_by`, where lmdb is not installed, and for a folder that holds no LMDB.
+    `asked_by`, where lmdb is not installed, and for a folder that holds no LMDB or a part of one.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class LmdbImages:
             raise UserError(
                 f"{folder}: no LMDB that can be read ({error}); expected its data.mdb there"
             ) from error
+        self._refuse_truncated()
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +53,16 @@ class LmdbImages:
         traceback: TracebackType | None,
     ) -> None:
         self._environment.close()
+
+    def _refuse_truncated(self) -> None:
+        """Raise UserError for a file without its last pages: to read one kills the process."""
+        pages = self._environment.info()["last_pgno"] + 1
+        least, file = pages * self._environment.stat()["psize"], self._folder / "data.mdb"
+        if (found := file.stat().st_size) < least:
+            self._environment.close()
+            raise UserError(
+                f"{file}: is cut off, {found:,} bytes of at least {least:,}; fetch it again"
+            )
 
     def refuse_unfit(self, keys: Sequence[str], where: str, start: int = 0) -> None:
         """Raise UserError for the first key without a record, or with one of the wrong size.

@@ -82,16 +82,18 @@ def vote(labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
     return np.take_along_axis(labels, votes.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
-def refuse_malformed(embedding: NDArray[np.floating[Any]]) -> None:
-    """Raise UserError unless `embedding` is a finite (N, D) array."""
+def refuse_malformed(embedding: NDArray[np.floating[Any]], where: str = "") -> None:
+    """Raise UserError, with the name of the file, unless `embedding` is a finite (N, D) array."""
+    named = f"{where}: " if where else ""
     if embedding.ndim != 2:
         raise UserError(
-            f"embedding has shape {embedding.shape}; expected one row of features per image (N, D)"
+            f"{named}embedding has shape {embedding.shape}; expected one row of features per image "
+            "(N, D)"
         )
     bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
     if len(bad):
         raise UserError(
-            f"embedding row {bad[0]} holds NaN or infinity ({len(bad)} such rows); "
+            f"{named}embedding row {bad[0]} holds NaN or infinity ({len(bad)} such rows); "
             "drop these rows or embed them again"
         )
 

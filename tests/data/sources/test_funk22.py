@@ -231,9 +231,9 @@ def test_a_killed_call_goes_on(
     ("values", "message"),
     [
         ({"UID": "00000003"}, r"rows 3 and 5 \(from 0\) have the same UID \(00000003\)"),
-        ({"gene_symbol_0": ""}, r"'Metadata_Gene' is empty in rows 5 \(from 0\)"),
-        ({"sgRNA_0": ""}, r"'Metadata_sgRNA' is empty in rows 5 \(from 0\)"),
-        ({"sgRNA_0": "perturbed3"}, "sgrna 'perturbed3' is of gene 'GENE1' in row 3"),
+        ({"gene_symbol_0": ""}, r"'gene_symbol_0' is empty in rows 5 \(from 0\)"),
+        ({"sgRNA_0": ""}, r"'sgRNA_0' is empty in rows 5 \(from 0\)"),
+        ({"sgRNA_0": "perturbed3"}, "sgrna_0 'perturbed3' is of gene_symbol_0 'GENE1' in row 3"),
         ({"index": "1"}, "no record '00000005_.*_1', which .*key.csv has as cell 5"),
         ({"cell_i": "far"}, "cannot be read as a table"),
     ],
@@ -270,6 +270,17 @@ def test_a_damaged_lmdb_is_one_clear_line_before_anything_is_written(
     monkeypatch.setattr(lmdb_images.LmdbImages, "read", lambda *_: pytest.fail("read a record"))
     with pytest.raises(UserError, match=message):
         funk22.make(archive, tmp_path / "screen", CONFIG)
+
+
+def test_an_lmdb_that_is_cut_off_is_one_clear_line(archive: Path, tmp_path: Path) -> None:
+    """Its pages are mapped, and touching one that is not there ends the process with SIGBUS."""
+    data = archive / "perturbed" / "data.mdb"
+    whole = data.stat().st_size
+    os.truncate(data, whole // 2)
+    with pytest.raises(UserError, match=f"is cut off, {whole // 2:,} bytes of at least") as caught:
+        funk22.make(archive, tmp_path / "screen", CONFIG)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "screen").exists()
 
 
 def test_a_screen_without_controls_is_refused(archive: Path, tmp_path: Path) -> None:

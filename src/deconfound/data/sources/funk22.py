@@ -162,9 +162,11 @@ def _cells(file: Path, config: Config, made: dict[str, Any]) -> pd.DataFrame:
         table = pd.read_csv(
             file, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=[""]
         )
+    named = {name: given for given, name in CATEGORIES.items()}
+    levels = (*(named[name] for name in (GUIDE, PLATE, WELL)), *IDS)
+    refuse_empty(table, Roles(label=named[GENE], levels=levels), where)
+    refuse_divided(table, (named[GUIDE],), (named[GENE],), where)
     table = table.rename(columns=CATEGORIES)
-    refuse_empty(table, Roles(label=GENE, levels=(GUIDE, PLATE, WELL, *IDS)), where)
-    refuse_divided(table, (GUIDE,), (GENE,), where)
     again = np.flatnonzero(table["UID"].duplicated())
     if len(again):
         uid = table["UID"].iloc[again[0]]

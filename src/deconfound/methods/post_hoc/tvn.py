@@ -3,6 +3,7 @@
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from deconfound.errors import UserError
 from deconfound.methods.post_hoc.base import (
@@ -26,7 +27,7 @@ FEWEST = 2
 class TvnOptions(PostHocOptions):
     """Options of typical variation normalisation."""
 
-    components: int | None = None
+    components: int | None = Field(None, ge=1)
     """Principal components of controls that are kept; all if not given."""
 
 
