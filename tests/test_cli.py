@@ -143,6 +143,14 @@ def test_a_wrong_option_of_fit_is_one_line(
     assert said in mistake(fit_words(*words, method="scbd"), capsys)
 
 
+def test_options_of_imputed_images_belong_to_intervene(
+    fit_words: Callable[..., list[str]], capsys: Said
+) -> None:
+    for option in ("--correction-draws", "--bank", "--style-images"):
+        answer = mistake(fit_words(option, "3"), capsys)
+        assert f"{option} belongs to --intervene RUN; add it" in answer
+
+
 def test_a_missing_required_option_is_named(screen: Screen, capsys: Said) -> None:
     assert "out" in mistake(["fit", "erm", str(screen.path)], capsys)
     assert "out" in mistake(["embed", "a", "b"], capsys)

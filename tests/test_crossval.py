@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from deconfound.crossval_plan import (
     TableRow,
     choose_folds,
     chosen_levels,
+    level_titles,
     read_rows,
     sweep_file,
 )
@@ -85,8 +87,8 @@ def test_rows_of_methods_trained_on_imputed_images(
         (("symphony",), "symphony is a post hoc method"),
         (("erm+kn",), "'kn' neither imputes nor corrects; did you mean 'knn'"),
         (("erm+mixstyle",), "'mixstyle' neither imputes nor corrects"),
-        (("erm+knn+ist",), "'ist' neither imputes nor corrects|one imputer at most"),
-        (("erm+ist+stargan2",), "'stargan2' neither imputes nor corrects"),
+        (("erm+knn+ist",), "one imputer at most"),
+        (("erm+ist+stargan2",), "one imputer at most"),
         (("erm+knn+symphony",), "one correction at most, then knn"),
         (("erm+harmony+symphony",), "one correction at most, then knn"),
         (("erm+knn+knn",), "one correction at most, then knn"),
@@ -118,6 +120,18 @@ def test_levels_are_those_of_the_screen_innermost_first(screen: Screen) -> None:
         levels("plat")
     with pytest.raises(UserError, match="column 'well' is not nested in the levels"):
         levels("section,well")
+
+
+def test_levels_have_the_numbers_of_the_paper(screen: Screen) -> None:
+    """Whichever are asked for; a screen without sections begins with level 2, as LINCS-SC does."""
+    assert level_titles(screen, ["plate", "series"]) == {
+        "plate": "Level-2: plate", "series": "Level-3: series",
+    }  # fmt: skip
+    levels = ("Metadata_Series", "Metadata_Plate")
+    lincs = SimpleNamespace(roles=Roles(levels=levels))
+    assert level_titles(lincs, ["Metadata_Plate", "Metadata_Series"]) == {  # type: ignore[arg-type]
+        "Metadata_Plate": "Level-2: Metadata_Plate", "Metadata_Series": "Level-3: Metadata_Series",
+    }  # fmt: skip
 
 
 def test_folds_are_all_groups_or_some_drawn_by_a_seed(screen: Screen) -> None:

@@ -183,6 +183,21 @@ def test_other_channels_are_refused(
     assert not (tmp_path / "e.h5ad").exists()
 
 
+def test_another_type_of_pixels_is_refused(
+    finished_runs: Runs,
+    make_screen: Callable[..., Screen],
+    make_table: Callable[..., pd.DataFrame],
+    make_images: Callable[..., npt.NDArray[np.uint16]],
+    tmp_path: Path,
+) -> None:
+    """Pixels of 8 bits would be scaled as if they were of 16, and all look black."""
+    table = make_table(1)
+    eight = make_screen(tmp_path / "eight", make_images(table).astype(np.uint8), table)
+    with pytest.raises(UserError, match=r"pixels are uint8; the run .* was trained on uint16"):
+        embedded(finished_runs("scbd"), eight, tmp_path / "e.h5ad")
+    assert not (tmp_path / "e.h5ad").exists()
+
+
 def test_an_unfinished_run_is_refused(finished_runs: Runs, screen: Screen, tmp_path: Path) -> None:
     unfinished = tmp_path / "run"
     unfinished.mkdir()

@@ -15,6 +15,7 @@ from deconfound.data.table import Roles
 from deconfound.embeddings import PART, Embeddings, write_embeddings
 from deconfound.fit import fit
 from deconfound.measure import measure
+from deconfound.problem import pose
 from deconfound.run import RunConfig
 
 MakeScreen = Callable[..., Screen]
@@ -53,6 +54,39 @@ def test_no_method_reads_what_a_given_split_holds_out(
     assert len(weights) >= 2
     for file in [*weights, "metrics.csv", "selection.json", "classes.json"]:
         assert (clean / file).read_bytes() == (noisy / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("name", ["ist", "scbd", "stargan2"])
+def test_no_method_reads_a_plate_that_is_held_out(
+    name: str,
+    screen: Screen,
+    make_screen: MakeScreen,
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+) -> None:
+    """Neither its pixels and labels nor its environments, were they three that no one else has."""
+    config = make_config(name, data={"environment": ["stain"]})
+    part = pose(screen, make_config(name).data).fold.part
+    hidden = np.isin(part, ["test", "id_test", "unused"])
+    assert (part == "test").any()
+    stream = np.random.default_rng(3)
+    runs = []
+    for noisy in (False, True):
+        images = screen.read(np.arange(len(screen)))
+        table = screen.table.assign(stain=screen.table["plate"])
+        if noisy:
+            images[hidden] = stream.integers(0, 60_000, images[hidden].shape)
+            table.loc[part == "test", "compound"] = stream.choice(
+                ["c0", "new"], sum(part == "test")
+            )
+            table.loc[part == "test", "stain"] = stream.choice([*"xyz"], sum(part == "test"))
+        made = make_screen(tmp_path / f"s{noisy}", images, table, screen.roles)
+        runs.append(fit(config, made.path, tmp_path / f"r{noisy}", quiet=True).path)
+    clean, other = runs
+    weights = [file.name for file in clean.glob("*.safetensors")]
+    assert len(weights) >= 2
+    for file in [*weights, "metrics.csv", "selection.json", "classes.json"]:
+        assert (clean / file).read_bytes() == (other / file).read_bytes(), file
 
 
 @pytest.mark.parametrize(

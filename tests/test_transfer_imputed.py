@@ -222,6 +222,16 @@ def test_refusals(
     refused("all 48 images are of 'P2' already", on=same.path)
     grey = make_screen(tmp_path / "grey", plates.read([0, 1])[:, :1], plates.table[:2])
     refused("channels a; the run", on=grey.path)
+    few, rows = plates.table[:2], plates.read([0, 1])
+    coarse = make_screen(tmp_path / "coarse", rows.astype(np.uint8), few)
+    refused(r"coarse: pixels are uint8; the run .* was trained on uint16", on=coarse.path)
+    side = rows.shape[-1]
+    small = make_screen(tmp_path / "small", rows[:, :, 4:, 4:].copy(), few)
+    refused(
+        rf"small: images of 2 × {side - 4} × {side - 4}; the run draws images of 2 × {side} × "
+        rf"{side}, ingest with --size {side}",
+        on=small.path,
+    )
     profiles = make_screen(
         tmp_path / "profiles", np.zeros((2, 2), dtype=np.float32), plates.table[:2]
     )

@@ -21,6 +21,7 @@ from deconfound.cli_arguments import (
 from deconfound.cli_parse import name_first, parse, take_option
 from deconfound.cli_print import complain, print_table, say
 from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
+from deconfound.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,11 @@ def call_fit(words: list[str]) -> None:
     )
     about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
     parsed: Any = parse(arguments, words, f"fit {name}", about)
+    if parsed.intervention.intervene is None:
+        for option, value in parsed.intervention:
+            if value != getattr(default.intervention, option):
+                flag = "--" + option.replace("_", "-")
+                raise UserError(f"fit {name}: {flag} belongs to --intervene RUN; add it")
     config = run.config_model(name)(
         method=name,
         seed=parsed.seed,

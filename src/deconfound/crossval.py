@@ -25,6 +25,7 @@ from deconfound.crossval_plan import (
     TableRow,
     choose_folds,
     chosen_levels,
+    level_titles,
     read_rows,
     sweep_file,
 )
@@ -103,7 +104,7 @@ def crossval(
             {level: names.tolist() for level, names in of_level.items()},
             _blocks(scores),
         )
-        titles = {level: f"Level-{n}: {level}" for n, level in enumerate(levels, start=1)}
+        titles = level_titles(opened, levels)
         write_crossval(table, titles, out)
     return Crossval(table, shown(table, titles), folds, done.failed)
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from deconfound import methods
 from deconfound.config import DataOptions, Options, nearest
+from deconfound.data.layout import PLATE
 from deconfound.data.screen import Screen
 from deconfound.data.split import Group, groups
 from deconfound.data.table import joined, listed
@@ -119,13 +120,15 @@ def _row(word: str, named: list[str]) -> TableRow:
     imputer = rest[0] if rest and (rest[0] in imputing_methods() or rest[0] in named) else None
     done = rest if imputer is None else rest[1:]
     for step in done:
-        if step not in corrections:
+        imputes = step in imputing_methods() or step in named
+        if step not in corrections and not imputes:
             known = [*imputing_methods(), *corrections]
             raise UserError(
                 f"crossval: {word}: {step!r} neither imputes nor corrects; {nearest(step, known)}"
             )
     corrected = [step for step in done if step != KNN]
-    if len(corrected) > 1 or done != [*corrected, *[KNN] * (KNN in done)]:
+    imputers = [step for step in done if step not in corrections]
+    if imputers or len(corrected) > 1 or done != [*corrected, *[KNN] * (KNN in done)]:
         raise UserError(
             f"crossval: {word}: expected METHOD, one imputer at most, one correction at most, "
             "then knn"
@@ -176,6 +179,16 @@ def chosen_levels(screen: Screen, options: CrossvalOptions) -> list[str]:
             )
         raise UserError(f"crossval: unknown level {level!r}; {nearest(level, list(own))}")
     return [level for level in reversed(own) if level in (wanted or own)]
+
+
+def level_titles(screen: Screen, levels: list[str]) -> dict[str, str]:
+    """Headings of columns by level, with its number in Pernice et al., innermost of the screen 1.
+
+    Plates are level 2 there, also of a screen without sections (LINCS-SC).
+    """
+    inside_out = [*reversed(screen.roles.levels)]
+    first = 2 if inside_out[0] == PLATE else 1
+    return {level: f"Level-{first + inside_out.index(level)}: {level}" for level in levels}
 
 
 def choose_folds(screen: Screen, levels: list[str], options: CrossvalOptions) -> pd.DataFrame:

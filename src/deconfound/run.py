@@ -140,6 +140,8 @@ class Run:
     environments: tuple[str, ...]
     roles: Roles
     channels: tuple[str, ...]
+    dtype: str | None
+    """Stored type of the values trained on, such as "uint8"; None in runs that do not tell."""
     transform: TransformName
     percentile_by: tuple[str, ...]
     groups: tuple[str, ...]
@@ -159,12 +161,19 @@ class Run:
 
         `selection` "loss", "accuracy" or "last" takes that checkpoint of the last stage that learns
         to classify instead of the one the run selected. Raises UserError if the screen's channels
-        differ from training.
+        differ from training, or the stored type of its pixels, whose scale the run then knows not.
         """
         if screen.channels != self.channels:
             raise UserError(
                 f"{screen.path}: channels {listed(screen.channels)}; the run {self.path} was "
                 f"trained on {listed(self.channels)}"
+            )
+        if self.dtype not in (None, screen.dtype.name) and not (
+            screen.holds_profiles or self.transform == "percentile"
+        ):
+            raise UserError(
+                f"{screen.path}: pixels are {screen.dtype.name}; the run {self.path} was trained "
+                f"on {self.dtype} and scales those, ingest the images as {self.dtype}"
             )
         method = build_method(self.config, screen, len(self.labels), len(self.environments))
         intensity = Intensity(len(self.channels), self.transform, len(self.groups))
@@ -209,6 +218,7 @@ def open_run(path: Path) -> Run:
             tuple(classes["environments"]),
             Roles.model_validate(classes["roles"]),
             tuple(classes["channels"]),
+            classes.get("dtype"),
             classes["transform"],
             tuple(classes["percentile_by"]),
             tuple(classes["groups"]),
@@ -253,6 +263,7 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "environments": problem.environment.names,
         "roles": problem.roles.model_dump(),
         "channels": screen.channels,
+        "dtype": screen.dtype.name,
         "transform": problem.transform,
         "percentile_by": problem.percentile_by,
         "groups": () if problem.group is None else problem.group.names,

@@ -80,6 +80,12 @@ def impute(
     training = opened.config.training
     fabric = machine.start(training.device, "32", training.threads)
     method, intensity = opened.load(source)
+    if source.image_shape != own.image_shape:
+        found, expected = (" × ".join(map(str, one.image_shape)) for one in (source, own))
+        raise UserError(
+            f"{screen}: images of {found}; the run draws images of {expected}, ingest with --size "
+            f"{own.image_shape[-1]}"
+        )
     assert isinstance(method, Imputer)
     imputer = Intervention(frozen(method), intensity, torch.empty(0), {}).to(fabric.device)
     of_target = _training_rows(problem, to, seed)
