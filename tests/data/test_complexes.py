@@ -16,10 +16,15 @@ DOWNLOAD = (
     '2\ta "quoted\tMouse\tA;C\t2\n'
     "3\tthree\tHuman\tB;C;D;N/A;None\t3\n"
 )
+NEWER = DOWNLOAD.replace(
+    "ComplexID\tComplexName\tOrganism\tsubunits(Gene name)",
+    "complex_id\tcomplex_name\torganism\tsubunits_gene_name",
+)
 FORMS = {
     "named.tsv": "one\tA B\nthree, really\tB C D\n",
     "sets.gmt": "one\t\tA\tB\nthree\tabout it\tB\tC\tD\t\n",
     "coreComplexes.txt": DOWNLOAD,
+    "corum_humanComplexes.txt": NEWER,
 }
 REAL = Path(__file__).parents[3] / "shared" / "data" / "corum"
 
@@ -61,6 +66,7 @@ def test_pairs_are_among_the_genes_asked_for() -> None:
         ("one\tA\ntwo\tB\n", "holds no complex of two genes or more"),
         ("A,B\nC,\n", "line 2 holds no pair"),
         (DOWNLOAD.replace("Organism", "organism"), "no column 'Organism'"),
+        (NEWER.replace("organism", "species"), "no column 'organism'"),
         (DOWNLOAD.replace("Human", "Rat"), "holds no complex of two genes"),
         (DOWNLOAD + "4\tfour\tHuman\n", "line 5 ends before"),
         (b"\x93NUMPY\x00\xff\xfe", "cannot be read"),

@@ -12,13 +12,14 @@ from deconfound.data.table_file import open_text, readable, refuse_unfit_packing
 from deconfound.errors import UserError
 
 Complexes = list[frozenset[str]]
-SUBUNITS = "subunits(Gene name)"
-"""Column of genes, ";" between them, in the download of CORUM."""
+SUBUNITS = {"subunits_gene_name": "organism", "subunits(Gene name)": "Organism"}
+"""Columns of genes, ";" between them, and of organisms in newer and older downloads of CORUM."""
 NO_GENE = frozenset({"", "-", "N/A", "None"})
 """What CORUM writes where a subunit has no gene."""
 FORMS = (
     "a line `name<TAB>GENE GENE …` or `name<TAB>about<TAB>GENE<TAB>GENE …` (GMT) for each complex, "
-    f"CORUM's download with its column {SUBUNITS!r}, or pairs `entity1,entity2`"
+    f"CORUM's download with its column {' or '.join(map(repr, SUBUNITS))}, or pairs "
+    "`entity1,entity2`"
 )
 ENTITIES = ["entity1", "entity2"]
 
@@ -42,8 +43,8 @@ def read_complexes(path: Path) -> Complexes:
 def complexes_of(lines: Sequence[str], where: str) -> Complexes:
     """The complexes in the lines of a file; raises UserError, naming the line, for another form."""
     header = next((line for line in lines if line.strip()), "")
-    if SUBUNITS in header.split("\t"):
-        found = _download(lines, where)
+    if subunits := [column for column in header.split("\t") if column in SUBUNITS]:
+        found = _download(lines, subunits[0], where)
     elif "\t" in header:
         found = _named(lines, where)
     elif header.count(",") == 1:
@@ -64,20 +65,21 @@ def pairs_among(complexes: Iterable[frozenset[str]], genes: Sequence[str]) -> np
     return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
 
 
-def _download(lines: Sequence[str], where: str) -> Complexes:
+def _download(lines: Sequence[str], genes_in: str, where: str) -> Complexes:
     reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    if "Organism" not in (reader.fieldnames or ()):
+    organism = SUBUNITS[genes_in]
+    if organism not in (reader.fieldnames or ()):
         raise UserError(
-            f"{where}: has the column {SUBUNITS!r} and no column 'Organism'; expected CORUM's "
+            f"{where}: has the column {genes_in!r} and no column {organism!r}; expected CORUM's "
             "download as it is, of which the human complexes are read"
         )
     found = []
     for row in reader:
-        if row["Organism"] == "Human":
-            subunits = row[SUBUNITS]
+        if row[organism] == "Human":
+            subunits = row[genes_in]
             if subunits is None:
                 raise UserError(
-                    f"{where}: line {reader.line_num} ends before {SUBUNITS!r}; download it again"
+                    f"{where}: line {reader.line_num} ends before {genes_in!r}; download it again"
                 )
             found.append(frozenset(gene.strip() for gene in subunits.split(";")) - NO_GENE)
     return found
