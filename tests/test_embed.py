@@ -168,7 +168,18 @@ def test_the_prediction_is_the_label_with_the_largest_logit(
     assert found.table[PREDICTED].tolist() == expected
 
 
-def test_other_channels_are_refused(
+@pytest.mark.parametrize(
+    ("channels", "dtype", "said"),
+    [
+        (1, np.uint16, r"channels a; the run .* was trained on a, b"),
+        # Pixels of 8 bits would be scaled as if they were of 16, and all look black.
+        (2, np.uint8, r"pixels are uint8; the run .* was trained on uint16"),
+    ],
+)
+def test_other_channels_and_types_of_pixels_are_refused(
+    channels: int,
+    dtype: type[np.integer[Any]],
+    said: str,
     finished_runs: Runs,
     make_screen: Callable[..., Screen],
     make_table: Callable[..., pd.DataFrame],
@@ -176,25 +187,10 @@ def test_other_channels_are_refused(
     tmp_path: Path,
 ) -> None:
     table = make_table(1)
-    images = make_images(table)
-    one = make_screen(tmp_path / "one", images[:, :1].copy(), table)
-    with pytest.raises(UserError, match=r"channels a; the run .* was trained on a, b"):
-        embedded(finished_runs("scbd"), one, tmp_path / "e.h5ad")
-    assert not (tmp_path / "e.h5ad").exists()
-
-
-def test_another_type_of_pixels_is_refused(
-    finished_runs: Runs,
-    make_screen: Callable[..., Screen],
-    make_table: Callable[..., pd.DataFrame],
-    make_images: Callable[..., npt.NDArray[np.uint16]],
-    tmp_path: Path,
-) -> None:
-    """Pixels of 8 bits would be scaled as if they were of 16, and all look black."""
-    table = make_table(1)
-    eight = make_screen(tmp_path / "eight", make_images(table).astype(np.uint8), table)
-    with pytest.raises(UserError, match=r"pixels are uint8; the run .* was trained on uint16"):
-        embedded(finished_runs("scbd"), eight, tmp_path / "e.h5ad")
+    images = make_images(table)[:, :channels].astype(dtype)
+    other = make_screen(tmp_path / "other", images, table)
+    with pytest.raises(UserError, match=said):
+        embedded(finished_runs("scbd"), other, tmp_path / "e.h5ad")
     assert not (tmp_path / "e.h5ad").exists()
 
 

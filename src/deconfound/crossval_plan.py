@@ -117,18 +117,17 @@ def _needed(entry: str) -> list[str]:
 def _row(word: str, named: list[str]) -> TableRow:
     first, *rest = word.split("+")
     corrections = [*post_hoc.names(), KNN]
-    imputer = rest[0] if rest and (rest[0] in imputing_methods() or rest[0] in named) else None
+    imputers = {*imputing_methods(), *named}
+    imputer = rest[0] if rest and rest[0] in imputers else None
     done = rest if imputer is None else rest[1:]
     for step in done:
-        imputes = step in imputing_methods() or step in named
-        if step not in corrections and not imputes:
+        if step not in corrections and step not in imputers:
             known = [*imputing_methods(), *corrections]
             raise UserError(
                 f"crossval: {word}: {step!r} neither imputes nor corrects; {nearest(step, known)}"
             )
-    corrected = [step for step in done if step != KNN]
-    imputers = [step for step in done if step not in corrections]
-    if imputers or len(corrected) > 1 or done != [*corrected, *[KNN] * (KNN in done)]:
+    corrected = [step for step in done if step in post_hoc.names()]
+    if len(corrected) > 1 or done != [*corrected, *[KNN] * (KNN in done)]:
         raise UserError(
             f"crossval: {word}: expected METHOD, one imputer at most, one correction at most, "
             "then knn"
