@@ -73,9 +73,10 @@ def test_rows_of_methods_trained_on_imputed_images(
         "far": {"method": "ist", "config": str(far)},
         "ist": {},
     }
-    options = CrossvalOptions(bank=5, style_images=2)
+    options = CrossvalOptions(bank=5, relative_style=True, correction_draws=0)
     swept = sweep_file(tmp_path, entries, [], options)["methods"]
-    assert swept["erm+ist"]["intervention"] == {"bank": 5, "style_images": 2}
+    given = {"bank": 5, "relative_style": True, "correction_draws": 0}
+    assert swept["erm+ist"]["intervention"] == given
     assert "intervention" not in swept["scbd"]
 
 

@@ -221,6 +221,8 @@ class ImputationArguments(Arguments):
     """Held-out cells of a part at most, drawn by the seed."""
     style_images: int = Field(1, ge=1)
     """Images of an environment that one style is averaged over; 1 as in the paper."""
+    relative_style: bool = False
+    """Images keep how their style differs from the mean style of their environment."""
     oracle_steps: int = Field(400, ge=1)
     """Training steps of the oracle that says which label an image shows."""
     seed: int = 0
@@ -302,6 +304,8 @@ class TransferArguments(Arguments):
     images: int | None = None
     """Cells on each side of the grid, 8 if not given; with --to images to impute, all if not
     given."""
+    relative_style: bool = False
+    """With --to: images keep how their style differs from the mean style of their environment."""
     seed: int = 0
     """Seed of the choice of cells and styles."""
     quiet: bool = False

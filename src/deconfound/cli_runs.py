@@ -194,10 +194,13 @@ def call_transfer(words: list[str]) -> None:
     common: dict[str, Any] = {"images": parsed.images, "seed": parsed.seed}
     paths = parsed.run, parsed.screen, parsed.out
     if parsed.to is None:
+        if parsed.relative_style:
+            raise UserError("transfer: --relative-style belongs to --to ENVIRONMENT; add it")
         transfer(*paths, **common)
         say(f"swap grid in {parsed.out / 'swap.png'}")
         return
-    done = impute(*paths, to=parsed.to, quiet=parsed.quiet, **common)
+    common |= {"relative_style": parsed.relative_style, "quiet": parsed.quiet}
+    done = impute(*paths, to=parsed.to, **common)
     shares = done.landing.shares()
     clipped = f"{100 * done.clipped:.2g} % of values clipped"
     say(f"{len(done.rows):,} images in {done.screen.path}, {clipped}")

@@ -10,8 +10,10 @@ from deconfound.data.batch import Batch
 from deconfound.data.screen import Screen
 from deconfound.intervention import Intervention, load_intervention
 from deconfound.methods.base import Method, Tensors
-from deconfound.run import Run
+from deconfound.relative_style import Origins, origins_of
+from deconfound.run import Run, group_codes
 from deconfound.streams import numpy_stream
+from deconfound.styles import styles_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Correction:
     draws: int
     """1 or more."""
     seed: int
+    origins: Origins | None = None
+    """Where the rows of the screen were taken; None where styles are not relative."""
 
     def styles(self, row: Tensor) -> Tensor:
         """Numbers (B, draws) int64 of styles of the bank for the rows (B,) of a screen.
@@ -38,12 +42,21 @@ class Correction:
 
 
 def correction_of(run: Run, screen: Screen, device: torch.device) -> Correction | None:
-    """The correction that a run asks for, on a device; None for one without."""
+    """The correction that a run asks for, on a device; None for one without.
+
+    Raises UserError where relative styles need environments that the screen does not name.
+    """
     draws = run.config.intervention.correction_draws
     if run.config.intervention.intervene is None or draws == 0:
         return None
     intervention = load_intervention(run.path, screen).to(device)
-    return Correction(intervention, draws, run.config.seed)
+    seed = run.config.seed
+    if intervention.mean is None:
+        return Correction(intervention, draws, seed)
+    unknown = np.full(len(screen), -1, dtype=np.int64)
+    imputer, intensity = intervention.imputer, intervention.intensity
+    styles = styles_of(imputer, intensity, screen, unknown, group_codes(run, screen), device)
+    return Correction(intervention, draws, seed, origins_of(run, screen, styles, seed))
 
 
 def represent(
@@ -58,10 +71,11 @@ def represent(
         embedded = method.embed(batch.image)
         logits = method.predict(embedded)
         return embedded, None if logits is None else logits.argmax(dim=1)
+    source = None if correction.origins is None else correction.origins.of(batch.row)
     total: Tensors = {}
     probability: Tensor | None = None
     for style in correction.styles(batch.row).unbind(dim=1):
-        embedded = method.embed(correction.intervention.impute(batch.image, style))
+        embedded = method.embed(correction.intervention.impute(batch.image, style, source))
         logits = method.predict(embedded)
         if logits is not None:
             share = logits.float().softmax(dim=1) / correction.draws

@@ -14,13 +14,14 @@ from deconfound.data.screen import Screen
 from deconfound.data.split import Group, groups
 from deconfound.data.table import joined, listed
 from deconfound.errors import UserError
-from deconfound.intervention import imputing_methods
+from deconfound.imputing_run import imputing_methods
 from deconfound.methods import post_hoc
 from deconfound.problem import pose, roles_of
 from deconfound.run import read_config
 from deconfound.streams import numpy_stream
 
 KNN = "knn"
+INTERVENTION = ("bank", "style_images", "relative_style", "correction_draws")
 IID = "iid"
 
 
@@ -50,8 +51,11 @@ class CrossvalOptions(Options):
     of fit if not given."""
     style_images: int | None = Field(None, ge=1)
     """The same of the images that one style is averaged over."""
+    relative_style: bool = False
+    """Of methods trained on imputed images: an image keeps how its style differs from the mean
+    style of its environment."""
     correction_draws: int | None = Field(None, ge=0)
-    """The same of the times that an image is imputed before it is embedded."""
+    """The default of fit if not given: times that an image is imputed before it is embedded."""
 
     @property
     def data(self) -> DataOptions:
@@ -254,8 +258,10 @@ def sweep_file(
     """The sweep that a cross-validation needs, as a sweep file says it."""
     data = {"label": options.label, "environment": list(options.environment)}
     training = {"steps": options.steps, "batch_size": options.batch_size}
-    asked = {name: getattr(options, name) for name in ("bank", "style_images", "correction_draws")}
-    intervention = {name: value for name, value in asked.items() if value is not None}
+    asked = {name: getattr(options, name) for name in INTERVENTION}
+    intervention = {
+        name: value for name, value in asked.items() if value is not None and value is not False
+    }
     for name, entry in entries.items():
         if "intervene" in entry and intervention:
             entries = entries | {name: entry | {"intervention": intervention}}

@@ -12,7 +12,8 @@ from deconfound.data.screen import Screen, open_screen
 from deconfound.data.split import Part
 from deconfound.data.table import listed
 from deconfound.errors import UserError
-from deconfound.intervention import begin_intervention, imputing_run, with_imputer
+from deconfound.imputing_run import imputing_run, with_imputer
+from deconfound.intervention import begin_intervention
 from deconfound.problem import Problem, pose
 from deconfound.run import (
     Run,

@@ -17,10 +17,10 @@ from deconfound.data.counterfactual import counterfactual
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Images, Rows, Screen, open_screen
 from deconfound.data.split import Part, physical_well
-from deconfound.data.table import joined
 from deconfound.errors import UserError
+from deconfound.imputation_draws import Interventions, interventions
 from deconfound.imputation_oracle import Oracle, oracle_of
-from deconfound.intervention import refuse_unable
+from deconfound.imputing_run import refuse_unable
 from deconfound.measure import COLUMNS, Row, score_row
 from deconfound.methods.base import Imputer
 from deconfound.metrics import (
@@ -35,8 +35,9 @@ from deconfound.metrics import (
 )
 from deconfound.problem import Problem, pose
 from deconfound.progress import Progress
-from deconfound.run import Run, open_run, read_json
-from deconfound.streams import numpy_stream
+from deconfound.relative_style import Origins, origins_of, refuse_absolute, relative
+from deconfound.run import Run, group_codes, open_run, read_json
+from deconfound.styles import styles_of
 from deconfound.transfer import refuse_percentile
 
 PARTS: tuple[Part, ...] = ("id_test", "test")
@@ -47,17 +48,33 @@ BASELINES = (MOMENTS, ALONE)
 
 
 @dataclass(frozen=True)
-class Interventions:
-    """Which cell is imputed into which environment, by which style image."""
+class _Imputer:
+    """A run's method that imputes stored pixels."""
 
-    rows: Rows
-    """(N,) int64, the cells."""
-    style: Rows
-    """(N, K) int64, the training rows over whose images the style is averaged."""
-    environment: Rows
-    """(N,) int64, the code of the run's environment that the style is of."""
-    rendering: npt.NDArray[np.str_]
-    """(N,) the planted environment of the first style image, where the true one is rendered."""
+    method: Imputer
+    intensity: Intensity
+    origins: Origins | None
+    """Where the rows of the screen were taken; None where styles are not relative."""
+
+    @torch.inference_mode()
+    def __call__(
+        self, rows: Rows, source: Images, style: Images, environment: Rows
+    ) -> npt.NDArray[np.float32]:
+        """The source images (B, C, H, W) of `rows` in the styles of images (B, K, C, H, W) taken in
+        `environment` (B,), in stored units.
+        """
+        device = self.intensity.offset.device
+        source_pixels, style_pixels, taken_in = (
+            torch.from_numpy(array).to(device) for array in (source, style, environment)
+        )
+        images, of_style = style_pixels.shape[1], self.intensity(style_pixels.flatten(0, 1))
+        every = self.method.style(of_style, taken_in.repeat_interleave(images))
+        code = every.reshape(len(source), images, -1).mean(dim=1)
+        image = self.intensity(source_pixels)
+        if self.origins is not None:
+            code = relative(self.method, image, self.origins.of(torch.from_numpy(rows)), code)
+        imputed = self.method.impute(image, code)
+        return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
 
 
 class _Judged:
@@ -82,6 +99,7 @@ def imputation(
     *,
     images: int = 2_000,
     style_images: int = 1,
+    relative_style: bool = False,
     oracle_steps: int = 400,
     seed: int = 0,
     device: str = "auto",
@@ -93,7 +111,8 @@ def imputation(
     Of each of the parts id_test and test at most `images` cells, drawn by `seed`, are imputed each
     into one training environment other than its own, drawn uniformly, in the style, averaged over
     codes, of `style_images` training images of it, drawn uniformly; from the second on they are of
-    the planted environment of the first. The true image is the same cell rendered there. Both
+    the planted environment of the first. With `relative_style` images keep how their style differs
+    from the mean style of their environment. The true image is the same cell rendered there. Both
     are compared in stored units, the imputed one clipped to the range of the stored type. The
     oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`, says which label
     an image shows.
@@ -111,6 +130,10 @@ def imputation(
         method, intensity = _loaded(opened_run, opened_screen)
         method.to(fabric.device)
         intensity.to(fabric.device)
+        origins = None
+        if relative_style:
+            refuse_absolute(opened_run.config.method, str(opened_run.path))
+            origins = _origins(opened_run, opened_screen, method, intensity, seed)
         problem = pose(opened_screen, opened_run.config.data)
         drawn_of = {
             part: interventions(opened_screen, problem, part, images, seed, style_images)
@@ -136,7 +159,8 @@ def imputation(
         total = sum(len(drawn.rows) for drawn in planned.values())
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():
-                judged = _judged(opened_screen, method, intensity, drawn, oracle, progress, threads)
+                imputer = _Imputer(method, intensity, origins)
+                judged = _judged(opened_screen, imputer, drawn, oracle, progress, threads)
                 for name in ("run", *BASELINES):
                     rows = _scores(judged, name, opened_screen, problem, drawn, part, seed)
                     records += _records(opened_run, name, rows, seed)
@@ -144,37 +168,6 @@ def imputation(
         with atomic.atomic_file(Path(out)) as temporary:
             table.to_parquet(temporary)
     return table
-
-
-def interventions(
-    screen: Screen, problem: Problem, part: Part, most: int, seed: int, style_images: int = 1
-) -> Interventions:
-    """At most `most` rows of a part, each with an environment and style images of training.
-
-    All draws are by `seed`; the same rows, environments and first styles come whatever the run and
-    `style_images`. Where there are too few style images they are repeated. A row whose own
-    environment is the only one of training is left out.
-    """
-    code = problem.environment.codes
-    train = problem.fold.rows("train")
-    train = train[code[train] >= 0]
-    stream = numpy_stream(seed, "interventions", part)
-    rows = np.sort(stream.permutation(problem.fold.rows(part))[:most])
-    environments = np.unique(code[train])
-    own = np.isin(environments[None], code[rows, None]) & (environments[None] == code[rows, None])
-    weight = stream.random(own.shape)
-    weight[own] = -1
-    possible = (~own).any(axis=1)
-    rows, chosen = rows[possible], environments[weight.argmax(axis=1)][possible]
-    members = {one: train[code[train] == one] for one in environments}
-    first = np.array([stream.choice(members[one]) for one in chosen], dtype=np.int64)
-    planted = joined(screen.table, screen.roles.levels).to_numpy(dtype=str)
-    places = list(zip(chosen, planted[first], strict=True))
-    alike = {(e, s): members[e][planted[members[e]] == s] for e, s in set(places)}
-    again = [stream.choice(alike[place], style_images - 1) for place in places]
-    others = np.array(again, dtype=np.int64).reshape(len(first), style_images - 1)
-    style = np.column_stack([first, others])
-    return Interventions(rows, style, chosen, planted[first])
 
 
 def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
@@ -192,10 +185,16 @@ def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
     return method, intensity
 
 
+def _origins(run: Run, screen: Screen, method: Imputer, intensity: Intensity, seed: int) -> Origins:
+    unknown = np.full(len(screen), -1, dtype=np.int64)
+    device = intensity.offset.device
+    styles = styles_of(method, intensity, screen, unknown, group_codes(run, screen), device)
+    return origins_of(run, screen, styles, seed)
+
+
 def _judged(
     screen: Screen,
-    method: Imputer,
-    intensity: Intensity,
+    imputer: _Imputer,
     drawn: Interventions,
     oracle: Oracle,
     progress: Progress,
@@ -213,7 +212,7 @@ def _judged(
             source = screen.read(rows)
             true = counterfactual(screen, rows, str(rendering), threads=threads)
             environment = drawn.environment[places]
-            imputed = _imputed(method, intensity, source, style, environment)
+            imputed = imputer(rows, source, style, environment)
             judged["run"].put(places, _clipped(imputed, screen.dtype), true, oracle)
             moments = _clipped(matched_moments(source, style), screen.dtype)
             judged[MOMENTS].put(places, moments, true, oracle)
@@ -221,26 +220,6 @@ def _judged(
             judged["true"].put(places, true, true, oracle)
             progress.update(len(places))
     return judged
-
-
-@torch.inference_mode()
-def _imputed(
-    method: Imputer,
-    intensity: Intensity,
-    source: Images,
-    style: Images,
-    environment: Rows,
-) -> npt.NDArray[np.float32]:
-    """The source images (B, C, H, W) in the styles of images (B, K, C, H, W), in stored units."""
-    device = intensity.offset.device
-    source_pixels, style_pixels, taken_in = (
-        torch.from_numpy(array).to(device) for array in (source, style, environment)
-    )
-    images = style_pixels.shape[1]
-    every = method.style(intensity(style_pixels.flatten(0, 1)), taken_in.repeat_interleave(images))
-    code = every.reshape(len(source), images, -1).mean(dim=1)
-    imputed = method.impute(intensity(source_pixels), code)
-    return np.asarray(intensity.inverse(imputed.float()).cpu().numpy())
 
 
 def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

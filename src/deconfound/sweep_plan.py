@@ -16,7 +16,7 @@ from deconfound.data.screen import Screen, open_screen
 from deconfound.data.split import groups
 from deconfound.data.table import listed
 from deconfound.errors import UserError
-from deconfound.intervention import imputing_methods
+from deconfound.imputing_run import imputing_methods
 from deconfound.problem import pose, roles_of
 from deconfound.run import RunConfig, config_model, read_config
 from deconfound.sweep_order import run_directory

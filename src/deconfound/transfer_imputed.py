@@ -1,7 +1,7 @@
 """transfer --to: a screen as if all of it had been taken in one environment."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.data.screen_writer import ScreenWriter
 from deconfound.data.shards import sha256
 from deconfound.errors import UserError
-from deconfound.intervention import Intervention, frozen, refuse_unable, styles_of
+from deconfound.imputing_run import refuse_unable
+from deconfound.intervention import Intervention, frozen
 from deconfound.methods.base import Imputer
 from deconfound.problem import Problem, pose
 from deconfound.progress import Progress
-from deconfound.run import Run, open_run, read_json
+from deconfound.relative_style import Origins, origins_of, refuse_absolute
+from deconfound.run import Run, group_codes, open_run, read_json
 from deconfound.streams import numpy_stream
+from deconfound.styles import styles_of
 from deconfound.transfer import diverse, names, refuse_percentile, texts
 from deconfound.transfer_map import Encoder, Landing, draw_landing, find_landing
 from deconfound.transfer_pictures import draw_imputed
@@ -59,13 +62,16 @@ def impute(
     *,
     to: str,
     images: int | None = None,
+    relative_style: bool = False,
     seed: int = 0,
     quiet: bool = False,
 ) -> Imputed:
     """Impute images of `screen` into the training environment `to` and write the directory `out`.
 
     All images, or `images` drawn by `seed`; each gets the style of an image drawn from at most 32
-    training rows of `to` in the run's own screen. Writes the screen imputed/, transfer.png,
+    training rows of `to` in the run's own screen. With `relative_style` images keep how their style
+    differs from the mean style of their environment, and that becomes the mean over those rows.
+    Writes the screen imputed/, transfer.png,
     umap.png and imputed.json. Pernice et al., Interventional Style Transfer, 2023, Figure 4B.
     Raises UserError if `out` exists, if the method cannot impute, for an environment that training
     lacks, if the screen does not fit the run, and if the run's own screen is no longer there.
@@ -73,7 +79,7 @@ def impute(
     out = Path(out)
     atomic.refuse_existing(out)
     opened, source = open_run(run), open_screen(screen)
-    _refuse_unable(opened, source, to)
+    _refuse_unable(opened, source, to, relative_style)
     rows = _rows(source, images, seed)
     own = _own_screen(opened, source)
     problem = pose(own, opened.config.data)
@@ -87,11 +93,21 @@ def impute(
             f"{own.image_shape[-1]}"
         )
     assert isinstance(method, Imputer)
-    imputer = Intervention(frozen(method), intensity, torch.empty(0), {}).to(fabric.device)
+    imputer = Intervention(frozen(method), intensity, torch.empty(0), None, {}).to(fabric.device)
     of_target = _training_rows(problem, to, seed)
     styles = min(STYLES, -(-len(of_target) // 2))
-    bank = styles_of(imputer, own, problem, of_target[:styles], fabric.device)
-    imputer = Intervention(imputer.imputer, imputer.intensity, bank[None], {})
+    group = None if problem.group is None else problem.group.codes
+    of_imputer = imputer.imputer, imputer.intensity
+    own_styles = styles_of(*of_imputer, own, problem.environment.codes, group, fabric.device)
+    bank = own_styles(of_target[:styles])
+    origins = None
+    if relative_style:
+        bank = bank.mean(dim=0, keepdim=True).expand_as(bank)
+        unknown = np.full(len(source), -1, dtype=np.int64)
+        group = group_codes(opened, source)
+        source_styles = styles_of(*of_imputer, source, unknown, group, fabric.device)
+        origins = origins_of(opened, source, source_styles, seed)
+    imputer = replace(imputer, bank=bank[None])
     style = numpy_stream(seed, "imputed styles").integers(len(bank), size=len(rows))
     style_rows = of_target[style]
     environment = names(source, opened.roles.environment)
@@ -102,7 +118,7 @@ def impute(
         )
     with atomic.atomic_directory(out) as temporary:
         folder = temporary / "imputed"
-        clipped = _write(opened, source, imputer, rows, style, to, folder, quiet)
+        clipped = _write(opened, source, imputer, origins, rows, style, to, folder, quiet)
         written = open_screen(folder)
         shown = _shown(opened, source, rows, others, seed)
         draw_imputed(
@@ -123,12 +139,15 @@ def impute(
         )
         draw_landing(landing, to, temporary / "umap.png", seed)
         about = _about(opened, source, to, len(rows), len(bank), clipped, landing, seed)
+        about["relative_style"] = relative_style
         (temporary / "imputed.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return Imputed(open_screen(out / "imputed"), rows, style_rows, clipped, landing)
 
 
-def _refuse_unable(run: Run, screen: Screen, to: str) -> None:
+def _refuse_unable(run: Run, screen: Screen, to: str, relative_style: bool) -> None:
     refuse_unable(run.config.method, run.config.method, str(run.path))
+    if relative_style:
+        refuse_absolute(run.config.method, str(run.path))
     if screen.holds_profiles:
         raise UserError(
             f"{screen.path}: holds profiles; transfer draws cells, give a screen of images"
@@ -180,6 +199,7 @@ def _write(
     run: Run,
     source: Screen,
     imputer: Intervention,
+    origins: Origins | None,
     rows: Rows,
     style: Rows,
     to: str,
@@ -209,7 +229,8 @@ def _write(
     ):
         batches = reader.stream(rows[part] for part in parts)
         for part, batch in zip(parts, batches, strict=True):
-            imputed = imputer.impute(batch.image, torch.from_numpy(style[part]))
+            taken_in = None if origins is None else origins.of(batch.row)
+            imputed = imputer.impute(batch.image, torch.from_numpy(style[part]), taken_in)
             pixels, clipped = _stored(imputer.intensity.inverse(imputed), source.dtype)
             writer.append(pixels)
             beyond, values = beyond + clipped, values + pixels.size

@@ -13,6 +13,7 @@ from deconfound.methods.base import (
     Tensors,
     cross_entropy,
 )
+from deconfound.nets.tapped import relative_code
 
 
 class Restain(Imputer):
@@ -39,6 +40,9 @@ class Restain(Imputer):
     def style(self, image: Tensor, environment: Tensor) -> Tensor:
         del environment
         return self.embed(image)["representation"]
+
+    def relative_style(self, own: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        return relative_code(own, source, target, (own.shape[1] // 2,))
 
     def impute(self, image: Tensor, style: Tensor) -> Tensor:
         sd, mean = torch.std_mean(image, dim=(2, 3), keepdim=True)

@@ -258,6 +258,15 @@ class Imputer(Method):
         """
         raise NotImplementedError
 
+    def relative_style(self, own: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """The styles (B, S) that images get whose environment's mean style becomes another.
+
+        An image of style `own` keeps how that differs from `source`, the mean style of its
+        environment, where the mean style is `target`; (B, S) each. Where `own` is `source` it is
+        `target`. A method need not have it.
+        """
+        raise NotImplementedError
+
     def impute(self, image: Tensor, style: Tensor) -> Tensor:
         """The images (B, C, H, W) in the styles (B, S): (B, C, H, W) float32, as `Batch.image`."""
         raise NotImplementedError

@@ -23,7 +23,13 @@ from deconfound.methods.base import (
 )
 from deconfound.nets.average import averaged_copy, early_decay, update_average
 from deconfound.nets.constant import constant
-from deconfound.nets.tapped import Features, TappedName, build_tapped_encoder, style_code
+from deconfound.nets.tapped import (
+    Features,
+    TappedName,
+    build_tapped_encoder,
+    relative_code,
+    style_code,
+)
 from deconfound.nets.unet import AdaIN, Output, UNetGenerator
 
 BETAS = (0.0, 0.99)
@@ -98,6 +104,7 @@ class Ist(Imputer):
                 "another method"
             )
         size, channels = task.image_size, task.channels
+        self.channels = channels
         self.encoder = build_tapped_encoder(options.encoder, channels, size)
         widths, features = self.encoder.widths, self.encoder.features
         seen = features + 2 * (channels + sum(widths))
@@ -170,6 +177,10 @@ class Ist(Imputer):
         """Style codes (B, S) of images (B, C, H, W), whatever their environment: eq. 1."""
         del environment
         return style_code(image, self.encoder(image).taps)
+
+    def relative_style(self, own: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """`relative_code`, which is ours."""
+        return relative_code(own, source, target, (self.channels, *self.encoder.widths))
 
     def impute(self, image: Tensor, style: Tensor) -> Tensor:
         """The images (B, C, H, W) in the styles (B, S), by the average of the generator's weights.

@@ -138,3 +138,22 @@ def style_code(image: Tensor, taps: Sequence[Tensor]) -> Tensor:
     image (B, C, H, W); taps as in `Features`; S = 2 (C + sum of widths), at least float32.
     """
     return torch.cat([part for map in (image, *taps) for part in channel_statistics(map)], dim=1)
+
+
+def relative_code(own: Tensor, source: Tensor, target: Tensor, widths: Sequence[int]) -> Tensor:
+    """`own` with its distance from `source` kept around `target`; style codes (B, S) each.
+
+    Layer by layer mean' = target mean + (own mean − source mean) · r and sd' = own sd · r, with
+    r = target sd / source sd: what the affine map that takes `source` to `target` makes of `own`.
+    `widths` are the channels of each layer, the image first; S = 2 · their sum.
+    """
+    sizes = [size for width in widths for size in (width, width)]
+    layers = [torch.split(code, sizes, dim=1) for code in (own, source, target)]
+    found = []
+    for place in range(0, len(sizes), 2):
+        (mean, sd), (from_mean, from_sd), (to_mean, to_sd) = (
+            code[place : place + 2] for code in layers
+        )
+        ratio = to_sd / from_sd
+        found += [to_mean + (mean - from_mean) * ratio, sd * ratio]
+    return torch.cat(found, dim=1)
