@@ -73,9 +73,9 @@ def test_rows_of_methods_trained_on_imputed_images(
         "far": {"method": "ist", "config": str(far)},
         "ist": {},
     }
-    options = CrossvalOptions(bank=5, relative_style=True, correction_draws=0)
+    options = CrossvalOptions(bank=5, relative_style="controls", correction_draws=0)
     swept = sweep_file(tmp_path, entries, [], options)["methods"]
-    given = {"bank": 5, "relative_style": True, "correction_draws": 0}
+    given = {"bank": 5, "relative_style": "controls", "correction_draws": 0}
     assert swept["erm+ist"]["intervention"] == given
     assert "intervention" not in swept["scbd"]
 

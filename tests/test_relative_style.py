@@ -18,7 +18,7 @@ from deconfound.data.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError
 from deconfound.fit import fit
 from deconfound.imputation import imputation, interventions
-from deconfound.intervention import load_intervention
+from deconfound.intervention import begin_intervention, load_intervention
 from deconfound.problem import Problem, pose
 from deconfound.relative_style import mean_style_of, origins_of
 from deconfound.run import Run, RunConfig, open_run
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def relative_config(make_config: MakeConfig, source: Path, **given: object) -> RunConfig:
-    options = InterventionOptions(intervene=source, bank=4, relative_style=True)
+    options = InterventionOptions(intervene=source, bank=4, relative_style="all")
     values = dict(make_config("erm", **given)) | {"intervention": options, "imputer": "restain"}
     return type(make_config("erm"))(**values)
 
@@ -133,7 +133,7 @@ def test_an_image_given_more_than_an_imputer_takes_at_once(
 def test_origins_are_of_training_rows_where_there_are_some(
     run: Run, screen: Screen, problem: Problem, batch: Batch, styles: Styles
 ) -> None:
-    origins = origins_of(run, screen, styles, 0)
+    origins = origins_of(run, screen, styles, "all", 0)
     part, plate = problem.fold.part, screen.coded(("plate",))
     own = moments(batch.image)
     seen = origins.of(torch.arange(len(screen)))
@@ -144,6 +144,54 @@ def test_origins_are_of_training_rows_where_there_are_some(
         rows = here & (part == "train") if known else here
         expected = own[rows].mean(dim=0).expand(here.sum(), -1)
         torch.testing.assert_close(seen[torch.from_numpy(here)], expected)
+
+
+def with_controls(screen: Screen, labels: tuple[str, ...]) -> Screen:
+    kind = np.where(screen.table["compound"].isin(labels), "negcon", "trt")
+    return replace(screen, table=screen.table.assign(Metadata_Control_Type=kind))
+
+
+def test_with_controls_every_mean_style_is_theirs(
+    source: Path,
+    run: Run,
+    screen: Screen,
+    problem: Problem,
+    batch: Batch,
+    styles: Styles,
+    make_config: MakeConfig,
+    tmp_path: Path,
+) -> None:
+    marked = with_controls(screen, ("c1",))
+    own, plate = moments(batch.image), screen.coded(("plate",))
+    controls, train = (screen.table["compound"] == "c1").to_numpy(), problem.fold.part == "train"
+    origins = origins_of(run, marked, styles, "controls", 0)
+    for code, name in enumerate(plate.names):
+        here = (plate.codes == code) & controls
+        rows = here & train if name in run.environments else here
+        torch.testing.assert_close(origins.mean[code], own[rows].mean(dim=0))
+    config = relative_config(make_config, source)
+    options = config.intervention.model_copy(update={"relative_style": "controls"})
+    config = config.model_copy(update={"intervention": options})
+    made = begin_intervention(config, marked, problem, tmp_path, open_run(source), CPU)
+    assert made is not None
+    assert made.mean is not None
+    of_controls = own[train & controls]
+    distance = torch.cdist(made.bank.flatten(0, 1), of_controls).min(dim=1).values
+    assert distance.max() < 1e-3
+    drawn = interventions(marked, problem, "test", 100, 0, 2, "controls")
+    assert controls[drawn.style].all()
+
+
+def test_an_environment_without_controls_is_refused(
+    run: Run, screen: Screen, styles: Styles
+) -> None:
+    kind = np.where(screen.table["plate"] == "P2", "trt", "negcon")
+    marked = replace(screen, table=screen.table.assign(Metadata_Control_Type=kind))
+    said = "P2 has no negative control, over which its mean style is taken; use --relative-st"
+    with pytest.raises(UserError, match=said):
+        origins_of(run, marked, styles, "controls", 0)
+    with pytest.raises(UserError, match="no controls, no row has Metadata_Control_Type = negcon"):
+        origins_of(run, with_controls(screen, ()), styles, "controls", 0)
 
 
 def test_a_planted_shift_of_an_unseen_environment_is_undone_and_cells_stay_different(
@@ -172,7 +220,7 @@ def test_embedding_corrects_by_the_environment_of_each_row(
     some = torch.arange(3, 50, 7)
     part = replace(batch, image=batch.image[some], row=some)
     found, _ = represent(method, part, correction)
-    source = origins_of(run, screen, styles, run.config.seed).of(some)
+    source = origins_of(run, screen, styles, "all", run.config.seed).of(some)
     bank = correction.intervention.bank.flatten(0, 1)[correction.styles(some)[:, 0]]
     expected = method.embed(moved(batch.image[some], source, bank))["representation"]
     torch.testing.assert_close(found["representation"], expected, rtol=1e-4, atol=1e-4)
@@ -212,7 +260,7 @@ def test_a_screen_that_names_no_environments_is_refused(
         correction_of(run, empty, CPU)
     lacking = replace(screen, table=table.drop(columns="plate"))
     with pytest.raises(UserError, match="lacks the column plate, and with relative styles"):
-        origins_of(run, lacking, styles, 0)
+        origins_of(run, lacking, styles, "all", 0)
 
 
 def test_methods_without_means_and_deviations_are_refused(
@@ -228,7 +276,7 @@ def test_methods_without_means_and_deviations_are_refused(
     with pytest.raises(UserError, match=said):
         fit(relative_config(make_config, other), screen.path, tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match=said):
-        impute(other, screen.path, tmp_path / "out", to="S1/P2", relative_style=True, quiet=True)
+        impute(other, screen.path, tmp_path / "out", to="S1/P2", relative_style="all", quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,7 +285,7 @@ def test_transfer_moves_a_screen_as_its_environments_do(
 ) -> None:
     run = open_run(source)
     to = run.environments[0]
-    done = impute(source, screen.path, tmp_path / "out", to=to, relative_style=True, quiet=True)
+    done = impute(source, screen.path, tmp_path / "out", to=to, relative_style="all", quiet=True)
     imputed = done.screen.read(np.arange(len(screen))).astype(float)
     plate = screen.coded(("plate",))
     means = [imputed[plate.codes == code].mean(axis=(0, 2, 3)) for code in range(len(plate.names))]
@@ -265,7 +313,7 @@ def test_relative_images_are_judged_as_they_are_made(
     source = fit(make_config(restain, data=data), simulated.path, tmp_path / "run", quiet=True)
     scores = imputation(
         source.path, simulated.path, tmp_path / "scores.parquet", style_images=3,
-        relative_style=True, oracle_steps=2, quiet=True,
+        relative_style="all", oracle_steps=2, quiet=True,
     )  # fmt: skip
     of_run = scores[(scores.method == restain) & (scores.representation == "image")]
     problem = pose(simulated, source.config.data)
@@ -291,6 +339,6 @@ def test_the_flag_belongs_to_to(
 ) -> None:
     words = ["transfer", str(source), str(screen.path), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*words, "--relative-style"])
+        cli.main([*words, "--relative-style", "all"])
     assert stopped.value.code == 2
     assert "--relative-style belongs to --to ENVIRONMENT; add it" in capsys.readouterr().err

@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from tyro.conf import Positional
 
+from deconfound.config import RelativeTo
+
 
 class Arguments(BaseModel):
     """Base of the arguments of every verb."""
@@ -221,8 +223,9 @@ class ImputationArguments(Arguments):
     """Held-out cells of a part at most, drawn by the seed."""
     style_images: int = Field(1, ge=1)
     """Images of an environment that one style is averaged over; 1 as in the paper."""
-    relative_style: bool = False
-    """Images keep how their style differs from the mean style of their environment."""
+    relative_style: RelativeTo | None = None
+    """Images keep how their style differs from the mean style of their environment, over all of its
+    images or over its negative controls."""
     oracle_steps: int = Field(400, ge=1)
     """Training steps of the oracle that says which label an image shows."""
     seed: int = 0
@@ -304,8 +307,9 @@ class TransferArguments(Arguments):
     images: int | None = None
     """Cells on each side of the grid, 8 if not given; with --to images to impute, all if not
     given."""
-    relative_style: bool = False
-    """With --to: images keep how their style differs from the mean style of their environment."""
+    relative_style: RelativeTo | None = None
+    """With --to: images keep how their style differs from the mean style of their environment, over
+    all of its images or over its negative controls."""
     seed: int = 0
     """Seed of the choice of cells and styles."""
     quiet: bool = False

@@ -194,7 +194,7 @@ def call_transfer(words: list[str]) -> None:
     common: dict[str, Any] = {"images": parsed.images, "seed": parsed.seed}
     paths = parsed.run, parsed.screen, parsed.out
     if parsed.to is None:
-        if parsed.relative_style:
+        if parsed.relative_style is not None:
             raise UserError("transfer: --relative-style belongs to --to ENVIRONMENT; add it")
         transfer(*paths, **common)
         say(f"swap grid in {parsed.out / 'swap.png'}")

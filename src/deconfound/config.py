@@ -15,6 +15,7 @@ _brief.maxstring, _brief.maxlevel = 100, 2
 
 TransformName = Literal["none", "arcsinh", "percentile"]
 ScalingName = Literal["standardise", "unit", "scbd"]
+RelativeTo = Literal["all", "controls"]
 SamplerName = Literal["plain", "label_balanced", "environment_balanced", "label_uniform"]
 
 
@@ -106,9 +107,9 @@ class InterventionOptions(Options):
     """Styles kept of each training environment, those of training rows drawn at random."""
     style_images: int = Field(1, ge=1)
     """Images of an environment that one style is averaged over; 1 as in the paper."""
-    relative_style: bool = False
-    """An image keeps how its style differs from the mean style of its environment; without labels
-    it is compared with other images of it, also at test time. The paper's takes the style over."""
+    relative_style: RelativeTo | None = None
+    """An image keeps how its style differs from the mean style of its environment, over all of its
+    images or over its negative controls, also at test time; the paper's takes the style over."""
     correction_draws: int = Field(1, ge=0)
     """Times that an image is brought to a training environment before it is embedded; the
     representations and probabilities are averaged. 0 embeds it as it is."""

@@ -56,7 +56,8 @@ def correction_of(run: Run, screen: Screen, device: torch.device) -> Correction 
     unknown = np.full(len(screen), -1, dtype=np.int64)
     imputer, intensity = intervention.imputer, intervention.intensity
     styles = styles_of(imputer, intensity, screen, unknown, group_codes(run, screen), device)
-    return Correction(intervention, draws, seed, origins_of(run, screen, styles, seed))
+    over = run.config.intervention.relative_style or "all"
+    return Correction(intervention, draws, seed, origins_of(run, screen, styles, over, seed))
 
 
 def represent(

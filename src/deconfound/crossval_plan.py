@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound import methods
-from deconfound.config import DataOptions, Options, nearest
+from deconfound.config import DataOptions, Options, RelativeTo, nearest
 from deconfound.data.layout import PLATE
 from deconfound.data.screen import Screen
 from deconfound.data.split import Group, groups
@@ -51,11 +51,11 @@ class CrossvalOptions(Options):
     of fit if not given."""
     style_images: int | None = Field(None, ge=1)
     """The same of the images that one style is averaged over."""
-    relative_style: bool = False
-    """Of methods trained on imputed images: an image keeps how its style differs from the mean
-    style of its environment."""
+    relative_style: RelativeTo | None = None
+    """The same of what an image keeps its difference to, all images or the negative controls of its
+    environment."""
     correction_draws: int | None = Field(None, ge=0)
-    """The default of fit if not given: times that an image is imputed before it is embedded."""
+    """The same of the times that an image is imputed before it is embedded."""
 
     @property
     def data(self) -> DataOptions:
@@ -259,9 +259,7 @@ def sweep_file(
     data = {"label": options.label, "environment": list(options.environment)}
     training = {"steps": options.steps, "batch_size": options.batch_size}
     asked = {name: getattr(options, name) for name in INTERVENTION}
-    intervention = {
-        name: value for name, value in asked.items() if value is not None and value is not False
-    }
+    intervention = {name: value for name, value in asked.items() if value is not None}
     for name, entry in entries.items():
         if "intervene" in entry and intervention:
             entries = entries | {name: entry | {"intervention": intervention}}

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from deconfound import atomic, machine
+from deconfound.config import RelativeTo
 from deconfound.data.counterfactual import counterfactual
 from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Images, Rows, Screen, open_screen
@@ -99,7 +100,7 @@ def imputation(
     *,
     images: int = 2_000,
     style_images: int = 1,
-    relative_style: bool = False,
+    relative_style: RelativeTo | None = None,
     oracle_steps: int = 400,
     seed: int = 0,
     device: str = "auto",
@@ -112,7 +113,8 @@ def imputation(
     into one training environment other than its own, drawn uniformly, in the style, averaged over
     codes, of `style_images` training images of it, drawn uniformly; from the second on they are of
     the planted environment of the first. With `relative_style` images keep how their style differs
-    from the mean style of their environment. The true image is the same cell rendered there. Both
+    from the mean style of their environment, over all of its images or its negative controls, and
+    style images are such. The true image is the same cell rendered there. Both
     are compared in stored units, the imputed one clipped to the range of the stored type. The
     oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`, says which label
     an image shows.
@@ -131,12 +133,14 @@ def imputation(
         method.to(fabric.device)
         intensity.to(fabric.device)
         origins = None
-        if relative_style:
+        if relative_style is not None:
             refuse_absolute(opened_run.config.method, str(opened_run.path))
-            origins = _origins(opened_run, opened_screen, method, intensity, seed)
+            origins = _origins(opened_run, opened_screen, method, intensity, relative_style, seed)
         problem = pose(opened_screen, opened_run.config.data)
         drawn_of = {
-            part: interventions(opened_screen, problem, part, images, seed, style_images)
+            part: interventions(
+                opened_screen, problem, part, images, seed, style_images, relative_style
+            )
             for part in PARTS
         }
         planned = {part: drawn for part, drawn in drawn_of.items() if len(drawn.rows)}
@@ -185,11 +189,13 @@ def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
     return method, intensity
 
 
-def _origins(run: Run, screen: Screen, method: Imputer, intensity: Intensity, seed: int) -> Origins:
+def _origins(
+    run: Run, screen: Screen, method: Imputer, intensity: Intensity, over: RelativeTo, seed: int
+) -> Origins:
     unknown = np.full(len(screen), -1, dtype=np.int64)
     device = intensity.offset.device
     styles = styles_of(method, intensity, screen, unknown, group_codes(run, screen), device)
-    return origins_of(run, screen, styles, seed)
+    return origins_of(run, screen, styles, over, seed)
 
 
 def _judged(

@@ -19,7 +19,7 @@ from deconfound.data.shards import sha256
 from deconfound.errors import UserError
 from deconfound.methods.base import Imputer
 from deconfound.problem import Problem
-from deconfound.relative_style import mean_style_of, relative
+from deconfound.relative_style import mean_style_of, members_of, relative
 from deconfound.run import (
     FORMAT_VERSION,
     Run,
@@ -160,10 +160,11 @@ def begin_intervention(
     environment, train = problem.environment, problem.fold.rows("train")
     group = None if problem.group is None else problem.group.codes
     styles = styles_of(made.imputer, made.intensity, screen, environment.codes, group, device)
-    members = [train[environment.codes[train] == code] for code in range(len(environment.names))]
-    options, of_each = config.intervention, (styles, members, environment.names)
+    options = config.intervention
+    members = members_of(screen, problem.roles.label, environment, train, options.relative_style)
+    of_each = styles, members, environment.names
     bank = style_bank(*of_each, options.bank, options.style_images, config.seed)
-    mean = mean_styles(*of_each, config.seed) if options.relative_style else None
+    mean = mean_styles(*of_each, config.seed) if options.relative_style is not None else None
     return replace(made, bank=bank, mean=mean)
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from deconfound import methods
-from deconfound.data.screen import Screen
-from deconfound.data.table import coded, joined, listed
+from deconfound.config import RelativeTo
+from deconfound.data.controls import control_rows
+from deconfound.data.screen import Rows, Screen
+from deconfound.data.table import Coded, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.methods.base import Imputer
 from deconfound.problem import pose
@@ -52,13 +54,42 @@ def relative(imputer: Imputer, image: Tensor, source: Tensor, target: Tensor) ->
     return imputer.relative_style(own, torch.where(source.isnan(), own, source), target)
 
 
-def origins_of(run: Run, screen: Screen, styles: Styles, seed: int) -> Origins:
+def compared(screen: Screen, label: str | None, rows: Rows, over: RelativeTo | None) -> Rows:
+    """Those of `rows` whose styles stand for their environment's: all, or the negative controls.
+
+    Raises UserError if controls are wanted and the screen has none.
+    """
+    if over != "controls":
+        return rows
+    return rows[control_rows(screen.table, label, None, str(screen.path))[rows]]
+
+
+def members_of(
+    screen: Screen, label: str | None, environment: Coded, rows: Rows, over: RelativeTo | None
+) -> list[Rows]:
+    """The rows `compared` of each environment.
+
+    Raises UserError if one has no control where they are wanted.
+    """
+    rows = compared(screen, label, rows, over)
+    members = [rows[environment.codes[rows] == e] for e in range(len(environment.names))]
+    for name, found in zip(environment.names, members, strict=True):
+        if over == "controls" and not len(found):
+            raise UserError(
+                f"{screen.path}: {name} has no negative control, over which its mean style is "
+                "taken; use --relative-style all"
+            )
+    return members
+
+
+def origins_of(run: Run, screen: Screen, styles: Styles, over: RelativeTo, seed: int) -> Origins:
     """Where the rows of a screen were taken, as the imputer of a run sees it.
 
     The mean style of an environment that the run was trained on is that of its training rows;
     of any other, and of all on a screen that the run was not trained on, that of whatever the
-    screen holds of it, without labels. Raises UserError if the screen lacks the environment's
-    columns, or names no environment of any row.
+    screen holds of it. Labels are not looked at, but that `over` controls these are known. Raises
+    UserError if the screen lacks the environment's columns, names no environment of any row, or
+    lacks controls that are wanted.
     """
     columns = run.roles.environment
     missing = [column for column in columns if column not in screen.table.columns]
@@ -75,12 +106,12 @@ def origins_of(run: Run, screen: Screen, styles: Styles, seed: int) -> Origins:
             "image is compared with others of its environment; fill it in, or use a run without "
             "--relative-style"
         )
-    members = [np.flatnonzero(environment.codes == e) for e in range(len(environment.names))]
+    usable = np.ones(len(screen), dtype=bool)
     if read_json(run.path / "fold.json")["screen_identity"] == screen.identity:
-        training = pose(screen, run.config.data).fold.rows("train")
-        for e, name in enumerate(environment.names):
-            if name in run.environments:
-                members[e] = np.intersect1d(members[e], training)
+        trained_on = [e for e, name in enumerate(environment.names) if name in run.environments]
+        usable = ~np.isin(environment.codes, trained_on)
+        usable[pose(screen, run.config.data).fold.rows("train")] = True
+    members = members_of(screen, run.roles.label, environment, np.flatnonzero(usable), over)
     return Origins(mean_styles(styles, members, environment.names, seed), environment.codes)
 
 

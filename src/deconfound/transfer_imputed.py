@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from deconfound import atomic, machine
-from deconfound.config import nearest
+from deconfound.config import RelativeTo, nearest
 from deconfound.data.batch import BatchReader
 from deconfound.data.screen import Rows, Screen, open_screen
 from deconfound.data.screen_writer import ScreenWriter
@@ -22,7 +22,7 @@ from deconfound.intervention import Intervention, frozen
 from deconfound.methods.base import Imputer
 from deconfound.problem import Problem, pose
 from deconfound.progress import Progress
-from deconfound.relative_style import Origins, origins_of, refuse_absolute
+from deconfound.relative_style import Origins, compared, origins_of, refuse_absolute
 from deconfound.run import Run, group_codes, open_run, read_json
 from deconfound.streams import numpy_stream
 from deconfound.styles import styles_of
@@ -62,7 +62,7 @@ def impute(
     *,
     to: str,
     images: int | None = None,
-    relative_style: bool = False,
+    relative_style: RelativeTo | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> Imputed:
@@ -70,16 +70,17 @@ def impute(
 
     All images, or `images` drawn by `seed`; each gets the style of an image drawn from at most 32
     training rows of `to` in the run's own screen. With `relative_style` images keep how their style
-    differs from the mean style of their environment, and that becomes the mean over those rows.
-    Writes the screen imputed/, transfer.png,
-    umap.png and imputed.json. Pernice et al., Interventional Style Transfer, 2023, Figure 4B.
-    Raises UserError if `out` exists, if the method cannot impute, for an environment that training
-    lacks, if the screen does not fit the run, and if the run's own screen is no longer there.
+    differs from the mean style of their environment, over all of its images or its negative
+    controls, and that becomes the mean over those rows or the controls among them. Writes the
+    screen imputed/, transfer.png, umap.png and imputed.json. Pernice et al., Interventional Style
+    Transfer, 2023, Figure 4B. Raises UserError if `out` exists, if the method cannot impute, for an
+    environment that training lacks, if the screen does not fit the run, if there are no controls
+    that are wanted, and if the run's own screen is no longer there.
     """
     out = Path(out)
     atomic.refuse_existing(out)
     opened, source = open_run(run), open_screen(screen)
-    _refuse_unable(opened, source, to, relative_style)
+    _refuse_unable(opened, source, to, relative_style is not None)
     rows = _rows(source, images, seed)
     own = _own_screen(opened, source)
     problem = pose(own, opened.config.data)
@@ -95,18 +96,23 @@ def impute(
     assert isinstance(method, Imputer)
     imputer = Intervention(frozen(method), intensity, torch.empty(0), None, {}).to(fabric.device)
     of_target = _training_rows(problem, to, seed)
+    of_target = compared(own, problem.roles.label, of_target, relative_style)
+    if not len(of_target):
+        raise UserError(
+            f"--to {to}: no negative control among its training rows; use --relative-style all"
+        )
     styles = min(STYLES, -(-len(of_target) // 2))
     group = None if problem.group is None else problem.group.codes
     of_imputer = imputer.imputer, imputer.intensity
     own_styles = styles_of(*of_imputer, own, problem.environment.codes, group, fabric.device)
     bank = own_styles(of_target[:styles])
     origins = None
-    if relative_style:
+    if relative_style is not None:
         bank = bank.mean(dim=0, keepdim=True).expand_as(bank)
         unknown = np.full(len(source), -1, dtype=np.int64)
         group = group_codes(opened, source)
         source_styles = styles_of(*of_imputer, source, unknown, group, fabric.device)
-        origins = origins_of(opened, source, source_styles, seed)
+        origins = origins_of(opened, source, source_styles, relative_style, seed)
     imputer = replace(imputer, bank=bank[None])
     style = numpy_stream(seed, "imputed styles").integers(len(bank), size=len(rows))
     style_rows = of_target[style]
@@ -144,9 +150,9 @@ def impute(
     return Imputed(open_screen(out / "imputed"), rows, style_rows, clipped, landing)
 
 
-def _refuse_unable(run: Run, screen: Screen, to: str, relative_style: bool) -> None:
+def _refuse_unable(run: Run, screen: Screen, to: str, relative: bool) -> None:
     refuse_unable(run.config.method, run.config.method, str(run.path))
-    if relative_style:
+    if relative:
         refuse_absolute(run.config.method, str(run.path))
     if screen.holds_profiles:
         raise UserError(
