@@ -52,8 +52,8 @@ class CrossvalOptions(Options):
     style_images: int | None = Field(None, ge=1)
     """The same of the images that one style is averaged over."""
     relative_style: RelativeTo | None = None
-    """The same of what an image keeps its difference to, all images or the negative controls of its
-    environment."""
+    """The same of the images of an environment, all or its negative controls, from whose mean style
+    an image keeps its distance."""
     correction_draws: int | None = Field(None, ge=0)
     """The same of the times that an image is imputed before it is embedded."""
 

@@ -95,8 +95,8 @@ def impute(
         )
     assert isinstance(method, Imputer)
     imputer = Intervention(frozen(method), intensity, torch.empty(0), None, {}).to(fabric.device)
-    of_target = _training_rows(problem, to, seed)
-    of_target = compared(own, problem.roles.label, of_target, relative_style)
+    every = _training_rows(problem, to, seed)
+    of_target = compared(own, problem.roles.label, every, relative_style)
     if not len(of_target):
         raise UserError(
             f"--to {to}: no negative control among its training rows; use --relative-style all"
@@ -140,7 +140,7 @@ def impute(
             Encoder(imputer.imputer, imputer.intensity, fabric.device),
             (source, rows[others], texts(environment, rows[others])),
             (written, others),
-            (own, of_target[styles:] if len(of_target) > 1 else of_target),
+            (own, every if len(every) == 1 else every[~np.isin(every, of_target[:styles])]),
             seed,
         )
         draw_landing(landing, to, temporary / "umap.png", seed)
