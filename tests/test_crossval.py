@@ -73,10 +73,13 @@ def test_rows_of_methods_trained_on_imputed_images(
         "far": {"method": "ist", "config": str(far)},
         "ist": {},
     }
-    options = CrossvalOptions(bank=5, relative_style="controls", correction_draws=0)
+    options = CrossvalOptions(relative_style="controls", correction_draws=0)
     swept = sweep_file(tmp_path, entries, [], options)["methods"]
-    given = {"bank": 5, "relative_style": "controls", "correction_draws": 0}
+    given = {"relative_style": "controls", "correction_draws": 0}
     assert swept["erm+ist"]["intervention"] == given
+    plain = {name: entry for name, entry in entries.items() if "intervene" not in entry}
+    with pytest.raises(UserError, match="--style-images belongs to METHOD"):
+        sweep_file(tmp_path, plain, [], CrossvalOptions(style_images=2))
     assert "intervention" not in swept["scbd"]
 
 

@@ -1,5 +1,6 @@
 """Images that keep how their style differs from the mean style of their environment."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from deconfound import cli
-from deconfound.config import InterventionOptions
+from deconfound.config import InterventionOptions, RelativeTo
 from deconfound.correction import correction_of, represent
 from deconfound.data.batch import Batch, BatchReader
 from deconfound.data.counterfactual import counterfactual
@@ -20,7 +22,7 @@ from deconfound.fit import fit
 from deconfound.imputation import imputation, interventions
 from deconfound.intervention import begin_intervention, load_intervention
 from deconfound.problem import Problem, pose
-from deconfound.relative_style import mean_style_of, origins_of
+from deconfound.relative_style import compared, mean_style_of, origins_of
 from deconfound.run import Run, RunConfig, open_run
 from deconfound.streams import torch_stream
 from deconfound.styles import Styles, styles_of
@@ -30,8 +32,10 @@ MakeConfig = Callable[..., RunConfig]
 CPU = torch.device("cpu")
 
 
-def relative_config(make_config: MakeConfig, source: Path, **given: object) -> RunConfig:
-    options = InterventionOptions(intervene=source, bank=4, relative_style="all")
+def relative_config(
+    make_config: MakeConfig, source: Path, over: RelativeTo = "all", **given: object
+) -> RunConfig:
+    options = InterventionOptions(intervene=source, relative_style=over)
     values = dict(make_config("erm", **given)) | {"intervention": options, "imputer": "restain"}
     return type(make_config("erm"))(**values)
 
@@ -94,14 +98,13 @@ def test_training_images_move_as_their_environment_does(
     rows = torch.from_numpy(train)
     each = [rows[code[rows] == e] for e in range(len(problem.environment.names))]
     mean = torch.stack([of_image[members].mean(dim=0) for members in each])
-    assert found.mean is not None
-    torch.testing.assert_close(found.mean, mean)
+    torch.testing.assert_close(found.bank, mean[:, None])
     training = Batch(batch.image[rows], batch.label[rows], batch.environment[rows], rows)
     imputed = found.intervene(training, torch_stream(0, "x"))
     drawn = torch.randint(found.styles, (len(rows),), generator=torch_stream(0, "x"))
-    expected = moved(training.image, mean[training.environment], found.bank.flatten(0, 1)[drawn])
+    expected = moved(training.image, mean[training.environment], mean[drawn])
     torch.testing.assert_close(imputed.image, expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(imputed.environment, drawn // 4)
+    assert torch.equal(imputed.environment, drawn)
 
 
 def test_an_image_without_environment_takes_the_style_over(
@@ -109,11 +112,11 @@ def test_an_image_without_environment_takes_the_style_over(
 ) -> None:
     found = load_intervention(run.path, screen)
     drawn = torch.arange(len(batch)) % found.styles
-    nowhere = mean_style_of(found.mean, torch.full((len(batch),), -1))
+    nowhere = mean_style_of(found.bank[:, 0], torch.full((len(batch),), -1))
     assert nowhere.isnan().all()
     expected = found.impute(batch.image, drawn)
     torch.testing.assert_close(found.impute(batch.image, drawn, nowhere), expected)
-    known = found.mean[batch.environment.clamp(min=0)]
+    known = found.bank[batch.environment.clamp(min=0), 0]
     assert not torch.allclose(found.impute(batch.image, drawn, known), expected, atol=1e-2)
 
 
@@ -122,7 +125,7 @@ def test_an_image_given_more_than_an_imputer_takes_at_once(
 ) -> None:
     found = load_intervention(run.path, screen)
     image, drawn = batch.image.repeat(3, 1, 1, 1), torch.arange(3 * len(batch)) % found.styles
-    known = found.mean[batch.environment.clamp(min=0)].repeat(3, 1)
+    known = found.bank[batch.environment.clamp(min=0), 0].repeat(3, 1)
     each = [
         found.impute(image[i : i + 1], drawn[i : i + 1], known[i : i + 1])
         for i in range(len(image))
@@ -169,29 +172,62 @@ def test_with_controls_every_mean_style_is_theirs(
         here = (plate.codes == code) & controls
         rows = here & train if name in run.environments else here
         torch.testing.assert_close(origins.mean[code], own[rows].mean(dim=0))
-    config = relative_config(make_config, source)
-    options = config.intervention.model_copy(update={"relative_style": "controls"})
-    config = config.model_copy(update={"intervention": options})
+    config = relative_config(make_config, source, "controls")
     made = begin_intervention(config, marked, problem, tmp_path, open_run(source), CPU)
     assert made is not None
-    assert made.mean is not None
-    of_controls = own[train & controls]
-    distance = torch.cdist(made.bank.flatten(0, 1), of_controls).min(dim=1).values
-    assert distance.max() < 1e-3
-    drawn = interventions(marked, problem, "test", 100, 0, 2, "controls")
-    assert controls[drawn.style].all()
+    for style, name in zip(made.bank, run.environments, strict=True):
+        rows = train & controls & (plate.codes == plate.names.index(name))
+        torch.testing.assert_close(style, own[rows].mean(dim=0, keepdim=True))
+    named = run.config.data.model_copy(update={"controls": ("c1",)})
+    of_named = replace(run, config=run.config.model_copy(update={"data": named}))
+    assert torch.equal(origins_of(of_named, screen, styles, "controls", 0).mean, origins.mean)
 
 
-def test_an_environment_without_controls_is_refused(
-    run: Run, screen: Screen, styles: Styles
+def test_an_environment_without_controls_is_refused_before_training(
+    screen: Screen,
+    run: Run,
+    styles: Styles,
+    restain: str,
+    make_config: MakeConfig,
+    make_screen: Callable[..., Screen],
+    tmp_path: Path,
 ) -> None:
-    kind = np.where(screen.table["plate"] == "P2", "trt", "negcon")
-    marked = replace(screen, table=screen.table.assign(Metadata_Control_Type=kind))
-    said = "P2 has no negative control, over which its mean style is taken; use --relative-st"
+    held_out = pose(screen, make_config("erm").data).fold.part == "test"
+    kind = np.where((screen.table["plate"] == "P2") & ~held_out, "trt", "negcon")
+    images, table = screen.read(np.arange(len(screen))), screen.table
+    marked = make_screen(tmp_path / "marked", images, table.assign(Metadata_Control_Type=kind))
+    other = fit(make_config(restain), marked.path, tmp_path / "source" / "run", quiet=True).path
+    said = "P2 has no negative control to take its mean style over; mark one, or choose"
     with pytest.raises(UserError, match=said):
-        origins_of(run, marked, styles, "controls", 0)
-    with pytest.raises(UserError, match="no controls, no row has Metadata_Control_Type = negcon"):
+        config = relative_config(make_config, other, "controls")
+        fit(config, marked.path, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    said = "no controls, no row has Metadata_Control_Type = negcon; mark them, or choose"
+    with pytest.raises(UserError, match=said):
         origins_of(run, with_controls(screen, ()), styles, "controls", 0)
+    unlabelled = replace(screen, table=table.drop(columns="compound"))
+    with pytest.raises(UserError, match="no column Metadata_Control_Type and none of labels"):
+        compared(unlabelled, run.roles, "controls", (), (), None)
+
+
+def test_on_another_screen_every_environment_is_compared_with_itself(
+    run: Run,
+    screen: Screen,
+    batch: Batch,
+    styles: Styles,
+    make_screen: Callable[..., Screen],
+    tmp_path: Path,
+) -> None:
+    images = screen.read(np.arange(len(screen)))
+    table = screen.table.drop(columns="compound").assign(compound="new")
+    table["Metadata_Control_Type"] = np.where(np.arange(96) % 2, "negcon", "trt")
+    other = make_screen(tmp_path / "other", images, table)
+    own, plate = moments(batch.image), screen.coded(("plate",))
+    for over, counts in (("all", np.ones(96, bool)), ("controls", np.arange(96) % 2 == 1)):
+        origins = origins_of(run, other, styles, over, 0)
+        for code in range(len(plate.names)):
+            expected = own[(plate.codes == code) & counts].mean(dim=0)
+            torch.testing.assert_close(origins.mean[code], expected)
 
 
 def test_a_planted_shift_of_an_unseen_environment_is_undone_and_cells_stay_different(
@@ -250,17 +286,18 @@ def test_nothing_held_out_reaches_the_run(
 def test_a_screen_that_names_no_environments_is_refused(
     run: Run,
     screen: Screen,
-    styles: Styles,
     make_screen: Callable[..., Screen],
     tmp_path: Path,
 ) -> None:
-    images, table = screen.read(np.arange(len(screen))), screen.table
-    empty = make_screen(tmp_path / "empty", images, table.assign(plate=None))
-    with pytest.raises(UserError, match="plate is empty in every row, and with relative styles"):
+    images, table = screen.read(np.arange(len(screen))), screen.table.copy()
+    table.loc[[3, 5], "plate"] = None
+    empty = make_screen(tmp_path / "empty", images, table)
+    said = "plate is empty in 2 rows, first in row 3; fill it in, as an image is compared"
+    with pytest.raises(UserError, match=said):
         correction_of(run, empty, CPU)
     lacking = replace(screen, table=table.drop(columns="plate"))
-    with pytest.raises(UserError, match="lacks the column plate, and with relative styles"):
-        origins_of(run, lacking, styles, "all", 0)
+    with pytest.raises(UserError, match="lacks the column plate; add it, as an image is compared"):
+        compared(lacking, run.roles, "all", (), (), None)
 
 
 def test_methods_without_means_and_deviations_are_refused(
@@ -280,29 +317,44 @@ def test_methods_without_means_and_deviations_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("over", ["all", "controls"])
 def test_transfer_moves_a_screen_as_its_environments_do(
-    source: Path, screen: Screen, tmp_path: Path
+    over: RelativeTo,
+    restain: str,
+    screen: Screen,
+    make_config: MakeConfig,
+    make_screen: Callable[..., Screen],
+    tmp_path: Path,
 ) -> None:
-    run = open_run(source)
+    """Images of the target stay, but for the rounding; the others go where its mean is."""
+    images = screen.read(np.arange(len(screen)))
+    table = with_controls(screen, ("c2",)).table
+    marked = make_screen(tmp_path / "marked", images, table)
+    config = make_config(restain, data={"fold": "series=S1", "environment": ("series", "plate")})
+    run = fit(config, marked.path, tmp_path / "run", quiet=True)
     to = run.environments[0]
-    done = impute(source, screen.path, tmp_path / "out", to=to, relative_style="all", quiet=True)
-    imputed = done.screen.read(np.arange(len(screen))).astype(float)
-    plate = screen.coded(("plate",))
-    means = [imputed[plate.codes == code].mean(axis=(0, 2, 3)) for code in range(len(plate.names))]
-    np.testing.assert_allclose(means, np.broadcast_to(means[0], np.shape(means)), rtol=0.05)
-    single = impute(source, screen.path, tmp_path / "single", to=to, quiet=True)
-    other = single.screen.read(np.arange(len(screen))).astype(float)
-    own = screen.read(np.arange(len(screen))).mean(axis=(2, 3))
-    kept, lost = (
-        np.corrcoef(image.mean(axis=(2, 3))[plate.codes == 0, 0], own[plate.codes == 0, 0])[0, 1]
-        for image in (imputed, other)
-    )
-    assert kept > 0.95
-    assert abs(lost) < 0.7
+    out = tmp_path / "out"
+    done = impute(run.path, marked.path, out, to=to, relative_style=over, quiet=True)
+    imputed = done.screen.read(np.arange(len(screen)))
+    place = marked.coded(("series", "plate"))
+    train = pose(marked, run.config.data).fold.part == "train"
+    of = moments(torch.from_numpy(images.astype(float)))
+    counts = np.ones(96, bool) if over == "all" else (table["compound"] == "c2").to_numpy()
+    expected = np.empty(images.shape)
+    target = counts & train & (place.codes == place.names.index(to))
+    for code, name in enumerate(place.names):
+        here = place.codes == code
+        stand_for = here & counts & (train if name in run.environments else True)
+        means = (of[rows].mean(dim=0, keepdim=True) for rows in (stand_for, target))
+        expected[here] = moved(torch.from_numpy(images[here].astype(float)), *means).numpy()
+    assert np.abs(imputed - expected.clip(0, 65535)).max() <= 1
+    already = place.codes == place.names.index(to)
+    assert np.abs(imputed[already].astype(int) - images[already]).max() <= 1
 
 
+@pytest.mark.parametrize("over", ["all", "controls"])
 def test_relative_images_are_judged_as_they_are_made(
-    restain: str, make_config: MakeConfig, tmp_path: Path
+    over: RelativeTo, restain: str, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     """The toy and the scaling of pixels are affine, so the error is known in stored units."""
     config = SimulateConfig(
@@ -312,26 +364,41 @@ def test_relative_images_are_judged_as_they_are_made(
     data = {"fold": "Metadata_Plate=S1/P1", "label": None, "environment": ()}
     source = fit(make_config(restain, data=data), simulated.path, tmp_path / "run", quiet=True)
     scores = imputation(
-        source.path, simulated.path, tmp_path / "scores.parquet", style_images=3,
-        relative_style="all", oracle_steps=2, quiet=True,
+        source.path, simulated.path, tmp_path / "scores.parquet", relative_style=over,
+        oracle_steps=2, quiet=True,
     )  # fmt: skip
     of_run = scores[(scores.method == restain) & (scores.representation == "image")]
+    asked = {"style_images": 1, "relative_style": over}
+    assert json.loads(of_run.config.iloc[0])["imputation"] == asked
     problem = pose(simulated, source.config.data)
-    drawn = interventions(simulated, problem, "test", 2000, 0, 3)
+    drawn = interventions(simulated, problem, "test", 2000, 0)
     every = moments(torch.from_numpy(simulated.read(np.arange(240)).astype(float)))
-    taken_in = every[drawn.rows].mean(dim=0).expand(len(drawn.rows), -1)
+    control = (simulated.table["Metadata_Control_Type"] == "negcon").to_numpy(dtype=bool)
+    counts = control if over == "controls" else np.ones(240, dtype=bool)
+    train = problem.fold.part == "train"
+    codes = problem.environment.codes
+    target = torch.stack(
+        [every[counts & train & (codes == one)].mean(dim=0) for one in drawn.environment]
+    )
+    own = every[counts & (problem.fold.part == "test")].mean(dim=0).expand_as(target)
     image = torch.from_numpy(simulated.read(drawn.rows).astype(float))
-    imputed = moved(image, taken_in, every[torch.from_numpy(drawn.style)].mean(dim=1))
+    imputed = moved(image, own, target).clamp(0, np.iinfo(simulated.dtype).max).numpy()
     true = np.concatenate(
         [
             counterfactual(simulated, [row], place)
             for row, place in zip(drawn.rows, drawn.rendering, strict=True)
         ]
     ).astype(float)
-    distance = np.abs(imputed.clamp(0, np.iinfo(simulated.dtype).max).numpy() - true).sum()
-    expected = distance / np.abs(image.numpy() - true).sum()
+    expected = np.abs(imputed - true).sum() / np.abs(image.numpy() - true).sum()
     found = of_run.set_index(["metric", "part"]).value["imputation_error", "test"]
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_options_of_other_styles_are_refused(source: Path) -> None:
+    for given in ({"bank": 5}, {"style_images": 2}):
+        said = f"its styles are means of environments, and {next(iter(given))} is of other styles"
+        with pytest.raises(ValidationError, match=said):
+            InterventionOptions(intervene=source, relative_style="all", **given)
 
 
 def test_the_flag_belongs_to_to(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from deconfound.errors import UserError
 
@@ -113,6 +114,19 @@ class InterventionOptions(Options):
     correction_draws: int = Field(1, ge=0)
     """Times that an image is brought to a training environment before it is embedded; the
     representations and probabilities are averaged. 0 embeds it as it is."""
+
+    @field_validator("relative_style")
+    @classmethod
+    def _without_a_bank(cls, over: str | None, known: ValidationInfo) -> str | None:
+        for name in ("bank", "style_images"):
+            if over and known.data.get(name) != cls.model_fields[name].default:
+                raise PydanticCustomError(
+                    "relative_style",
+                    "its styles are means of environments, and {name} is of other styles; leave "
+                    "one of them out",
+                    {"name": name},
+                )
+        return over
 
 
 def validated(model: type[AnyOptions], values: Any, where: str) -> AnyOptions:

@@ -51,7 +51,7 @@ def correction_of(run: Run, screen: Screen, device: torch.device) -> Correction 
         return None
     intervention = load_intervention(run.path, screen).to(device)
     seed = run.config.seed
-    if intervention.mean is None:
+    if not intervention.relative:
         return Correction(intervention, draws, seed)
     unknown = np.full(len(screen), -1, dtype=np.int64)
     imputer, intensity = intervention.imputer, intervention.intensity

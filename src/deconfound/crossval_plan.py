@@ -260,6 +260,9 @@ def sweep_file(
     training = {"steps": options.steps, "batch_size": options.batch_size}
     asked = {name: getattr(options, name) for name in INTERVENTION}
     intervention = {name: value for name, value in asked.items() if value is not None}
+    if intervention and not any("intervene" in entry for entry in entries.values()):
+        flag = "--" + next(iter(intervention)).replace("_", "-")
+        raise UserError(f"crossval: {flag} belongs to METHOD+IMPUTER, such as erm+ist; add one")
     for name, entry in entries.items():
         if "intervene" in entry and intervention:
             entries = entries | {name: entry | {"intervention": intervention}}

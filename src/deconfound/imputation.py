@@ -54,6 +54,8 @@ class _Imputer:
 
     method: Imputer
     intensity: Intensity
+    environments: tuple[str, ...]
+    """Of training."""
     origins: Origins | None
     """Where the rows of the screen were taken; None where styles are not relative."""
 
@@ -68,12 +70,15 @@ class _Imputer:
         source_pixels, style_pixels, taken_in = (
             torch.from_numpy(array).to(device) for array in (source, style, environment)
         )
-        images, of_style = style_pixels.shape[1], self.intensity(style_pixels.flatten(0, 1))
-        every = self.method.style(of_style, taken_in.repeat_interleave(images))
-        code = every.reshape(len(source), images, -1).mean(dim=1)
         image = self.intensity(source_pixels)
-        if self.origins is not None:
-            code = relative(self.method, image, self.origins.of(torch.from_numpy(rows)), code)
+        if self.origins is None:
+            images, of_style = style_pixels.shape[1], self.intensity(style_pixels.flatten(0, 1))
+            every = self.method.style(of_style, taken_in.repeat_interleave(images))
+            code = every.reshape(len(source), images, -1).mean(dim=1)
+        else:
+            own = self.origins.of(torch.from_numpy(rows))
+            target = self.origins.of_names([self.environments[one] for one in environment])
+            code = relative(self.method, image, own, target)
         imputed = self.method.impute(image, code)
         return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
 
@@ -112,19 +117,20 @@ def imputation(
     Of each of the parts id_test and test at most `images` cells, drawn by `seed`, are imputed each
     into one training environment other than its own, drawn uniformly, in the style, averaged over
     codes, of `style_images` training images of it, drawn uniformly; from the second on they are of
-    the planted environment of the first. With `relative_style` images keep how their style differs
-    from the mean style of their environment, over all of its images or its negative controls, and
-    style images are such. The true image is the same cell rendered there. Both
-    are compared in stored units, the imputed one clipped to the range of the stored type. The
-    oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`, says which label
-    an image shows.
+    the planted environment of the first. With `relative_style` the style images are of the baseline
+    alone, and images of the run keep how their style differs from the mean style of their
+    environment, over all of its images or its negative controls. The true image is the same cell
+    rendered there. Both are compared in stored units, the imputed one clipped to the range of the
+    stored type. The oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`,
+    says which label an image shows.
 
     Returns, and writes to the Parquet file `out`, the columns of `measure`: the representation is
     "image", or "channel NAME" where only that is compared. Beside the run's scores stand those of
-    `BASELINES`, the images left alone and `matched_moments`; they depend on the fold and `seed`
-    alone, and their seed is `seed`. Raises UserError if `out` exists, if the run cannot impute, if
-    the screen was neither simulated nor injected, has other channels or is not the run's, if there
-    is no cell to judge, or if pixels cannot be put back into stored units.
+    `BASELINES`, the images left alone and `matched_moments`; they depend on the
+    fold, `seed` and `style_images` alone, and their seed is `seed`. Raises UserError if `out`
+    exists, if the run cannot impute, or not as asked, if the screen was neither simulated nor
+    injected, has other channels or is not the run's, if there is no cell to judge, or if pixels
+    cannot be put back into stored units.
     """
     with atomic.claimed(Path(out)):
         opened_run, opened_screen = open_run(run), open_screen(screen)
@@ -138,9 +144,7 @@ def imputation(
             origins = _origins(opened_run, opened_screen, method, intensity, relative_style, seed)
         problem = pose(opened_screen, opened_run.config.data)
         drawn_of = {
-            part: interventions(
-                opened_screen, problem, part, images, seed, style_images, relative_style
-            )
+            part: interventions(opened_screen, problem, part, images, seed, style_images)
             for part in PARTS
         }
         planned = {part: drawn for part, drawn in drawn_of.items() if len(drawn.rows)}
@@ -163,11 +167,12 @@ def imputation(
         total = sum(len(drawn.rows) for drawn in planned.values())
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():
-                imputer = _Imputer(method, intensity, origins)
+                imputer = _Imputer(method, intensity, opened_run.environments, origins)
                 judged = _judged(opened_screen, imputer, drawn, oracle, progress, threads)
+                asked = {"style_images": style_images, "relative_style": relative_style}
                 for name in ("run", *BASELINES):
                     rows = _scores(judged, name, opened_screen, problem, drawn, part, seed)
-                    records += _records(opened_run, name, rows, seed)
+                    records += _records(opened_run, name, rows, seed, asked)
         table = pd.DataFrame(records, columns=COLUMNS)
         with atomic.atomic_file(Path(out)) as temporary:
             table.to_parquet(temporary)
@@ -279,14 +284,19 @@ def _scores(
     return rows
 
 
-def _records(run: Run, name: str, rows: list[Row], seed: int) -> list[dict[str, Any]]:
-    """Rows of a scores file; a baseline has no configuration."""
+def _records(
+    run: Run, name: str, rows: list[Row], seed: int, asked: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of a scores file, whose configuration also says how the run was `asked` to impute.
+
+    A baseline has no configuration.
+    """
     config = run.config
     about = {
         "method": config.title,
         "seed": config.seed,
         "saw_held_out": config.options.sees_held_out,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json") | {"imputation": asked},
     }
     if name == "run":
         return [score_row(about, run.fold, row) for row in rows]

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deconfound.config import RelativeTo
 from deconfound.data.screen import Rows, Screen
 from deconfound.data.split import Part
 from deconfound.data.table import joined
 from deconfound.problem import Problem
-from deconfound.relative_style import compared
 from deconfound.streams import numpy_stream
 
 
@@ -35,17 +33,16 @@ def interventions(
     most: int,
     seed: int,
     style_images: int = 1,
-    over: RelativeTo | None = None,
 ) -> Interventions:
     """At most `most` rows of a part, each with an environment and style images of training.
 
     All draws are by `seed`; the same rows, environments and first styles come whatever the run and
     `style_images`. Where there are too few style images they are repeated. A row whose own
-    environment is the only one of training is left out. With `over` controls they are styles.
+    environment is the only one of training is left out.
     """
     code = problem.environment.codes
     train = problem.fold.rows("train")
-    train = compared(screen, problem.roles.label, train[code[train] >= 0], over)
+    train = train[code[train] >= 0]
     stream = numpy_stream(seed, "interventions", part)
     rows = np.sort(stream.permutation(problem.fold.rows(part))[:most])
     environments = np.unique(code[train])

@@ -11,7 +11,7 @@ from deconfound.errors import UserError
 from deconfound.intervention import DESCRIPTION
 from deconfound.methods.base import Imputer
 from deconfound.problem import Problem
-from deconfound.relative_style import refuse_absolute
+from deconfound.relative_style import compared, refuse_absolute
 from deconfound.run import Run, RunConfig, open_run, read_json
 
 
@@ -45,7 +45,7 @@ def imputing_run(config: RunConfig, screen: Screen, problem: Problem, out: Path)
     """The run to intervene with; None without an intervention, or where `out` has its own copy.
 
     Raises UserError if its method cannot impute, if it saw held-out images or may have seen what
-    this run holds out, or if it is of another screen.
+    this run holds out, if it is of another screen, or if styles cannot be relative as asked.
     """
     path = config.intervention.intervene
     if path is None or (out / DESCRIPTION).is_file():
@@ -53,8 +53,11 @@ def imputing_run(config: RunConfig, screen: Screen, problem: Problem, out: Path)
     run = open_run(path)
     name = run.config.title
     refuse_unable(run.config.method, name, f"--intervene {path}")
-    if config.intervention.relative_style:
+    over = config.intervention.relative_style
+    if over is not None:
         refuse_absolute(run.config.method, f"--intervene {path}")
+        names, train = problem.environment.names, problem.fold.rows("train")
+        compared(screen, problem.roles, over, config.data.controls, names, train)
     if run.config.options.sees_held_out:
         raise UserError(
             f"--intervene {path}: {name} saw images of test rows; give a run that did not"

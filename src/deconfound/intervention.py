@@ -19,7 +19,7 @@ from deconfound.data.shards import sha256
 from deconfound.errors import UserError
 from deconfound.methods.base import Imputer
 from deconfound.problem import Problem
-from deconfound.relative_style import mean_style_of, members_of, relative
+from deconfound.relative_style import compared, mean_style_of, relative
 from deconfound.run import (
     FORMAT_VERSION,
     Run,
@@ -53,8 +53,9 @@ class Intervention:
     """What the imputer's run scales pixels by."""
     bank: Tensor
     """(K, M, S) float32: M styles of training rows of each of the K training environments."""
-    mean: Tensor | None
-    """(K, S) float32: the mean styles of those environments; None where styles are not relative."""
+    relative: bool
+    """Whether images keep how their style differs from their environment's mean style; the bank
+    then holds these means, (K, 1, S)."""
     about: dict[str, Any]
     """What `intervention.json` holds: the configuration of the imputer's run, its labels and
     environments, the SHA-256 of its model."""
@@ -62,9 +63,7 @@ class Intervention:
     def to(self, device: torch.device) -> "Intervention":
         """The same on a device."""
         self.imputer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        mean = None if self.mean is None else self.mean.to(device)
-        intensity, bank = self.intensity.to(device), self.bank.to(device)
-        return replace(self, intensity=intensity, bank=bank, mean=mean)
+        return replace(self, intensity=self.intensity.to(device), bank=self.bank.to(device))
 
     @property
     def styles(self) -> int:
@@ -101,7 +100,7 @@ class Intervention:
         style = drawn[rank::ranks][:chosen]
         environment = (style // self.bank.shape[1]).to(batch.environment.device)
         own = batch.environment[:chosen]
-        source = None if self.mean is None else mean_style_of(self.mean, own)
+        source = mean_style_of(self.bank[:, 0], own) if self.relative else None
         imputed = self.impute(batch.image[:chosen], style, source)
         return replace(
             batch,
@@ -122,8 +121,6 @@ class Intervention:
         if (run / DESCRIPTION).is_file():
             return
         tensors = weights(self.imputer, self.intensity) | {"bank": self.bank.cpu().contiguous()}
-        if self.mean is not None:
-            tensors["mean"] = self.mean.cpu().contiguous()
         with atomic.atomic_file(run / WEIGHTS) as temporary:
             save_weights(temporary, tensors)
         atomic.write_text(run / DESCRIPTION, json.dumps(self.about, indent=2))
@@ -156,16 +153,22 @@ def begin_intervention(
         "run": source.path.resolve().name,
         "model_sha256": sha256(source.path / "model.safetensors"),
     }
-    made = Intervention(frozen(method), intensity, torch.empty(0), None, about).to(device)
+    options = config.intervention
+    over = options.relative_style
+    about |= {} if over is None else {"relative_style": over}
+    made = Intervention(frozen(method), intensity, torch.empty(0), over is not None, about)
+    made = made.to(device)
     environment, train = problem.environment, problem.fold.rows("train")
     group = None if problem.group is None else problem.group.codes
     styles = styles_of(made.imputer, made.intensity, screen, environment.codes, group, device)
-    options = config.intervention
-    members = members_of(screen, problem.roles.label, environment, train, options.relative_style)
-    of_each = styles, members, environment.names
-    bank = style_bank(*of_each, options.bank, options.style_images, config.seed)
-    mean = mean_styles(*of_each, config.seed) if options.relative_style is not None else None
-    return replace(made, bank=bank, mean=mean)
+    names = environment.names
+    if over is not None:
+        found = compared(screen, problem.roles, over, config.data.controls, names, train)
+        means = mean_styles(styles, found.of(names), names, config.seed)
+        return replace(made, bank=means[:, None])
+    members = [train[environment.codes[train] == code] for code in range(len(names))]
+    bank = style_bank(styles, members, names, options.bank, options.style_images, config.seed)
+    return replace(made, bank=bank)
 
 
 def frozen(imputer: Imputer) -> Imputer:
@@ -186,8 +189,8 @@ def load_intervention(run: Path, screen: Screen) -> Intervention:
         raise UserError(f"{run / DESCRIPTION}: damaged; fit the run again") from error
     imputer = build_method(config, screen, *counts)
     tensors = read_weights(run / WEIGHTS)
-    bank, mean = tensors.pop("bank", None), tensors.pop("mean", None)
+    bank = tensors.pop("bank", None)
     if not isinstance(imputer, Imputer) or bank is None or bank.ndim != 3:
         raise UserError(f"{run / WEIGHTS}: holds no style bank of an imputer; fit the run again")
     take_weights(tensors, run / WEIGHTS, imputer, intensity)
-    return Intervention(frozen(imputer), intensity, bank, mean, about)
+    return Intervention(frozen(imputer), intensity, bank, "relative_style" in about, about)

@@ -5,6 +5,7 @@ images imputed by one style image become equally bright: what made a cell bright
 around it is then taken for a technical effect, and lost.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from deconfound import methods
 from deconfound.config import RelativeTo
-from deconfound.data.controls import control_rows
+from deconfound.data.controls import CONTROL_TYPE, control_rows
 from deconfound.data.screen import Rows, Screen
-from deconfound.data.table import Coded, coded, joined, listed
+from deconfound.data.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.methods.base import Imputer
 from deconfound.problem import pose
@@ -30,12 +31,18 @@ class Origins:
 
     mean: Tensor
     """(E, S) float32, of each environment."""
+    names: tuple[str, ...]
+    """The environments."""
     code: npt.NDArray[np.int64]
-    """(N,) the environment of each row; −1 where it has none."""
+    """(N,) the environment of each row."""
 
     def of(self, row: Tensor) -> Tensor:
-        """(B, S) for the rows (B,); NaN where a row has no environment."""
+        """(B, S) for the rows (B,)."""
         return mean_style_of(self.mean, torch.from_numpy(self.code[row.cpu().numpy()]))
+
+    def of_names(self, names: Sequence[str]) -> Tensor:
+        """(B, S) for environments by name."""
+        return self.mean[[self.names.index(name) for name in names]]
 
 
 def mean_style_of(mean: Tensor, environment: Tensor) -> Tensor:
@@ -54,32 +61,87 @@ def relative(imputer: Imputer, image: Tensor, source: Tensor, target: Tensor) ->
     return imputer.relative_style(own, torch.where(source.isnan(), own, source), target)
 
 
-def compared(screen: Screen, label: str | None, rows: Rows, over: RelativeTo | None) -> Rows:
-    """Those of `rows` whose styles stand for their environment's: all, or the negative controls.
+@dataclass(frozen=True)
+class Compared:
+    """The images of each environment of a screen over which its mean style is taken."""
 
-    Raises UserError if controls are wanted and the screen has none.
+    environment: Coded
+    """Of every row of the screen."""
+    members: list[Rows]
+    """Rows of each environment."""
+
+    def of(self, names: Sequence[str]) -> list[Rows]:
+        """Those of environments by name."""
+        return [self.members[self.environment.names.index(name)] for name in names]
+
+    def origins(self, styles: Styles, seed: int) -> Origins:
+        """The mean styles; of at most 256 images of each environment, drawn by seed."""
+        mean = mean_styles(styles, self.members, self.environment.names, seed)
+        return Origins(mean, self.environment.names, self.environment.codes)
+
+
+def compared(
+    screen: Screen,
+    roles: Roles,
+    over: RelativeTo,
+    controls: Sequence[str],
+    trained_on: Sequence[str],
+    train: Rows | None,
+) -> Compared:
+    """Of environments `trained_on` the rows `train`, of others all; or the controls among them.
+
+    `train` is None on another screen than the run's: then all rows of every environment count.
+    Controls are the labels named `controls`, or what `control_rows` finds. Raises UserError if a
+    row names no environment, and if an environment has no control where these are wanted.
     """
-    if over != "controls":
-        return rows
-    return rows[control_rows(screen.table, label, None, str(screen.path))[rows]]
-
-
-def members_of(
-    screen: Screen, label: str | None, environment: Coded, rows: Rows, over: RelativeTo | None
-) -> list[Rows]:
-    """The rows `compared` of each environment.
-
-    Raises UserError if one has no control where they are wanted.
-    """
-    rows = compared(screen, label, rows, over)
-    members = [rows[environment.codes[rows] == e] for e in range(len(environment.names))]
-    for name, found in zip(environment.names, members, strict=True):
-        if over == "controls" and not len(found):
+    columns, where = roles.environment, screen.path
+    remedy = "an image is compared with others of its environment: leave --relative-style out"
+    if missing := [column for column in columns if column not in screen.table.columns]:
+        raise UserError(f"{where}: lacks the column {listed(missing)}; add it, as {remedy}")
+    environment = coded(joined(screen.table, columns))
+    unknown = np.flatnonzero(environment.codes < 0)
+    if len(unknown):
+        raise UserError(
+            f"{where}: {listed(columns)} is empty in {len(unknown):,} rows, first in row "
+            f"{unknown[0]}; fill it in, as {remedy}"
+        )
+    usable = np.ones(len(screen), dtype=bool)
+    if train is not None:
+        known = [e for e, name in enumerate(environment.names) if name in trained_on]
+        usable = ~np.isin(environment.codes, known)
+        usable[train] = True
+    if over == "controls":
+        usable &= _controls(screen, roles.label, controls)
+    members = [
+        np.flatnonzero(usable & (environment.codes == e)) for e in range(len(environment.names))
+    ]
+    for name, rows in zip(environment.names, members, strict=True):
+        if not len(rows):
             raise UserError(
-                f"{screen.path}: {name} has no negative control, over which its mean style is "
-                "taken; use --relative-style all"
+                f"{where}: {name} has no negative control to take its mean style over; mark one, "
+                "or choose --relative-style all where the run is fitted or images are imputed"
             )
-    return members
+    return Compared(environment, members)
+
+
+def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> npt.NDArray[np.bool_]:
+    table = screen.table
+    label = label if label in table.columns else None
+    if named and label is not None:
+        return table[label].isin(list(named)).to_numpy(dtype=bool)
+    if CONTROL_TYPE not in table.columns and label is None:
+        raise UserError(
+            f"{screen.path}: no column {CONTROL_TYPE} and none of labels, so which rows are "
+            "negative controls is unknown; add one, or choose --relative-style all where the run "
+            "is fitted or images are imputed"
+        )
+    try:
+        return control_rows(table, label, None, str(screen.path))
+    except UserError as error:
+        raise UserError(
+            f"{str(error).partition(';')[0]}; mark them, or choose --relative-style all where the "
+            "run is fitted or images are imputed"
+        ) from error
 
 
 def origins_of(run: Run, screen: Screen, styles: Styles, over: RelativeTo, seed: int) -> Origins:
@@ -87,32 +149,13 @@ def origins_of(run: Run, screen: Screen, styles: Styles, over: RelativeTo, seed:
 
     The mean style of an environment that the run was trained on is that of its training rows;
     of any other, and of all on a screen that the run was not trained on, that of whatever the
-    screen holds of it. Labels are not looked at, but that `over` controls these are known. Raises
-    UserError if the screen lacks the environment's columns, names no environment of any row, or
-    lacks controls that are wanted.
+    screen holds of it. Of labels nothing is used but, with controls, which rows these are. Raises
+    UserError as `compared`.
     """
-    columns = run.roles.environment
-    missing = [column for column in columns if column not in screen.table.columns]
-    if missing:
-        raise UserError(
-            f"{screen.path}: lacks the column {listed(missing)}, and with relative styles an image "
-            "is compared with others of its environment; add it, or use a run without "
-            "--relative-style"
-        )
-    environment = coded(joined(screen.table, columns))
-    if not environment.names:
-        raise UserError(
-            f"{screen.path}: {listed(columns)} is empty in every row, and with relative styles an "
-            "image is compared with others of its environment; fill it in, or use a run without "
-            "--relative-style"
-        )
-    usable = np.ones(len(screen), dtype=bool)
-    if read_json(run.path / "fold.json")["screen_identity"] == screen.identity:
-        trained_on = [e for e, name in enumerate(environment.names) if name in run.environments]
-        usable = ~np.isin(environment.codes, trained_on)
-        usable[pose(screen, run.config.data).fold.rows("train")] = True
-    members = members_of(screen, run.roles.label, environment, np.flatnonzero(usable), over)
-    return Origins(mean_styles(styles, members, environment.names, seed), environment.codes)
+    own = read_json(run.path / "fold.json")["screen_identity"] == screen.identity
+    train = pose(screen, run.config.data).fold.rows("train") if own else None
+    found = compared(screen, run.roles, over, run.config.data.controls, run.environments, train)
+    return found.origins(styles, seed)
 
 
 def refuse_absolute(method: str, where: str) -> None:

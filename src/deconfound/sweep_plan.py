@@ -18,6 +18,7 @@ from deconfound.data.table import listed
 from deconfound.errors import UserError
 from deconfound.imputing_run import imputing_methods
 from deconfound.problem import pose, roles_of
+from deconfound.relative_style import refuse_absolute
 from deconfound.run import RunConfig, config_model, read_config
 from deconfound.sweep_order import run_directory
 
@@ -49,7 +50,7 @@ class Entry(Given):
     """Entry of a method that imputes: each run is trained on what its run of the same screen, fold
     and seed imputes."""
     intervention: dict[str, Any] = Field({})
-    """Other options of the intervention: bank, correction_draws."""
+    """Other options of the intervention: bank, style_images, relative_style, correction_draws."""
 
 
 class SweepFile(Given):
@@ -266,6 +267,8 @@ def _imputer(path: Path, file: SweepFile, name: str, entry: Entry) -> RunConfig 
             f"{where}: intervene names {wanted!r}, which cannot impute; name an entry of one of "
             f"{', '.join(imputing_methods())}"
         )
+    if entry.intervention.get("relative_style") is not None:
+        refuse_absolute(method, where)
     points = list(_points(path, file, wanted, other))
     if len(points) > 1:
         raise UserError(

@@ -25,7 +25,7 @@ from deconfound.progress import Progress
 from deconfound.relative_style import Origins, compared, origins_of, refuse_absolute
 from deconfound.run import Run, group_codes, open_run, read_json
 from deconfound.streams import numpy_stream
-from deconfound.styles import styles_of
+from deconfound.styles import mean_styles, styles_of
 from deconfound.transfer import diverse, names, refuse_percentile, texts
 from deconfound.transfer_map import Encoder, Landing, draw_landing, find_landing
 from deconfound.transfer_pictures import draw_imputed
@@ -48,7 +48,8 @@ class Imputed:
     rows: Rows
     """(N,) int64 rows of the source screen, ascending."""
     style_rows: Rows
-    """(N,) int64 rows of the run's own screen whose style each image was given."""
+    """(N,) int64 rows of the run's own screen whose style each image was given; with relative
+    styles, images of the target to look at."""
     clipped: float
     """Share of pixel values that the stored type cannot hold; they were clipped."""
     landing: Landing
@@ -71,11 +72,11 @@ def impute(
     All images, or `images` drawn by `seed`; each gets the style of an image drawn from at most 32
     training rows of `to` in the run's own screen. With `relative_style` images keep how their style
     differs from the mean style of their environment, over all of its images or its negative
-    controls, and that becomes the mean over those rows or the controls among them. Writes the
-    screen imputed/, transfer.png, umap.png and imputed.json. Pernice et al., Interventional Style
-    Transfer, 2023, Figure 4B. Raises UserError if `out` exists, if the method cannot impute, for an
-    environment that training lacks, if the screen does not fit the run, if there are no controls
-    that are wanted, and if the run's own screen is no longer there.
+    controls, and that becomes the mean style of `to`. Writes the screen imputed/, transfer.png,
+    umap.png and imputed.json. Pernice et al., Interventional Style Transfer, 2023, Figure 4B.
+    Raises UserError if `out` exists, if the method cannot impute, for an environment that training
+    lacks, if the screen does not fit the run, if styles cannot be relative as asked, and if the
+    run's own screen is no longer there.
     """
     out = Path(out)
     atomic.refuse_existing(out)
@@ -94,13 +95,8 @@ def impute(
             f"{own.image_shape[-1]}"
         )
     assert isinstance(method, Imputer)
-    imputer = Intervention(frozen(method), intensity, torch.empty(0), None, {}).to(fabric.device)
-    every = _training_rows(problem, to, seed)
-    of_target = compared(own, problem.roles.label, every, relative_style)
-    if not len(of_target):
-        raise UserError(
-            f"--to {to}: no negative control among its training rows; use --relative-style all"
-        )
+    imputer = Intervention(frozen(method), intensity, torch.empty(0), False, {}).to(fabric.device)
+    of_target = _training_rows(problem, to, seed)
     styles = min(STYLES, -(-len(of_target) // 2))
     group = None if problem.group is None else problem.group.codes
     of_imputer = imputer.imputer, imputer.intensity
@@ -108,7 +104,10 @@ def impute(
     bank = own_styles(of_target[:styles])
     origins = None
     if relative_style is not None:
-        bank = bank.mean(dim=0, keepdim=True).expand_as(bank)
+        controls, trained_on = opened.config.data.controls, problem.environment.names
+        train = problem.fold.rows("train")
+        stand_for = compared(own, problem.roles, relative_style, controls, trained_on, train)
+        bank = mean_styles(own_styles, stand_for.of([to]), [to], seed).expand_as(bank)
         unknown = np.full(len(source), -1, dtype=np.int64)
         group = group_codes(opened, source)
         source_styles = styles_of(*of_imputer, source, unknown, group, fabric.device)
@@ -140,7 +139,7 @@ def impute(
             Encoder(imputer.imputer, imputer.intensity, fabric.device),
             (source, rows[others], texts(environment, rows[others])),
             (written, others),
-            (own, every if len(every) == 1 else every[~np.isin(every, of_target[:styles])]),
+            (own, of_target[styles:] if len(of_target) > 1 else of_target),
             seed,
         )
         draw_landing(landing, to, temporary / "umap.png", seed)
