@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from deconfound import cli
 from deconfound.config import InterventionOptions, RelativeTo
 from deconfound.correction import correction_of, represent
+from deconfound.crossval import crossval
+from deconfound.crossval_plan import CrossvalOptions
 from deconfound.data.batch import Batch, BatchReader
 from deconfound.data.counterfactual import counterfactual
 from deconfound.data.screen import Screen
@@ -392,6 +394,15 @@ def test_relative_images_are_judged_as_they_are_made(
     expected = np.abs(imputed - true).sum() / np.abs(image.numpy() - true).sum()
     found = of_run.set_index(["metric", "part"]).value["imputation_error", "test"]
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_crossval_without_controls_is_refused_before_it_trains(
+    screen: Screen, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no row has compound = nontargeting; mark them, or choose"):
+        options = CrossvalOptions(relative_style="controls")
+        crossval(("erm+ist",), screen.path, tmp_path / "out", options, quiet=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options_of_other_styles_are_refused(source: Path) -> None:

@@ -35,7 +35,9 @@ from deconfound.embed import embed
 from deconfound.embeddings import read_embeddings
 from deconfound.errors import UserError
 from deconfound.measure import COLUMNS, measure, prediction_scores, score_row
+from deconfound.problem import roles_of
 from deconfound.progress import Progress
+from deconfound.relative_style import compared
 from deconfound.sweep import ExecutorName, sweep
 from deconfound.sweep_order import run_directory
 from deconfound.sweep_plan import Plan, make_plan
@@ -74,7 +76,8 @@ def crossval(
     Writes below the directory `out`: `sweep/` (the runs; a killed call resumes, and another call
     with more methods, seeds or folds trains only what is new), `embeddings/`, `folds.csv`,
     `scores.parquet` and `table.csv`, `.md` and `.tex`. Raises UserError for an unknown method or
-    level, a screen with one environment or nothing to hold out, and if `out` holds something else.
+    level, a screen with one environment or nothing to hold out, if styles cannot be relative as
+    asked, and if `out` holds something else.
     """
     options = options or CrossvalOptions()
     out = Path(out)
@@ -82,6 +85,8 @@ def crossval(
     opened = open_screen(screen)
     levels = chosen_levels(opened, options)
     folds = choose_folds(opened, levels, options)
+    if options.relative_style is not None:
+        compared(opened, roles_of(opened, options.data), options.relative_style, (), (), None)
     file = out / "crossval.yaml"
     if out.exists() and any(out.iterdir()) and not file.is_file():
         raise UserError(f"{out}: exists and is not a cross-validation; choose another --out")
