@@ -202,3 +202,17 @@ def restain() -> Iterator[str]:
         patch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
         yield "restain"
     sys.modules.pop("deconfound.methods.restain", None)
+
+
+@pytest.fixture(scope="module")
+def source(
+    restain: str,
+    screen: Screen,
+    make_config: Callable[..., RunConfig],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A finished run of `restain`, to intervene with."""
+    from deconfound.fit import fit
+
+    out = tmp_path_factory.mktemp("source") / "run"
+    return fit(make_config(restain, seed=5), screen.path, out, quiet=True).path

@@ -29,15 +29,6 @@ CPU = torch.device("cpu")
 WRITTEN = ("metrics.csv", "selection.json", "classes.json", "intervention.json")
 
 
-@pytest.fixture(scope="module")
-def source(
-    restain: str, screen: Screen, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A finished run of the imputer."""
-    out = tmp_path_factory.mktemp("source") / "run"
-    return fit(make_config(restain, seed=5), screen.path, out, quiet=True).path
-
-
 def intervened(
     make_config: MakeConfig, source: Path, method: str = "erm", bank: int = 4, **given: Any
 ) -> RunConfig:

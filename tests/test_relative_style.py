@@ -43,14 +43,6 @@ def relative_config(
 
 
 @pytest.fixture(scope="module")
-def source(
-    restain: str, screen: Screen, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("source") / "run"
-    return fit(make_config(restain, seed=5), screen.path, out, quiet=True).path
-
-
-@pytest.fixture(scope="module")
 def run(
     source: Path, screen: Screen, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:

@@ -10,10 +10,9 @@ from deconfound.data.batch import Batch
 from deconfound.data.screen import Screen
 from deconfound.intervention import Intervention, load_intervention
 from deconfound.methods.base import Method, Tensors
-from deconfound.relative_style import Origins, origins_of
-from deconfound.run import Run, group_codes
+from deconfound.relative_style import Origins, origins_of, styles_anywhere
+from deconfound.run import Run
 from deconfound.streams import numpy_stream
-from deconfound.styles import styles_of
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,10 @@ def correction_of(run: Run, screen: Screen, device: torch.device) -> Correction 
     if run.config.intervention.intervene is None or draws == 0:
         return None
     intervention = load_intervention(run.path, screen).to(device)
-    seed = run.config.seed
-    if not intervention.relative:
+    seed, over = run.config.seed, run.config.intervention.relative_style
+    if over is None:
         return Correction(intervention, draws, seed)
-    unknown = np.full(len(screen), -1, dtype=np.int64)
-    imputer, intensity = intervention.imputer, intervention.intensity
-    styles = styles_of(imputer, intensity, screen, unknown, group_codes(run, screen), device)
-    over = run.config.intervention.relative_style or "all"
+    styles = styles_anywhere(run, screen, intervention.imputer, intervention.intensity)
     return Correction(intervention, draws, seed, origins_of(run, screen, styles, over, seed))
 
 

@@ -36,9 +36,14 @@ from deconfound.metrics import (
 )
 from deconfound.problem import Problem, pose
 from deconfound.progress import Progress
-from deconfound.relative_style import Origins, origins_of, refuse_absolute, relative
-from deconfound.run import Run, group_codes, open_run, read_json
-from deconfound.styles import styles_of
+from deconfound.relative_style import (
+    Origins,
+    origins_of,
+    refuse_absolute,
+    relative,
+    styles_anywhere,
+)
+from deconfound.run import Run, open_run, read_json
 from deconfound.transfer import refuse_percentile
 
 PARTS: tuple[Part, ...] = ("id_test", "test")
@@ -126,11 +131,11 @@ def imputation(
 
     Returns, and writes to the Parquet file `out`, the columns of `measure`: the representation is
     "image", or "channel NAME" where only that is compared. Beside the run's scores stand those of
-    `BASELINES`, the images left alone and `matched_moments`; they depend on the
-    fold, `seed` and `style_images` alone, and their seed is `seed`. Raises UserError if `out`
-    exists, if the run cannot impute, or not as asked, if the screen was neither simulated nor
-    injected, has other channels or is not the run's, if there is no cell to judge, or if pixels
-    cannot be put back into stored units.
+    `BASELINES`, the images left alone and `matched_moments`; they depend on the fold, `seed`
+    and `style_images` alone, and their seed is `seed`. Raises UserError if `out` exists, if the run
+    cannot impute, or not as asked, if the screen was neither simulated nor injected, has other
+    channels or is not the run's, if there is no cell to judge, or if pixels cannot be put back into
+    stored units.
     """
     with atomic.claimed(Path(out)):
         opened_run, opened_screen = open_run(run), open_screen(screen)
@@ -141,7 +146,8 @@ def imputation(
         origins = None
         if relative_style is not None:
             refuse_absolute(opened_run.config.method, str(opened_run.path))
-            origins = _origins(opened_run, opened_screen, method, intensity, relative_style, seed)
+            styles = styles_anywhere(opened_run, opened_screen, method, intensity)
+            origins = origins_of(opened_run, opened_screen, styles, relative_style, seed)
         problem = pose(opened_screen, opened_run.config.data)
         drawn_of = {
             part: interventions(opened_screen, problem, part, images, seed, style_images)
@@ -192,15 +198,6 @@ def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
             "were held out is unknown; give that one"
         )
     return method, intensity
-
-
-def _origins(
-    run: Run, screen: Screen, method: Imputer, intensity: Intensity, over: RelativeTo, seed: int
-) -> Origins:
-    unknown = np.full(len(screen), -1, dtype=np.int64)
-    device = intensity.offset.device
-    styles = styles_of(method, intensity, screen, unknown, group_codes(run, screen), device)
-    return origins_of(run, screen, styles, over, seed)
 
 
 def _judged(

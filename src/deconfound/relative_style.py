@@ -16,13 +16,14 @@ from torch import Tensor
 from deconfound import methods
 from deconfound.config import RelativeTo
 from deconfound.data.controls import CONTROL_TYPE, control_rows
+from deconfound.data.intensity import Intensity
 from deconfound.data.screen import Rows, Screen
 from deconfound.data.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.methods.base import Imputer
 from deconfound.problem import pose
-from deconfound.run import Run, read_json
-from deconfound.styles import Styles, mean_styles
+from deconfound.run import Run, group_codes, read_json
+from deconfound.styles import Styles, mean_styles, styles_of
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,13 @@ def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> npt.ND
             f"{str(error).partition(';')[0]}; mark them, or choose --relative-style all where the "
             "run is fitted or images are imputed"
         ) from error
+
+
+def styles_anywhere(run: Run, screen: Screen, imputer: Imputer, intensity: Intensity) -> Styles:
+    """The styles of rows of any screen, as the imputer that a run holds sees them."""
+    unknown = np.full(len(screen), -1, dtype=np.int64)
+    device = intensity.offset.device
+    return styles_of(imputer, intensity, screen, unknown, group_codes(run, screen), device)
 
 
 def origins_of(run: Run, screen: Screen, styles: Styles, over: RelativeTo, seed: int) -> Origins:

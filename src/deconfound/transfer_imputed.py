@@ -22,8 +22,14 @@ from deconfound.intervention import Intervention, frozen
 from deconfound.methods.base import Imputer
 from deconfound.problem import Problem, pose
 from deconfound.progress import Progress
-from deconfound.relative_style import Origins, compared, origins_of, refuse_absolute
-from deconfound.run import Run, group_codes, open_run, read_json
+from deconfound.relative_style import (
+    Origins,
+    compared,
+    origins_of,
+    refuse_absolute,
+    styles_anywhere,
+)
+from deconfound.run import Run, open_run, read_json
 from deconfound.streams import numpy_stream
 from deconfound.styles import mean_styles, styles_of
 from deconfound.transfer import diverse, names, refuse_percentile, texts
@@ -108,9 +114,7 @@ def impute(
         train = problem.fold.rows("train")
         stand_for = compared(own, problem.roles, relative_style, controls, trained_on, train)
         bank = mean_styles(own_styles, stand_for.of([to]), [to], seed).expand_as(bank)
-        unknown = np.full(len(source), -1, dtype=np.int64)
-        group = group_codes(opened, source)
-        source_styles = styles_of(*of_imputer, source, unknown, group, fabric.device)
+        source_styles = styles_anywhere(opened, source, *of_imputer)
         origins = origins_of(opened, source, source_styles, relative_style, seed)
     imputer = replace(imputer, bank=bank[None])
     style = numpy_stream(seed, "imputed styles").integers(len(bank), size=len(rows))
