@@ -86,8 +86,8 @@ def test_styles_depend_on_the_seed_and_the_row_alone(
     order = torch.randperm(4000)
     assert torch.equal(Correction(found, 3, 0).styles(rows[order]), many[order])
     assert not torch.equal(Correction(found, 3, 1).styles(rows), many)
-    share = torch.bincount(many.flatten(), minlength=found.styles) / many.numel()
-    assert (share * found.styles - 1).abs().max() < 0.2
+    share = torch.bincount(many.flatten(), minlength=len(found.targets)) / many.numel()
+    assert (share * len(found.targets) - 1).abs().max() < 0.2
     assert abs(np.corrcoef(many[:, 0], many[:, 1])[0, 1]) < 0.05
 
 

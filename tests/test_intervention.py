@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,18 @@ def test_environments_and_styles_are_drawn_uniformly_and_independently_of_labels
     assert (share * environments * styles - 1).abs().max() < 0.25
     of_label /= of_label.sum(dim=1, keepdim=True)
     assert (of_label * environments - 1).abs().max() < 0.15
+
+
+def test_every_image_can_be_brought_to_the_mean_style(
+    run: Path, screen: Screen, batch: Batch
+) -> None:
+    found = replace(load_intervention(run, screen), to_mean=True)
+    imputed = found.intervene(batch, torch_stream(0, "x"))
+    mean = found.bank.mean(dim=(0, 1)).expand(len(batch), -1)
+    torch.testing.assert_close(moments(imputed.image), mean, rtol=1e-3, atol=1e-3)
+    assert torch.equal(imputed.environment, batch.environment)
+    again = found.intervene(batch, torch_stream(1, "y"))
+    assert torch.equal(imputed.image, again.image)
 
 
 def test_held_out_rows_stay_as_they_are(run: Path, screen: Screen, batch: Batch) -> None:
@@ -452,4 +465,5 @@ def test_every_method_can_be_intervened_on(
 def test_an_intervention_knows_its_styles(run: Path, screen: Screen) -> None:
     found = load_intervention(run, screen)
     assert isinstance(found, Intervention)
-    assert found.styles == found.bank.shape[0] * 4
+    assert len(found.targets) == found.bank.shape[0] * 4
+    assert torch.equal(found.targets[5], found.bank[1, 1])

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from deconfound import cli
-from deconfound.config import InterventionOptions, RelativeTo
+from deconfound.config import ImputeInto, InterventionOptions, RelativeTo
 from deconfound.correction import correction_of, represent
 from deconfound.crossval import crossval
 from deconfound.crossval_plan import CrossvalOptions
@@ -32,12 +32,17 @@ from deconfound.transfer_imputed import impute
 
 MakeConfig = Callable[..., RunConfig]
 CPU = torch.device("cpu")
+CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 
 
 def relative_config(
-    make_config: MakeConfig, source: Path, over: RelativeTo = "all", **given: object
+    make_config: MakeConfig,
+    source: Path,
+    over: RelativeTo = "all",
+    into: ImputeInto = "drawn",
+    **given: object,
 ) -> RunConfig:
-    options = InterventionOptions(intervene=source, relative_style=over)
+    options = InterventionOptions(intervene=source, relative_style=over, impute_into=into)
     values = dict(make_config("erm", **given)) | {"intervention": options, "imputer": "restain"}
     return type(make_config("erm"))(**values)
 
@@ -95,17 +100,54 @@ def test_training_images_move_as_their_environment_does(
     torch.testing.assert_close(found.bank, mean[:, None])
     training = Batch(batch.image[rows], batch.label[rows], batch.environment[rows], rows)
     imputed = found.intervene(training, torch_stream(0, "x"))
-    drawn = torch.randint(found.styles, (len(rows),), generator=torch_stream(0, "x"))
+    drawn = torch.randint(len(found.targets), (len(rows),), generator=torch_stream(0, "x"))
     expected = moved(training.image, mean[training.environment], mean[drawn])
     torch.testing.assert_close(imputed.image, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(imputed.environment, drawn)
+
+
+def test_environments_meet_in_the_mean_style_and_cells_stay_different(
+    source: Path,
+    screen: Screen,
+    make_config: MakeConfig,
+    problem: Problem,
+    batch: Batch,
+    tmp_path: Path,
+) -> None:
+    """Trained so, a run brings whatever it embeds to the same style."""
+    config = relative_config(make_config, source, into="mean")
+    run = fit(config, screen.path, tmp_path / "run", quiet=True)
+    correction = correction_of(run, screen, CPU)
+    assert correction is not None
+    assert correction.origins is not None
+    assert correction.intervention.to_mean
+    assert not correction.styles(batch.row).any()
+    origin = correction.origins.of(batch.row)
+    mean = correction.intervention.bank.mean(dim=(0, 1)).expand_as(origin)
+    expected = moved(batch.image, origin, mean)
+    train = torch.from_numpy(problem.fold.rows("train"))
+    for plate in origin.unique(dim=0):
+        of_plate = moments(expected)[train[(origin[train] == plate).all(dim=1)]]
+        torch.testing.assert_close(of_plate.mean(dim=0), mean[0], **CLOSE)
+        assert of_plate.std(dim=0).min() > 1e-2
+    method = run.load(screen)[0]
+    found, _ = represent(method, batch, correction)
+    wanted = method.embed(expected.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found["representation"], wanted["representation"], **CLOSE)
+
+
+def test_several_draws_of_the_mean_style_are_refused(source: Path) -> None:
+    given = {"intervene": source, "impute_into": "mean"}
+    assert InterventionOptions(**given, correction_draws=0).correction_draws == 0
+    with pytest.raises(ValidationError, match="imputed in one way only; leave correction_draws"):
+        InterventionOptions(**given, correction_draws=2)
 
 
 def test_an_image_without_environment_takes_the_style_over(
     run: Run, screen: Screen, batch: Batch
 ) -> None:
     found = load_intervention(run.path, screen)
-    drawn = torch.arange(len(batch)) % found.styles
+    drawn = torch.arange(len(batch)) % len(found.targets)
     nowhere = mean_style_of(found.bank[:, 0], torch.full((len(batch),), -1))
     assert nowhere.isnan().all()
     expected = found.impute(batch.image, drawn)
@@ -118,7 +160,7 @@ def test_an_image_given_more_than_an_imputer_takes_at_once(
     run: Run, screen: Screen, batch: Batch
 ) -> None:
     found = load_intervention(run.path, screen)
-    image, drawn = batch.image.repeat(3, 1, 1, 1), torch.arange(3 * len(batch)) % found.styles
+    image, drawn = batch.image.repeat(3, 1, 1, 1), torch.arange(3 * len(batch)) % len(found.targets)
     known = found.bank[batch.environment.clamp(min=0), 0].repeat(3, 1)
     each = [
         found.impute(image[i : i + 1], drawn[i : i + 1], known[i : i + 1])

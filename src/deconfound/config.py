@@ -17,6 +17,7 @@ _brief.maxstring, _brief.maxlevel = 100, 2
 TransformName = Literal["none", "arcsinh", "percentile"]
 ScalingName = Literal["standardise", "unit", "scbd"]
 RelativeTo = Literal["all", "controls"]
+ImputeInto = Literal["drawn", "mean"]
 SamplerName = Literal["plain", "label_balanced", "environment_balanced", "label_uniform"]
 
 
@@ -111,6 +112,9 @@ class InterventionOptions(Options):
     relative_style: RelativeTo | None = None
     """An image keeps how its style differs from the mean style of its environment, over all of its
     images or over its negative controls, also at test time; the paper's takes the style over."""
+    impute_into: ImputeInto = "drawn"
+    """drawn: each image into a training environment drawn for it, as in the paper. mean: every
+    image into the mean style of the training environments, also at test time."""
     correction_draws: int = Field(1, ge=0)
     """Times that an image is brought to a training environment before it is embedded; the
     representations and probabilities are averaged. 0 embeds it as it is."""
@@ -127,6 +131,17 @@ class InterventionOptions(Options):
                     {"name": name},
                 )
         return over
+
+    @field_validator("correction_draws")
+    @classmethod
+    def _draws_differ(cls, draws: int, known: ValidationInfo) -> int:
+        if draws > 1 and known.data.get("impute_into") == "mean":
+            raise PydanticCustomError(
+                "impute_into",
+                "with impute_into mean an image is imputed in one way only; leave correction_draws "
+                "out",
+            )
+        return draws
 
 
 def validated(model: type[AnyOptions], values: Any, where: str) -> AnyOptions:

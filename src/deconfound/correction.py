@@ -17,7 +17,7 @@ from deconfound.streams import numpy_stream
 
 @dataclass(frozen=True)
 class Correction:
-    """Images in styles of training environments, drawn for each row by itself.
+    """Images in styles of training environments, drawn for each row by itself, or in their mean.
 
     Pernice et al., Interventional Style Transfer, 2023, section 3; the paper draws once.
     """
@@ -30,12 +30,12 @@ class Correction:
     """Where the rows of the screen were taken; None where styles are not relative."""
 
     def styles(self, row: Tensor) -> Tensor:
-        """Numbers (B, draws) int64 of styles of the bank for the rows (B,) of a screen.
+        """Numbers (B, draws) int64 of the styles that the rows (B,) of a screen are brought to.
 
         Those of a row depend on the seed and on the row alone, and the first ones not on how many
         are drawn.
         """
-        many = self.intervention.styles
+        many = len(self.intervention.targets)
         streams = (numpy_stream(self.seed, "correction", one) for one in row.tolist())
         return torch.from_numpy(np.stack([s.integers(many, size=self.draws) for s in streams]))
 

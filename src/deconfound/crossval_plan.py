@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound import methods
-from deconfound.config import DataOptions, Options, RelativeTo, nearest
+from deconfound.config import DataOptions, ImputeInto, Options, RelativeTo, nearest
 from deconfound.data.layout import PLATE
 from deconfound.data.screen import Screen
 from deconfound.data.split import Group, groups
@@ -21,7 +21,7 @@ from deconfound.run import read_config
 from deconfound.streams import numpy_stream
 
 KNN = "knn"
-INTERVENTION = ("bank", "style_images", "relative_style", "correction_draws")
+INTERVENTION = ("bank", "style_images", "relative_style", "impute_into", "correction_draws")
 IID = "iid"
 
 
@@ -54,6 +54,9 @@ class CrossvalOptions(Options):
     relative_style: RelativeTo | None = None
     """The same of the images of an environment, all or its negative controls, from whose mean style
     an image keeps its distance."""
+    impute_into: ImputeInto | None = None
+    """The same of where images are imputed: into an environment drawn for each, or all into the
+    mean style of the training environments."""
     correction_draws: int | None = Field(None, ge=0)
     """The same of the times that an image is imputed before it is embedded."""
 

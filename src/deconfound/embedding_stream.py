@@ -81,7 +81,8 @@ class EmbeddingStream:
         found: list[object] = [model, self.screen.identity, self.selection, self._precision]
         if run.config.imputer is not None:
             bank = sha256(run.path / WEIGHTS)
-            found += [bank, run.config.intervention.correction_draws, run.config.seed]
+            asked = run.config.intervention
+            found += [bank, asked.impute_into, asked.correction_draws, run.config.seed]
         return found
 
     @torch.inference_mode()

@@ -59,6 +59,9 @@ class Intervention:
     about: dict[str, Any]
     """What `intervention.json` holds: the configuration of the imputer's run, its labels and
     environments, the SHA-256 of its model."""
+    to_mean: bool = False
+    """Whether every image is brought to the mean of the bank, which is ours; in the paper each is
+    brought to an environment drawn for it."""
 
     def to(self, device: torch.device) -> "Intervention":
         """The same on a device."""
@@ -66,18 +69,22 @@ class Intervention:
         return replace(self, intensity=self.intensity.to(device), bank=self.bank.to(device))
 
     @property
-    def styles(self) -> int:
-        """Styles in the bank, K · M; style i is one of environment i // M."""
-        return len(self.bank) * self.bank.shape[1]
+    def targets(self) -> Tensor:
+        """(T, S): the styles that images are brought to.
+
+        Those of the bank, K · M, of which style i is one of environment i // M; or their mean.
+        """
+        styles = self.bank.flatten(0, 1)
+        return styles.mean(dim=0, keepdim=True) if self.to_mean else styles
 
     @torch.no_grad()
     def impute(self, image: Tensor, style: Tensor, source: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in the styles of the bank numbered `style` (B,) int64; float32.
+        """Images (B, C, H, W) in the targets numbered `style` (B,) int64; float32.
 
         With `source` (B, S), the mean styles of their environments, styles are relative; an image
         whose source is NaN takes the style over.
         """
-        wanted = self.bank.flatten(0, 1)[style.to(self.bank.device)]
+        wanted = self.targets[style.to(self.bank.device)]
         parts = zip(torch.split(image, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
         imputed = []
         for place, (some, styles) in enumerate(parts):
@@ -92,14 +99,15 @@ class Intervention:
     ) -> Batch:
         """do(C = c): every image in a style of an environment drawn uniformly, which becomes its.
 
-        Held-out rows stay as they are. Where the batch is every `ranks`-th row of a larger one,
-        starting at `rank`, its draws are those of there. `stream` lives on the CPU.
+        Brought to the mean style, images keep the environment that they are of. Held-out rows stay
+        as they are. Where the batch is every `ranks`-th row of a larger one, starting at `rank`,
+        its draws are those of there. `stream` lives on the CPU.
         """
         chosen = len(batch) - batch.held_out
-        drawn = torch.randint(self.styles, (len(batch) * ranks,), generator=stream)
+        drawn = torch.randint(len(self.targets), (len(batch) * ranks,), generator=stream)
         style = drawn[rank::ranks][:chosen]
-        environment = (style // self.bank.shape[1]).to(batch.environment.device)
         own = batch.environment[:chosen]
+        environment = own if self.to_mean else (style // self.bank.shape[1]).to(own.device)
         source = mean_style_of(self.bank[:, 0], own) if self.relative else None
         imputed = self.impute(batch.image[:chosen], style, source)
         return replace(
@@ -156,7 +164,10 @@ def begin_intervention(
     options = config.intervention
     over = options.relative_style
     about |= {} if over is None else {"relative_style": over}
-    made = Intervention(frozen(method), intensity, torch.empty(0), over is not None, about)
+    to_mean = options.impute_into == "mean"
+    about |= {"impute_into": "mean"} if to_mean else {}
+    none = torch.empty(0)
+    made = Intervention(frozen(method), intensity, none, over is not None, about, to_mean)
     made = made.to(device)
     environment, train = problem.environment, problem.fold.rows("train")
     group = None if problem.group is None else problem.group.codes
@@ -193,4 +204,5 @@ def load_intervention(run: Path, screen: Screen) -> Intervention:
     if not isinstance(imputer, Imputer) or bank is None or bank.ndim != 3:
         raise UserError(f"{run / WEIGHTS}: holds no style bank of an imputer; fit the run again")
     take_weights(tensors, run / WEIGHTS, imputer, intensity)
-    return Intervention(frozen(imputer), intensity, bank, "relative_style" in about, about)
+    relative, to_mean = "relative_style" in about, "impute_into" in about
+    return Intervention(frozen(imputer), intensity, bank, relative, about, to_mean)

@@ -50,7 +50,8 @@ class Entry(Given):
     """Entry of a method that imputes: each run is trained on what its run of the same screen, fold
     and seed imputes."""
     intervention: dict[str, Any] = Field({})
-    """Other options of the intervention: bank, style_images, relative_style, correction_draws."""
+    """Other options of the intervention: bank, style_images, relative_style, impute_into,
+    correction_draws."""
 
 
 class SweepFile(Given):
