@@ -151,6 +151,15 @@ def test_options_of_imputed_images_belong_to_intervene(
         assert f"{option} belongs to --intervene RUN; add it" in answer
 
 
+def test_a_configuration_that_says_how_to_intervene_needs_a_run(
+    fit_words: Callable[..., list[str]], capsys: Said, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: erm\nintervention: {impute_into: mean}\n")
+    answer = mistake(fit_words("--config", str(recipe)), capsys)
+    assert "--impute-into belongs to --intervene RUN; add it" in answer
+
+
 def test_a_missing_required_option_is_named(screen: Screen, capsys: Said) -> None:
     assert "out" in mistake(["fit", "erm", str(screen.path)], capsys)
     assert "out" in mistake(["embed", "a", "b"], capsys)

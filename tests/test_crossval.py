@@ -83,6 +83,16 @@ def test_rows_of_methods_trained_on_imputed_images(
     assert "intervention" not in swept["scbd"]
 
 
+def test_what_no_run_could_take_is_refused_before_anything_is_written(
+    screen: Screen, tmp_path: Path
+) -> None:
+    options = CrossvalOptions(impute_into="mean", correction_draws=4)
+    said = "crossval: methods.erm.ist: option 'intervention.correction_draws' = 4: .* give 1 or 0"
+    with pytest.raises(UserError, match=said):
+        crossval(("erm+ist",), screen.path, tmp_path / "out", options, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -139,7 +139,7 @@ def test_environments_meet_in_the_mean_style_and_cells_stay_different(
 def test_several_draws_of_the_mean_style_are_refused(source: Path) -> None:
     given = {"intervene": source, "impute_into": "mean"}
     assert InterventionOptions(**given, correction_draws=0).correction_draws == 0
-    with pytest.raises(ValidationError, match="imputed in one way only; leave correction_draws"):
+    with pytest.raises(ValidationError, match="imputed in one way only; give 1 or 0"):
         InterventionOptions(**given, correction_draws=2)
 
 

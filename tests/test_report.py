@@ -25,6 +25,7 @@ from deconfound.errors import UserError
 from deconfound.report import _json_in_page, report
 from deconfound.report_figures import training_curves
 from deconfound.report_map import coordinates, draw_maps, thumbnails
+from deconfound.report_names import Names
 from deconfound.report_scores import Level, Spread, levels, number, spread, with_levels
 from deconfound.report_sources import SCORE_COLUMNS, find_sources
 from deconfound.report_summary import imputation_statements, statements, warnings
@@ -345,6 +346,18 @@ def test_settings_of_a_method_are_told_apart(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_parquet(tmp_path / "scores.parquet")
     scores = find_sources([tmp_path], 10, 0).scores
     assert scores["method"].tolist() == ["scbd (alpha 0.0)", "scbd (alpha 8.0)"]
+
+
+def test_an_option_that_is_not_set_is_as_one_that_an_earlier_release_lacked() -> None:
+    earlier, unset, dropped = (
+        {"method": "erm", "imputer": "ist", "intervention": {"bank": 32} | options}
+        for options in ({}, {"relative_style": None}, {"relative_style": None, "impute_into": None})
+    )
+    mean = {**unset, "intervention": {"bank": 32, "impute_into": "mean"}}
+    names = Names([earlier, unset, dropped, mean])
+    assert {names.of(one) for one in (earlier, unset, dropped)} == {"erm+ist"}
+    assert names.of(mean) == "erm+ist (impute_into mean)"
+    assert Names([earlier, unset]).of(unset) == "erm+ist"
 
 
 def test_what_cannot_be_reported_on(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def call_fit(words: list[str]) -> None:
     parsed: Any = parse(arguments, words, f"fit {name}", about)
     if parsed.intervention.intervene is None:
         for option, value in parsed.intervention:
-            if value != getattr(default.intervention, option):
+            if value != getattr(InterventionOptions(), option):
                 flag = "--" + option.replace("_", "-")
                 raise UserError(f"fit {name}: {flag} belongs to --intervene RUN; add it")
     config = run.config_model(name)(

@@ -112,7 +112,7 @@ class InterventionOptions(Options):
     relative_style: RelativeTo | None = None
     """An image keeps how its style differs from the mean style of its environment, over all of its
     images or over its negative controls, also at test time; the paper's takes the style over."""
-    impute_into: ImputeInto = "drawn"
+    impute_into: ImputeInto = Field("drawn", exclude_if=lambda given: given == "drawn")
     """drawn: each image into a training environment drawn for it, as in the paper. mean: every
     image into the mean style of the training environments, also at test time."""
     correction_draws: int = Field(1, ge=0)
@@ -138,8 +138,7 @@ class InterventionOptions(Options):
         if draws > 1 and known.data.get("impute_into") == "mean":
             raise PydanticCustomError(
                 "impute_into",
-                "with impute_into mean an image is imputed in one way only; leave correction_draws "
-                "out",
+                "with impute_into mean an image is imputed in one way only; give 1 or 0",
             )
         return draws
 

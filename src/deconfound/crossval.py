@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from deconfound import atomic, machine
+from deconfound.config import validated
 from deconfound.correct import correct
 from deconfound.crossval_plan import (
     IID,
@@ -40,7 +41,7 @@ from deconfound.progress import Progress
 from deconfound.relative_style import compared
 from deconfound.sweep import ExecutorName, sweep
 from deconfound.sweep_order import run_directory
-from deconfound.sweep_plan import Plan, make_plan
+from deconfound.sweep_plan import Plan, SweepFile, make_plan
 from deconfound.sweep_select import read_result, score_table
 
 
@@ -90,9 +91,10 @@ def crossval(
     file = out / "crossval.yaml"
     if out.exists() and any(out.iterdir()) and not file.is_file():
         raise UserError(f"{out}: exists and is not a cross-validation; choose another --out")
+    held_out = folds[folds["held_out"]]
+    wanted = sweep_file(screen, entries, held_out["fold"].tolist(), options)
+    make_plan(Path("crossval"), validated(SweepFile, wanted, "crossval"))
     with atomic.locked(out):
-        held_out = folds[folds["held_out"]]
-        wanted = sweep_file(screen, entries, held_out["fold"].tolist(), options)
         atomic.write_text(file, yaml.safe_dump(wanted, sort_keys=False))
         atomic.write_text(out / "folds.csv", folds.to_csv(index=False))
         done = sweep(

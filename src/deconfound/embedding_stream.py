@@ -82,7 +82,8 @@ class EmbeddingStream:
         if run.config.imputer is not None:
             bank = sha256(run.path / WEIGHTS)
             asked = run.config.intervention
-            found += [bank, asked.impute_into, asked.correction_draws, run.config.seed]
+            found += [bank, asked.correction_draws, run.config.seed]
+            found += ["mean"] if asked.impute_into == "mean" else []
         return found
 
     @torch.inference_mode()

@@ -31,8 +31,8 @@ class Names:
     def of(self, config: dict[str, Any]) -> str:
         """The name of a configuration: "scbd", or "scbd (alpha 8.0)" beside another alpha."""
         method = _title(config)
-        flat = _flat(config)
-        words = [f"{key.split('.')[-1]} {flat.get(key)}" for key in self._differing[method]]
+        flat, differing = _flat(config), self._differing[method]
+        words = [f"{key.split('.')[-1]} {flat[key]}" for key in differing if key in flat]
         return f"{method} ({', '.join(words)})" if words else method
 
 
@@ -48,10 +48,11 @@ def _title(config: dict[str, Any]) -> str:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """What is not None; that is as good as an option which an earlier release did not have."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
-        else:
+        elif value is not None:
             flat[prefix + key] = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
     return flat

@@ -169,14 +169,14 @@ def read_sweep(path: Path) -> SweepFile:
     return file
 
 
-def make_plan(path: Path) -> Plan:
-    """Lay out the sweep file `path`.
+def make_plan(path: Path, file: SweepFile | None = None) -> Plan:
+    """Lay out the sweep file `path`, or `file`, which is to be written there.
 
     Raises UserError for an unknown method, option, screen or fold, a value that an option does not
     take, an empty grid, a seed to search that is no seed, and a fold that a screen does not have.
     """
     path = Path(path)
-    file = read_sweep(path)
+    file = file or read_sweep(path)
     screens = [open_screen(screen) for screen in file.screens]
     environments = _Environments()
     plan = Plan(file, {screen.path: screen for screen in screens}, [], {})
@@ -188,7 +188,7 @@ def make_plan(path: Path) -> Plan:
                 several = len(points) > 1
                 searched = file.search_seeds if several else ()
                 setting = Setting(name, screen.path, fold, point, search_seeds=searched)
-                imputer = _imputer(path, file, name, entry)
+                imputer = _imputer(path, file, name, entry, base)
                 _add_runs(plan, setting, screen, base, environments, several, imputer)
                 plan.settings.append(setting)
     return plan
@@ -253,8 +253,10 @@ def _job(screen: Screen, config: RunConfig, needs: str | None = None) -> Job:
     return Job(name, screen.path.resolve(), screen.identity, config, needs)
 
 
-def _imputer(path: Path, file: SweepFile, name: str, entry: Entry) -> RunConfig | None:
-    """The configuration, on no fold yet, of what an entry intervenes with."""
+def _imputer(
+    path: Path, file: SweepFile, name: str, entry: Entry, base: RunConfig
+) -> RunConfig | None:
+    """The configuration, on no fold yet, of what an entry of the configuration `base` needs."""
     if entry.intervene is None:
         return None
     where, wanted = f"{path}: methods.{name}", entry.intervene
@@ -268,7 +270,7 @@ def _imputer(path: Path, file: SweepFile, name: str, entry: Entry) -> RunConfig 
             f"{where}: intervene names {wanted!r}, which cannot impute; name an entry of one of "
             f"{', '.join(imputing_methods())}"
         )
-    if entry.intervention.get("relative_style") is not None:
+    if base.intervention.relative_style is not None:
         refuse_absolute(method, where)
     points = list(_points(path, file, wanted, other))
     if len(points) > 1:
@@ -302,6 +304,7 @@ def _config(
     """The configuration of one point, on no fold yet; one thread unless the file says otherwise."""
     method = entry.method or name
     values: dict[str, Any] = {"data": {}, "training": {"threads": 1}, "options": {}}
+    intervention: dict[str, Any] = {}
     if entry.config is not None:
         started = read_config(path.parent / entry.config, method)
         if started.imputer is not None:
@@ -312,13 +315,15 @@ def _config(
         base = started.model_dump(mode="json", exclude_unset=True)
         for section in SECTIONS:
             values[section] |= base.get(section, {})
+        intervention |= base.get("intervention", {})
     for section in SECTIONS:
         values[section] |= getattr(file, section) | getattr(entry, section)
+    intervention |= entry.intervention
     if entry.intervene is not None:
         given = file.methods.get(entry.intervene)
         values["imputer"] = (given and given.method) or entry.intervene
-        values["intervention"] = entry.intervention | {"intervene": entry.intervene}
-    elif entry.intervention:
+        values["intervention"] = intervention | {"intervene": entry.intervene}
+    elif any(value is not None for value in intervention.values()):
         raise UserError(f"{path}: methods.{name}: intervention belongs to intervene; add it")
     sections = _sections(method)
     for option, value in point.items():
