@@ -27,14 +27,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def runs(
-    restain: str,
+    source: Path,
     screen: Screen,
     make_config: Callable[..., RunConfig],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[int], Run]:
     """ERM trained on the interventional distribution, with so many draws at test time."""
     folder = tmp_path_factory.mktemp("runs")
-    source = fit(make_config(restain), screen.path, folder / "source", quiet=True).path
 
     def run(draws: int) -> Run:
         if not (folder / str(draws)).exists():

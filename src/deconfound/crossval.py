@@ -93,14 +93,13 @@ def crossval(
         raise UserError(f"{out}: exists and is not a cross-validation; choose another --out")
     held_out = folds[folds["held_out"]]
     wanted = sweep_file(screen, entries, held_out["fold"].tolist(), options)
-    make_plan(Path("crossval"), validated(SweepFile, wanted, "crossval"))
+    plan = make_plan(Path("crossval"), validated(SweepFile, wanted, "crossval"))
     with atomic.locked(out):
         atomic.write_text(file, yaml.safe_dump(wanted, sort_keys=False))
         atomic.write_text(out / "folds.csv", folds.to_csv(index=False))
         done = sweep(
             file, out / "sweep", executor=executor, workers=workers, address=address, quiet=quiet
         )
-        plan = make_plan(file)
         scores = _scores(plan, rows, out, options.knn, workers, quiet)
         with atomic.atomic_file(out / "scores.parquet") as temporary:
             scores.to_parquet(temporary)
