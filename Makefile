@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test check format install clean
 
 demo: install
 	$(BIN)/deconfound demo --out demo
@@ -14,7 +14,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest tests/guards
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 install: .venv/installed
 

@@ -16,18 +16,19 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from deconfound.atomic import write_text
 from deconfound.config import DataOptions
-from deconfound.correct import KNN, correct
-from deconfound.data.screen import open_screen
-from deconfound.data.split import groups
-from deconfound.data.table import coded
-from deconfound.embeddings import read_embeddings
-from deconfound.measure import COLUMNS, measure, prediction_scores, score_row
+from deconfound.data.folds.fold import groups
+from deconfound.data.screens.screen import open_screen
+from deconfound.data.tables.table import coded
+from deconfound.embeddings.correct import KNN, correct
+from deconfound.embeddings.file import read_embeddings
+from deconfound.embeddings.profiles import profiles
+from deconfound.evaluation.measure import measure, prediction_scores
+from deconfound.evaluation.scores import COLUMNS, score_row
+from deconfound.experiments.plan import make_plan
+from deconfound.files.atomic import write_text
 from deconfound.methods import post_hoc
 from deconfound.metrics import batch_prediction
-from deconfound.profiles import profiles
-from deconfound.sweep_plan import make_plan
 
 WEEK, PLATE, IID = "Metadata_Week", "Metadata_Plate", "iid"
 CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -20,11 +20,11 @@ from rich.table import Table
 
 TRAIN = """
 import time, torch, deconfound
-from deconfound import machine
-from deconfound.data.batch import Batch
+from deconfound.runtime.device import start_fabric
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import Task
 from deconfound.methods.erm import Erm, ErmOptions
-fabric = machine.start("cpu", "auto", {threads})
+fabric = start_fabric("cpu", "auto", {threads})
 torch.manual_seed(0)
 method = Erm(ErmOptions(), Task(4, 48, 9, 8)).to(memory_format=torch.channels_last)
 image = torch.rand(256, 4, 48, 48).to(memory_format=torch.channels_last)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from deconfound.aggregation import standardised
-from deconfound.atomic import write_text
-from deconfound.data.complexes import pairs_among, read_complexes
+from deconfound.data.tables.complexes import pairs_among, read_complexes
+from deconfound.embeddings.group_means import standardised
+from deconfound.files.atomic import write_text
 from deconfound.metrics.corum import (
     PAPER_PERCENTILES,
     relation_average_precision,
@@ -24,7 +24,7 @@ from deconfound.metrics.corum import (
     relation_prevalence,
     relation_recall,
 )
-from deconfound.streams import numpy_stream
+from deconfound.runtime.seeds import numpy_stream
 
 CONTROL = "nontargeting"
 PERMUTATIONS = 20

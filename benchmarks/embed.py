@@ -30,19 +30,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deconfound import machine, methods
+from deconfound import methods
 from deconfound.config import DataOptions, TrainingOptions
-from deconfound.correction import represent
-from deconfound.data.batch import Batch, BatchReader
-from deconfound.data.screen import Screen, open_screen
-from deconfound.data.screen_writer import ScreenWriter
-from deconfound.data.shards import sha256
-from deconfound.data.table import Roles
-from deconfound.embed_shards import embed_shards
-from deconfound.embedding_stream import EmbeddingStream, batch_size
-from deconfound.fit import fit
-from deconfound.run import Run, config_model
-from deconfound.streams import numpy_stream
+from deconfound.data.loading.batch import Batch, BatchReader
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.table import Roles
+from deconfound.embeddings.embed_shards import embed_shards
+from deconfound.embeddings.stream import EmbeddingStream, batch_size
+from deconfound.files.checksums import sha256
+from deconfound.intervention.at_test_time import represent
+from deconfound.runs.config import config_model
+from deconfound.runs.run import Run
+from deconfound.runtime.device import Precision, device_name, start_fabric_alone
+from deconfound.runtime.seeds import numpy_stream
+from deconfound.training.fit import fit
 
 SHAPE = (4, 64, 64)
 FILE_ROWS = 4_096
@@ -121,11 +123,9 @@ def make_run(screen: Screen, encoder: str, device: str, out: Path) -> Run:
 
 
 @torch.inference_mode()
-def forward(
-    run: Run, screen: Screen, device: str, precision: machine.Precision, threads: int
-) -> Rate:
+def forward(run: Run, screen: Screen, device: str, precision: Precision, threads: int) -> Rate:
     """Of the method alone on one batch, again and again."""
-    fabric = machine.start_alone(device, precision, threads)
+    fabric = start_fabric_alone(device, precision, threads)
     method, intensity = run.load(screen)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     nothing = np.full(len(screen), -1, dtype=np.int64)
@@ -211,10 +211,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device, precision, threads = arguments.device, arguments.precision, arguments.threads
-    vars(importlib.import_module("deconfound.embed_shards"))["EmbeddingStream"] = Timed
-    fabric = machine.start_alone(device, precision, threads)
+    vars(importlib.import_module("deconfound.embeddings.embed_shards"))["EmbeddingStream"] = Timed
+    fabric = start_fabric_alone(device, precision, threads)
     report: dict[str, Any] = {
-        "device": machine.device_name(fabric), "precision": precision,
+        "device": device_name(fabric), "precision": precision,
         "batch": batch_size(device),
         "image_shape": SHAPE,
     }  # fmt: skip

@@ -21,18 +21,28 @@ import numpy.typing as npt
 import pandas as pd
 import yaml
 
-from deconfound import atomic
-from deconfound.aggregate import AggregateOptions, aggregate
-from deconfound.cellprofiler import cellprofiler
 from deconfound.config import DataOptions, read_yaml
-from deconfound.correct import correct
-from deconfound.data.complexes import Complexes, pairs_among, read_complexes
-from deconfound.data.phenotype import TRAIT_NAMES
-from deconfound.data.screen import Screen, open_screen
-from deconfound.data.screen_writer import ScreenWriter
-from deconfound.data.table import coded
-from deconfound.embed import embed
-from deconfound.embeddings import PART, PREDICTED, Embeddings, read_embeddings, write_embeddings
+from deconfound.data.folds.problem import pose
+from deconfound.data.ingest.cellprofiler import cellprofiler
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.simulation.phenotype import TRAIT_NAMES
+from deconfound.data.tables.complexes import Complexes, pairs_among, read_complexes
+from deconfound.data.tables.table import coded
+from deconfound.embeddings.aggregate import AggregateOptions, aggregate
+from deconfound.embeddings.correct import correct
+from deconfound.embeddings.embed import embed
+from deconfound.embeddings.file import (
+    PART,
+    PREDICTED,
+    Embeddings,
+    read_embeddings,
+    write_embeddings,
+)
+from deconfound.experiments.plan import make_plan
+from deconfound.experiments.running.messages import result_file, run_directory
+from deconfound.experiments.sweep import sweep
+from deconfound.files import atomic
 from deconfound.methods.post_hoc.base import PostHocOptions
 from deconfound.methods.post_hoc.harmony import HarmonyOptions
 from deconfound.methods.post_hoc.pca import PcaOptions
@@ -43,11 +53,7 @@ from deconfound.metrics.corum import (
     relation_prevalence,
     relation_recall,
 )
-from deconfound.problem import pose
-from deconfound.streams import numpy_stream
-from deconfound.sweep import sweep
-from deconfound.sweep_order import result_file, run_directory
-from deconfound.sweep_plan import make_plan
+from deconfound.runtime.seeds import numpy_stream
 
 OTHERS = 2_400
 """Cells outside the test part whose CellProfiler features are measured."""
@@ -106,7 +112,7 @@ def measured_features(screen: Screen, out: Path) -> Path:
     if not features.exists():
         cellprofiler(some, features)
     if not file.exists():
-        from deconfound.profiles import profiles
+        from deconfound.embeddings.profiles import profiles
 
         profiles(features, file, DataOptions(fold="given"))
     return file

@@ -33,12 +33,15 @@ import numpy as np
 import plotly.offline  # noqa: F401
 from PIL import Image
 
-from deconfound import cli, demo, methods  # noqa: F401
-from deconfound.check import check
-from deconfound.checkpoint import read_weights
-from deconfound.data import growing, image_rows, ingest, screen_writer  # noqa: F401
-from deconfound.embeddings import read_embeddings
-from deconfound.streams import numpy_stream
+from deconfound import cli, methods
+from deconfound.data.ingest import images, rows  # noqa: F401
+from deconfound.data.screens import writer
+from deconfound.embeddings.file import read_embeddings
+from deconfound.files import growing
+from deconfound.runs.checkpoint import read_weights
+from deconfound.runtime.seeds import numpy_stream
+from deconfound.studies import demo  # noqa: F401
+from deconfound.verification import check
 
 FEW = "--batch-size 32 --device cpu --precision 32 --threads 1 --quiet"
 FIT = f"--fold iid --steps 6 --validate-every 2 --checkpoint-every 2 --block-size 8 {FEW}"
@@ -145,8 +148,8 @@ class Harness:
         self.whole: dict[str, dict[str, bytes]] = {}
         self.seconds: dict[str, float] = {}
         methods.load("scbd")
-        image_rows.CHUNK_IMAGES, growing.MARK_SECONDS = 8, 0  # a mark after every eight images
-        screen_writer.SHARD_BYTES = 32 * 256
+        rows.CHUNK_IMAGES, growing.MARK_SECONDS = 8, 0  # a mark after every eight images
+        writer.SHARD_BYTES = 32 * 256
         for place in ("e1/l1", "e1/l2", "e2/l1", "e2/l2"):
             (folder / "images" / place).mkdir(exist_ok=True, parents=True)
             for number in range(20):

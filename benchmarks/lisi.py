@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from deconfound.atomic import write_text
+from deconfound.files.atomic import write_text
 from deconfound.metrics import NeighborGraph, lisi, neighbor_graph
-from deconfound.streams import numpy_stream
+from deconfound.runtime.seeds import numpy_stream
 
 Result = TypeVar("Result")
 

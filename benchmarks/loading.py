@@ -23,12 +23,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deconfound.data.batch import BatchReader
-from deconfound.data.intensity import Intensity, fit_intensity
-from deconfound.data.sampler import PlainSampler
-from deconfound.data.screen import Screen, open_screen
-from deconfound.data.screen_writer import ScreenWriter
-from deconfound.data.table import Roles
+from deconfound.data.loading.batch import BatchReader
+from deconfound.data.loading.intensity import Intensity, fit_intensity
+from deconfound.data.loading.sampler import PlainSampler
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.table import Roles
 
 IMAGES = 16_384
 REPEATS = 5

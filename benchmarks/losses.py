@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deconfound.atomic import write_text
+from deconfound.files.atomic import write_text
 from deconfound.losses import content_losses, supervised_contrastive
-from deconfound.streams import torch_stream
+from deconfound.runtime.seeds import torch_stream
 
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 0.1

@@ -30,8 +30,8 @@ def make_inputs(folder: Path, images: int) -> None:
     import numpy as np
     import pandas as pd
 
-    from deconfound.data.simulate import SimulateConfig, simulate
-    from deconfound.streams import numpy_stream
+    from deconfound.data.simulation.simulate import SimulateConfig, simulate
+    from deconfound.runtime.seeds import numpy_stream
 
     config = SimulateConfig(cells=TEMPLATES, size=SIZE)
     cells = simulate(folder / "templates", config=config, quiet=True)
@@ -73,11 +73,15 @@ def sample(path: Path) -> dict[str, float]:
     import torch
 
     from deconfound.config import DataOptions
-    from deconfound.data.batch import BatchReader
-    from deconfound.data.intensity import fit_intensity
-    from deconfound.data.sampler import EnvironmentBalancedSampler, LabelBalancedSampler, Sampler
-    from deconfound.data.screen import open_screen
-    from deconfound.problem import pose
+    from deconfound.data.folds.problem import pose
+    from deconfound.data.loading.batch import BatchReader
+    from deconfound.data.loading.intensity import fit_intensity
+    from deconfound.data.loading.sampler import (
+        EnvironmentBalancedSampler,
+        LabelBalancedSampler,
+        Sampler,
+    )
+    from deconfound.data.screens.screen import open_screen
 
     started = time.perf_counter()
     screen = open_screen(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deconfound.data.sampler import (
+from deconfound.data.loading.sampler import (
     EnvironmentBalancedSampler,
     LabelBalancedSampler,
     PlainSampler,
@@ -26,7 +26,7 @@ from deconfound.data.sampler import (
     Sampler,
     UniformSampler,
 )
-from deconfound.streams import numpy_stream
+from deconfound.runtime.seeds import numpy_stream
 
 ROWS, CLASSES, ENVIRONMENTS = 26_000_000, 5_000, 34
 BATCH, CLASSES_A_BATCH = 2_048, 256

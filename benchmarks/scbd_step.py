@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from deconfound import machine
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import Task
 from deconfound.methods.scbd import Scbd, ScbdOptions
+from deconfound.runtime.device import Precision, start_fabric
 
 BATCH = 256
 TASK = Task(channels=3, image_size=32, labels=10, environments=2)
-PRECISIONS: tuple[machine.Precision, ...] = ("32", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("32", "bf16")
 POOLED_BATCH = 2_048
 POOLED = Task(channels=4, image_size=64, labels=5_000, environments=34)
 
@@ -40,7 +40,7 @@ def seconds_a_step(
     decoder: Literal["after", "beside", "none"],
     width: int,
     repeats: int,
-    precision: machine.Precision = "auto",
+    precision: Precision = "auto",
     layout: torch.memory_format = torch.channels_last,
     images: int = BATCH,
     task: Task = TASK,
@@ -57,7 +57,7 @@ def seconds_a_step(
     size = task.image_size
     assert size is not None
     method = Scbd(options, task)
-    fabric = machine.start("auto", precision, None)
+    fabric = start_fabric("auto", precision, None)
     method.to(fabric.device, memory_format=layout)  # type: ignore[call-overload]
     batch = Batch(
         torch.rand(images, task.channels, size, size, device=fabric.device).to(

@@ -30,13 +30,13 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from deconfound.atomic import write_text
-from deconfound.data.augment import dihedral, random_turns
-from deconfound.data.counterfactual import counterfactual, new_environment
-from deconfound.data.screen import Screen, open_screen
-from deconfound.data.simulate import SimulateConfig, simulate
-from deconfound.data.split import Part, groups, make_fold, shared_labels
-from deconfound.streams import derived_seed, numpy_stream, torch_stream
+from deconfound.data.folds.fold import Part, groups, make_fold, shared_labels
+from deconfound.data.loading.augment import dihedral, random_turns
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.simulation.counterfactual import counterfactual, new_environment
+from deconfound.data.simulation.simulate import SimulateConfig, simulate
+from deconfound.files.atomic import write_text
+from deconfound.runtime.seeds import derived_seed, numpy_stream, torch_stream
 
 BATCH = 128
 LEARNING_RATE = 2e-3

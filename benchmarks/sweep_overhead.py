@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from deconfound.data.screen import open_screen
+from deconfound.data.screens.screen import open_screen
 
 RUNS, WORKERS = 4, 2
 

@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from deconfound.config import validated
-from deconfound.data.screen import open_screen
-from deconfound.data.screen_writer import ScreenWriter
-from deconfound.embed import embed
-from deconfound.fit import fit
-from deconfound.measure import measure
-from deconfound.run import RunConfig, config_model, open_run, read_config
-from deconfound.streams import numpy_stream
+from deconfound.data.screens.screen import open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.embeddings.embed import embed
+from deconfound.evaluation.measure import measure
+from deconfound.runs.config import RunConfig, config_model, read_config
+from deconfound.runs.run import open_run
+from deconfound.runtime.seeds import numpy_stream
+from deconfound.training.fit import fit
 
 SHOWN = ("id", "ood", "environment_from_r", "environment_from_z")
 

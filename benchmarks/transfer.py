@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from deconfound import machine
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import Imputer, Method, Stage, Task
 from deconfound.methods.ist import Ist, IstOptions
 from deconfound.methods.stargan2 import StarGan2, StarGan2Options
+from deconfound.runtime.device import Precision, start_fabric
 
 CHANNELS, LABELS, ENVIRONMENTS = 4, 9, 12
 AT_ONCE = 128
@@ -48,9 +48,9 @@ class Timed:
     """A method with its optimizers, and the seconds that it took."""
 
     def __init__(
-        self, method: Imputer, size: int, batch: int, precision: machine.Precision, device: str
+        self, method: Imputer, size: int, batch: int, precision: Precision, device: str
     ) -> None:
-        self.fabric = machine.start(device, precision, None)
+        self.fabric = start_fabric(device, precision, None)
         self.method = method.to(self.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stages: tuple[Stage, ...] = method.stages(1_000)
         self.size, self.batch = size, batch
@@ -92,7 +92,7 @@ class Timed:
 
 
 def measured(
-    networks: str, size: int, batch: int, repeats: int, precision: machine.Precision, device: str
+    networks: str, size: int, batch: int, repeats: int, precision: Precision, device: str
 ) -> list[dict[str, Any]]:
     """Of every method the median seconds of each stage's step and of 1,000 images."""
     timed = {

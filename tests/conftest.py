@@ -19,10 +19,10 @@ from hypothesis import settings
 
 from deconfound import methods
 from deconfound.config import DataOptions, TrainingOptions
-from deconfound.data.screen import Screen, open_screen
-from deconfound.data.screen_writer import ScreenWriter
-from deconfound.data.table import Roles
-from deconfound.run import RunConfig, config_model
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.table import Roles
+from deconfound.runs.config import RunConfig, config_model
 
 settings.register_profile("reproducible", deadline=None, derandomize=True, database=None)
 settings.load_profile("reproducible")
@@ -182,7 +182,7 @@ def finished_runs(
     screen: Screen, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """The directory of a finished run of a method on the tiny screen; trained once a session."""
-    from deconfound.fit import fit
+    from deconfound.training.fit import fit
 
     folder = tmp_path_factory.mktemp("runs")
 
@@ -212,7 +212,7 @@ def source(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A finished run of `restain`, to intervene with."""
-    from deconfound.fit import fit
+    from deconfound.training.fit import fit
 
     out = tmp_path_factory.mktemp("source") / "run"
     return fit(make_config(restain, seed=5), screen.path, out, quiet=True).path

@@ -8,9 +8,9 @@ The names are imported when they are first used, so that the command line starts
 
 import importlib
 import os
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
+
+from deconfound.version import __version__ as __version__
 
 # Threads of libgomp that spin long while they wait take the core from whoever needs it; threads
 # that never spin lose speed to sleeping. A short spin does well alone and beside a busy process:
@@ -18,78 +18,65 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "Screen": "deconfound.data.screen",
-    "open_screen": "deconfound.data.screen",
-    "ingest": "deconfound.data.ingest",
-    "ingest_array": "deconfound.data.arrays",
-    "ingest_profiles": "deconfound.data.profiles",
-    "simulate": "deconfound.data.simulate",
-    "inject": "deconfound.data.inject",
-    "describe": "deconfound.describe",
-    "fit": "deconfound.fit",
-    "embed": "deconfound.embed",
-    "embed_shards": "deconfound.embed_shards",
-    "correct": "deconfound.correct",
-    "crossval": "deconfound.crossval",
-    "measure": "deconfound.measure",
-    "cellprofiler": "deconfound.cellprofiler",
-    "profiles": "deconfound.profiles",
-    "aggregate": "deconfound.aggregate",
-    "relations": "deconfound.relations",
-    "retrieval": "deconfound.retrieval",
-    "imputation": "deconfound.imputation",
-    "sweep": "deconfound.sweep",
-    "transfer": "deconfound.transfer",
-    "impute": "deconfound.transfer_imputed",
-    "export": "deconfound.export",
-    "report": "deconfound.report",
+    "Screen": "deconfound.data.screens.screen",
+    "open_screen": "deconfound.data.screens.screen",
+    "ingest": "deconfound.data.ingest.images",
+    "ingest_array": "deconfound.data.ingest.arrays",
+    "ingest_profiles": "deconfound.data.ingest.profiles",
+    "simulate": "deconfound.data.simulation.simulate",
+    "inject": "deconfound.data.simulation.inject",
+    "describe": "deconfound.description.describe",
+    "fit": "deconfound.training.fit",
+    "embed": "deconfound.embeddings.embed",
+    "embed_shards": "deconfound.embeddings.embed_shards",
+    "correct": "deconfound.embeddings.correct",
+    "crossval": "deconfound.studies.crossval",
+    "measure": "deconfound.evaluation.measure",
+    "cellprofiler": "deconfound.data.ingest.cellprofiler",
+    "profiles": "deconfound.embeddings.profiles",
+    "aggregate": "deconfound.embeddings.aggregate",
+    "relations": "deconfound.evaluation.relations",
+    "retrieval": "deconfound.evaluation.retrieval",
+    "imputation": "deconfound.counterfactuals.judge",
+    "sweep": "deconfound.experiments.sweep",
+    "transfer": "deconfound.counterfactuals.swap",
+    "impute": "deconfound.counterfactuals.impute",
+    "export": "deconfound.data.screens.export",
+    "report": "deconfound.reports.report",
 }
 
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
-    from deconfound.aggregate import aggregate as aggregate
-    from deconfound.cellprofiler import cellprofiler as cellprofiler
-    from deconfound.correct import correct as correct
-    from deconfound.crossval import crossval as crossval
-    from deconfound.data.arrays import ingest_array as ingest_array
-    from deconfound.data.ingest import ingest as ingest
-    from deconfound.data.inject import inject as inject
-    from deconfound.data.profiles import ingest_profiles as ingest_profiles
-    from deconfound.data.screen import Screen as Screen
-    from deconfound.data.screen import open_screen as open_screen
-    from deconfound.data.simulate import simulate as simulate
-    from deconfound.describe import describe as describe
-    from deconfound.embed import embed as embed
-    from deconfound.embed_shards import embed_shards as embed_shards
-    from deconfound.export import export as export
-    from deconfound.fit import fit as fit
-    from deconfound.imputation import imputation as imputation
-    from deconfound.measure import measure as measure
-    from deconfound.profiles import profiles as profiles
-    from deconfound.relations import relations as relations
-    from deconfound.report import report as report
-    from deconfound.retrieval import retrieval as retrieval
-    from deconfound.sweep import sweep as sweep
-    from deconfound.transfer import transfer as transfer
-    from deconfound.transfer_imputed import impute as impute
+    from deconfound.counterfactuals.impute import impute as impute
+    from deconfound.counterfactuals.judge import imputation as imputation
+    from deconfound.counterfactuals.swap import transfer as transfer
+    from deconfound.data.ingest.arrays import ingest_array as ingest_array
+    from deconfound.data.ingest.cellprofiler import cellprofiler as cellprofiler
+    from deconfound.data.ingest.images import ingest as ingest
+    from deconfound.data.ingest.profiles import ingest_profiles as ingest_profiles
+    from deconfound.data.screens.export import export as export
+    from deconfound.data.screens.screen import Screen as Screen
+    from deconfound.data.screens.screen import open_screen as open_screen
+    from deconfound.data.simulation.inject import inject as inject
+    from deconfound.data.simulation.simulate import simulate as simulate
+    from deconfound.description.describe import describe as describe
+    from deconfound.embeddings.aggregate import aggregate as aggregate
+    from deconfound.embeddings.correct import correct as correct
+    from deconfound.embeddings.embed import embed as embed
+    from deconfound.embeddings.embed_shards import embed_shards as embed_shards
+    from deconfound.embeddings.profiles import profiles as profiles
+    from deconfound.evaluation.measure import measure as measure
+    from deconfound.evaluation.relations import relations as relations
+    from deconfound.evaluation.retrieval import retrieval as retrieval
+    from deconfound.experiments.sweep import sweep as sweep
+    from deconfound.reports.report import report as report
+    from deconfound.studies.crossval import crossval as crossval
+    from deconfound.training.fit import fit as fit
 
 
-class _Package(ModuleType):
-    """The package; a verb's module and its function share a name, and the function is meant."""
-
-    def __getattr__(self, name: str) -> object:
-        if name in _HOMES:
-            return getattr(importlib.import_module(_HOMES[name]), name)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__:
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from deconfound.checkpoint import read_resume, read_weights
 from deconfound.config import read_yaml
-from deconfound.data.image_file import read_image
-from deconfound.data.screen import open_screen
-from deconfound.data.table import read_table
-from deconfound.embeddings import read_embeddings
+from deconfound.data.readers.image import read_image
+from deconfound.data.screens.screen import open_screen
+from deconfound.data.tables.table import read_table
+from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
-from deconfound.run import read_json
+from deconfound.runs.checkpoint import read_resume, read_weights
+from deconfound.runs.run import read_json
 
 SECONDS = 60
 """A reader that works longer than this on a small file hangs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deconfound.data.screen import Screen
+from deconfound.data.screens.screen import Screen
 
 pytest.importorskip("atheris", reason="atheris is not installed")
 HARNESS = Path(__file__).with_name("targets.py")

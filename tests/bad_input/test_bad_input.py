@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from deconfound import cli
-from deconfound.data.screen_writer import ScreenWriter
-from deconfound.data.table import Roles
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.table import Roles
 
 FEW = "--steps 2 --batch-size 8 --device cpu --precision 32 --threads 1 --quiet"
 ONE_PLATE = {"Metadata_Plate": ["p"] * 6}

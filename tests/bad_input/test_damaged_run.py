@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from deconfound import cli
-from deconfound.data.screen import Screen
-from deconfound.embed import embed
-from deconfound.embeddings import read_embeddings
+from deconfound.data.screens.screen import Screen
+from deconfound.embeddings.embed import embed
+from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

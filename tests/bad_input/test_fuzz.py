@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deconfound.config import read_yaml, validated
-from deconfound.data.screen import Screen, open_screen
-from deconfound.data.table import read_table
-from deconfound.embeddings import Embeddings, write_embeddings
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.tables.table import read_table
+from deconfound.embeddings.file import Embeddings, write_embeddings
 from deconfound.errors import UserError
-from deconfound.run import RunConfig
+from deconfound.runs.config import RunConfig
 
 
 def _harness() -> ModuleType:

@@ -13,23 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deconfound import methods
-from deconfound.data.batch import Batch, BatchReader
-from deconfound.data.intensity import Intensity, fit_intensity
-from deconfound.data.screen import Screen, open_screen
-from deconfound.embed import embed
-from deconfound.embeddings import PART, PREDICTED
-from deconfound.fit import fit
+from deconfound.data.folds.problem import Problem, pose
+from deconfound.data.loading.batch import Batch, BatchReader
+from deconfound.data.loading.intensity import Intensity, fit_intensity
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.embeddings.embed import embed
+from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.methods.base import Method, Phase, Stage, weighted_sum
-from deconfound.problem import Problem, pose
-from deconfound.run import (
-    RunConfig,
-    build_method,
-    dump_config,
-    load_weights,
-    open_run,
-    read_config,
-    weights,
-)
+from deconfound.runs.config import RunConfig, dump_config, read_config
+from deconfound.runs.run import build_method, open_run
+from deconfound.runs.weights import load_weights, weights
+from deconfound.training.fit import fit
 
 MakeConfig = Callable[..., RunConfig]
 every_method = pytest.mark.parametrize("name", methods.names())

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deconfound import cli, methods
-from deconfound.data.screen import Screen
-from deconfound.embeddings import PREDICTED, read_embeddings
+from deconfound.data.screens.screen import Screen
+from deconfound.embeddings.file import PREDICTED, read_embeddings
 from deconfound.errors import UserError
 
 FOO = '''
@@ -19,7 +19,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import (
     Loss, Method, MethodOptions, Phase, Stage, Task, Tensors, cross_entropy,
 )

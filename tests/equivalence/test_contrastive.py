@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deconfound.losses import content_losses, invariance, supervised_contrastive
-from deconfound.streams import torch_stream
+from deconfound.runtime.seeds import torch_stream
 
 REDUCTIONS = ("balanced", "listing", "equation")
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods import load
 from deconfound.methods.base import Method, Task
 

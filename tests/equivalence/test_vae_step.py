@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import Method, Task, weighted_sum
 from deconfound.methods.ivae import Ivae, IvaeOptions
 from deconfound.methods.mcvae import Mcvae, McvaeOptions

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import (
     Imputer,
     Loss,

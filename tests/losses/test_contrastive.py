@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from deconfound.errors import UserError
 from deconfound.losses import content_losses, invariance, supervised_contrastive
-from deconfound.streams import torch_stream
+from deconfound.runtime.seeds import torch_stream
 
 
 def unit_rows(count: int, dimensions: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -15,7 +15,7 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from deconfound.losses import content_losses, contrastive_triton  # noqa: E402
-from deconfound.streams import torch_stream  # noqa: E402
+from deconfound.runtime.seeds import torch_stream  # noqa: E402
 
 
 @pytest.mark.parametrize("include_self", [True, False])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deconfound.losses import content_losses, invariance, supervised_contrastive
 from deconfound.losses.gather import gather_rows, gather_with_gradient, whole_batch
-from deconfound.streams import torch_stream
+from deconfound.runtime.seeds import torch_stream
 
 ROWS = {2: [5, 9], 3: [4, 0, 526]}
 CASES = [

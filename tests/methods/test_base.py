@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deconfound import methods
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.methods.base import (
     Loss,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.methods.base import Stage, Task
 from deconfound.methods.dann import Dann, DannOptions

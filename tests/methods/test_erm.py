@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import Task
 from deconfound.methods.erm import Erm, ErmOptions
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.methods.base import Task
 from deconfound.methods.fish import Fish, FishOptions

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import Task
 from deconfound.methods.groupdro import GroupDro, GroupDroOptions
 

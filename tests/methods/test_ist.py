@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.style import style_loss
 from deconfound.methods.base import Stage, Task, weighted_sum

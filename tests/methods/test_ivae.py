@@ -4,7 +4,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods.base import Task
 from deconfound.methods.ivae import Ivae, IvaeOptions
 from deconfound.nets import encoder, vae

@@ -6,16 +6,16 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from deconfound.data.batch import Batch
-from deconfound.data.screen import Screen
+from deconfound.data.folds.problem import pose
+from deconfound.data.loading.batch import Batch
+from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.fit import fit
 from deconfound.methods.base import Task
 from deconfound.methods.mcvae import Mcvae, McvaeOptions
 from deconfound.nets import encoder, vae
-from deconfound.problem import pose
-from deconfound.run import open_run
-from deconfound.training_batches import sampler_of
+from deconfound.runs.run import open_run
+from deconfound.training.batches import sampler_of
+from deconfound.training.fit import fit
 
 MakeConfig = Callable[..., Any]
 CONTROL = 0

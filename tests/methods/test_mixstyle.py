@@ -5,17 +5,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deconfound.data.batch import Batch
-from deconfound.data.screen import Screen
-from deconfound.embed import embed
+from deconfound.data.folds.problem import pose
+from deconfound.data.loading.batch import Batch
+from deconfound.data.screens.screen import Screen
+from deconfound.embeddings.embed import embed
 from deconfound.errors import UserError
-from deconfound.fit import fit
-from deconfound.measure import measure
+from deconfound.evaluation.measure import measure
 from deconfound.methods.base import Task
 from deconfound.methods.mixstyle import MixStyleMethod, MixStyleOptions
-from deconfound.problem import pose
-from deconfound.report import report
-from deconfound.run import RunConfig
+from deconfound.reports.report import report
+from deconfound.runs.config import RunConfig
+from deconfound.training.fit import fit
 
 TASK = Task(channels=2, image_size=24, labels=3, environments=2)
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deconfound.data.batch import Batch
-from deconfound.data.screen import Screen
-from deconfound.embed import embed
+from deconfound.data.loading.batch import Batch
+from deconfound.data.screens.screen import Screen
+from deconfound.embeddings.embed import embed
 from deconfound.errors import UserError
-from deconfound.fit import fit
+from deconfound.evaluation.measure import measure
 from deconfound.losses import invariance, supervised_contrastive
-from deconfound.measure import measure
 from deconfound.methods.base import Task, weighted_sum
 from deconfound.methods.scbd import Scbd, ScbdOptions
-from deconfound.report import report
-from deconfound.run import RunConfig
+from deconfound.reports.report import report
+from deconfound.runs.config import RunConfig
+from deconfound.training.fit import fit
 
 TASK = Task(channels=2, image_size=32, labels=3, environments=2)
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.methods.base import Task
 from deconfound.methods.stargan2 import StarGan2, StarGan2Options, reference_rows

@@ -6,14 +6,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from deconfound.data.batch import Batch
-from deconfound.data.screen import Screen
+from deconfound.data.loading.batch import Batch
+from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.fit import fit
-from deconfound.history import read_history
 from deconfound.methods.base import Task
 from deconfound.methods.vae import Vae, VaeOptions
 from deconfound.nets import encoder, vae
+from deconfound.runs.history import read_history
+from deconfound.training.fit import fit
 
 MakeConfig = Callable[..., Any]
 SMALL = (32, 32, 16)

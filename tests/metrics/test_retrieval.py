@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from deconfound import cli
-from deconfound.embeddings import PART, PREDICTED, Embeddings, write_embeddings
+from deconfound.embeddings.file import PART, PREDICTED, Embeddings, write_embeddings
 from deconfound.errors import UserError
+from deconfound.evaluation.retrieval import retrieval
 from deconfound.metrics import profile_retrieval
 from deconfound.metrics.corum import cosines
-from deconfound.retrieval import retrieval
 
 needs_copairs = pytest.mark.usefixtures("copairs")
 Pick = Callable[[int, int], bool]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.losses import content_losses
 from deconfound.methods import load
 from deconfound.methods.base import Task
-from deconfound.streams import numpy_stream, torch_stream
+from deconfound.runtime.seeds import numpy_stream, torch_stream
 
 LABELS, FEATURES, HIDDEN, BATCH, STEPS = 10, 20, 128, 512, 200
 CONTRAST, BLUR = 6.0, 0.05

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.methods import load
 from deconfound.methods.base import Task
-from deconfound.streams import derived_seed, numpy_stream
+from deconfound.runtime.seeds import derived_seed, numpy_stream
 
 LABELS, SIDE, BATCH, STEPS = 4, 16, 48, 60
 SQUARE, CONTRAST = 0.6, 0.5

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.config import Options, SamplerName
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.gather import global_mean
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.losses.alignment import coral_penalty
 from deconfound.methods.base import Loss, MethodOptions, Tensors, cross_entropy
 from deconfound.methods.erm import Erm, ErmOptions

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.adversarial import gradient_penalty
 from deconfound.methods.base import (

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.losses.risk import environment_risks
 from deconfound.methods.base import Loss, MethodOptions, Task, Tensors
 from deconfound.methods.erm import Erm, ErmOptions

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.alignment import irm_penalty
 from deconfound.losses.risk import environment_risks

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import prior_spread
 from deconfound.methods.base import Loss, MethodOptions, Task, Tensors, cross_entropy
 from deconfound.methods.vae import Block, Vae, VaeOptions

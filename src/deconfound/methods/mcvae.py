@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import distance_to_zero, row_mean
 from deconfound.methods.base import Loss, MethodOptions, Stage, Task, Tensors
 from deconfound.methods.vae import Block, Vae, VaeOptions

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.contrastive import content_losses, supervised_contrastive
 from deconfound.losses.gather import gather_rows, global_mean

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from deconfound.data.batch import Batch
+from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import active_units, kl_divergence, row_mean
 from deconfound.methods.base import (
     Loss,

@@ -124,7 +124,7 @@ def relative_error(
     if not alone.any():
         note = "every image is the true one already, so there is nothing to impute"
         return RelativeError(Score(math.nan, rows, note), math.nan, math.nan)
-    from deconfound.streams import numpy_stream
+    from deconfound.runtime.seeds import numpy_stream
 
     value = float(imputed.sum() / alone.sum())
     _, code = np.unique(np.arange(rows) if unit is None else unit, return_inverse=True)

@@ -12,7 +12,7 @@ from deconfound.errors import UserError
 from deconfound.metrics.accuracy import accuracy, macro_f1, seen_in_training
 from deconfound.metrics.neighbors import refuse_malformed
 from deconfound.metrics.score import Metric, Score
-from deconfound.streams import numpy_stream
+from deconfound.runtime.seeds import numpy_stream
 
 PAPER = "Makino et al., SCBD, section 4.2.1 (sensitivity to batch effects)"
 

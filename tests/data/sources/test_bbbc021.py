@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from deconfound.config import DataOptions
-from deconfound.data.controls import control_rows
-from deconfound.data.screen import open_screen
+from deconfound.data.folds.controls import control_rows
+from deconfound.data.folds.fold import groups
+from deconfound.data.folds.problem import pose
+from deconfound.data.screens.screen import open_screen
 from deconfound.data.sources import bbbc021, discover
-from deconfound.data.split import groups
 from deconfound.errors import UserError
-from deconfound.problem import pose
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "bbbc021"
 PLATES = ("Week1_1", "Week1_2", "Week10_1", "Week10_2")

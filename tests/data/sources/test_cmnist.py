@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deconfound.config import Options
-from deconfound.data.screen import open_screen
+from deconfound.data.screens.screen import open_screen
 from deconfound.data.sources import cmnist, discover
 from deconfound.errors import UserError
 

@@ -14,14 +14,15 @@ import pandas as pd
 import pytest
 
 from deconfound.config import DataOptions
-from deconfound.data import growing, lmdb_images
-from deconfound.data.image_file import resized
-from deconfound.data.screen import Screen
+from deconfound.data.folds.fold import groups, make_fold
+from deconfound.data.folds.problem import pose
+from deconfound.data.readers import lmdb
+from deconfound.data.readers.image import resized
+from deconfound.data.screens.screen import Screen
 from deconfound.data.sources import funk22
-from deconfound.data.split import groups, make_fold
-from deconfound.data.table import joined
+from deconfound.data.tables.table import joined
 from deconfound.errors import UserError
-from deconfound.problem import pose
+from deconfound.files import growing
 
 PLATES = ("20200202_6W-LaC024A", "20200206_6W-LaC025B")
 CONFIG = funk22.Config(size=8, threads=1)
@@ -190,7 +191,7 @@ def test_a_stopped_call_goes_on_and_ends_with_the_same_bytes(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from deconfound.data import growing
+from deconfound.files import growing
 from deconfound.data.sources import funk22
 growing.MARK_SECONDS = 0
 funk22.CHUNK_IMAGES = 2
@@ -267,7 +268,7 @@ def test_a_damaged_lmdb_is_one_clear_line_before_anything_is_written(
 ) -> None:
     archive = write_archive(tmp_path / "archive", uid00000023=record)
     monkeypatch.setattr(funk22, "KEYS", 10)
-    monkeypatch.setattr(lmdb_images.LmdbImages, "read", lambda *_: pytest.fail("read a record"))
+    monkeypatch.setattr(lmdb.LmdbImages, "read", lambda *_: pytest.fail("read a record"))
     with pytest.raises(UserError, match=message):
         funk22.make(archive, tmp_path / "screen", CONFIG)
 

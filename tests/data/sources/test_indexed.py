@@ -8,11 +8,11 @@ import pytest
 import tifffile
 
 from deconfound.config import DataOptions
-from deconfound.data.screen import Screen
+from deconfound.data.folds.fold import groups
+from deconfound.data.folds.problem import pose
+from deconfound.data.screens.screen import Screen
 from deconfound.data.sources import discover, grid, lincs_sc
-from deconfound.data.split import groups
 from deconfound.errors import UserError
-from deconfound.problem import pose
 
 DISEASES = {"N1": "control", "N2": "control", "A1": "MELAS", "B1": "SURF1"}
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from deconfound.config import DataOptions
+from deconfound.data.folds.problem import pose
 from deconfound.data.sources import camelyon17, rxrx1
 from deconfound.errors import UserError
-from deconfound.problem import pose
 
 
 def save(file: Path, value: int, side: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from deconfound.config import Options
-from deconfound.data.screen import Screen
+from deconfound.data.screens.screen import Screen
 
 
 class Source(Protocol):

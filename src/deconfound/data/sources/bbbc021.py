@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deconfound.atomic import refuse_existing
 from deconfound.config import Options
-from deconfound.data.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.feature_table import feature_columns, open_features
-from deconfound.data.nesting import refuse_divided
-from deconfound.data.profiles import write_profiles
-from deconfound.data.screen import Screen
-from deconfound.data.shards import sha256
-from deconfound.data.table import Roles, read_table, require_columns
+from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
+from deconfound.data.ingest.profiles import write_profiles
+from deconfound.data.readers.features import feature_columns, open_features
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.nesting import refuse_divided
+from deconfound.data.tables.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
+from deconfound.files.atomic import refuse_existing
+from deconfound.files.checksums import sha256
 
 SUMMARY = "BBBC021: 632 wells under 38 compounds of 12 mechanisms, profiles of CellProfiler"
 PAPER = "Ljosa et al., Comparison of Methods for Image-Based Profiling of Cellular ..., 2013"

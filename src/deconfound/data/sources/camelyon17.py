@@ -7,10 +7,10 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound.config import Options
-from deconfound.data.image_paths import FOLDER_PATH
-from deconfound.data.image_screen import screen_of_files
-from deconfound.data.screen import Screen
-from deconfound.data.table import Roles, read_table, require_columns
+from deconfound.data.ingest.paths import FOLDER_PATH
+from deconfound.data.ingest.writing import screen_of_files
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
 
 SUMMARY = "Camelyon17-WILDS: 455,954 patches of lymph nodes from 5 hospitals, tumour or not"

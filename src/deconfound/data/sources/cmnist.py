@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.config import Options
-from deconfound.data.screen import Screen, open_screen
-from deconfound.data.screen_writer import ScreenWriter
-from deconfound.data.shards import sha256
-from deconfound.data.table import Roles
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
-from deconfound.streams import numpy_stream
+from deconfound.files.checksums import sha256
+from deconfound.runtime.seeds import numpy_stream
 
 SUMMARY = "Colored MNIST: 60,000 digits in two colour environments, 10,000 white ones to test on"
 PAPER = "Makino et al., Supervised Contrastive Block Disentanglement (SCBD), 2025"

@@ -13,25 +13,25 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from deconfound.atomic import refuse_existing
 from deconfound.config import Options
-from deconfound.data.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.image_file import resized
-from deconfound.data.image_rows import CHUNK_IMAGES, in_order
-from deconfound.data.image_screen import THREADS, kept_if_stopped, refuse_full_disk
-from deconfound.data.ingest import refuse_empty
-from deconfound.data.ingest_provenance import identity_of
-from deconfound.data.lmdb_images import LmdbImages, Pixels
-from deconfound.data.nesting import refuse_divided
-from deconfound.data.ops_layout import SPLIT, random_split
-from deconfound.data.screen import Screen, open_screen
-from deconfound.data.screen_writer import ScreenWriter
-from deconfound.data.shards import sha256
-from deconfound.data.table import Roles, require_columns
-from deconfound.data.table_file import readable
+from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
+from deconfound.data.ingest.images import refuse_empty
+from deconfound.data.ingest.provenance import identity_of
+from deconfound.data.ingest.rows import CHUNK_IMAGES, in_order
+from deconfound.data.ingest.writing import THREADS, kept_if_stopped, refuse_full_disk
+from deconfound.data.readers.image import resized
+from deconfound.data.readers.lmdb import LmdbImages, Pixels
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.simulation.pooled_layout import SPLIT, random_split
+from deconfound.data.tables.compressed import readable
+from deconfound.data.tables.nesting import refuse_divided
+from deconfound.data.tables.table import Roles, require_columns
 from deconfound.errors import UserError
-from deconfound.progress import Progress
-from deconfound.streams import numpy_stream
+from deconfound.files.atomic import refuse_existing
+from deconfound.files.checksums import sha256
+from deconfound.runtime.progress import Progress
+from deconfound.runtime.seeds import numpy_stream
 
 SUMMARY = "Funk22: 26 million cells of a pooled screen of 5,000 genes, 34 wells in 6 plates"
 PAPER = "Makino et al., Supervised Contrastive Block Disentanglement (SCBD), 2025"

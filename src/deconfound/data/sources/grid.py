@@ -9,13 +9,13 @@ from pathlib import Path
 from pydantic import Field
 
 from deconfound.config import Options
-from deconfound.data.image_columns import image_columns
-from deconfound.data.image_screen import screen_of_files
-from deconfound.data.ingest import refuse_empty
-from deconfound.data.nesting import refuse_divided
-from deconfound.data.screen import Screen
-from deconfound.data.shards import sha256
-from deconfound.data.table import Roles, read_table, require_columns
+from deconfound.data.ingest.columns import image_columns
+from deconfound.data.ingest.images import refuse_empty
+from deconfound.data.ingest.writing import screen_of_files
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.nesting import refuse_divided
+from deconfound.data.tables.table import Roles, read_table, require_columns
+from deconfound.files.checksums import sha256
 
 SUMMARY = "GRID: 17,030 images of fibroblasts of 19 patients, 8 inherited diseases and controls"
 PAPER = "Pernice et al., Out of Distribution Generalization via Interventional Style Transfer, 2023"

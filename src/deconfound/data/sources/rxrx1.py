@@ -7,12 +7,12 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound.config import Options
-from deconfound.data.image_paths import FOLDER_PATH
-from deconfound.data.image_screen import screen_of_files
-from deconfound.data.screen import Screen
-from deconfound.data.table import Roles, read_table, require_columns
+from deconfound.data.ingest.paths import FOLDER_PATH
+from deconfound.data.ingest.writing import screen_of_files
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.table import Roles, read_table, require_columns
 from deconfound.errors import UserError
-from deconfound.streams import numpy_stream
+from deconfound.runtime.seeds import numpy_stream
 
 SUMMARY = "RxRx1-WILDS: 125,510 fields of cells under 1,139 siRNAs in 51 experiments"
 PAPER = "Koh et al., WILDS: A Benchmark of in-the-Wild Distribution Shifts, 2021"

@@ -5,10 +5,10 @@ from pathlib import Path
 from pydantic import Field
 
 from deconfound.config import Options
-from deconfound.data.image_paths import FOLDER_ENVIRONMENT, FOLDER_LABEL, class_folders
-from deconfound.data.image_screen import screen_of_files
-from deconfound.data.screen import Screen
-from deconfound.data.table import Roles, listed
+from deconfound.data.ingest.paths import FOLDER_ENVIRONMENT, FOLDER_LABEL, class_folders
+from deconfound.data.ingest.writing import screen_of_files
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.table import Roles, listed
 from deconfound.errors import UserError
 
 SUMMARY = "VLCS: photographs of 5 classes from Caltech101, LabelMe, SUN09 and VOC2007"

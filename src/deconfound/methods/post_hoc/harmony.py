@@ -10,7 +10,7 @@ from pydantic import Field
 from deconfound.errors import UserError
 from deconfound.methods.post_hoc.base import Codes, Doubles, Floats, Mask, PostHoc, PostHocOptions
 from deconfound.methods.post_hoc.pca import Components
-from deconfound.streams import derived_seed
+from deconfound.runtime.seeds import derived_seed
 
 BANDWIDTH = 0.1
 """Sigma of the soft assignment to clusters, of Harmony and of Symphony."""

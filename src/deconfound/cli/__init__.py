@@ -1,0 +1,3 @@
+"""The command line."""
+
+from deconfound.cli.verbs import main as main

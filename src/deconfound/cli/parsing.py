@@ -1,0 +1,99 @@
+"""Words of the command line to typed arguments; every mistake becomes one line."""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from typing import TypeVar
+
+import tyro
+from pydantic import BaseModel, ValidationError
+
+from deconfound.cli.printing import one_line
+from deconfound.config import Options, nearest
+from deconfound.errors import UserError
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def name_first(words: list[str], verb: str, what: str, known: list[str]) -> str:
+    """The name that follows a verb, before its flags."""
+    if not words or words[0].startswith("-"):
+        if words and words[0] in ("-h", "--help"):
+            print(f"deconfound {verb} NAME …   NAME is one of {', '.join(known)}")
+            sys.exit(0)
+        raise UserError(f"{verb}: name a {what} first; there are {', '.join(known)}")
+    if words[0] not in known:
+        raise UserError(f"unknown {what} {words[0]!r}; {nearest(words[0], known)}")
+    return words[0]
+
+
+def take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
+    """`words` without `option` and its value, and the value."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return words[:place] + words[place + 1 :], word.partition("=")[2]
+        if word == option:
+            if place + 1 == len(words):
+                raise UserError(f"{option} needs a value")
+            return words[:place] + words[place + 2 :], words[place + 1]
+    return words, None
+
+
+def parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> Parsed:
+    """The arguments of a verb; every mistake becomes one line."""
+    spoken = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(spoken):
+            parsed, unknown = tyro.cli(
+                model,
+                args=words,
+                prog=f"deconfound {verb}",
+                description=about or model.__doc__,
+                return_unknown_args=True,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "--" + str(problem["loc"][-1]).replace("_", "-")
+        raise UserError(f"{verb}: {option} {problem['input']!r}: {problem['msg']}") from error
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(f"{verb}: {_tyro_message(spoken.getvalue())}") from None
+    if unknown:
+        known = _flags(model)
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"see deconfound {verb} --help"
+        raise UserError(f"{verb}: unknown option {unknown[0]!r}; {hint}")
+    return parsed
+
+
+def _flags(model: type[BaseModel]) -> list[str]:
+    """Every flag a model of arguments gives rise to."""
+    found = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Options):
+            found += _flags(kind)
+        else:
+            found.append("--" + name.replace("_", "-"))
+    return found
+
+
+def _tyro_message(text: str) -> str:
+    """What an argument error says, without its box and its usage."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    inside = [line.strip("│ ").strip() for line in text.splitlines() if line.startswith("│")]
+    if not inside:  # a terminal of ASCII: a title, a line of dashes, and no sides
+        text = re.sub(r"^[^\n]*\n\s*-{10,}\s*\n", "", text)
+        inside = [line.strip() for line in text.splitlines()]
+    kept = [line for line in inside if line and not set(line) <= set("─-")]
+    said = " ".join(kept) or one_line(text)
+    said = re.sub(
+        r".*1 validation errors? for \w+ (\w+) (.*?) \[type=.*",
+        lambda found: f"--{found[1].replace('_', '-')}: {found[2]}",
+        said,
+    )
+    return re.split(r" Argument helptext:| For full helptext| For further information", said)[0]

@@ -1,0 +1,217 @@
+"""Verbs that train, embed and score: words of the command line to calls."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import create_model
+
+from deconfound.cli.arguments import (
+    AggregateArguments,
+    CellprofilerArguments,
+    CorrectArguments,
+    EmbedArguments,
+    FitArguments,
+    ImputationArguments,
+    MeasureArguments,
+    ProfilesArguments,
+    RelationsArguments,
+    RetrievalArguments,
+    TransferArguments,
+)
+from deconfound.cli.parsing import name_first, parse, take_option
+from deconfound.cli.printing import complain, print_table, say
+from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
+from deconfound.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def call_fit(words: list[str]) -> None:
+    """Train a method."""
+    from deconfound import methods
+    from deconfound.runs.config import config_model, read_config
+    from deconfound.training.fit import fit
+
+    if words:
+        methods.refuse_post_hoc(words[0])
+    name = name_first(words, "fit", "method", methods.names())
+    words, config_file = take_option(words[1:], "--config")
+    default = (
+        read_config(Path(config_file), name) if config_file else config_model(name)(method=name)
+    )
+    method = methods.load(name)
+    arguments = create_model(
+        "WithMethod",
+        __base__=FitArguments,
+        seed=(int, default.seed),
+        method=(method.Options, default.options),
+        data=(DataOptions, default.data),
+        intervention=(InterventionOptions, default.intervention),
+        training=(TrainingOptions, default.training if config_file else TrainingOptions()),
+    )
+    about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
+    parsed: Any = parse(arguments, words, f"fit {name}", about)
+    if parsed.intervention.intervene is None:
+        for option, value in parsed.intervention:
+            if value != getattr(InterventionOptions(), option):
+                flag = "--" + option.replace("_", "-")
+                raise UserError(f"fit {name}: {flag} belongs to --intervene RUN; add it")
+    config = config_model(name)(
+        method=name,
+        seed=parsed.seed,
+        data=parsed.data,
+        intervention=parsed.intervention,
+        training=parsed.training,
+        options=parsed.method,
+    )
+    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain)
+    say(f"run in {done.path}")
+
+
+def call_embed(words: list[str]) -> None:
+    """Embed a screen."""
+    from deconfound.embeddings.embed import embed
+    from deconfound.embeddings.embed_shards import embed_shards
+
+    parsed = parse(EmbedArguments, words, "embed")
+    if parsed.out.suffix:
+        rows = len(embed(**dict(parsed), say=say).table)
+        say(f"{rows:,} embeddings in {parsed.out}")
+    elif (index := embed_shards(**dict(parsed), say=say)) is not None:
+        say(f"{index.rows:,} embeddings in {len(index.shards)} files in {parsed.out}")
+    else:
+        say(f"{parsed.out}: other processes have files of it to embed; the last one makes it")
+
+
+def call_cellprofiler(words: list[str]) -> None:
+    """Measure CellProfiler's features."""
+    from deconfound.data.ingest.cellprofiler import cellprofiler
+
+    parsed = parse(CellprofilerArguments, words, "cellprofiler")
+    made = cellprofiler(**dict(parsed))
+    say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
+
+
+def call_profiles(words: list[str]) -> None:
+    """Write profiles as an embeddings file."""
+    from deconfound.embeddings.profiles import profiles
+
+    arguments = create_model(
+        "WithData", __base__=ProfilesArguments, data=(DataOptions, DataOptions())
+    )
+    parsed: Any = parse(arguments, words, "profiles", ProfilesArguments.__doc__ or "")
+    made = profiles(parsed.screen, parsed.out, parsed.data)
+    say(f"{len(made.table):,} profiles in {parsed.out}")
+
+
+def call_correct(words: list[str]) -> None:
+    """Correct embeddings after training."""
+    from deconfound.embeddings.correct import KNN, correct, names
+    from deconfound.methods import post_hoc
+
+    name = name_first(words, "correct", "post hoc method", names())
+    arguments: type[CorrectArguments] = CorrectArguments
+    about = "No correction: the k nearest training rows vote for every row's label."
+    if name != KNN:
+        method = post_hoc.load(name)
+        arguments = create_model(
+            "WithPostHoc", __base__=CorrectArguments, method=(method.Options, method.Options())
+        )
+        about = f"{method.SUMMARY}. {method.PAPER}."
+    parsed: Any = parse(arguments, words[1:], f"correct {name}", about)
+    done = correct(
+        name,
+        parsed.embeddings,
+        parsed.out,
+        None if name == KNN else parsed.method,
+        representation=parsed.representation,
+        knn=parsed.knn,
+        reference=parsed.reference,
+        control=parsed.control,
+    )
+    if done.about["saw_held_out"]:
+        complain(f"{parsed.out}: held-out rows took part; every score says so")
+    say(f"{len(done.table):,} embeddings of {done.about['method']} in {parsed.out}")
+
+
+def call_measure(words: list[str]) -> None:
+    """Score embeddings and print the scores."""
+    from deconfound.evaluation.measure import measure
+
+    parsed = parse(MeasureArguments, words, "measure")
+    scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_aggregate(words: list[str]) -> None:
+    """Average cells per guide and gene."""
+    from deconfound.embeddings.aggregate import AggregateOptions, aggregate
+
+    arguments = create_model(
+        "WithLevels", __base__=AggregateArguments, levels=(AggregateOptions, AggregateOptions())
+    )
+    parsed: Any = parse(arguments, words, "aggregate", AggregateArguments.__doc__ or "")
+    made = aggregate(parsed.embeddings, parsed.out, parsed.levels, quiet=parsed.quiet)
+    of = {"gene": "genes", "guide": "guides"}[parsed.levels.level]
+    say(f"{len(made.table):,} rows of {of}, {made.control.sum()} of controls, in {parsed.out}")
+
+
+def call_relations(words: list[str]) -> None:
+    """Score genes against known complexes and print the scores."""
+    from deconfound.evaluation.relations import relations
+
+    parsed = parse(RelationsArguments, words, "relations")
+    scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_retrieval(words: list[str]) -> None:
+    """Score the retrieval of profiles and print the scores."""
+    from deconfound.evaluation.retrieval import retrieval
+
+    parsed = parse(RetrievalArguments, words, "retrieval")
+    asked = {name: value for name, value in dict(parsed).items() if name != "quiet"}
+    scores = retrieval(**asked)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_imputation(words: list[str]) -> None:
+    """Score imputed images and print the scores."""
+    from deconfound.counterfactuals.judge import imputation
+
+    parsed = parse(ImputationArguments, words, "imputation")
+    _say_scores(imputation(**dict(parsed)), parsed.out, parsed.quiet)
+
+
+def call_transfer(words: list[str]) -> None:
+    """Draw a swap grid, or impute a screen."""
+    from deconfound.counterfactuals.impute import impute
+    from deconfound.counterfactuals.swap import transfer
+
+    parsed = parse(TransferArguments, words, "transfer")
+    common: dict[str, Any] = {"images": parsed.images, "seed": parsed.seed}
+    paths = parsed.run, parsed.screen, parsed.out
+    if parsed.to is None:
+        if parsed.relative_style is not None:
+            raise UserError("transfer: --relative-style belongs to --to ENVIRONMENT; add it")
+        transfer(*paths, **common)
+        say(f"swap grid in {parsed.out / 'swap.png'}")
+        return
+    common |= {"relative_style": parsed.relative_style, "quiet": parsed.quiet}
+    done = impute(*paths, to=parsed.to, **common)
+    shares = done.landing.shares()
+    clipped = f"{100 * done.clipped:.2g} % of values clipped"
+    say(f"{len(done.rows):,} images in {done.screen.path}, {clipped}")
+    say(
+        f"of the {shares['neighbors']} real cells nearest to an imputed one "
+        f"{100 * shares['imputed']:.0f} % are of {parsed.to}, {100 * shares['originals']:.0f} % "
+        f"before; pictures in {parsed.out}"
+    )
+
+
+def _say_scores(scores: "pd.DataFrame", out: Path, quiet: bool) -> None:
+    if not quiet:
+        shown = ["method", "fold", "seed", "representation", "metric", "part", "value", "note"]
+        print_table([*map(str, shown)], scores[shown].round(4).astype(str).to_numpy().tolist())
+    say(f"{len(scores)} scores in {out}")

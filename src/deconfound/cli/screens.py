@@ -1,0 +1,143 @@
+"""Verbs that make, show and check screens: words of the command line to calls."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import create_model
+from rich.console import Console
+
+from deconfound.cli.arguments import (
+    CheckArguments,
+    DescribeArguments,
+    ExportArguments,
+    IngestArguments,
+    InjectArguments,
+    NewScreenArguments,
+)
+from deconfound.cli.parsing import name_first, parse
+from deconfound.cli.printing import print_table, say
+from deconfound.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+def call_simulate(words: list[str]) -> None:
+    """Make a screen of cells with planted truth."""
+    from deconfound.data.simulation.simulate import SimulateConfig, simulate
+
+    arguments = create_model(
+        "SimulateArguments",
+        __base__=NewScreenArguments,
+        simulation=(SimulateConfig, SimulateConfig()),
+        quiet=(bool, False),
+    )
+    parsed: Any = parse(arguments, words, "simulate", "Make a screen of cells with planted truth.")
+    screen = simulate(parsed.out, config=parsed.simulation, quiet=parsed.quiet)
+    say(f"{len(screen):,} cells in {screen.path}")
+
+
+def call_inject(words: list[str]) -> None:
+    """Put technical effects into the cells of a clean screen."""
+    from deconfound.data.simulation.inject import InjectConfig, inject
+
+    arguments = create_model(
+        "WithEnvironments", __base__=InjectArguments, environments=(InjectConfig, InjectConfig())
+    )
+    parsed: Any = parse(arguments, words, "inject", InjectArguments.__doc__ or "")
+    screen = inject(parsed.clean, parsed.out, config=parsed.environments, quiet=parsed.quiet)
+    say(f"{len(screen):,} cells of {parsed.clean} with injected effects in {screen.path}")
+
+
+def call_ingest(words: list[str]) -> None:
+    """Make a screen of images, profiles or an array."""
+    from deconfound.data.ingest.arrays import ingest_array
+    from deconfound.data.ingest.images import IngestConfig, ingest
+    from deconfound.data.ingest.profiles import ingest_profiles
+    from deconfound.data.ingest.provenance import remarks
+
+    arguments = create_model(
+        "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
+    )
+    parsed: Any = parse(arguments, words, "ingest", IngestArguments.__doc__ or "")
+    made_of = {
+        "--images-root": parsed.images_root is not None,
+        "--profiles": parsed.profiles,
+        "--array": parsed.array is not None,
+    }
+    if sum(made_of.values()) != 1:
+        raise UserError(f"ingest: expected one of {', '.join(made_of)}")
+    if parsed.feature_columns and not parsed.profiles:
+        raise UserError("ingest: --feature-columns belongs to --profiles; add it")
+    if (parsed.array_key or parsed.array_axes) and parsed.array is None:
+        raise UserError("ingest: --array-key and --array-axes belong to --array; add it")
+    if parsed.table is None and not made_of["--images-root"]:
+        raise UserError("ingest: name the table first: deconfound ingest TABLE …")
+    common = {"config": parsed.formats, "quiet": parsed.quiet}
+    if parsed.profiles:
+        named = {"features": parsed.feature_columns}
+        screen = ingest_profiles(parsed.table, parsed.out, **named, **common)
+    elif parsed.array is not None:
+        shape = {"key": parsed.array_key, "axes": parsed.array_axes}
+        screen = ingest_array(parsed.table, parsed.array, parsed.out, **shape, **common)
+    else:
+        screen = ingest(parsed.table, parsed.images_root, parsed.out, **common)
+    what = "profiles" if screen.holds_profiles else "images"
+    say(f"{len(screen):,} {what} in {screen.path}")
+    for remark in remarks(screen.provenance):
+        say(remark)
+
+
+def call_source(words: list[str]) -> None:
+    """Make a screen of a public data set."""
+    from deconfound.data import sources
+
+    found = sources.discover()
+    name = name_first(words, "source", "data set", sorted(found))
+    module = found[name]
+    arguments = create_model(
+        "SourceArguments",
+        __base__=NewScreenArguments,
+        root=(Path, ...),
+        source=(module.Config, module.Config()),
+    )
+    parsed: Any = parse(arguments, words[1:], f"source {name}", module.SUMMARY)
+    screen = module.make(parsed.root, parsed.out, parsed.source)
+    say(f"{len(screen):,} images in {screen.path}")
+
+
+def call_describe(words: list[str]) -> None:
+    """Print what a screen holds."""
+    from deconfound.description.describe import describe
+    from deconfound.description.page import text_tables
+
+    parsed = parse(DescribeArguments, words, "describe")
+    description = describe(**dict(parsed))
+    for table in text_tables(description, most=24, width=Console().width):
+        say("")
+        say(table.title)
+        if table.rows:
+            print_table(table.columns, table.rows, plain=True)
+        if table.note:
+            say(table.note)
+    for warning in description.warnings:
+        say(f"! {warning}")
+    if parsed.out is not None:
+        say(f"page in {parsed.out / 'describe.html'}")
+
+
+def call_export(words: list[str]) -> None:
+    """Write a screen as common files."""
+    from deconfound.data.screens.export import export
+
+    parsed = parse(ExportArguments, words, "export")
+    command = export(**dict(parsed))
+    say(f"{parsed.out}; back to a screen with: {command}")
+
+
+def call_check(words: list[str]) -> None:
+    """Verify a screen or a run."""
+    from deconfound.verification import check
+
+    parsed = parse(CheckArguments, words, "check")
+    say(check(parsed.path))

@@ -1,0 +1,299 @@
+"""imputation: how good a run's imputed images are, where the true ones can be rendered.
+
+Imputing is that of Pernice et al., IST, 2023, eq. 1.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from deconfound.config import RelativeTo
+from deconfound.counterfactuals.cells import refuse_percentile
+from deconfound.counterfactuals.draws import Interventions, interventions
+from deconfound.counterfactuals.oracle import Oracle, oracle_of
+from deconfound.data.folds.fold import Part, physical_well
+from deconfound.data.folds.problem import Problem, pose
+from deconfound.data.loading.intensity import Intensity
+from deconfound.data.screens.screen import Images, Rows, Screen, open_screen
+from deconfound.data.simulation.counterfactual import counterfactual
+from deconfound.errors import UserError
+from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, Row, score_row
+from deconfound.files import atomic
+from deconfound.intervention.relative_style import (
+    Origins,
+    origins_of,
+    refuse_absolute,
+    relative,
+    styles_anywhere,
+)
+from deconfound.intervention.source_run import refuse_unable
+from deconfound.methods.base import Imputer
+from deconfound.metrics import (
+    Score,
+    absolute_distance,
+    hallucination_rate,
+    label_agreement,
+    label_probability,
+    matched_moments,
+    relative_error,
+    squared_distance,
+)
+from deconfound.runs.run import Run, open_run, read_json
+from deconfound.runtime.device import start_fabric
+from deconfound.runtime.progress import Progress
+
+PARTS: tuple[Part, ...] = ("id_test", "test")
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class _Imputer:
+    """A run's method that imputes stored pixels."""
+
+    method: Imputer
+    intensity: Intensity
+    environments: tuple[str, ...]
+    """Of training."""
+    origins: Origins | None
+    """Where the rows of the screen were taken; None where styles are not relative."""
+
+    @torch.inference_mode()
+    def __call__(
+        self, rows: Rows, source: Images, style: Images, environment: Rows
+    ) -> npt.NDArray[np.float32]:
+        """The source images (B, C, H, W) of `rows` in the styles of images (B, K, C, H, W) taken in
+        `environment` (B,), in stored units.
+        """
+        device = self.intensity.offset.device
+        source_pixels, style_pixels, taken_in = (
+            torch.from_numpy(array).to(device) for array in (source, style, environment)
+        )
+        image = self.intensity(source_pixels)
+        if self.origins is None:
+            images, of_style = style_pixels.shape[1], self.intensity(style_pixels.flatten(0, 1))
+            every = self.method.style(of_style, taken_in.repeat_interleave(images))
+            code = every.reshape(len(source), images, -1).mean(dim=1)
+        else:
+            own = self.origins.of(torch.from_numpy(rows))
+            target = self.origins.of_names([self.environments[one] for one in environment])
+            code = relative(self.method, image, own, target)
+        imputed = self.method.impute(image, code)
+        return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
+
+
+class _Judged:
+    """What is known of the images of one imputer, filled batch after batch."""
+
+    def __init__(self, rows: int, channels: int, labels: int) -> None:
+        self.absolute = np.zeros((rows, channels))
+        self.squared = np.zeros((rows, channels))
+        self.probability = np.zeros((rows, labels), dtype=np.float32)
+
+    def put(self, places: Rows, image: npt.NDArray[Any], true: Images, oracle: Oracle) -> None:
+        """Compare images with the true ones of the same rows."""
+        self.absolute[places] = absolute_distance(image, true)
+        self.squared[places] = squared_distance(image, true)
+        self.probability[places] = oracle.probabilities(image)
+
+
+def imputation(
+    run: Path,
+    screen: Path,
+    out: Path,
+    *,
+    images: int = 2_000,
+    style_images: int = 1,
+    relative_style: RelativeTo | None = None,
+    oracle_steps: int = 400,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Score the images that `run` imputes for held-out cells of the screen it saw.
+
+    Of each of the parts id_test and test at most `images` cells, drawn by `seed`, are imputed each
+    into one training environment other than its own, drawn uniformly, in the style, averaged over
+    codes, of `style_images` training images of it, drawn uniformly; from the second on they are of
+    the planted environment of the first. With `relative_style` the style images are of the baseline
+    alone, and images of the run keep how their style differs from the mean style of their
+    environment, over all of its images or its negative controls. The true image is the same cell
+    rendered there. Both are compared in stored units, the imputed one clipped to the range of the
+    stored type. The oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`,
+    says which label an image shows.
+
+    Returns, and writes to the Parquet file `out`, the columns of `measure`: the representation is
+    "image", or "channel NAME" where only that is compared. Beside the run's scores stand those of
+    `BASELINES`, the images left alone and `matched_moments`; they depend on the fold, `seed`
+    and `style_images` alone, and their seed is `seed`. Raises UserError if `out` exists, if the run
+    cannot impute, or not as asked, if the screen was neither simulated nor injected, has other
+    channels or is not the run's, if there is no cell to judge, or if pixels cannot be put back into
+    stored units.
+    """
+    with atomic.claimed(Path(out)):
+        opened_run, opened_screen = open_run(run), open_screen(screen)
+        fabric = start_fabric(device, "32", threads)
+        method, intensity = _loaded(opened_run, opened_screen)
+        method.to(fabric.device)
+        intensity.to(fabric.device)
+        origins = None
+        if relative_style is not None:
+            refuse_absolute(opened_run.config.method, str(opened_run.path))
+            styles = styles_anywhere(opened_run, opened_screen, method, intensity)
+            origins = origins_of(opened_run, opened_screen, styles, relative_style, seed)
+        problem = pose(opened_screen, opened_run.config.data)
+        drawn_of = {
+            part: interventions(opened_screen, problem, part, images, seed, style_images)
+            for part in PARTS
+        }
+        planned = {part: drawn for part, drawn in drawn_of.items() if len(drawn.rows)}
+        if not planned:
+            raise UserError(
+                f"{opened_run.path}: fold {problem.fold.name} holds no cell out; fit it on a fold "
+                "with test or id_test rows"
+            )
+        folder = Path(out).absolute().parent
+        oracle = oracle_of(
+            opened_screen,
+            problem,
+            folder,
+            steps=oracle_steps,
+            seed=seed,
+            threads=threads,
+            quiet=quiet,
+        )
+        records = []
+        total = sum(len(drawn.rows) for drawn in planned.values())
+        with Progress("impute", total, "images", quiet=quiet) as progress:
+            for part, drawn in planned.items():
+                imputer = _Imputer(method, intensity, opened_run.environments, origins)
+                judged = _judged(opened_screen, imputer, drawn, oracle, progress, threads)
+                asked = {"style_images": style_images, "relative_style": relative_style}
+                for name in ("run", *BASELINES):
+                    rows = _scores(judged, name, opened_screen, problem, drawn, part, seed)
+                    records += _records(opened_run, name, rows, seed, asked)
+        table = pd.DataFrame(records, columns=COLUMNS)
+        with atomic.atomic_file(Path(out)) as temporary:
+            table.to_parquet(temporary)
+    return table
+
+
+def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
+    """The run's method, able to impute on this screen."""
+    refuse_unable(run.config.method, run.config.method, str(run.path))
+    counterfactual(screen, [], "none")
+    method, intensity = run.load(screen)
+    assert isinstance(method, Imputer)
+    refuse_percentile(run)
+    if read_json(run.path / "fold.json")["screen_identity"] != screen.identity:
+        raise UserError(
+            f"{screen.path}: not the screen that {run.path} was fitted on, so which of its cells "
+            "were held out is unknown; give that one"
+        )
+    return method, intensity
+
+
+def _judged(
+    screen: Screen,
+    imputer: _Imputer,
+    drawn: Interventions,
+    oracle: Oracle,
+    progress: Progress,
+    threads: int | None,
+) -> dict[str, _Judged]:
+    """Every imputer on every row; "run" is the method, "true" the images that are to be met."""
+    size = len(drawn.rows), len(screen.channels), oracle.head.out_features
+    judged = {name: _Judged(*size) for name in ("run", "true", *BASELINES)}
+    for rendering in np.unique(drawn.rendering):
+        of_rendering = np.flatnonzero(drawn.rendering == rendering)
+        for places in np.split(of_rendering, np.arange(BATCH, len(of_rendering), BATCH)):
+            rows = drawn.rows[places]
+            wanted = drawn.style[places]
+            style = screen.read(wanted.ravel()).reshape(*wanted.shape, *screen.image_shape)
+            source = screen.read(rows)
+            true = counterfactual(screen, rows, str(rendering), threads=threads)
+            environment = drawn.environment[places]
+            imputed = imputer(rows, source, style, environment)
+            judged["run"].put(places, _clipped(imputed, screen.dtype), true, oracle)
+            moments = _clipped(matched_moments(source, style), screen.dtype)
+            judged[MOMENTS].put(places, moments, true, oracle)
+            judged[ALONE].put(places, source, true, oracle)
+            judged["true"].put(places, true, true, oracle)
+            progress.update(len(places))
+    return judged
+
+
+def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """What the stored type could hold of the images, unrounded."""
+    if dtype.kind != "u":
+        return image
+    clipped: npt.NDArray[Any] = np.clip(image, 0, np.iinfo(dtype).max)
+    return clipped
+
+
+def _scores(
+    judged: dict[str, _Judged],
+    name: str,
+    screen: Screen,
+    problem: Problem,
+    drawn: Interventions,
+    part: str,
+    seed: int,
+) -> list[Row]:
+    """The scores of one imputer against the images left alone and the true ones."""
+    well = physical_well(screen.table, screen.roles).iloc[drawn.rows]
+    unit = np.asarray(well.astype("category").cat.codes, dtype=np.int64)
+    label = problem.label.codes[drawn.rows]
+    absolute, of_alone = judged[name].absolute, judged[ALONE].absolute
+    squared, squared_alone = judged[name].squared, judged[ALONE].squared
+    probability, true = judged[name].probability, judged["true"].probability
+    error = relative_error(absolute.sum(axis=1), of_alone.sum(axis=1), unit, seed)
+    square = relative_error(squared.sum(axis=1), squared_alone.sum(axis=1), unit, seed)
+    over = f"95 % interval over {len(np.unique(unit))} wells"
+    rows = [
+        Row("image", "imputation_error", part, error.score),
+        Row("image", "imputation_error_low", part, Score(error.low, error.score.n, over)),
+        Row("image", "imputation_error_high", part, Score(error.high, error.score.n, over)),
+        Row("image", "imputation_squared_error", part, square.score),
+        Row("image", "imputation_label_probability", part, label_probability(probability, label)),
+        Row("image", "imputation_label_probability_true", part, label_probability(true, label)),
+        Row("image", "imputation_agreement", part, label_agreement(probability, true)),
+        Row("image", "imputation_hallucination", part,
+            hallucination_rate(probability, true, label)),
+    ]  # fmt: skip
+    for place, channel in enumerate(screen.channels):
+        here = relative_error(absolute[:, place], of_alone[:, place], unit, seed)
+        square = relative_error(squared[:, place], squared_alone[:, place], unit, seed)
+        name = f"channel {channel}"
+        rows += [
+            Row(name, "imputation_error", part, here.score),
+            Row(name, "imputation_error_low", part, Score(here.low, here.score.n, over)),
+            Row(name, "imputation_error_high", part, Score(here.high, here.score.n, over)),
+            Row(name, "imputation_squared_error", part, square.score),
+        ]
+    return rows
+
+
+def _records(
+    run: Run, name: str, rows: list[Row], seed: int, asked: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of a scores file, whose configuration also says how the run was `asked` to impute.
+
+    A baseline has no configuration.
+    """
+    config = run.config
+    about = {
+        "method": config.title,
+        "seed": config.seed,
+        "saw_held_out": config.options.sees_held_out,
+        "config": config.model_dump(mode="json") | {"imputation": asked},
+    }
+    if name == "run":
+        return [score_row(about, run.fold, row) for row in rows]
+    baseline = about | {"method": name, "seed": seed, "saw_held_out": False}
+    return [score_row(baseline, run.fold, row) | {"config": None} for row in rows]

@@ -1,0 +1,197 @@
+"""transfer: counterfactual cells, the content of one in the style of another."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deconfound import methods
+from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
+from deconfound.data.folds.problem import pose
+from deconfound.data.loading.intensity import Intensity
+from deconfound.data.screens.screen import Rows, Screen, open_screen
+from deconfound.display.pixels import Pictures, contrast, rgb
+from deconfound.errors import UserError
+from deconfound.files import atomic
+from deconfound.methods.base import Imputer, Method
+from deconfound.runs.run import Run, open_run, read_json
+
+FORMAT_VERSION = 1
+# The drawn grid, in pixels.
+TILE, GAP, LEFT, TOP, DPI = 96, 5, 125, 58, 110
+FRAME = "#1a7f5a"
+CELLS = 8
+"""Cells drawn if the user does not say how many."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Cells, and every content among them decoded in every style."""
+
+    rows: Rows
+    """(I,) int64 rows of the screen's table."""
+    labels: tuple[str, ...]
+    """The label of each cell; empty where it has none."""
+    environments: tuple[str, ...]
+    """The environment of each cell; empty where it has none."""
+    originals: npt.NDArray[Any]
+    """(I, C, H, W) in the stored dtype."""
+    swapped: npt.NDArray[np.float32]
+    """(I, I, C, h, w) in stored units: `swapped[i, j]` is the content of cell i in the style of
+    cell j, so the diagonal holds the reconstructions."""
+
+
+def transfer(
+    run: Path,
+    screen: Path,
+    out: Path,
+    *,
+    images: int | None = None,
+    seed: int = 0,
+) -> Swap:
+    """Swap content and style between cells of `screen` and write the directory `out`.
+
+    `images` cells (8 if not given), drawn by `seed` from the rows that training did not see (of the
+    training's environments, where the screen is the run's own) to differ in label and environment.
+    Writes swap.png, originals.npy, swapped.npy and transfer.json. Makino et al., SCBD, Figure 2b.
+    Raises UserError if `out` exists, if the method cannot swap or if there are fewer than 2 cells.
+    """
+    out = Path(out)
+    atomic.refuse_existing(out)
+    images = CELLS if images is None else images
+    if images < 2:
+        raise UserError(f"--images {images}: a swap needs 2 cells or more")
+    opened_run, opened_screen = open_run(run), open_screen(screen)
+    if opened_screen.holds_profiles:
+        raise UserError(f"{screen}: holds profiles; transfer draws cells, give a screen of images")
+    method, intensity = opened_run.load(opened_screen)
+    if isinstance(method, Imputer):
+        raise UserError(
+            f"{run}: {opened_run.config.method} has no content and style to swap; it imputes, add "
+            "--to ENVIRONMENT"
+        )
+    with atomic.atomic_directory(out) as temporary:
+        label = names(opened_screen, [str(opened_run.roles.label)])
+        environment = names(opened_screen, opened_run.roles.environment)
+        candidates = _candidates(opened_run, opened_screen)
+        rows = diverse(candidates, label, environment, images, seed)
+        if len(rows) < 2:
+            raise UserError(
+                f"{screen}: {len(rows)} cell to swap; expected 2 or more in val or id_test"
+            )
+        originals = opened_screen.read(rows)
+        swapped = _swapped(opened_run, method, intensity, originals)
+        swap = Swap(rows, texts(label, rows), texts(environment, rows), originals, swapped)
+        np.save(temporary / "originals.npy", originals, allow_pickle=False)
+        np.save(temporary / "swapped.npy", swapped, allow_pickle=False)
+        _draw(swap, opened_screen.channels, temporary / "swap.png")
+        about = _about(opened_run, opened_screen, swap, seed)
+        (temporary / "transfer.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+    return swap
+
+
+def _candidates(run: Run, screen: Screen) -> Rows:
+    fold = read_json(run.path / "fold.json")
+    if fold["screen_identity"] != screen.identity:
+        return np.arange(len(screen), dtype=np.int64)
+    part = pose(screen, run.config.data).fold
+    return np.concatenate([part.rows("val"), part.rows("id_test")])
+
+
+@torch.inference_mode()
+def _swapped(
+    run: Run, method: Method, intensity: Intensity, originals: npt.NDArray[Any]
+) -> npt.NDArray[np.float32]:
+    refuse_percentile(run)
+    embedded = method.embed(intensity(torch.from_numpy(originals)))
+    able = [name for name in methods.names() if methods.load(name).swap is not Method.swap]
+    if run.config.method in able and "style" not in embedded:
+        raise UserError(
+            f"{run.path}: the run has no style block to swap; fit it again with --style-block"
+        )
+    if run.config.method not in able or not {"content", "style"} <= embedded.keys():
+        raise UserError(
+            f"{run.path}: {run.config.method} has no content and style to swap; "
+            f"fit one of {', '.join(able)}"
+        )
+    content, style = embedded["content"], embedded["style"]
+    found = []
+    for cell in content:
+        decoded = method.swap(cell.expand(len(style), -1), style)
+        if decoded is None:
+            raise UserError(
+                f"{run.path}: the run has no decoder (decoder: none); "
+                "fit it again with --decoder after"
+            )
+        found.append(intensity.inverse(decoded.float()))
+    return torch.stack(found).numpy()
+
+
+def _draw(swap: Swap, channels: tuple[str, ...], file: Path) -> None:
+    """Row i shows content i, column j style j; originals lead both, one contrast for all."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    cells = len(swap.rows)
+    bounds = contrast(swap.originals, channels)
+    originals = rgb(swap.originals, channels, bounds)
+    pitch, first = TILE + GAP, TILE + 4 * GAP
+    side = first + cells * pitch
+    sheet = np.full((side, side, 3), 255, dtype=np.uint8)
+    width, height = side + LEFT, side + TOP
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    axes = figure.add_axes((LEFT / width, 0, side / width, side / height))
+    for i in range(cells):
+        here = first + i * pitch
+        _paste(sheet, here, 0, originals[i])
+        _paste(sheet, 0, here, originals[i])
+        for j, decoded in enumerate(rgb(swap.swapped[i], channels, bounds)):
+            _paste(sheet, here, first + j * pitch, decoded)
+        frame = Rectangle((here - 2, here - 2), TILE + 3, TILE + 3, fill=False, linewidth=1.5)
+        frame.set_edgecolor(FRAME)
+        axes.add_patch(frame)
+        name = f"{_short(swap.labels[i])}\n{_short(swap.environments[i])}"
+        middle = here + TILE / 2
+        common: dict[str, Any] = {"fontsize": 7.5, "parse_math": False, "clip_on": False}
+        axes.text(-GAP, middle, name, ha="right", va="center", **common)
+        axes.text(middle, -GAP, name, ha="center", va="bottom", **common)
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    figure.text((LEFT + side / 2) / width, 0.995, "style of", ha="center", va="top", fontsize=10)
+    figure.text(0.005, side / height / 2, "content of", rotation=90, va="center", fontsize=10)
+    figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def _paste(sheet: Pictures, top: int, left: int, shown: Pictures) -> None:
+    """Put a picture (H, W, 3) on the sheet, resized to one tile."""
+    from PIL import Image
+
+    grows = max(shown.shape[:2]) <= TILE
+    method = Image.Resampling.NEAREST if grows else Image.Resampling.BOX
+    tile = np.asarray(Image.fromarray(shown).resize((TILE, TILE), method))
+    sheet[top : top + TILE, left : left + TILE] = tile
+
+
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _about(run: Run, screen: Screen, swap: Swap, seed: int) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": run.config.method,
+        "fold": run.fold,
+        "seed": run.config.seed,
+        "run": run.path.resolve().name,
+        "config": run.config.model_dump(mode="json"),
+        "screen": screen.name,
+        "channels": screen.channels,
+        "cells_seed": seed,
+        "rows": swap.rows.tolist(),
+        "labels": swap.labels,
+        "environments": swap.environments,
+    }

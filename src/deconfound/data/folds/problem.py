@@ -1,0 +1,155 @@
+"""What a run predicts on a screen: roles, fold, and the codes of labels and environments."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deconfound.config import DataOptions, TransformName
+from deconfound.data.folds.controls import control_codes
+from deconfound.data.folds.fold import Fold, make_fold, without_environment
+from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.tables.table import Coded, Roles, listed, require_columns
+from deconfound.errors import UserError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A screen as one run sees it: roles, fold, codes."""
+
+    roles: Roles
+    fold: Fold
+    label: Coded
+    """Codes of all rows, numbered by the labels of training rows; −1 for any other."""
+    environment: Coded
+    """The same of environments."""
+    all_labels: Coded
+    """Labels of all rows, whether training has them or not."""
+    transform: TransformName
+    """Intensity transform."""
+    percentile_by: tuple[str, ...]
+    """Columns (joined) whose groups share percentiles; of a level, with those around it."""
+    group: Coded | None
+    """Its codes of all rows, numbered by the groups of training rows; −1 for any other."""
+    controls: tuple[int, ...] = ()
+    """Codes of the labels that are controls."""
+
+    @property
+    def control(self) -> Rows:
+        """(N,) 1 where the label is a control, 0 where it is another, −1 where it is neither."""
+        code = self.label.codes
+        return np.where(code < 0, -1, np.isin(code, self.controls)).astype(np.int64)
+
+    def untrained(self) -> dict[str, int]:
+        """Labels of test rows that training lacks, with their number of test rows."""
+        test = self.all_labels.codes[self.fold.rows("test")]
+        codes, counts = np.unique(test[test >= 0], return_counts=True)
+        named = {
+            self.all_labels.names[code]: int(count)
+            for code, count in zip(codes, counts, strict=True)
+        }
+        return {name: count for name, count in named.items() if name not in self.label.names}
+
+
+def roles_of(screen: Screen, options: DataOptions) -> Roles:
+    """The screen's roles, where the options name no others."""
+    default = screen.roles
+    return Roles(
+        label=options.label or default.label,
+        environment=options.environment or default.environment,
+        levels=options.levels or default.levels,
+        well=default.well,
+        split=default.split,
+    )
+
+
+def pose(screen: Screen, options: DataOptions) -> Problem:
+    """Roles, fold and codes for a screen; label and environment names come from training rows.
+
+    Raises UserError for a missing column, an impossible fold, an empty part, fewer than 2 labels in
+    training, an environment that is the label under another name, a control that training lacks,
+    or a group held out none of whose labels training has.
+    """
+    roles = roles_of(screen, options)
+    if roles.label is None:
+        raise UserError(f"{screen.path}: names no label column; add --label COLUMN")
+    if not roles.environment:
+        raise UserError(f"{screen.path}: names no environment column; add --environment COLUMN")
+    require_columns(screen.table, roles.columns(), str(screen.path))
+    fold = make_fold(
+        screen.table,
+        roles,
+        options.fold,
+        val_fraction=options.val_fraction,
+        id_test_fraction=options.id_test_fraction,
+        unit=options.iid_unit,
+        seed=options.split_seed,
+    )
+    if options.without is not None:
+        fold = without_environment(screen.table, roles, fold, options.without)
+    train = fold.rows("train")
+    for part in ("train", "val"):
+        if not len(fold.rows(part)):
+            raise UserError(f"fold {fold.name}: no rows for {part}; hold out less")
+    every_label = screen.coded([roles.label])
+    every_environment = screen.coded(roles.environment)
+    label = screen.coded([roles.label], _present(every_label, train))
+    environment = screen.coded(roles.environment, _present(every_environment, train))
+    if len(label.names) < 2:
+        found = f"{len(label.names)} label" + "s" * (len(label.names) != 1)
+        raise UserError(
+            f"fold {fold.name}: training has {found}; expected 2 or more, hold out less"
+        )
+    if not environment.names:
+        raise UserError(f"fold {fold.name}: no training row has an environment")
+    if _same_partition(label.codes[train], environment.codes[train]):
+        raise UserError(
+            f"fold {fold.name}: label {roles.label!r} and environment "
+            f"{' / '.join(map(repr, roles.environment))} divide the training rows alike, so "
+            "neither can be told from the other; choose another --environment"
+        )
+    transform, by = _transform(screen, options, roles)
+    group = screen.coded(by, _present(screen.coded(by), train)) if by else None
+    controls = control_codes(screen.table, label, train, options.controls)
+    problem = Problem(roles, fold, label, environment, every_label, transform, by, group, controls)
+    _refuse_unscorable(problem)
+    return problem
+
+
+def _refuse_unscorable(problem: Problem) -> None:
+    """Raise UserError if a group is held out none of whose labels training has."""
+    untrained, fold = problem.untrained(), problem.fold
+    labelled = int((problem.all_labels.codes[fold.rows("test")] >= 0).sum())
+    if "=" in fold.name and labelled and sum(untrained.values()) == labelled:
+        raise UserError(
+            f"fold {fold.name}: none of its labels ({listed(untrained, 5)}) has a training row, so "
+            "nothing could be scored; hold out another group, or choose another --label"
+        )
+
+
+def _same_partition(label: Rows, environment: Rows) -> bool:
+    """Whether two codes (−1 for missing), the first of 2 values or more, decide each other."""
+    both = (label >= 0) & (environment >= 0)
+    label, environment = label[both], environment[both]
+    pairs = len(set(zip(label.tolist(), environment.tolist(), strict=True)))
+    return 1 < pairs == len(np.unique(label)) == len(np.unique(environment))
+
+
+def _transform(
+    screen: Screen, options: DataOptions, roles: Roles
+) -> tuple[TransformName, tuple[str, ...]]:
+    """The transform and the columns of its groups: the options', else the screen's."""
+    transform = options.transform or screen.index.transform
+    by = options.percentile_by
+    if by is None and options.transform is None:
+        by = screen.index.percentile_by
+    if by is None:
+        return transform, ()
+    if transform != "percentile":
+        raise UserError(f"--percentile-by {by} belongs to --transform percentile; add it")
+    columns = roles.levels[: roles.levels.index(by) + 1] if by in roles.levels else (by,)
+    require_columns(screen.table, columns, str(screen.path))
+    return transform, columns
+
+
+def _present(values: Coded, rows: Rows) -> list[str]:
+    return [values.names[code] for code in np.unique(values.codes[rows]) if code >= 0]

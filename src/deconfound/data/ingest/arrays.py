@@ -1,0 +1,156 @@
+"""Make a screen of one NumPy array and a table: images or profiles, row i of each together."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from deconfound.data.ingest.images import (
+    IngestConfig,
+    refuse_empty,
+    resolve_roles,
+)
+from deconfound.data.ingest.profiles import ROLE_OPTIONS, refuse_options, write_profiles
+from deconfound.data.ingest.provenance import provenance_of
+from deconfound.data.ingest.rows import CHUNK_BYTES
+from deconfound.data.ingest.writing import refuse_full_disk
+from deconfound.data.readers.array import open_array
+from deconfound.data.readers.image import resized
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import DTYPES, ScreenWriter
+from deconfound.data.tables.row_ids import refuse_repeated_ids
+from deconfound.data.tables.table import read_table
+from deconfound.errors import UserError
+from deconfound.files.atomic import refuse_existing
+from deconfound.runtime.progress import Progress
+
+Axes = Literal["NCHW", "NHWC"]
+Array = npt.NDArray[Any]
+
+ARRAY_OPTIONS = frozenset({"channels", "size", "transform", "percentile_by"})
+
+
+def ingest_array(
+    table: Path,
+    array: Path,
+    out: Path,
+    *,
+    key: str | None = None,
+    axes: Axes | None = None,
+    config: IngestConfig | None = None,
+    quiet: bool = False,
+) -> Screen:
+    """Write the rows of `array`, with those of `table`, as a screen at `out` and open it.
+
+    `array` is a `.npy`, read by memory map, or a `.npz`, of which `key` names the array and which
+    is unpacked as it is read. It holds images N×C×H×W, N×H×W×C or N×H×W (one channel), uint8,
+    uint16 or float (stored as float32), or profiles N×D, of which those constant or not finite
+    somewhere are dropped. Where `axes` is not given, the two equal sides are taken for height and
+    width. Of `config` roles, name, channels (of profiles, the features) and size are used. Nothing
+    is unpickled.
+
+    Raises UserError, and leaves nothing at `out`, for an array that cannot be read or told apart,
+    of another length than the table, of another type, or with values that are not finite.
+    """
+    config = config or IngestConfig()
+    refuse_options(config, ROLE_OPTIONS | ARRAY_OPTIONS, "arrays")
+    refuse_existing(out)
+    values = open_array(Path(array), key)
+    metadata = read_table(table)
+    if values.shape[0] != len(metadata):
+        raise UserError(
+            f"{array}: {values.shape[0]} rows, but {table} has {len(metadata)}; expected one row "
+            "each"
+        )
+    roles = resolve_roles(metadata, config, str(table))
+    refuse_empty(metadata, roles, str(table))
+    refuse_repeated_ids(metadata, roles, str(table), row_is_image=len(values.shape) > 2)
+    provenance = provenance_of(table, None, config, config.size) | {
+        "rows": len(metadata),
+        "array": str(array), "array_key": key, "array_axes": axes,
+    }  # fmt: skip
+    if len(values.shape) == 2:
+        names = config.channels or tuple(f"feature_{i}" for i in range(values.shape[1]))
+        _refuse_other_count(names, values.shape[1], str(array))
+        place = {name: number for number, name in enumerate(names)}
+
+        def chunks(wanted: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:
+            columns = [place[name] for name in wanted]
+            for part in values.parts(CHUNK_BYTES):
+                yield _as_float32(part)[:, columns]
+
+        return write_profiles(
+            Path(out), config.name, names, chunks, metadata, roles, provenance, str(array), quiet
+        )
+    last = _is_channels_last(values.shape, axes, array)
+    shape = _channels_first(np.broadcast_to(np.uint8(0), values.shape), last).shape
+    names = config.channels or tuple(f"channel_{c}" for c in range(shape[1]))
+    _refuse_other_count(names, shape[1], str(array))
+    size, bytes_each = config.size, min(4, values.dtype.itemsize)
+    sides = shape[2:] if size is None else (size, size)
+    refuse_full_disk(Path(out), len(metadata) * len(names) * math.prod(sides) * bytes_each)
+    with (
+        ScreenWriter(out, config.name or Path(out).name, names, roles, provenance) as writer,
+        Progress("ingest", len(metadata), "images", quiet=quiet) as progress,
+    ):
+        for stored in values.parts(CHUNK_BYTES):
+            part = _pixels(_channels_first(stored, last), writer.rows, array)
+            if size is not None:
+                part = np.stack([resized(image, size) for image in part])
+            writer.append(part)
+            progress.update(len(part))
+        writer.finish(metadata, config.transform, config.percentile_by)
+    return open_screen(out)
+
+
+def _is_channels_last(shape: tuple[int, ...], axes: Axes | None, file: Path) -> bool:
+    """Whether images of this shape are N × H × W × C."""
+    if len(shape) == 3:
+        return False
+    _, first, second, third = shape
+    if axes is None:
+        if (first == second) == (second == third):
+            raise UserError(
+                f"{file}: {shape}: which axis is the channel cannot be told from two equal sides; "
+                "give --array-axes NCHW or NHWC"
+            )
+        return second != third
+    return axes == "NHWC"
+
+
+def _channels_first(values: Array, last: bool) -> Array:
+    """A view (N, C, H, W)."""
+    if values.ndim == 3:
+        return values[:, None]
+    return values.transpose(0, 3, 1, 2) if last else values
+
+
+def _pixels(images: Array, start: int, file: Path) -> Array:
+    """Images in memory, in a type that a screen holds and in this machine's byte order."""
+    if images.dtype.kind == "f":
+        images = _as_float32(images)
+        wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        if len(wrong):
+            raise UserError(
+                f"{file}: row {start + wrong[0]} (from 0): pixels that are not finite; mend them"
+            )
+    images = np.ascontiguousarray(images, dtype=images.dtype.newbyteorder("="))
+    if str(images.dtype) not in DTYPES:
+        raise UserError(f"{file}: pixels of type {images.dtype}; expected {', '.join(DTYPES)}")
+    return images
+
+
+def _as_float32(values: Array) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype=np.float32)
+
+
+def _refuse_other_count(names: Sequence[str], found: int, where: str) -> None:
+    if len(names) != found:
+        raise UserError(
+            f"{where}: {found} channels or features, but --channels names {len(names)}; name as "
+            "many"
+        )

@@ -1,0 +1,273 @@
+"""Make a screen from the user's own images: a table of image files, or class folders."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from deconfound.config import Options, TransformName
+from deconfound.data.ingest.columns import image_columns, row_files
+from deconfound.data.ingest.fields import FieldCrops
+from deconfound.data.ingest.paths import FOLDER_LABEL, class_folders, labelled_by_folder
+from deconfound.data.ingest.provenance import provenance_of
+from deconfound.data.ingest.rows import RowReader
+from deconfound.data.ingest.writing import PATH_COLUMNS, THREADS, kept_if_stopped, write_screen
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
+from deconfound.data.tables.row_ids import refuse_repeated_ids
+from deconfound.data.tables.table import Roles, read_table, require_columns
+from deconfound.errors import UserError
+from deconfound.files.atomic import refuse_existing
+from deconfound.files.checksums import sha256
+
+LABEL_COLUMNS = (
+    "Metadata_Perturbation",
+    "Metadata_Gene",
+    "Metadata_sgRNA",
+    "Metadata_JCP2022",
+    "Metadata_Label",
+)
+LEVEL_COLUMNS = (
+    "Metadata_Source",
+    "Metadata_Series",
+    "Metadata_Batch",
+    "Metadata_Plate",
+    "Metadata_Section",
+)
+ENVIRONMENT_COLUMN = "Metadata_Environment"
+WELL_COLUMN = "Metadata_Well"
+SPLIT_COLUMN = "Metadata_Split"
+
+
+class IngestConfig(Options):
+    """How a table and its images become a screen."""
+
+    path_column: str | None = None
+    """Column of image paths, relative to the images' folder; looked up if not given (Metadata_Path,
+    Path, File, FileName or Image, or CellProfiler's FileName_X and PathName_X)."""
+    channel_columns: tuple[str, ...] = ()
+    """Columns of image paths, one per channel, where each channel has its own file."""
+    image_table: Path | None = None
+    """CellProfiler's table of images (Image.csv): its files and metadata are joined to the rows of
+    the table, of cells (Cells.csv, Nuclei.csv), by ImageNumber."""
+    class_folders: bool = False
+    """The images lie in LABEL/file: the folder is the label of each row, whose path in the table is
+    LABEL/file or the file's name alone."""
+    crop: int | None = Field(None, ge=1)
+    """The images are fields of view: cut a square of CROP × CROP pixels around the cell of every
+    row. Cells whose square would leave the field are dropped and counted."""
+    centre_columns: tuple[str, ...] = ()
+    """Columns of the cells' x and y in pixels, for --crop; looked up if not given
+    (Nuclei_Location_Center_X and _Y, and CellProfiler's and DeepProfiler's other names)."""
+    label: str | None = None
+    """Column to predict; if not given, the first present of Metadata_Perturbation, Metadata_Gene,
+    Metadata_sgRNA, Metadata_JCP2022, Metadata_Label."""
+    environment: tuple[str, ...] = ()
+    """Column or columns (joined) of the nuisance; Metadata_Environment, or else the levels."""
+    levels: tuple[str, ...] = ()
+    """Nested levels, outermost first; if not given, those present of Metadata_Source,
+    Metadata_Series, Metadata_Batch, Metadata_Plate, Metadata_Section, or else the environment."""
+    well: str | None = None
+    """Column of the well; Metadata_Well where there is one."""
+    split: str | None = None
+    """Column of a given split (train, val, id_test, test); Metadata_Split where there is one."""
+    channels: tuple[str, ...] = ()
+    """Channel names; the columns' with one file per channel, those that the first OME-TIFF gives,
+    R, G, B for colour PNG, JPEG and BMP, else channel_0, channel_1 … Of CellProfiler's FileName_X
+    it chooses those X, in this order. The alpha channel of a PNG is dropped unless it is named
+    here."""
+    name: str | None = None
+    """The screen's name; the output folder's name if not given."""
+    size: int | None = Field(None, ge=1)
+    """Resize every image or crop to SIZE × SIZE: area mean to shrink, linear to enlarge."""
+    rgb: bool = False
+    """Repeat grey images to three channels, where a data set mixes grey and colour."""
+    transform: TransformName = "none"
+    """Intensity transform of the runs on this screen: none, arcsinh or percentile, which stretches
+    each channel between its 0.1 and 99.9 percentiles. It is recorded, and fit can choose another;
+    pixels are stored as they are."""
+    percentile_by: str | None = None
+    """Column, such as Metadata_Plate, whose groups share percentiles; each image has its own if
+    not given."""
+    max_pixels: int = Field(2**26, ge=1)
+    """Largest image read, height × width × channels."""
+    allow_outside: bool = False
+    """Accept paths and symbolic links that lead out of the images' folder."""
+    threads: int = Field(THREADS, ge=1)
+    """Files read at a time."""
+
+    def named_columns(self) -> set[str]:
+        """The columns that an option names."""
+        one = (self.path_column, self.label, self.well, self.split)
+        several = (*self.channel_columns, *self.centre_columns, *self.environment, *self.levels)
+        return {name for name in (*one, *several) if name is not None}
+
+
+@kept_if_stopped()
+def ingest(
+    table: Path | None,
+    images_root: Path,
+    out: Path,
+    *,
+    config: IngestConfig | None = None,
+    quiet: bool = False,
+) -> Screen:
+    """Write the images below `images_root` as a screen at `out` and open it.
+
+    `table` (.csv, .tsv or .parquet) has one row per image, in one file or in one per channel, or
+    with `config.crop` one row per cell, many to a field of view; `config.image_table` is joined to
+    it, and `Image_Metadata_X` becomes `Metadata_X`. The screen's table has the rows kept, in their
+    order. With `config.class_folders` the images lie in LABEL/file. Without a table they lie in
+    ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment, Metadata_Label and
+    Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
+    stays bounded whatever the number of images. Unless `quiet`, the terminal shows the rate and the
+    time left. What a killed or stopped call has written is kept beside `out`; the same call goes on
+    behind it, and any other with the same `out` removes it.
+
+    Raises UserError, and leaves nothing at `out`, for a role without a column, an empty label,
+    environment or level, a path that is missing or leaves `images_root`, a file that cannot be
+    read, or one whose channels, size or type differ from the first, and for a centre outside its
+    field; each names row, column and file.
+    """
+    config = config or IngestConfig()
+    out = Path(out)
+    images_root = Path(images_root)
+    refuse_existing(out)
+    unnamed = 0
+    if table is None:
+        if config.class_folders:
+            raise UserError(
+                "--class-folders needs a table that gives the environment of each file; without a "
+                "table the images lie in ENVIRONMENT/LABEL/file, drop the flag"
+            )
+        if config.image_table is not None:
+            raise UserError("--image-table needs a table of cells beside it; give both")
+        where = str(images_root)
+        metadata = class_folders(images_root, allow_outside=config.allow_outside)
+        columns = PATH_COLUMNS
+    else:
+        where = str(table)
+        metadata = read_table(table)
+        if config.image_table is not None:
+            metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
+        metadata = without_image_prefix(metadata, config.named_columns())
+        columns = image_columns(
+            metadata,
+            where,
+            path=config.path_column,
+            per_channel=config.channel_columns,
+            channels=config.channels,
+        )
+        if config.class_folders:
+            if columns.channels:
+                raise UserError(
+                    f"{where}: --class-folders with one file per channel; name one column with "
+                    "--path-column"
+                )
+            metadata, unnamed = labelled_by_folder(
+                metadata, columns.columns[0].name, images_root, where
+            )
+            columns = PATH_COLUMNS
+    roles = resolve_roles(metadata, config, where)
+    refuse_empty(metadata, roles, where)
+    refuse_repeated_ids(metadata, roles, where, row_is_image=config.crop is None)
+    reader = RowReader(
+        row_files(
+            metadata,
+            columns,
+            images_root,
+            where,
+            allow_outside=config.allow_outside,
+            shared=config.crop is not None,
+        ),
+        columns,
+        where,
+        channels=config.channels,
+        max_pixels=config.max_pixels,
+        rgb=config.rgb,
+    )
+    crops = None
+    if config.crop is None and config.centre_columns:
+        raise UserError("--centre-columns is for fields of view; give --crop, the side of a cell")
+    if config.crop is not None:
+        crops = FieldCrops(
+            reader,
+            metadata,
+            where,
+            columns=config.centre_columns,
+            crop=config.crop,
+            size=config.size,
+            threads=config.threads,
+        )
+    made = provenance_of(table, images_root, config, config.size)
+    if config.image_table is not None:
+        made["image_table_sha256"] = sha256(config.image_table)
+    made["files_without_row"] = unnamed
+    return write_screen(
+        reader,
+        metadata,
+        out,
+        roles,
+        made,
+        name=config.name or out.name,
+        size=config.size,
+        threads=config.threads,
+        crops=crops,
+        transform=config.transform,
+        percentile_by=config.percentile_by,
+        quiet=quiet,
+    )
+
+
+def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Roles:
+    """The columns' roles: those given, else the field's usual names where the table has them.
+
+    Raises UserError for a column that is not there, or if label or environment remain without one.
+    """
+    present = set(table.columns)
+    usual_labels = (FOLDER_LABEL,) if config.class_folders else LABEL_COLUMNS
+    label = config.label or next((name for name in usual_labels if name in present), None)
+    usual = tuple(name for name in LEVEL_COLUMNS if name in present)
+    if ENVIRONMENT_COLUMN in present:
+        environment = config.environment or (ENVIRONMENT_COLUMN,)
+    else:
+        environment = config.environment or config.levels or usual
+    if label is None:
+        raise UserError(
+            f"{where}: no label column (looked for {', '.join(LABEL_COLUMNS)}); name one with "
+            "--label"
+        )
+    if not environment:
+        raise UserError(
+            f"{where}: no environment column (looked for {ENVIRONMENT_COLUMN}, "
+            f"{', '.join(LEVEL_COLUMNS)}); name one with --environment"
+        )
+    roles = Roles(
+        label=label,
+        environment=environment,
+        levels=config.levels or usual or environment,
+        well=config.well or (WELL_COLUMN if WELL_COLUMN in present else None),
+        split=config.split or (SPLIT_COLUMN if SPLIT_COLUMN in present else None),
+    )
+    require_columns(table, roles.columns(), where)
+    if config.percentile_by is not None:
+        require_columns(table, [config.percentile_by], where)
+        if config.transform != "percentile":
+            raise UserError("ingest: --percentile-by belongs to --transform percentile; add it")
+    return roles
+
+
+def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
+    """Raise UserError naming the first rows without a label, an environment or a level."""
+    wanted = dict.fromkeys([str(roles.label), *roles.environment, *roles.levels])
+    for column in wanted:
+        text = table[column].astype("string").str.strip()
+        empty = np.flatnonzero(text.isna() | (text == ""))
+        if len(empty):
+            rows = ", ".join(str(row) for row in empty[:5])
+            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+            raise UserError(
+                f"{where}: column {column!r} is empty in rows {rows}{more} (from 0); fill it in, "
+                "or drop these rows"
+            )

@@ -1,0 +1,142 @@
+"""Make a screen of profiles: a table of CellProfiler features, or any other."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from deconfound.data.ingest.images import (
+    IngestConfig,
+    refuse_empty,
+    resolve_roles,
+)
+from deconfound.data.ingest.provenance import provenance_of
+from deconfound.data.ingest.writing import refuse_full_disk
+from deconfound.data.readers.features import feature_columns, open_features
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
+from deconfound.data.tables.row_ids import refuse_repeated_ids
+from deconfound.data.tables.table import Roles
+from deconfound.errors import UserError
+from deconfound.files.atomic import refuse_existing
+from deconfound.runtime.progress import Progress
+
+ROLE_OPTIONS = frozenset({"label", "environment", "levels", "well", "split", "name"})
+
+Chunks = Callable[[Sequence[str]], Iterator[npt.NDArray[np.float32]]]
+
+
+class Usable(NamedTuple):
+    """Features by what they are good for."""
+
+    kept: list[str]
+    constant: list[str]
+    """The same value in every row."""
+    not_finite: list[str]
+    """Missing or infinite in some row."""
+
+
+def ingest_profiles(
+    table: Path,
+    out: Path,
+    *,
+    features: Sequence[str] = (),
+    config: IngestConfig | None = None,
+    quiet: bool = False,
+) -> Screen:
+    """Write the profiles of `table` (.csv, .tsv, .parquet, .h5ad) as a screen at `out` and open it.
+
+    `features` names the feature columns ("*" stands for anything), else they are found by
+    CellProfiler's names; all other columns form the screen's table, `Image_Metadata_X` as
+    `Metadata_X`. Features that are constant, missing or infinite somewhere are dropped, and named
+    in the provenance under "dropped". Of `config` roles, name and image table are used.
+
+    Raises UserError, and leaves nothing at `out`, for a table that cannot be read, a feature that
+    is no number, a role without a column, an empty label, environment or level, or if no feature
+    is left.
+    """
+    config = config or IngestConfig()
+    refuse_options(config, ROLE_OPTIONS | {"image_table"}, "profiles")
+    refuse_existing(out)
+    where = str(table)
+    opened = open_features(table)
+    names = feature_columns(opened, features, where)
+    metadata = opened.metadata(sorted(set(opened.columns) - set(names), key=opened.columns.index))
+    if metadata.empty:
+        raise UserError(f"{where}: no rows, or features alone; expected metadata beside them")
+    if config.image_table is not None:
+        metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
+    metadata = without_image_prefix(metadata, config.named_columns())
+    roles = resolve_roles(metadata, config, where)
+    refuse_empty(metadata, roles, where)
+    refuse_repeated_ids(metadata, roles, where, row_is_image=False)
+    provenance = provenance_of(table, None, config, config.size) | {
+        "rows": len(metadata),
+        "features": list(features),
+    }
+    return write_profiles(
+        Path(out), config.name, names, opened.chunks, metadata, roles, provenance, where, quiet
+    )
+
+
+def write_profiles(
+    out: Path,
+    name: str | None,
+    names: Sequence[str],
+    chunks: Chunks,
+    metadata: pd.DataFrame,
+    roles: Roles,
+    provenance: dict[str, Any],
+    where: str,
+    quiet: bool,
+) -> Screen:
+    """Write the usable of the features `names` as a screen; `chunks` yields them (B, D) in order.
+
+    Raises UserError if none is usable.
+    """
+    usable = _usable(names, chunks)
+    if not usable.kept:
+        raise UserError(
+            f"{where}: of {len(names)} features {len(usable.constant)} are constant and "
+            f"{len(usable.not_finite)} missing or infinite in some row; none is left"
+        )
+    refuse_full_disk(out, 4 * len(usable.kept) * len(metadata))
+    dropped = {"constant": usable.constant, "not_finite": usable.not_finite}
+    with (
+        ScreenWriter(
+            out, name or out.name, usable.kept, roles, provenance | {"dropped": dropped}
+        ) as writer,
+        Progress("ingest", len(metadata), "profiles", quiet=quiet) as progress,
+    ):
+        for values in chunks(usable.kept):
+            writer.append(values)
+            progress.update(len(values))
+        writer.finish(metadata)
+    return open_screen(out)
+
+
+def refuse_options(config: IngestConfig, allowed: Collection[str], what: str) -> None:
+    """Raise UserError naming the first option set that `what` has no use for."""
+    for name in config.model_fields_set - set(allowed):
+        if getattr(config, name) != type(config).model_fields[name].default:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} means nothing for {what}; leave it out")
+
+
+def _usable(names: Sequence[str], chunks: Chunks) -> Usable:
+    low = np.full(len(names), np.inf)
+    high = np.full(len(names), -np.inf)
+    for values in chunks(names):
+        low = np.minimum(low, values.min(axis=0))  # NaN stays NaN
+        high = np.maximum(high, values.max(axis=0))
+    finite = np.isfinite(low) & np.isfinite(high)
+    constant = finite & (low == high)
+
+    def those(mask: npt.NDArray[np.bool_]) -> list[str]:
+        return [name for name, is_one in zip(names, mask, strict=True) if is_one]
+
+    return Usable(those(finite & ~constant), those(constant), those(~finite))

@@ -1,0 +1,148 @@
+"""From stored values to the float32 a network sees; fitted on training rows alone."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deconfound.config import ScalingName, TransformName
+from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.tables.table import Coded
+from deconfound.errors import UserError
+from deconfound.runtime.seeds import numpy_stream
+
+SCBD_OFFSET = SCBD_SCALE = 7.0  # of arcsinh'd pixels, in Makino et al.
+SAMPLE = 4096
+LOWEST, HIGHEST = 0.001, 0.999
+GROUP_SAMPLE = 256
+CONSTANT = 1e-6
+
+
+class Intensity(nn.Module):
+    """(transform(x) − offset) · scale for every channel or feature; part of a run's checkpoint.
+
+    `forward` takes stored pixels (B, C, H, W) of any numeric dtype, or profiles (B, D), and
+    returns float32. With `groups` the transform percentile has limits for each of so many groups,
+    and for rows of any other.
+    """
+
+    offset: Tensor
+    scale: Tensor
+    limits: Tensor
+    """(groups + 1, 2, C): the 0.1 and 99.9 percentiles, in the last row those of all groups."""
+
+    def __init__(self, channels: int, transform: TransformName, groups: int = 0) -> None:
+        super().__init__()
+        self.transform = transform
+        self.groups = groups
+        self.register_buffer("offset", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+        if groups:
+            self.register_buffer("limits", torch.zeros(groups + 1, 2, channels))
+
+    def forward(self, pixels: Tensor, group: Tensor | None = None) -> Tensor:
+        """Stored pixels (B, C, H, W) or profiles (B, D) to float32 of the same shape.
+
+        `group` (B,) int64 is the group of each image, −1 for one that the fit never saw; it is
+        needed where there are groups.
+        """
+        image = pixels.to(torch.float32, copy=True)
+        if self.transform == "arcsinh":
+            image = torch.asinh_(image)
+        elif self.groups:
+            assert group is not None
+            limits = self.limits[group.to(self.limits.device)][..., None, None]
+            image = _stretched(image, limits[:, 0], limits[:, 1])
+        elif self.transform == "percentile":
+            shares = image.new_tensor([LOWEST, HIGHEST])
+            each = [torch.quantile(one, shares, dim=1) for one in image.flatten(2)]
+            limits = torch.stack(each)[..., None, None]
+            image = _stretched(image, limits[:, 0], limits[:, 1])
+        sides = (1,) * (image.ndim - 2)
+        return image.sub_(self.offset.view(-1, *sides)).mul_(self.scale.view(-1, *sides))
+
+    def inverse(self, image: Tensor) -> Tensor:
+        """Float32 images (B, C, H, W) or profiles (B, D) in stored units, not rounded or clipped.
+
+        There is none of the transform percentile, which forgets how bright images were.
+        """
+        assert self.transform != "percentile"
+        sides = (1,) * (image.ndim - 2)
+        pixels = image / self.scale.view(-1, *sides) + self.offset.view(-1, *sides)
+        return pixels.sinh() if self.transform == "arcsinh" else pixels
+
+
+def _stretched(image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`low` to 0, `high` to 1, clipped; flat channels to 0."""
+    return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+def fit_intensity(
+    screen: Screen,
+    rows: Rows,
+    transform: TransformName,
+    scaling: ScalingName,
+    seed: int,
+    group: Coded | None = None,
+) -> Intensity:
+    """Fit on at most 4,096 of `rows`: "standardise" to mean 0 and sd 1 a channel, "unit" to [0, 1].
+
+    "unit" divides by the largest value the stored type can hold (float32 is taken to be in [0, 1]
+    already) and "scbd", after "arcsinh", is (x − 7)/7, as Makino et al. (SCBD, A.3) scale Funk22;
+    neither needs a fit. Profiles are standardised by feature; a feature that does not vary
+    over the rows fitted on becomes 0 in every row. With `group`, the codes of all rows of the
+    screen, the transform percentile has limits for each group, from at most 256 of its `rows`.
+    Raises UserError for "unit" after "arcsinh", "scbd" after any other, and for "percentile" or
+    "scbd" of profiles.
+    """
+    if transform == "percentile" and screen.holds_profiles:
+        raise UserError("--transform percentile is for images; profiles take none or arcsinh")
+    if scaling == "scbd" and (transform != "arcsinh" or screen.holds_profiles):
+        raise UserError("--scaling scbd is for images after --transform arcsinh; use standardise")
+    intensity = Intensity(len(screen.channels), transform, len(group.names) if group else 0)
+    if group is not None:
+        intensity.limits.copy_(_limits(screen, rows, group, seed))
+    if scaling == "unit":
+        if transform == "arcsinh":
+            raise UserError("--scaling unit needs --transform none; use --scaling standardise")
+        if transform == "none" and screen.dtype.kind == "u":
+            intensity.scale.fill_(1.0 / float(np.iinfo(screen.dtype).max))
+        return intensity
+    if scaling == "scbd":
+        intensity.offset.fill_(SCBD_OFFSET)
+        intensity.scale.fill_(1.0 / SCBD_SCALE)
+        return intensity
+    sample = np.sort(numpy_stream(seed, "intensity").permutation(rows)[:SAMPLE])
+    total: Any = 0.0
+    squares: Any = 0.0
+    for start in range(0, len(sample), 256):
+        part = sample[start : start + 256]
+        of_group = None if group is None else torch.from_numpy(group.codes[part])
+        values = intensity(torch.from_numpy(screen.read(part)), of_group).double()
+        values = values.flatten(2) if values.ndim > 2 else values[:, :, None]
+        total = total + values.mean(dim=2).sum(dim=0)
+        squares = squares + values.square().mean(dim=2).sum(dim=0)
+    mean = total / len(sample)
+    deviation = (squares / len(sample) - mean.square()).clamp(min=0).sqrt()
+    intensity.offset.copy_(mean)
+    if screen.holds_profiles:
+        # Features differ in size by orders of magnitude, so "does not vary" is relative: no more
+        # than the rounding of a float32 mean.
+        varies = deviation > CONSTANT * mean.abs()
+        intensity.scale.copy_(torch.where(varies, 1.0 / deviation, 0.0))
+    else:
+        intensity.scale.copy_(1.0 / deviation.clamp(min=1e-6))
+    return intensity
+
+
+def _limits(screen: Screen, rows: Rows, group: Coded, seed: int) -> Tensor:
+    """Percentiles (groups + 1, 2, C) of pixels of `rows`: of each group, and last of all rows."""
+    stream = numpy_stream(seed, "percentiles")
+    samples = [stream.permutation(rows[group.codes[rows] == g]) for g in range(len(group.names))]
+    found = []
+    for sample in [*samples, stream.permutation(rows)]:
+        pixels = screen.read(np.sort(sample[:GROUP_SAMPLE])).swapaxes(0, 1)
+        shares = np.quantile(pixels.reshape(len(pixels), -1), [LOWEST, HIGHEST], axis=1)
+        found.append(torch.from_numpy(shares.astype(np.float32)))
+    return torch.stack(found)

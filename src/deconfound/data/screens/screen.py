@@ -1,0 +1,194 @@
+"""A screen on disk: a table, and one image or profile per row in plain NumPy shards."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deconfound.config import TransformName
+from deconfound.data.screens.shards import Shard
+from deconfound.data.tables.table import Coded, Roles, coded, joined, require_columns
+from deconfound.errors import UserError
+from deconfound.files.checksums import sha256
+
+FORMAT_VERSION = 1
+
+Images = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]
+
+
+class ScreenIndex(BaseModel):
+    """What `screen.json` holds; of profiles, `channels` are the names of the features."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int
+    name: str
+    channels: tuple[str, ...]
+    dtype: str
+    image_shape: tuple[int, ...]
+    roles: Roles
+    transform: TransformName = "none"
+    """Intensity transform that runs on the screen use unless told otherwise; pixels are stored
+    without it."""
+    percentile_by: str | None = None
+    """Column whose groups share percentiles, for the transform percentile."""
+    rows: int
+    table_sha256: str
+    shards: tuple[Shard, ...]
+    provenance: dict[str, Any]
+    sha256: str = ""
+    """Of everything above; empty in a screen that was made before this was recorded."""
+
+    def digest(self) -> str:
+        """The SHA-256 of all fields but `sha256`."""
+        fields = json.loads(self.model_dump_json(exclude={"sha256"}))
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Screen:
+    """An opened screen; the images stay on disk and are read by memory map."""
+
+    path: Path
+    index: ScreenIndex
+    table: pd.DataFrame
+    """One row per image, in the order of the images; RangeIndex."""
+    _shards: tuple[Images, ...] = field(repr=False)
+    _starts: Rows = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.index.rows
+
+    @property
+    def name(self) -> str:
+        """The screen's name."""
+        return self.index.name
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Channel names, in the order of the image axis; of profiles the names of the features."""
+        return self.index.channels
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (C, H, W), or of one profile, (D,)."""
+        return self.index.image_shape
+
+    @property
+    def holds_profiles(self) -> bool:
+        """Whether the rows are profiles, vectors of features, and not images."""
+        return len(self.image_shape) == 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Pixel type as stored: uint8, uint16 or float32."""
+        return np.dtype(self.index.dtype)
+
+    @property
+    def roles(self) -> Roles:
+        """The default roles of the columns."""
+        return self.index.roles
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the screen came from and how it was made."""
+        return self.index.provenance
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the checksums of the table and of every shard."""
+        parts = [self.index.table_sha256, *(shard.sha256 for shard in self.index.shards)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def read(self, rows: npt.ArrayLike, out: Images | None = None) -> Images:
+        """The images of `rows`, in that order: (B, C, H, W), or profiles (B, D); stored dtype.
+
+        They are written into `out`, if it is given. Raises IndexError for a row outside 0 … N−1.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"row outside 0 … {len(self) - 1}")
+        if out is None:
+            out = np.empty((len(wanted), *self.image_shape), self.dtype)
+        owner = np.searchsorted(self._starts, wanted, side="right") - 1
+        for shard in np.unique(owner):
+            inside = np.flatnonzero(owner == shard)
+            local = wanted[inside] - self._starts[shard]
+            if len(inside) == len(wanted):
+                np.take(self._shards[shard], local, axis=0, out=out, mode="clip")
+            else:
+                out[inside] = self._shards[shard][local]
+        return out
+
+    def coded(self, columns: Sequence[str], names: Sequence[str] | None = None) -> Coded:
+        """Integer codes of a column, or of several joined by "/".
+
+        Raises UserError for a column that the table lacks.
+        """
+        require_columns(self.table, columns, str(self.path))
+        return coded(joined(self.table, columns), names)
+
+    def check(self) -> None:
+        """Verify the checksum of every shard; raises UserError naming those that differ."""
+        files = [(self.path / shard.file, shard.sha256) for shard in self.index.shards]
+        damaged = [str(file) for file, expected in files if sha256(file) != expected]
+        if damaged:
+            raise UserError(
+                f"{', '.join(damaged)}: checksum differs from screen.json; make the screen again"
+            )
+
+
+def open_screen(path: Path) -> Screen:
+    """Open a screen; raises UserError if `path` is none, or is damaged or of another version."""
+    path = Path(path)
+    file = path / "screen.json"
+    if not file.is_file():
+        raise UserError(
+            f"{path}: not a screen (no screen.json); make one with `deconfound ingest`, "
+            "`deconfound source` or `deconfound simulate`"
+        )
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(f"{file}: format version {version!r}; this release reads version 1")
+        index = ScreenIndex.model_validate(raw)
+        if index.sha256 not in ("", index.digest()):
+            raise ValueError("its checksum differs")
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({str(error).splitlines()[0]}); make it again") from error
+    table_file = path / "table.parquet"
+    if not table_file.is_file() or sha256(table_file) != index.table_sha256:
+        raise UserError(
+            f"{table_file}: missing or changed since the screen was made; make it again"
+        )
+    shards = tuple(_open_shard(path, shard, index) for shard in index.shards)
+    starts = np.cumsum([0, *(shard.rows for shard in index.shards)])[:-1].astype(np.int64)
+    table = pd.read_parquet(table_file)
+    if not len(table) == index.rows == sum(shard.rows for shard in index.shards):
+        raise UserError(f"{path}: table and images differ in length; make the screen again")
+    return Screen(path, index, table, shards, starts)
+
+
+def _open_shard(path: Path, shard: Shard, index: ScreenIndex) -> Images:
+    file = path / shard.file
+    if Path(shard.file).name != shard.file:
+        raise UserError(f"{path}: shard {shard.file!r} lies outside the screen; make it again")
+    try:
+        images: Images = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy has no one exception for a damaged header
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: missing or cut short ({reason}); make the screen again"
+        ) from error
+    if images.shape != (shard.rows, *index.image_shape) or str(images.dtype) != index.dtype:
+        raise UserError(f"{file}: holds {images.shape} {images.dtype}, screen.json says otherwise")
+    return images

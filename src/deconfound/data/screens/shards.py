@@ -1,0 +1,142 @@
+"""Images or profiles written to NumPy files of bounded size, one after the other."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from deconfound.files.atomic import flush
+from deconfound.files.checksums import sha256
+from deconfound.files.growing import Damaged, GrowingFile, Mark
+
+Images = npt.NDArray[Any]
+
+
+class Shard(BaseModel):
+    """One file of consecutive images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    rows: int
+    sha256: str
+
+
+class ShardsMark(BaseModel):
+    """The images that are on the disk: whole shards, and the part of one more."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[int, ...]
+    """Of one image."""
+    dtype: str
+    shards: tuple[Shard, ...]
+    part: Mark | None
+    part_rows: int
+    black: int
+    """Images in which every pixel is 0."""
+
+
+class ShardWriter:
+    """Writes arrays (B, …) to `images-00000.npy` … in `folder`, each of `shard_bytes` at most.
+
+    The files are those that `numpy.save` writes. With `mark` it goes on behind the images marked;
+    raises Damaged if they are not there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        shard_bytes: int,
+        mark: ShardsMark | None = None,
+    ) -> None:
+        self._folder = folder
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self._row_bytes = dtype.itemsize * int(np.prod(self.shape))
+        self._capacity = max(1, shard_bytes // max(1, self._row_bytes))
+        self._shards: list[Shard] = []
+        self._part: GrowingFile | None = None
+        self._part_rows = 0
+        self.black = 0
+        """Images appended so far in which every value is 0."""
+        if mark is not None:
+            self._go_on_from(mark)
+
+    @property
+    def rows(self) -> int:
+        """Images appended so far."""
+        return sum(shard.rows for shard in self._shards) + self._part_rows
+
+    def append(self, images: Images) -> None:
+        """Add images (B, …) of the writer's shape and dtype."""
+        done = 0
+        while done < len(images):
+            if self._part is None:
+                self._part = GrowingFile(self._next_file(), self._head(self._capacity))
+            some = np.ascontiguousarray(images[done : done + self._capacity - self._part_rows])
+            self._part.append(some.data)
+            self._part_rows += len(some)
+            self.black += int((~some.reshape(len(some), -1).any(axis=1)).sum())
+            done += len(some)
+            if self._part_rows == self._capacity:
+                self._end_shard(self._part)
+
+    def mark(self) -> ShardsMark:
+        """Flush what was appended to the disk, and say what it is."""
+        flush(self._folder)
+        return ShardsMark(
+            shape=self.shape,
+            dtype=str(self.dtype),
+            shards=tuple(self._shards),
+            part=None if self._part is None else self._part.mark(),
+            part_rows=self._part_rows,
+            black=self.black,
+        )
+
+    def finish(self) -> tuple[Shard, ...]:
+        """End the last shard; the shards, all on the disk."""
+        if self._part is not None:
+            self._part.change_head(self._head(self._part_rows))
+            self._end_shard(self._part)
+        return tuple(self._shards)
+
+    def close(self) -> None:
+        """Close the shard that is being written."""
+        if self._part is not None:
+            self._part.close()
+
+    def _next_file(self) -> Path:
+        return self._folder / f"images-{len(self._shards):05d}.npy"
+
+    def _end_shard(self, part: GrowingFile) -> None:
+        file = self._next_file().name
+        self._shards.append(Shard(file=file, rows=self._part_rows, sha256=part.mark().sha256))
+        self._part, self._part_rows = None, 0
+        part.close()
+
+    def _head(self, rows: int) -> bytes:
+        """What `numpy.save` writes before the values; as long for any number of rows."""
+        stream = io.BytesIO()
+        described = np.lib.format.header_data_from_array_1_0(np.empty((0, *self.shape), self.dtype))
+        described["shape"] = (rows, *self.shape)
+        np.lib.format.write_array_header_1_0(stream, described)
+        return stream.getvalue()
+
+    def _go_on_from(self, mark: ShardsMark) -> None:
+        if (mark.shape, mark.dtype) != (self.shape, str(self.dtype)):
+            raise Damaged("the images have another form")
+        for shard in mark.shards:
+            file = self._folder / shard.file
+            if not file.is_file() or sha256(file) != shard.sha256:
+                raise Damaged(f"{file} is missing or has another checksum")
+        self._shards = list(mark.shards)
+        if mark.part is not None:
+            self._part = GrowingFile(self._next_file(), self._head(self._capacity), mark.part)
+        self._part_rows, self.black = mark.part_rows, mark.black

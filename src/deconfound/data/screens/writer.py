@@ -1,0 +1,207 @@
+"""Writing a screen, image by image."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from deconfound.config import TransformName
+from deconfound.data.screens.screen import FORMAT_VERSION, Images, ScreenIndex
+from deconfound.data.screens.shards import ShardsMark, ShardWriter
+from deconfound.data.tables.table import Roles, require_columns
+from deconfound.errors import UserError
+from deconfound.files import atomic, growing
+from deconfound.files.checksums import sha256
+from deconfound.files.growing import Damaged
+
+SHARD_BYTES = 256 * 2**20
+MARK_FILE = "written.json"
+DTYPES = ("uint8", "uint16", "float32")
+
+
+class ScreenWriter:
+    """Write a screen image by image; it appears at `path` whole, or not at all.
+
+    Use as a context manager: `append` images in the order of the table's rows, then `finish`.
+    With an `identity`, what is written goes to the disk every few seconds and is kept if the
+    process ends; a later writer of the same identity goes on behind its `rows`. A mistake of the
+    user's leaves nothing. Raises UserError if `path` exists, if images differ in shape or dtype
+    from the first, or if the table's length differs from the number of images.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        channels: Sequence[str],
+        roles: Roles,
+        provenance: dict[str, Any],
+        identity: str | None = None,
+    ) -> None:
+        self._path = Path(path)
+        self._name = name
+        self._channels = tuple(channels)
+        self._roles = roles
+        self._provenance = provenance
+        self._directory = (
+            atomic.atomic_directory(self._path)
+            if identity is None
+            else atomic.resumable(self._path, f"{FORMAT_VERSION} {SHARD_BYTES} {name} {identity}")
+        )
+        self._resumes = identity is not None
+        self._temporary: Path | None = None
+        self._shards: ShardWriter | None = None
+        self._marked = time.monotonic()
+        self._finished = False
+
+    def __enter__(self) -> Self:
+        self._temporary = self._directory.__enter__()
+        if self._resumes:
+            try:
+                self._go_on()
+            except BaseException as error:
+                self.__exit__(type(error), error, error.__traceback__)
+                raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._shards is not None:
+            self._shards.close()
+        if kind is None and not self._finished:
+            kind, error = RuntimeError, RuntimeError("ScreenWriter left before finish()")
+            self._directory.__exit__(kind, error, None)
+            raise error
+        if isinstance(error, UserError) and not isinstance(error, atomic.Unwritable):
+            atomic.discard(self.kept)
+        self._directory.__exit__(kind, error, traceback)
+
+    @property
+    def kept(self) -> Path:
+        """The folder that a later writer of the same identity finds again."""
+        if self._temporary is None:
+            raise RuntimeError("ScreenWriter is used outside its with block")
+        return self._temporary
+
+    @property
+    def rows(self) -> int:
+        """Images written so far, earlier writers' included."""
+        return 0 if self._shards is None else self._shards.rows
+
+    @property
+    def black(self) -> int:
+        """How many of them are black, 0 in every pixel."""
+        return 0 if self._shards is None else self._shards.black
+
+    @property
+    def _folder(self) -> Path:
+        return self.kept / "screen" if self._resumes else self.kept
+
+    def append(self, images: Images) -> None:
+        """Add images (B, C, H, W), uint8, uint16 or float32, or profiles (B, D), float32.
+
+        All of one shape and dtype.
+        """
+        if self._shards is None:
+            self._refuse_unfit(images)
+            self._shards = ShardWriter(self._folder, images.shape[1:], images.dtype, SHARD_BYTES)
+        expected = self._shards.shape, self._shards.dtype
+        if (images.shape[1:], images.dtype) != expected:
+            raise UserError(
+                f"images of shape {images.shape[1:]} {images.dtype} after {expected[0]} "
+                f"{expected[1]}; a screen holds one shape and type, resize or convert them"
+            )
+        if images.ndim == 2 and not np.isfinite(images).all():
+            row = int(np.flatnonzero(~np.isfinite(images).all(axis=1))[0])
+            raise UserError(
+                f"{self._path}: profile {row} of those added has values that are not finite; "
+                "drop the feature or the row"
+            )
+        self._shards.append(images)
+        if self._resumes and time.monotonic() - self._marked >= growing.MARK_SECONDS:
+            self._mark(self._shards)
+
+    def finish(
+        self,
+        table: pd.DataFrame,
+        transform: TransformName = "none",
+        percentile_by: str | None = None,
+    ) -> None:
+        """Write the table and the index; the screen appears at the end of the with block.
+
+        `transform` and `percentile_by` are recorded for the runs to come; pixels are stored as
+        they are.
+        """
+        if self._shards is None:
+            raise UserError(f"{self._path}: no images; a screen needs at least one")
+        shards = self._shards.finish()
+        if self._resumes:
+            self._mark(self._shards)
+        rows = sum(shard.rows for shard in shards)
+        if len(table) != rows:
+            raise UserError(f"{self._path}: {len(table)} table rows but {rows} images")
+        require_columns(table, self._roles.columns(), str(self._path))
+        file = self._folder / "table.parquet"
+        table.reset_index(drop=True).to_parquet(file)
+        index = ScreenIndex(
+            format_version=FORMAT_VERSION,
+            name=self._name,
+            channels=self._channels,
+            dtype=str(self._shards.dtype),
+            image_shape=self._shards.shape,
+            roles=self._roles,
+            transform=transform,
+            percentile_by=percentile_by,
+            rows=rows,
+            table_sha256=sha256(file),
+            shards=shards,
+            provenance=self._provenance,
+        )
+        index = index.model_copy(update={"sha256": index.digest()})
+        (self._folder / "screen.json").write_text(index.model_dump_json(indent=2), encoding="utf-8")
+        if self._resumes:
+            atomic.publish(self._folder, self._path)
+        self._finished = True
+
+    def _go_on(self) -> None:
+        """Go on behind what the last mark says, or start afresh where that is not there."""
+        note = self.kept / MARK_FILE
+        try:
+            mark = ShardsMark.model_validate_json(note.read_bytes())
+            self._shards = ShardWriter(
+                self._folder, mark.shape, np.dtype(mark.dtype), SHARD_BYTES, mark
+            )
+        except (FileNotFoundError, ValueError, TypeError, Damaged):
+            atomic.discard(note)
+            atomic.discard(self._folder)
+            self._folder.mkdir()
+
+    def _mark(self, shards: ShardWriter) -> None:
+        atomic.write_text(self.kept / MARK_FILE, shards.mark().model_dump_json())
+        self._marked = time.monotonic()
+
+    def _refuse_unfit(self, images: Images) -> None:
+        if str(images.dtype) not in DTYPES:
+            raise UserError(f"pixels of type {images.dtype}; expected one of {', '.join(DTYPES)}")
+        if images.ndim == 2:
+            self._refuse_unfit_profiles(images)
+        elif images.ndim != 4 or images.shape[1] != len(self._channels):
+            raise UserError(
+                f"images of shape {images.shape}; expected (B, {len(self._channels)}, H, W) for "
+                f"the channels {', '.join(self._channels)}"
+            )
+
+    def _refuse_unfit_profiles(self, profiles: Images) -> None:
+        if profiles.dtype != np.float32 or profiles.shape[1] != len(self._channels):
+            raise UserError(
+                f"profiles of shape {profiles.shape} {profiles.dtype}; expected "
+                f"(B, {len(self._channels)}) float32, one column for each feature"
+            )

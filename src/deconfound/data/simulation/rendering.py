@@ -1,0 +1,57 @@
+"""Rendering the cells of a screen in environments, a chunk at a time and the same bits always."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from deconfound.data.screens.screen import Images, Rows
+from deconfound.data.simulation.optics import Optics
+
+CHUNK = 128  # cells rendered at a time
+
+
+class Renderer(Protocol):
+    """Renders cells of a screen; everything random comes from (seed, cell)."""
+
+    def __call__(self, rows: Rows, optics: Optics) -> Images:
+        """The cells of `rows` as `optics` record them: (B, C, H, W), the screen's dtype."""
+
+    def draw(self, environment: Sequence[str]) -> Optics:
+        """The optics of an environment, given by its groups, outermost first."""
+
+
+def chunks(rows: Rows, optics: Optics) -> Iterator[tuple[Rows, Optics]]:
+    """`rows` (N,) in pieces of at most `CHUNK`, each with `optics`."""
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK], optics
+
+
+def chunks_by_environment(
+    identities: pd.Series, environments: Mapping[str, Optics]
+) -> Iterator[tuple[Rows, Optics]]:
+    """All rows in their order, in pieces of one environment each; `identities` (N,) names it."""
+    changes = np.flatnonzero(identities.ne(identities.shift(fill_value="")).to_numpy(dtype=bool))
+    for start, end in zip(changes, [*changes[1:], len(identities)], strict=True):
+        rows = np.arange(start, end, dtype=np.int64)
+        yield from chunks(rows, environments[str(identities.iloc[start])])
+
+
+def rendered(
+    render: Renderer, work: Iterable[tuple[Rows, Optics]], threads: int | None
+) -> Iterator[Images]:
+    """The images of every piece of work, in order, few ahead; one BLAS thread fixes the bits."""
+    threads = threads or os.cpu_count() or 1
+    ahead: deque[Future[Images]] = deque()
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        for rows, optics in work:
+            ahead.append(pool.submit(render, rows, optics))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -1,0 +1,207 @@
+"""Simulated screens: planted phenotypes under nested technical effects, exact counterfactuals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from deconfound.config import validated
+from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
+from deconfound.data.screens.screen import Images, Rows, Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.simulation.cells import CHANNELS, POSE, Values, draw_pose, render_cells
+from deconfound.data.simulation.config import SimulateConfig as SimulateConfig
+from deconfound.data.simulation.layout import (
+    CELL,
+    LABEL,
+    PLATE,
+    SECTION,
+    SERIES,
+    WELL,
+    add_places,
+    grid_layout,
+    lincs_layout,
+)
+from deconfound.data.simulation.optics import (
+    Optics,
+    apply_optics,
+    digitised,
+    draw_optics,
+)
+from deconfound.data.simulation.phenotype import TRAIT_NAMES, Floats, draw_phenotypes, draw_traits
+from deconfound.data.simulation.pooled_layout import (
+    GENE,
+    NONTARGETING,
+    SPLIT,
+    complex_lines,
+    draw_library,
+    pooled_cells,
+)
+from deconfound.data.simulation.rendering import chunks_by_environment, rendered
+from deconfound.data.tables.table import Roles, joined
+from deconfound.errors import UserError
+from deconfound.files.atomic import refuse_existing
+from deconfound.runtime.progress import Progress
+from deconfound.runtime.seeds import numpy_stream
+
+PERTURBATION = "Metadata_Perturbation"
+SIMULATE = "simulate"
+"""Entry of the provenance that a simulated screen has and no other."""
+COMPLEX_FILE = "complexes.tsv"
+
+
+def simulate(
+    out: Path,
+    *,
+    config: SimulateConfig | None = None,
+    threads: int | None = None,
+    quiet: bool = False,
+) -> Screen:
+    """Write a simulated screen at `out` and open it: (N, 4, size, size) images of `CHANNELS`.
+
+    The table has the field's metadata columns and `Truth_` columns with every trait and pose of
+    each cell; the provenance records each label's shifts and each environment's `Optics`. The
+    images do not depend on `threads` (all cores if not given). Raises UserError if `out` exists,
+    if there are fewer cells than wells, or if the layout cannot hold the labels.
+    """
+    config = (config or SimulateConfig()).complete()
+    refuse_existing(Path(out))
+    plan = _pooled(config) if config.layout == "ops" else _arrayed(config)
+    table = _with_cells(plan.table, plan.shift, config)
+    identities = joined(table, plan.roles.levels)
+    render = SimulatedCells(table, config)
+    environments = {
+        identity: render.draw(identity.split("/")) for identity in identities.unique().tolist()
+    }
+    provenance = {
+        "made_by": f"deconfound simulate {version('deconfound')}",
+        SIMULATE: config.model_dump(mode="json"),
+        "phenotypes": {
+            name: dict(zip(TRAIT_NAMES, shift.tolist(), strict=True))
+            for name, shift in zip(plan.labels, plan.phenotypes, strict=True)
+        },
+        "environments": {name: optics.as_dict() for name, optics in environments.items()},
+    }
+    work = chunks_by_environment(identities, environments)
+    with (
+        ScreenWriter(Path(out), Path(out).name, CHANNELS, plan.roles, provenance) as writer,
+        Progress("simulate", len(table), "cells", quiet=quiet) as progress,
+    ):
+        if plan.complexes is not None:
+            (writer.kept / COMPLEX_FILE).write_text(plan.complexes, encoding="utf-8")
+        for images in rendered(render, work, threads):
+            writer.append(images)
+            progress.update(len(images))
+        writer.finish(table)
+    return open_screen(Path(out))
+
+
+@dataclass(frozen=True)
+class SimulatedCells:
+    """Renders the cells of a table from their traits; all else comes from (seed, cell)."""
+
+    table: pd.DataFrame
+    config: SimulateConfig
+
+    def __call__(self, rows: Rows, optics: Optics) -> Images:
+        """The cells of `rows` as `optics` record them: (B, 4, size, size), the screen's dtype."""
+        chosen = self.table.iloc[rows]
+        cells = chosen[CELL].tolist()
+        values: Values = {
+            name: chosen[f"Truth_{name}"].to_numpy(dtype=np.float32)
+            for name in (*TRAIT_NAMES, *POSE)
+        }
+        clean = render_cells(values, self.config.seed, cells, self.config.size)
+        noise = np.empty_like(clean)
+        for cell, one in zip(cells, noise, strict=True):
+            numpy_stream(self.config.seed, "noise", cell).standard_normal(out=one, dtype=np.float32)
+        field = np.stack([values["FieldX"], values["FieldY"]], axis=1)
+        return digitised(apply_optics(clean, optics, field, noise), self.config.dtype)
+
+    def draw(self, environment: Sequence[str]) -> Optics:
+        """The optics of an environment, given by its groups, outermost first."""
+        spread = self.config.spread()[: len(environment)]
+        return draw_optics(
+            environment, spread, len(CHANNELS), self.config.technical, self.config.seed
+        )
+
+
+class _Plan(NamedTuple):
+    """Which cells there are, environment after environment, and what is done to them."""
+
+    table: pd.DataFrame
+    shift: Floats
+    """(N, traits) of each cell, in logits."""
+    labels: Sequence[str]
+    phenotypes: Floats
+    """(labels, traits)."""
+    roles: Roles
+    complexes: str | None = None
+    """The complex file of a pooled screen."""
+
+
+def _arrayed(config: SimulateConfig) -> _Plan:
+    """One label a well, well after well."""
+    assert config.labels and config.plates and config.wells
+    labels, series, plates, wells = config.labels, config.series, config.plates, config.wells
+    if config.layout == "grid":
+        places = grid_layout(labels, series, plates, config.sections, wells, config.seed)
+    else:
+        places = lincs_layout(labels, series, config.maps, plates, wells, config.seed)
+    cells, count = config.cells, len(places)
+    if cells < count:
+        raise UserError(f"{cells} cells for {count} wells; raise --cells or lower --wells")
+    phenotypes = draw_phenotypes(labels, config.strength, config.seed)
+    owner = np.arange(cells) * count // cells
+    label = places[LABEL].to_numpy()[owner]
+    names = _label_names(labels)
+    table = places.drop(columns=LABEL).iloc[owner].reset_index(drop=True)
+    table[PERTURBATION] = np.array(names)[label]
+    table[CONTROL_TYPE] = np.where(label == 0, NEGATIVE, "treatment")
+    levels = tuple(c for c in (SERIES, PLATE, SECTION) if c in places)
+    roles = Roles(label=PERTURBATION, environment=levels, levels=levels, well=WELL)
+    return _Plan(table, phenotypes[label], names, phenotypes, roles)
+
+
+def _pooled(config: SimulateConfig) -> _Plan:
+    """Every gene in every well, well after well; the well is the environment."""
+    assert config.plates and config.wells
+    library = draw_library(
+        config.genes, config.complexes, config.guides, config.strength, config.seed
+    )
+    table, shift = pooled_cells(library, config.cells, config.wells, config.plates, config.seed)
+    table[CONTROL_TYPE] = np.where(table[GENE] == NONTARGETING, NEGATIVE, "treatment")
+    levels = (PLATE, WELL)
+    roles = Roles(label=GENE, environment=levels, levels=levels, well=WELL, split=SPLIT)
+    lines = complex_lines(library.complexes)
+    return _Plan(table, shift, library.genes, library.shift, roles, lines)
+
+
+def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> pd.DataFrame:
+    """The table with each cell's place in its well, its traits and its pose."""
+    cells = len(table)
+    add_places(table)
+    table[CELL] = np.arange(cells, dtype=np.int64)
+    for name, values in zip(
+        TRAIT_NAMES, draw_traits(shift, config.variation, config.seed).T, strict=True
+    ):
+        table[f"Truth_{name}"] = values
+    for name, values in draw_pose(cells, config.seed).items():
+        table[f"Truth_{name}"] = values
+    return table
+
+
+def _label_names(labels: int) -> list[str]:
+    width = len(str(labels - 1))
+    return ["control", *(f"treatment-{k:0{width}d}" for k in range(1, labels))]
+
+
+def simulated_cells(screen: Screen) -> SimulatedCells:
+    """What renders the cells of a simulated screen, as its provenance records it."""
+    recorded = screen.provenance[SIMULATE]
+    config = validated(SimulateConfig, recorded, f"{screen.path}/screen.json").complete()
+    return SimulatedCells(screen.table, config)

@@ -1,0 +1,169 @@
+"""The table of a screen: columns, their roles, and the codes made from them."""
+
+import csv
+import difflib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from deconfound.data.tables.compressed import (
+    compression,
+    open_text,
+    readable,
+    refuse_unfit_packing,
+    table_kind,
+)
+from deconfound.errors import UserError
+from deconfound.runtime.escaping import from_spreadsheet
+
+Codes = npt.NDArray[np.int64]
+EXPORTED_PATH = "deconfound_path"
+"""Column of image paths in a table written by export."""
+
+
+class Roles(BaseModel):
+    """Which column plays which part; the defaults of a screen, overridden at run time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str | None = None
+    """Column of the biological cause to predict."""
+    environment: tuple[str, ...] = ()
+    """Column or columns (joined) of the nuisance."""
+    levels: tuple[str, ...] = ()
+    """Nested replicate structure, outermost first, e.g. series, plate, section."""
+    well: str | None = None
+    """Column of the well; a well never straddles a level fold."""
+    split: str | None = None
+    """Column with a given split (train, val, id_test, test), where a data set has one."""
+
+    def columns(self) -> tuple[str, ...]:
+        """Every column named, once each, in the order label, environment, levels, well, split."""
+        named = [self.label, *self.environment, *self.levels, self.well, self.split]
+        return tuple(dict.fromkeys(column for column in named if column is not None))
+
+
+class Coded(NamedTuple):
+    """A column, or several joined, as integers."""
+
+    codes: Codes
+    """(N,) int64; −1 where a value is missing or not among `names`."""
+    names: tuple[str, ...]
+    """The value each code stands for, sorted."""
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV, TSV (also packed: .gz, .bz2, .xz) or Parquet table; text stays text.
+
+    "01" is not 1. Raises UserError if the file is missing, of another kind, unreadable or empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such table; give a .csv, .tsv or .parquet file")
+    with readable(path):
+        refuse_unfit_packing(path)
+        match table_kind(path):
+            case ".csv":
+                table = _read_text(path, ",")
+            case ".tsv":
+                table = _read_text(path, "\t")
+            case ".parquet":
+                table = pd.read_parquet(path)
+            case _:
+                raise UserError(f"{path}: not a table; expected .csv, .tsv or .parquet")
+    if table.empty:
+        raise UserError(f"{path}: the table has no rows; expected one row per image")
+    repeated = table.columns[table.columns.duplicated()]
+    if len(repeated):
+        raise UserError(f"{path}: column {repeated[0]!r} appears twice; rename one of them")
+    return table.reset_index(drop=True)
+
+
+def _read_text(path: Path, separator: str) -> pd.DataFrame:
+    with open_text(path) as stream:
+        header = next(csv.reader(stream, delimiter=separator), [])
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    if repeated:
+        raise UserError(f"{path}: column {repeated[0]!r} appears twice; rename one of them")
+    with warnings.catch_warnings():
+        # A row longer than the header would otherwise shift or lose a column with a warning only.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        table = pd.read_csv(
+            path, dtype=str, sep=separator, index_col=False, compression=compression(path)
+        )
+    return from_spreadsheet(table) if EXPORTED_PATH in table.columns else table
+
+
+def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> None:
+    """Raise UserError naming the first column that `table` lacks and the nearest one it has."""
+    for column in columns:
+        if column not in table.columns:
+            near = difflib.get_close_matches(column, [str(name) for name in table.columns], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {listed(table.columns)}"
+            raise UserError(f"{where}: there is no column {column!r}; {hint}")
+
+
+def joined(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """The values of `columns` joined by "/" (text); missing where any of them is missing.
+
+    A "/" inside one of several values is written "%2F" and a "%" "%25", so that different values
+    never join to the same text.
+    """
+    if len(columns) == 1:
+        return table[columns[0]].astype("string")
+    text = _escaped(table[columns[0]])
+    for column in columns[1:]:
+        text = text.str.cat(_escaped(table[column]), sep="/")
+    return text
+
+
+def _escaped(values: pd.Series) -> pd.Series:
+    text = values.astype("string")
+    return text.str.replace("%", "%25", regex=False).str.replace("/", "%2F", regex=False)
+
+
+def nested_ids(table: pd.DataFrame, levels: Sequence[str]) -> pd.DataFrame:
+    """Globally unique ids of every level, made by prefixing the parents: "S1/P2/A".
+
+    One text column per level, in the order given (outermost first).
+    """
+    return pd.DataFrame(
+        {level: joined(table, levels[: depth + 1]) for depth, level in enumerate(levels)}
+    )
+
+
+def coded(values: pd.Series, names: Sequence[str] | None = None) -> Coded:
+    """Integer codes of a text column, numbered in sorted order, or by `names` where given."""
+    text = values.astype("string")
+    if names is None:
+        names = sorted(
+            text.dropna().unique().tolist(), key=lambda name: (natural_order(name), name)
+        )
+    lookup = {name: code for code, name in enumerate(names)}
+    codes = text.map(lookup).fillna(-1)
+    return Coded(np.asarray(codes, dtype=np.int64), tuple(names))
+
+
+def natural_order(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which "week2" comes before "week10"."""
+    parts: list[str] = []
+    for character in text:
+        if parts and parts[-1][-1].isdecimal() == character.isdecimal():
+            parts[-1] += character
+        else:
+            parts.append(character)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts)
+
+
+def listed(columns: Iterable[object], most: int = 12) -> str:
+    """Names with commas between them, `most` at most and the number of the others."""
+    names = [str(column) for column in columns]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

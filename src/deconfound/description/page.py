@@ -1,0 +1,254 @@
+"""A screen's description for people: tables of text, a picture of the occupancy, a page."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from markupsafe import Markup
+
+from deconfound.data.simulation.inject import clean_name
+from deconfound.data.tables.table import natural_order
+from deconfound.description.description import Description
+from deconfound.display.page import data_uri, template_text, templates
+from deconfound.files import atomic
+from deconfound.runtime.escaping import csv_text
+from deconfound.version import __version__
+
+MISSING = "(missing)"
+MOST_LABELS, MOST_ENVIRONMENTS = 80, 60
+"""Rows and columns of the picture."""
+MOST_COUNTED = 400
+"""Cells of a picture whose counts are written into them."""
+PAGE_ROWS, PAGE_WIDTH = 500, 500
+"""Rows of a table on the page, and letters in a row of the occupancy."""
+
+
+class Grid(NamedTuple):
+    """Images per label and environment, the largest of both where there are too many."""
+
+    labels: list[str]
+    environments: list[str]
+    images: npt.NDArray[np.int64]
+    """(labels, environments)."""
+    left_out: str
+    """What is not shown; empty if everything is."""
+
+
+class TextTable(NamedTuple):
+    """A table ready to be read."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def occupancy_grid(
+    description: Description, labels: int = MOST_LABELS, environments: int = MOST_ENVIRONMENTS
+) -> Grid:
+    """The occupancy as a grid of at most `labels` × `environments`, those with most images."""
+    pairs = description.occupancy.fillna({"label": MISSING, "environment": MISSING})
+    kept: dict[str, list[str]] = {}
+    left_out = []
+    for name, most in (("label", labels), ("environment", environments)):
+        sizes = pairs.groupby(name, sort=False)["images"].sum()
+        chosen = sizes.sort_values(ascending=False, kind="stable").index[:most]
+        kept[name] = sorted(
+            map(str, chosen), key=lambda text: (text == MISSING, natural_order(text))
+        )
+        if len(sizes) > most:
+            left_out.append(f"the {most} largest of {len(sizes):,} {name}s")
+    shown = pairs[pairs["label"].isin(kept["label"])]
+    shown = shown[shown["environment"].isin(kept["environment"])]
+    grid = np.zeros((len(kept["label"]), len(kept["environment"])), dtype=np.int64)
+    rows = pd.Index(kept["label"]).get_indexer(pd.Index(shown["label"]))
+    columns = pd.Index(kept["environment"]).get_indexer(pd.Index(shown["environment"]))
+    np.add.at(grid, (rows, columns), shown["images"].to_numpy())
+    return Grid(kept["label"], kept["environment"], grid, " and ".join(left_out))
+
+
+def text_tables(description: Description, most: int, width: int) -> list[TextTable]:
+    """Contents, levels, occupancy, folds and pixels as tables of at most `most` rows each.
+
+    The occupancy has as many environments as fit into `width` letters, but no fewer than one.
+    """
+    tables = [_contents(description), _levels(description), _occupancy(description, most, width)]
+    return [*tables, _folds(description, most), _statistics(description, most)]
+
+
+def write_page(description: Description, out: Path) -> None:
+    """Write occupancy.csv, statistics.csv, folds.csv, occupancy.png and describe.html into `out`.
+
+    Raises UserError if `out` exists.
+    """
+    with atomic.atomic_directory(out) as folder:
+        for name in ("occupancy", "statistics", "folds"):
+            text = csv_text(getattr(description, name))
+            (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
+        picture = folder / "occupancy.png"
+        grid = occupancy_grid(description)
+        _draw(grid, description, picture)
+        page = (
+            templates()
+            .get_template("describe.html")
+            .render(
+                version=__version__,
+                screen=description.screen,
+                warnings=description.warnings,
+                tables=text_tables(description, PAGE_ROWS, PAGE_WIDTH),
+                picture=data_uri("image/png", picture.read_bytes()),
+                left_out=grid.left_out,
+                style=Markup(template_text("report.css")),
+            )
+        )
+        (folder / "describe.html").write_text(page, encoding="utf-8")
+
+
+def _contents(description: Description) -> TextTable:
+    screen, roles = description.screen, description.roles
+    shape = " × ".join(map(str, screen.image_shape[1:]))
+    rows = [[noun, f"{count:,}"] for noun, count in description.counts.items() if count]
+    rows += [
+        ["channels", ", ".join(screen.channels)],
+        ["pixels", f"{shape}, {screen.dtype}"],
+        ["label is", roles.label or "–"],
+        ["environment is", " / ".join(roles.environment) or "–"],
+    ]
+    if (clean := clean_name(screen.provenance)) is not None:
+        rows.append(["technical effects", f"injected into {clean}"])
+    if not np.isnan(description.shared_information):
+        rows.append(["information shared by both", f"{description.shared_information:.2f} of 1"])
+    return TextTable("Contents", ["", ""], rows)
+
+
+def _levels(description: Description) -> TextTable:
+    rows = []
+    for depth, row in enumerate(description.levels.to_dict("records")):
+        inside = "–" if depth == 0 else "each name has one parent"
+        if row["repeated"]:
+            inside = f"{row['repeated']:,} of {row['names']:,} names repeat: parents prefixed"
+        folds = "not worked out" if pd.isna(row["folds"]) else str(row["folds"])
+        rows.append([row["level"], f"{row['groups']:,}", inside, folds, row["refused"] or "–"])
+    columns = ["level", "groups", "nesting", "folds", "why not others"]
+    note = "" if rows else "The screen has no levels; --levels names some."
+    return TextTable("Levels, outermost first", columns, rows, note)
+
+
+def _occupancy(description: Description, most: int, width: int) -> TextTable:
+    names = description.occupancy[["label", "environment"]].fillna(MISSING).astype("string")
+    labels, environments = (int(names[name].str.len().max()) for name in names)
+    fitting = (width - labels - 2) // (max(environments, 5) + 2)
+    grid = occupancy_grid(description, most, max(1, fitting))
+    rows = [
+        [label, *(f"{count:,}" if count else "·" for count in counts)]
+        for label, counts in zip(grid.labels, grid.images, strict=True)
+    ]
+    note = f"Shown: {grid.left_out}; occupancy.csv of --out has all." if grid.left_out else ""
+    return TextTable("Images per label and environment", ["label", *grid.environments], rows, note)
+
+
+def _folds(description: Description, most: int) -> TextTable:
+    folds = description.folds
+    rows = []
+    for row in folds.head(most).to_dict("records"):
+        if not row["possible"]:
+            rows.append([row["fold"], *"––––––", row["reason"]])
+            continue
+        names = ("kept", "test", "unused", "training_environments", "untested", "untrained")
+        numbers = [f"{row[name]:,}" for name in names]
+        rows.append([row["fold"], *numbers, row["untrained_labels"]])
+    columns = [
+        "fold", "kept", "test", "unused", "training envs", "labels not tested",
+        "labels not trained", "these, or why not",
+    ]  # fmt: skip
+    return TextTable("Folds, images in each", columns, rows, _cut(len(folds), most, "folds.csv"))
+
+
+def _statistics(description: Description, most: int) -> TextTable:
+    statistics = description.statistics
+    shown = pd.concat([_all_alike(statistics), statistics.head(most)])
+    rows = [
+        [
+            MISSING if pd.isna(row["environment"]) else row["environment"],
+            row["channel"],
+            f"{row['images']:,}",
+            f"{row['mean']:.4g}",
+            f"{row['sd']:.4g}",
+            "–" if np.isnan(row["saturated"]) else f"{row['saturated']:.2%}",
+            f"{row['black']:,}",
+            f"{row['constant']:,}",
+        ]
+        for row in shown.to_dict("records")
+    ]
+    columns = ["environment", "channel", "images", "mean", "sd", "saturated", "black", "constant"]
+    total = description.counts["images"]
+    note = f"From {description.images_read:,} of {total:,} images"
+    note += "." if description.images_read == total else ", evenly over the environments."
+    note += ' In "all" every environment counts the same.'
+    cut = _cut(len(statistics), most, "statistics.csv")
+    return TextTable("Pixels, in stored units", columns, rows, f"{note} {cut}".strip())
+
+
+def _all_alike(statistics: pd.DataFrame) -> pd.DataFrame:
+    """One row a channel in which every environment counts the same."""
+    squares = statistics.assign(square=statistics["sd"] ** 2 + statistics["mean"] ** 2)
+    how = dict.fromkeys(("images", "black", "constant"), "sum")
+    how |= dict.fromkeys(("mean", "square", "saturated"), "mean")
+    alike = squares.groupby("channel", sort=False).agg(how).reset_index()
+    spread = (alike["square"] - alike["mean"] ** 2).clip(lower=0) ** 0.5
+    return alike.assign(environment="all", sd=spread)
+
+
+def _cut(count: int, most: int, file: str) -> str:
+    return f"Shown: {most:,} of {count:,} rows; {file} of --out has all." if count > most else ""
+
+
+def _draw(grid: Grid, description: Description, file: Path) -> None:
+    """Images per label (rows) and environment (columns), empty cells white."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    rows, columns = grid.images.shape
+    figure = Figure(figsize=(3.2 + 0.32 * max(columns, 6), 1.9 + 0.22 * max(rows, 5)), dpi=110)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    most = max(2, int(grid.images.max(initial=0)))
+    shown = np.ma.masked_equal(grid.images, 0)
+    drawn = axes.pcolormesh(
+        shown, cmap="viridis_r", norm=LogNorm(1, most), edgecolors="#dfe3e7", linewidth=0.5
+    )
+    axes.invert_yaxis()
+    names = [_plain(name) for name in grid.environments]
+    axes.set_xticks(np.arange(columns) + 0.5, names, rotation=90)
+    axes.set_yticks(np.arange(rows) + 0.5, [_plain(name) for name in grid.labels])
+    axes.tick_params(labelsize=7, length=2)
+    axes.set_xlabel(_plain(" / ".join(description.roles.environment), 60))
+    axes.set_ylabel(_plain(description.roles.label or "", 60))
+    if grid.images.size <= MOST_COUNTED:
+        _write_counts(axes, grid, most)
+    title = "Images per label and environment"
+    axes.set_title(f"{title}\n{grid.left_out}" if grid.left_out else title, fontsize=9)
+    bar = figure.colorbar(drawn, ax=axes, label="images", shrink=min(0.8, 16 / rows), format="%d")
+    bar.minorticks_off()
+    figure.savefig(file, format="png")
+
+
+def _write_counts(axes: Any, grid: Grid, most: int) -> None:
+    for row, column in np.argwhere(grid.images):
+        count = int(grid.images[row, column])
+        colour = "white" if np.log(count) > 0.55 * np.log(most) else "black"
+        text = f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
+        axes.text(
+            column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=5.5, color=colour
+        )
+
+
+def _plain(name: str, most: int = 28) -> str:
+    """A name matplotlib draws as it is: no mathematics, no control characters, not too long."""
+    text = "".join(letter if letter.isprintable() else "�" for letter in name)
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return text.replace("$", r"\$")

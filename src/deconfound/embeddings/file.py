@@ -1,0 +1,107 @@
+"""The embeddings file: AnnData with the table's rows, the representations and the run."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from deconfound.data.tables.table import Roles, joined
+from deconfound.embeddings.shards import read_shards
+from deconfound.errors import UserError
+from deconfound.files import atomic
+
+FORMAT_VERSION = 1
+PART = "deconfound_part"
+PREDICTED = "deconfound_predicted"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Representations of the images of a screen by one run."""
+
+    table: pd.DataFrame
+    """The screen's table, with the fold's part of each row ("new" for another screen than the
+    one trained on) and the predicted label, missing where the method has no classifier."""
+    representations: dict[str, npt.NDArray[np.float32]]
+    """By name ("representation", "content", "style"): (N, D) float32."""
+    about: dict[str, Any]
+    """Method, fold, seed, roles, run configuration, versions, screen."""
+
+    @property
+    def part(self) -> npt.NDArray[np.str_]:
+        """(N,) part of each row: train, val, ood_val, id_test, test, unused or new."""
+        return self.table[PART].astype(str).to_numpy(dtype="U7")
+
+    @property
+    def roles(self) -> Roles:
+        """The roles of the table's columns in the run."""
+        return Roles.model_validate(self.about["roles"])
+
+    def label(self) -> pd.Series:
+        """The label of each row as text, missing where it has none."""
+        return joined(self.table, [str(self.roles.label)])
+
+    def environment(self) -> pd.Series:
+        """The environment of each row as text, columns joined by "/"."""
+        return joined(self.table, self.roles.environment)
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> None:
+    """Write a `.h5ad` file: `obs`, `obsm["X_…"]`, `uns["deconfound"]`; whole or not at all."""
+    import anndata
+
+    obs = embeddings.table.copy()
+    for column in obs.columns:
+        if not pd.api.types.is_numeric_dtype(obs[column]):
+            values = obs[column].astype("string")
+            obs[column] = pd.Categorical(values, categories=sorted(values.dropna().unique()))
+    obs.index = obs.index.astype(str)
+    obsm = {f"X_{name}": values for name, values in embeddings.representations.items()}
+    about = {"format_version": FORMAT_VERSION, "json": json.dumps(embeddings.about)}
+    data = anndata.AnnData(obs=obs, obsm=obsm, uns={"deconfound": about})
+    with atomic.atomic_file(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.write_h5ad(temporary)
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """Read an embeddings file, or a directory of them; all of it is in memory then.
+
+    Raises UserError if it is missing, damaged, another's or larger than the memory that is free.
+    """
+    import anndata
+
+    path = Path(path)
+    if path.is_dir():
+        return Embeddings(*read_shards(path))
+    if not path.is_file():
+        raise UserError(f"{path}: no such embeddings file; make one with `deconfound embed`")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = anndata.read_h5ad(path)
+    except Exception as error:  # anndata and HDF5 raise nearly every type there is
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a readable .h5ad file ({reason}); embed again") from error
+    about = data.uns.get("deconfound")
+    if not isinstance(about, dict) or "json" not in about:
+        raise UserError(f"{path}: was not written by `deconfound embed` (no uns['deconfound'])")
+    if (version := str(about.get("format_version", FORMAT_VERSION))) != str(FORMAT_VERSION):
+        raise UserError(f"{path}: format version {version}; this release reads {FORMAT_VERSION}")
+    try:
+        described = json.loads(str(about["json"]))
+        Roles.model_validate(described["roles"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged (uns['deconfound']); embed again") from error
+    representations = {
+        name.removeprefix("X_"): np.asarray(values, dtype=np.float32)
+        for name, values in data.obsm.items()
+        if name.startswith("X_")
+    }
+    table = data.obs.reset_index(drop=True)
+    return Embeddings(table, representations, described)

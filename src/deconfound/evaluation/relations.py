@@ -1,0 +1,82 @@
+"""relations: do the embeddings of genes that act together lie together."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from deconfound.data.tables.complexes import Complexes, pairs_among, read_complexes
+from deconfound.embeddings.aggregate import GENE, Aggregate, read_aggregate
+from deconfound.errors import UserError
+from deconfound.evaluation.scores import COLUMNS, Row, score_row
+from deconfound.files import atomic
+from deconfound.metrics.corum import (
+    relation_average_precision,
+    relation_curve,
+    relation_prevalence,
+    relation_recall,
+)
+
+
+def relations(aggregates: Iterable[Path], out: Path | None, *, complexes: Path) -> pd.DataFrame:
+    """Score files of genes against known complexes; one row a score.
+
+    Returns, and writes to the Parquet file `out`, the columns of a scores file; the note says how
+    many genes and pairs were compared. Controls are no genes. Raises UserError if `out` exists or
+    is being written, for a file that `aggregate` did not write with rows of genes, for a file of
+    complexes that cannot be read, and if no two genes share a complex.
+    """
+    paths = [Path(path) for path in aggregates]
+    if not paths:
+        raise UserError("nothing to score; give one or more files of `deconfound aggregate`")
+    if out is None:
+        return _scored(paths, Path(complexes))
+    with atomic.claimed(Path(out)):
+        table = _scored(paths, Path(complexes))
+        with atomic.atomic_file(Path(out)) as temporary:
+            table.to_parquet(temporary)
+    return table
+
+
+def _scored(paths: list[Path], source: Path) -> pd.DataFrame:
+    known = read_complexes(source)
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        made = read_aggregate(path)
+        about = made.about | {
+            "config": made.about["config"] | {"aggregated": made.about["aggregated"]}
+        }
+        scores = relation_scores(made, known, path, source)
+        rows += [score_row(about, str(about["fold"]), row) for row in scores]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def relation_scores(made: Aggregate, known: Complexes, path: Path, source: Path) -> list[Row]:
+    """The scores of one file of genes; raises UserError for a gene with two rows, or no pair."""
+    genes = made.table[GENE].astype(str)[~made.control].tolist()
+    if len(set(genes)) < len(genes):
+        raise UserError(
+            f"{path}: a gene has several rows; aggregate to --level gene without --within"
+        )
+    pairs = pairs_among(known, genes)
+    if not len(pairs):
+        raise UserError(
+            f"{source}: no two of the {len(genes)} genes of {path}, such as {genes[0]}, share a "
+            "complex; expected names of genes as in the column of genes"
+        )
+    values = made.values[~made.control]
+    curve = relation_curve(values, pairs)
+    scores = {
+        "corum_curve_area": curve.area(),
+        "corum_average_precision": relation_average_precision(values, pairs),
+        "corum_prevalence": relation_prevalence(pairs),
+        "corum_recall_5_95": relation_recall(values, pairs, 0.05),
+        "corum_recall_10_90": relation_recall(values, pairs, 0.10),
+    }
+    compared = f"{source.name}: {curve.genes} of {len(genes)} genes in {len(pairs)} pairs"
+    rows = []
+    for metric, score in scores.items():
+        note = "; ".join(filter(None, (compared, score.note)))
+        rows.append(Row(made.representation, metric, made.part, score._replace(note=note)))
+    return rows

@@ -1,0 +1,115 @@
+"""retrieval: do profiles of one perturbation or target find each other first."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deconfound.config import nearest
+from deconfound.data.folds.controls import control_rows
+from deconfound.data.tables.table import coded, joined, require_columns
+from deconfound.embeddings.file import read_embeddings
+from deconfound.errors import UserError
+from deconfound.evaluation.scores import COLUMNS, Row, score_row
+from deconfound.files import atomic
+from deconfound.metrics.retrieval import Form, load_copairs, profile_retrieval
+
+SETTING = ["method", "fold", "seed", "representation", "part"]
+DETAILS = [*SETTING, "form", "group", "mean_average_precision", "p_value", "corrected_p_value"]
+
+
+def retrieval(
+    embeddings: Iterable[Path],
+    out: Path,
+    *,
+    target: str | None = None,
+    control: str | None = None,
+    parts: tuple[str, ...] = (),
+    details: Path | None = None,
+    null_size: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score how profiles of a perturbation, the label, are retrieved; one row a score.
+
+    Activity always; across environments where there are two or more; consistency with the column
+    `target`. Written to the Parquet file `out`, with a row for each perturbation or target in
+    `details`. Raises UserError without copairs, if an output exists or is being written, for a
+    file, column or part that is missing, without controls, and for too many profiles.
+    """
+    paths = [Path(path) for path in embeddings]
+    if not paths:
+        raise UserError("nothing to score; give one or more .h5ad files")
+    load_copairs()
+    if details is not None:
+        atomic.refuse_existing(Path(details))
+    rows: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
+    with atomic.claimed(Path(out)):
+        for path in paths:
+            _score(path, target, control, parts, null_size, seed, rows, groups)
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        with atomic.atomic_file(Path(out)) as temporary:
+            table.to_parquet(temporary)
+    if details is not None:
+        with atomic.claimed(Path(details)), atomic.atomic_file(Path(details)) as temporary:
+            pd.DataFrame(groups, columns=DETAILS).to_parquet(temporary)
+    return table
+
+
+def _score(
+    path: Path,
+    target: str | None,
+    control: str | None,
+    parts: tuple[str, ...],
+    null_size: int,
+    seed: int,
+    rows: list[dict[str, Any]],
+    groups: list[dict[str, Any]],
+) -> None:
+    """Add the scores of one file to `rows`, and a line for each group to `groups`."""
+    opened = read_embeddings(path)
+    label, part = opened.roles.label, opened.part
+    if label is None:
+        raise UserError(f"{path}: no label, which is the perturbation; ingest with --label")
+    for one in parts:
+        if one not in part:
+            raise UserError(
+                f"{path}: no row is of part {one!r}; {nearest(one, sorted({*part.tolist()}))}"
+            )
+    taken = np.isin(part, parts) if parts else np.ones(len(part), dtype=bool)
+    scored = parts[0] if len(parts) == 1 else "all"
+    table = opened.table[taken]
+    controls = control_rows(table, label, control, str(path))
+    perturbation = coded(joined(table, [label]))
+    codes: dict[Form, dict[str, Any]] = {"activity": {}}
+    names = {"activity": perturbation.names, "cross_batch": perturbation.names}
+    if opened.roles.environment:
+        environment = coded(opened.environment()[taken])
+        if len(environment.names) > 1:
+            codes["cross_batch"] = {"environment": environment.codes}
+    if target is not None:
+        require_columns(table, [target], str(path))
+        of_target = coded(joined(table, [target]))
+        codes["consistency"], names["consistency"] = {"target": of_target.codes}, of_target.names
+    for block, values in sorted(opened.representations.items()):
+        for form, named in codes.items():
+            found = profile_retrieval(
+                values[taken], perturbation.codes, controls, form,
+                null_size=null_size, seed=seed, **named,
+            )  # fmt: skip
+            for metric, score in (("map", found.mean()), ("share", found.share())):
+                row = Row(block, f"retrieval_{form}_{metric}", scored, score)
+                rows.append(score_row(opened.about, str(opened.about["fold"]), row))
+            setting = {name: rows[-1][name] for name in SETTING} | {"form": form}
+            groups += [
+                setting | dict(zip(DETAILS[6:], (names[form][code], *one), strict=True))
+                for code, *one in zip(
+                    found.group,
+                    found.mean_average_precision,
+                    found.p_value,
+                    found.corrected_p_value,
+                    strict=True,
+                )
+            ]

@@ -1,0 +1,85 @@
+"""The form of a table of scores: one row for each score."""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from deconfound.metrics import (
+    Score,
+    accuracy,
+    accuracy_chance,
+    class_coverage,
+    macro_f1,
+    macro_f1_chance,
+)
+
+COLUMNS = [
+    "method",
+    "fold",
+    "seed",
+    "representation",
+    "metric",
+    "part",
+    "value",
+    "n",
+    "note",
+    "config",
+]
+
+
+SAW_HELD_OUT = "trained with images of test rows"
+
+
+Codes = npt.NDArray[np.int64]
+
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Row(NamedTuple):
+    """One score and what it is of."""
+
+    representation: str
+    metric: str
+    part: str
+    score: Score
+
+
+def score_row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
+    """One line of a scores file; `about` has method, seed and config, and perhaps saw_held_out."""
+    notes = (row.score.note, SAW_HELD_OUT if about.get("saw_held_out") else "")
+    return {
+        "method": about["method"],
+        "fold": fold,
+        "seed": about["seed"],
+        "representation": row.representation,
+        "metric": row.metric,
+        "part": row.part,
+        "value": float(row.score.value),
+        "n": int(row.score.n),
+        "note": "; ".join(note for note in notes if note),
+        "config": json.dumps(about["config"]),
+    }
+
+
+def classification(truth: Codes, predicted: Codes, seen: Mask, part: str) -> list[Row]:
+    """The scores of predictions on the rows of one part.
+
+    Codes (N,) int64 of one numbering; `seen` (N,) comes from `seen_in_training`.
+    """
+    return [
+        Row("prediction", "accuracy", part, accuracy(truth, predicted, seen)),
+        Row("prediction", "macro_f1", part, macro_f1(truth, predicted, seen)),
+        Row("prediction", "accuracy_chance", part, accuracy_chance(truth, predicted, seen)),
+        Row("prediction", "macro_f1_chance", part, macro_f1_chance(truth, predicted, seen)),
+        Row("prediction", "class_coverage", part, class_coverage(truth, seen)),
+    ]
+
+
+ALONE, MOMENTS = "left alone", "moments"
+
+
+BASELINES = (MOMENTS, ALONE)
+"""Names under which a scores file holds what any imputer must beat."""

@@ -1,0 +1,182 @@
+"""One run of a sweep: trained, then scored by its own predictions, in a process that stays."""
+
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deconfound.config import DataOptions, validated
+from deconfound.data.folds.problem import Problem, pose
+from deconfound.data.loading.batch import BatchReader
+from deconfound.data.screens.screen import Rows, Screen, open_screen
+from deconfound.errors import UserError
+from deconfound.evaluation.scores import classification
+from deconfound.experiments.running.messages import (
+    Order,
+    Outcome,
+    predictions_file,
+    result_file,
+    run_directory,
+)
+from deconfound.files import atomic
+from deconfound.intervention.at_test_time import correction_of, represent
+from deconfound.methods.base import Imputer
+from deconfound.metrics import seen_in_training
+from deconfound.runs.config import config_model
+from deconfound.runs.run import Run, group_codes, open_run, read_json
+from deconfound.runtime.device import start_fabric
+from deconfound.training.fit import train
+from deconfound.training.validation import Predictions
+
+BATCH = 512
+KEPT = 8
+"""Problems at most that a process keeps; one holds a few arrays of the screen's length."""
+SCORED = ("val", "ood_val", "id_test", "test")
+
+
+class Runner:
+    """Does runs one after the other; each screen and each problem is opened once."""
+
+    def __init__(self, worker: int = 0) -> None:
+        self._worker = worker
+        self._screens: dict[str, Screen] = {}
+        self._problems: dict[tuple[str, DataOptions], Problem] = {}
+
+    def run(self, order: Order) -> Outcome:
+        """Train or resume, predict and score; a mistake or a fault becomes the outcome's reason.
+
+        The traceback of a fault is written to `failures/NAME.txt`.
+        """
+        started = time.time()
+        try:
+            training, evaluation = self._run(order)
+        except UserError as error:
+            return Outcome(order.name, self._worker, started, time.time(), reason=_line(error))
+        except Exception as error:  # one run's fault must not end the others
+            file = Path(order.out) / "failures" / f"{order.name}.txt"
+            atomic.write_text(file, traceback.format_exc())
+            reason = f"{type(error).__name__}: {_line(error)}; see {file}"
+            return Outcome(order.name, self._worker, started, time.time(), reason=reason)
+        return Outcome(order.name, self._worker, started, time.time(), training, evaluation)
+
+    def _run(self, order: Order) -> tuple[float, float]:
+        out = Path(order.out)
+        config = validated(config_model(order.method), json.loads(order.config), order.name)
+        screen = self._screen(order)
+        key = (order.screen, config.data)
+        if key not in self._problems:
+            if len(self._problems) == KEPT:
+                self._problems.clear()
+            self._problems[key] = pose(screen, config.data)
+        problem = self._problems[key]
+        path = run_directory(out, order.name)
+        trained = train(config, screen, problem, path, quiet=True)
+        started = time.perf_counter()
+        run = open_run(path)
+        rows, predicted = _predict(run, screen, problem, trained.predicted)
+        truth = problem.all_labels.codes[rows]
+        seen = seen_in_training(truth, _codes_of(run.labels, problem))
+        part = problem.fold.part[rows]
+        file = predictions_file(out, order.name)
+        with atomic.atomic_file(file) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, row=rows, correct=predicted == truth, part=part, seen=seen)
+        result = {
+            "name": order.name,
+            "screen": order.screen,
+            "config": config.model_dump(mode="json"),
+            "scores": _scores(truth, predicted, seen, part),
+            "validation_loss": _validation_loss(run),
+        }
+        atomic.write_text(result_file(out, order.name), json.dumps(result))
+        return trained.seconds, time.perf_counter() - started
+
+    def _screen(self, order: Order) -> Screen:
+        if order.screen not in self._screens:
+            self._screens[order.screen] = open_screen(Path(order.screen))
+        screen = self._screens[order.screen]
+        if screen.identity != order.identity:
+            raise UserError(f"{order.screen}: changed since the sweep began; start the sweep again")
+        return screen
+
+
+@torch.inference_mode()
+def _predict(
+    run: Run, screen: Screen, problem: Problem, known: Predictions | None
+) -> tuple[Rows, Rows]:
+    """Rows of the scored parts, ascending, and the predicted code of each in `all_labels`.
+
+    Those that are `known` from validation are not predicted again.
+    """
+    training = run.config.training
+    fabric = start_fabric(training.device, "32", training.threads)
+    method, intensity = run.load(screen)
+    method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    correction = correction_of(run, screen, fabric.device)
+    rows = np.flatnonzero(np.isin(problem.fold.part, SCORED)).astype(np.int64)
+    nothing = np.full(len(screen), -1, dtype=np.int64)
+    label = nothing.copy()
+    if known is not None:
+        label[known.row] = known.label
+    reader = BatchReader(
+        screen,
+        nothing,
+        nothing,
+        intensity,
+        fabric.device,
+        channels_last=True,
+        group=group_codes(run, screen),
+    )
+    for batch in reader.stream(_batches(rows[label[rows] < 0])):
+        _, predicted = represent(method, batch, correction)
+        if predicted is None and isinstance(method, Imputer):  # what it imputes is scored elsewhere
+            return rows[:0], rows[:0]
+        if predicted is None:
+            raise UserError(f"{run.config.method}: predicts no label, and a sweep scores labels")
+        label[batch.row.numpy()] = predicted.cpu().numpy()
+    return rows, _codes_of(run.labels, problem)[label[rows]]
+
+
+def _batches(rows: Rows) -> Iterator[Rows]:
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]
+
+
+def _codes_of(labels: tuple[str, ...], problem: Problem) -> Rows:
+    """The code in `all_labels` of each of the run's labels."""
+    code = {name: number for number, name in enumerate(problem.all_labels.names)}
+    return np.array([code[name] for name in labels], dtype=np.int64)
+
+
+def _scores(
+    truth: Rows, predicted: Rows, seen: npt.NDArray[np.bool_], part: npt.NDArray[np.str_]
+) -> list[dict[str, Any]]:
+    found = []
+    for name in SCORED:
+        inside = part == name
+        if not inside.any():
+            continue
+        for row in classification(truth[inside], predicted[inside], seen[inside], name):
+            score = {"value": float(row.score.value), "n": int(row.score.n), "note": row.score.note}
+            found.append({"metric": row.metric, "part": row.part, **score})
+    return found
+
+
+def _validation_loss(run: Run) -> float | None:
+    """The validation loss of the checkpoint in use, of the stage that learns to classify."""
+    selection = read_json(run.path / "selection.json")
+    for stage, used in selection["used"].items():
+        best = selection["best"][stage].get(used)
+        if best is not None and "accuracy" in best:
+            loss: float = best["loss"]
+            return loss
+    return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

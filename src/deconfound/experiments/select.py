@@ -1,0 +1,129 @@
+"""Which setting of an entry is taken on a fold: by validation, or by environments left out."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deconfound.evaluation.scores import COLUMNS
+from deconfound.experiments.plan import Job, Plan, Rule, Setting
+from deconfound.experiments.running.messages import result_file
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run, trained and scored."""
+
+    job: Job
+    scores: list[dict[str, Any]]
+    """metric, part, value, n and note of each."""
+    validation_loss: float | None
+
+    def value(self, part: str, metric: str) -> float:
+        """A score; NaN where the part has no rows."""
+        found = (s["value"] for s in self.scores if (s["part"], s["metric"]) == (part, metric))
+        return float(next(found, math.nan))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was taken for an entry on one fold."""
+
+    entry: str
+    screen: Path
+    fold: str
+    rule: str
+    """accuracy, loss or loto; "only setting" where there was nothing to choose."""
+    setting: Setting | None
+    """None if no setting has all the runs that the rule needs."""
+    criterion: float
+    """What the rule compared, of the setting taken."""
+    finished: int
+    """Settings that could be compared."""
+    settings: int
+
+
+def read_result(out: Path, job: Job) -> Result | None:
+    """The result of a run; None if it has none that is whole."""
+    try:
+        found = json.loads(result_file(out, job.name).read_text(encoding="utf-8"))
+        return Result(job, found["scores"], found["validation_loss"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def choose(plan: Plan, results: dict[str, Result]) -> list[Choice]:
+    """One choice for each entry, screen, fold and rule; `results` by name of the run.
+
+    Scores are means over the seeds searched, and for loto over environments left out too. Of equal
+    settings the first is taken. A setting takes part only with all the runs it is compared by.
+    """
+    groups: dict[tuple[str, Path, str], list[Setting]] = {}
+    for setting in plan.settings:
+        groups.setdefault((setting.entry, setting.screen, setting.fold), []).append(setting)
+    found = []
+    for key, settings in groups.items():
+        if len(settings) == 1:
+            whole = _finished(settings[0].searched(), results)
+            taken = settings[0] if whole else None
+            found.append(Choice(*key, "only setting", taken, math.nan, int(whole), 1))
+            continue
+        for rule in plan.file.select:
+            found.append(_best(key, rule, settings, results))
+    return found
+
+
+def _best(
+    key: tuple[str, Path, str], rule: Rule, settings: list[Setting], results: dict[str, Result]
+) -> Choice:
+    compared = [
+        (setting, _criterion(rule, setting, results))
+        for setting in settings
+        if _finished([*setting.searched(), *_needed(rule, setting)], results)
+    ]
+    compared = [(setting, value) for setting, value in compared if not math.isnan(value)]
+    if not compared:
+        return Choice(*key, rule, None, math.nan, 0, len(settings))
+    values = [value for _, value in compared]
+    best = int(np.argmin(values) if rule == "loss" else np.argmax(values))
+    return Choice(*key, rule, *compared[best], len(compared), len(settings))
+
+
+def _needed(rule: Rule, setting: Setting) -> list[str]:
+    return list(setting.left_out.values()) if rule == "loto" else []
+
+
+def _finished(names: Iterable[str], results: dict[str, Result]) -> bool:
+    return all(name in results for name in names)
+
+
+def _criterion(rule: Rule, setting: Setting, results: dict[str, Result]) -> float:
+    if rule == "loto":
+        left_out = [results[name] for name in setting.left_out.values()]
+        return float(np.mean([one.value("ood_val", "accuracy") for one in left_out]))
+    runs = [results[name] for name in setting.searched()]
+    if rule == "accuracy":
+        return float(np.mean([one.value("val", "accuracy") for one in runs]))
+    losses = [math.nan if one.validation_loss is None else one.validation_loss for one in runs]
+    return float(np.mean(losses))
+
+
+def score_table(results: Iterable[Result]) -> pd.DataFrame:
+    """The scores of runs in the columns of a scores file."""
+    rows = []
+    for result in results:
+        config = result.job.config
+        about = {
+            "method": config.title,
+            "fold": config.data.fold,
+            "seed": config.seed,
+            "representation": "prediction",
+            "config": json.dumps(config.model_dump(mode="json")),
+        }
+        rows += [about | score for score in result.scores]
+    return pd.DataFrame(rows, columns=COLUMNS)

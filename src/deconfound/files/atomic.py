@@ -1,0 +1,249 @@
+"""Files and directories that appear whole or not at all, and have one writer."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from deconfound.errors import UserError
+from deconfound.files import lock
+
+LITTLE = 2**20
+"""Bytes; a disk with less free is full."""
+
+
+class Unwritable(UserError):
+    """The disk is full, or a folder cannot be written: nothing is wrong with what was to be."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
+
+    Raises UserError if the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    with _explained(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            flush(temporary)
+            temporary.replace(path)
+            flush(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`, claimed; on success rename it to `path`.
+
+    Raises UserError as `claimed` does, and if the disk becomes full.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    with claimed(path), _explained(path, temporary):
+        temporary.mkdir()
+        try:
+            yield temporary
+            publish(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable(path: Path, identity: str) -> Iterator[Path]:
+    """Claim `path` and yield a folder `.NAME.unfinished` beside it that outlives the process.
+
+    It holds what an earlier call of the same `identity` left in it; what any other call left is
+    removed first. It is gone when the block ends without an exception, and else is kept. Raises
+    UserError as `claimed` does, and if the disk becomes full.
+    """
+    path = Path(path)
+    folder = unfinished(path)
+    with (
+        _claimed(path, keep=folder),
+        _explained(path, folder, f"; what is done is kept in {folder.name}"),
+    ):
+        _keep_only(folder, identity)
+        yield folder
+        discard(folder)
+
+
+@contextmanager
+def resumable_together(path: Path, identity: str) -> Iterator[Path]:
+    """`resumable` for processes of one command, each of which makes a part of `path`.
+
+    The folder stays until one of them has made `path` of it. Raises UserError if a process of
+    another `identity` is writing `path`, if its folder cannot be written or the disk becomes full.
+    """
+    path = Path(path)
+    folder = unfinished(path)
+
+    def prepare() -> None:
+        _sweep_all(path, keep=folder)
+        if not path.exists():
+            _keep_only(folder, identity)
+
+    def fits() -> bool:
+        return path.exists() or _identity_of(folder) == identity
+
+    with _explained(path, folder, f"; what is done is kept in {folder.name}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock.joined(path, prepare, fits):
+            yield folder
+            if path.exists():
+                discard(folder)
+
+
+def _keep_only(folder: Path, identity: str) -> None:
+    """Make `folder`, or empty it if it was of another identity."""
+    if _identity_of(folder) != identity:
+        discard(folder)
+        folder.mkdir()
+        write_text(folder / "identity", identity)
+
+
+def _identity_of(folder: Path) -> str | None:
+    note = folder / "identity"
+    return note.read_text(encoding="utf-8") if note.is_file() else None
+
+
+def unfinished(path: Path) -> Path:
+    """Where what a later call goes on from is kept while `path` is made."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Flush the files of `folder` to disk and rename it to `path`."""
+    for file in folder.iterdir():
+        flush(file)
+    flush(folder)
+    folder.rename(path)
+    flush(path.parent)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Hold the right to make `path`; what killed processes left half-written of it is removed.
+
+    Raises UserError if `path` exists, as nothing is ever overwritten, if another process is writing
+    it, or if its folder cannot be written.
+    """
+    with _claimed(Path(path)):
+        yield
+
+
+@contextmanager
+def _claimed(path: Path, keep: Path | None = None) -> Iterator[None]:
+    refuse_existing(path)
+    with locked(path):
+        refuse_existing(path)
+        _sweep_all(path, keep)
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, which may exist; its folder is made if need be.
+
+    Raises UserError if another process holds it or if the folder cannot be written.
+    """
+    path = Path(path)
+    with ExitStack() as stack:
+        with _explained(path, lock.file_of(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.held(path))
+        yield
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half-written in `folder`, of all files or of `name`.
+
+    The caller holds the lock of what it sweeps.
+    """
+    half = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.partial")
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if half.fullmatch(left.name):
+            discard(left)
+
+
+def discard(left: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if left.is_dir():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise UserError if `path` exists.
+
+    A process killed as soon as it was whole left its temporary files; they are removed.
+    """
+    path = Path(path)
+    if path.exists():
+        if unfinished(path).exists() or lock.file_of(path).exists():
+            with suppress(UserError, OSError), locked(path):
+                _sweep_all(path)
+        raise UserError(f"{path}: already exists; remove it or choose another --out")
+
+
+def _sweep_all(path: Path, keep: Path | None = None) -> None:
+    """Remove all that killed processes left of `path`; the caller holds its lock."""
+    sweep(path.parent, path.name)
+    if unfinished(path) != keep:
+        discard(unfinished(path))
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextmanager
+def _explained(path: Path, temporary: Path, kept: str = "") -> Iterator[None]:
+    """Turn errors of the file system, in whichever library they arise, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # libraries have no one exception for a full disk
+        reason = _reason(error, path, temporary)
+        if reason is None:
+            raise
+        raise Unwritable(
+            f"{path}: cannot be written ({reason}); make room there, or choose another --out{kept}"
+        ) from error
+
+
+def _reason(error: Exception, path: Path, temporary: Path) -> str | None:
+    """What the file system said; None if the error is of something else."""
+    if isinstance(error, OSError) and error.filename is not None:
+        place = Path(os.fsdecode(error.filename))
+        known = (path, temporary, *path.parents, *temporary.parents)
+        if place not in known and temporary not in place.parents:
+            return None
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < LITTLE else None
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

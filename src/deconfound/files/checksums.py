@@ -1,0 +1,48 @@
+"""The checksums of a finished run, and whether its files still have them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from deconfound.errors import UserError
+from deconfound.files import atomic
+
+CHECKSUMS = "checksums.json"
+
+
+def write_checksums(run: Path, model: Path) -> None:
+    """Record the SHA-256 of every file of `run`, and of `model`, which becomes its weights."""
+    files = sorted(file for file in run.iterdir() if _counts(file))
+    found = {file.name: sha256(file) for file in files} | {"model.safetensors": sha256(model)}
+    atomic.write_text(run / CHECKSUMS, json.dumps(found, indent=2))
+
+
+def read_checksums(run: Path) -> dict[str, str]:
+    """SHA-256 by file name; raises UserError if they are missing or damaged."""
+    file = run / CHECKSUMS
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {str(name): str(value) for name, value in found.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file}: missing or damaged; remove {run} and fit it again, or restore a copy"
+        ) from error
+
+
+def differs(file: Path, expected: str) -> bool:
+    """Whether a file is missing or has another SHA-256 than `expected`."""
+    return not file.is_file() or sha256(file) != expected
+
+
+def _counts(file: Path) -> bool:
+    return (
+        file.is_file()
+        and not file.name.startswith(".")
+        and file.name not in (CHECKSUMS, "resume.pt")
+    )
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,107 @@
+"""A file that grows by appending and can go on, after a kill, from what was surely on the disk."""
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from deconfound.files.atomic import flush
+
+READ_BYTES = 2**20
+MARK_SECONDS = 5.0
+"""How much work a killed process loses at most: a mark is written this often."""
+
+
+class Mark(BaseModel):
+    """The first bytes of a file, which are on the disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class Damaged(Exception):
+    """The file does not hold what its mark says."""
+
+
+class GrowingFile:
+    """A file whose first bytes are `head`; used as a context manager, which closes it.
+
+    With `mark` it goes on behind the bytes marked, and what was written later is cut off. Raises
+    Damaged if those bytes are missing or have another checksum.
+    """
+
+    def __init__(self, path: Path, head: bytes = b"", mark: Mark | None = None) -> None:
+        self._path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if mark is None else 0), 0o644)
+        except FileNotFoundError as error:
+            raise Damaged(f"{path} is missing") from error
+        self._bytes = 0
+        self._digest = hashlib.sha256()
+        try:
+            if mark is None:
+                os.ftruncate(self._descriptor, 0)
+            self.append(head)
+            if mark is not None:
+                self._go_on_from(mark)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing more is flushed."""
+        os.close(self._descriptor)
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Add bytes at the end."""
+        self._digest.update(data)
+        left = memoryview(data).cast("B")
+        while left:
+            written = os.pwrite(self._descriptor, left, self._bytes)
+            left = left[written:]
+            self._bytes += written
+
+    def mark(self) -> Mark:
+        """Flush what was appended to the disk, and say what it is."""
+        flush(self._path)
+        return Mark(bytes=self._bytes, sha256=self._digest.hexdigest())
+
+    def change_head(self, head: bytes) -> None:
+        """Write another head of the same length."""
+        os.pwrite(self._descriptor, head, 0)
+        self._digest = self._hashed(self._bytes)
+
+    def read(self, count: int, place: int) -> bytes:
+        """So many bytes from a place; raises Damaged where the file ends before."""
+        data = os.pread(self._descriptor, count, place)
+        if len(data) < count:
+            raise Damaged(f"{self._path} is cut short")
+        return data
+
+    def _go_on_from(self, mark: Mark) -> None:
+        self._bytes, self._digest = mark.bytes, self._hashed(mark.bytes)
+        if self._digest.hexdigest() != mark.sha256:
+            raise Damaged(f"{self._path} has another checksum")
+        os.ftruncate(self._descriptor, mark.bytes)
+
+    def _hashed(self, count: int) -> "hashlib._Hash":
+        digest = hashlib.sha256()
+        for place in range(0, count, READ_BYTES):
+            digest.update(self.read(min(READ_BYTES, count - place), place))
+        return digest

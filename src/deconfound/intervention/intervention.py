@@ -1,0 +1,200 @@
+"""The interventional distribution: images that a finished run imputes into random environments."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deconfound.config import validated
+from deconfound.data.folds.problem import Problem
+from deconfound.data.loading.batch import Batch
+from deconfound.data.loading.intensity import Intensity
+from deconfound.data.screens.screen import Screen
+from deconfound.errors import UserError
+from deconfound.files import atomic
+from deconfound.files.checksums import sha256
+from deconfound.intervention.relative_style import compared, mean_style_of, relative
+from deconfound.intervention.styles import AT_ONCE, mean_styles, style_bank, styles_of
+from deconfound.methods.base import Imputer
+from deconfound.runs.checkpoint import read_weights, save_weights
+from deconfound.runs.config import RunConfig, config_model
+from deconfound.runs.run import FORMAT_VERSION, Run, build_method, read_json, refuse_changed
+from deconfound.runs.weights import take_weights, weights
+from deconfound.runtime.seeds import torch_stream
+
+WEIGHTS, DESCRIPTION = "intervention.safetensors", "intervention.json"
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """P(X̂, Y | do(C)): images in styles of training environments drawn uniformly.
+
+    Pernice et al., Interventional Style Transfer, 2023, eq. 1 and Figure 4A. Styles come from a
+    bank made once, and not from a new image each time. A style may be the mean of the codes of
+    several images of an environment, in which what their own cells bring into a code cancels; the
+    paper takes one.
+    """
+
+    imputer: Imputer
+    """Frozen, in evaluation mode."""
+    intensity: Intensity
+    """What the imputer's run scales pixels by."""
+    bank: Tensor
+    """(K, M, S) float32: M styles of training rows of each of the K training environments."""
+    relative: bool
+    """Whether images keep how their style differs from their environment's mean style; the bank
+    then holds these means, (K, 1, S)."""
+    about: dict[str, Any]
+    """What `intervention.json` holds: the configuration of the imputer's run, its labels and
+    environments, the SHA-256 of its model."""
+    to_mean: bool = False
+    """Whether every image is brought to the mean of the bank, which is ours; in the paper each is
+    brought to an environment drawn for it."""
+
+    def to(self, device: torch.device) -> "Intervention":
+        """The same on a device."""
+        self.imputer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return replace(self, intensity=self.intensity.to(device), bank=self.bank.to(device))
+
+    @property
+    def targets(self) -> Tensor:
+        """(T, S): the styles that images are brought to.
+
+        Those of the bank, K · M, of which style i is one of environment i // M; or their mean.
+        """
+        styles = self.bank.flatten(0, 1)
+        return styles.mean(dim=0, keepdim=True) if self.to_mean else styles
+
+    @torch.no_grad()
+    def impute(self, image: Tensor, style: Tensor, source: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in the targets numbered `style` (B,) int64; float32.
+
+        With `source` (B, S), the mean styles of their environments, styles are relative; an image
+        whose source is NaN takes the style over.
+        """
+        wanted = self.targets[style.to(self.bank.device)]
+        parts = zip(torch.split(image, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
+        imputed = []
+        for place, (some, styles) in enumerate(parts):
+            if source is not None:
+                of = source[place * AT_ONCE :][: len(some)]
+                styles = relative(self.imputer, some, of, styles)
+            imputed.append(self.imputer.impute(some, styles).float())
+        return torch.cat(imputed).contiguous(memory_format=torch.channels_last)
+
+    def intervene(
+        self, batch: Batch, stream: torch.Generator, rank: int = 0, ranks: int = 1
+    ) -> Batch:
+        """do(C = c): every image in a style of an environment drawn uniformly, which becomes its.
+
+        Brought to the mean style, images keep the environment that they are of. Held-out rows stay
+        as they are. Where the batch is every `ranks`-th row of a larger one, starting at `rank`,
+        its draws are those of there. `stream` lives on the CPU.
+        """
+        chosen = len(batch) - batch.held_out
+        drawn = torch.randint(len(self.targets), (len(batch) * ranks,), generator=stream)
+        style = drawn[rank::ranks][:chosen]
+        own = batch.environment[:chosen]
+        environment = own if self.to_mean else (style // self.bank.shape[1]).to(own.device)
+        source = mean_style_of(self.bank[:, 0], own) if self.relative else None
+        imputed = self.impute(batch.image[:chosen], style, source)
+        return replace(
+            batch,
+            image=torch.cat([imputed, batch.image[chosen:]]),
+            environment=torch.cat([environment, batch.environment[chosen:]]),
+        )
+
+    def intervene_all(
+        self, batches: Iterable[tuple[Batch, bool]], stage: str, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Batch, bool]]:
+        """Validation batches likewise, with the same draws every time."""
+        for number, (batch, whole) in enumerate(batches):
+            stream = torch_stream(0, "intervention", "validation", stage, number)
+            yield self.intervene(batch, stream, rank, ranks), whole
+
+    def write(self, run: Path) -> None:
+        """Write it into the directory of a run that begins, unless it is there."""
+        if (run / DESCRIPTION).is_file():
+            return
+        tensors = weights(self.imputer, self.intensity) | {"bank": self.bank.cpu().contiguous()}
+        with atomic.atomic_file(run / WEIGHTS) as temporary:
+            save_weights(temporary, tensors)
+        atomic.write_text(run / DESCRIPTION, json.dumps(self.about, indent=2))
+
+
+def begin_intervention(
+    config: RunConfig,
+    screen: Screen,
+    problem: Problem,
+    out: Path,
+    source: Run | None,
+    device: torch.device,
+) -> Intervention | None:
+    """The intervention of a run on a device: of `source`, or as `out` holds it; None without."""
+    if config.intervention.intervene is None:
+        return None
+    if source is None:
+        return load_intervention(out, screen).to(device)
+    method, intensity = source.load(screen)
+    assert isinstance(method, Imputer)
+    about = {
+        "format_version": FORMAT_VERSION,
+        "method": source.config.method,
+        "config": source.config.model_dump(mode="json"),
+        "labels": source.labels,
+        "environments": source.environments,
+        "channels": source.channels,
+        "transform": source.transform,
+        "groups": len(source.groups),
+        "run": source.path.resolve().name,
+        "model_sha256": sha256(source.path / "model.safetensors"),
+    }
+    options = config.intervention
+    over = options.relative_style
+    about |= {} if over is None else {"relative_style": over}
+    to_mean = options.impute_into == "mean"
+    about |= {"impute_into": "mean"} if to_mean else {}
+    none = torch.empty(0)
+    made = Intervention(frozen(method), intensity, none, over is not None, about, to_mean)
+    made = made.to(device)
+    environment, train = problem.environment, problem.fold.rows("train")
+    group = None if problem.group is None else problem.group.codes
+    styles = styles_of(made.imputer, made.intensity, screen, environment.codes, group, device)
+    names = environment.names
+    if over is not None:
+        found = compared(screen, problem.roles, over, config.data.controls, names, train)
+        means = mean_styles(styles, found.of(names), names, config.seed)
+        return replace(made, bank=means[:, None])
+    members = [train[environment.codes[train] == code] for code in range(len(names))]
+    bank = style_bank(styles, members, names, options.bank, options.style_images, config.seed)
+    return replace(made, bank=bank)
+
+
+def frozen(imputer: Imputer) -> Imputer:
+    """The same imputer, in evaluation mode, without gradients."""
+    return imputer.eval().requires_grad_(False)
+
+
+def load_intervention(run: Path, screen: Screen) -> Intervention:
+    """The intervention that a run holds, on the CPU; raises UserError if it is damaged."""
+    refuse_changed(run / DESCRIPTION)
+    refuse_changed(run / WEIGHTS)
+    about = read_json(run / DESCRIPTION)
+    try:
+        name, counts = about["method"], (len(about["labels"]), len(about["environments"]))
+        intensity = Intensity(len(about["channels"]), about["transform"], about["groups"])
+        config = validated(config_model(name), about["config"], str(run / DESCRIPTION))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run / DESCRIPTION}: damaged; fit the run again") from error
+    imputer = build_method(config, screen, *counts)
+    tensors = read_weights(run / WEIGHTS)
+    bank = tensors.pop("bank", None)
+    if not isinstance(imputer, Imputer) or bank is None or bank.ndim != 3:
+        raise UserError(f"{run / WEIGHTS}: holds no style bank of an imputer; fit the run again")
+    take_weights(tensors, run / WEIGHTS, imputer, intensity)
+    relative, to_mean = "relative_style" in about, "impute_into" in about
+    return Intervention(frozen(imputer), intensity, bank, relative, about, to_mean)

@@ -1,0 +1,103 @@
+"""Which run a run intervenes with, and whether it may."""
+
+from pathlib import Path
+from typing import Any
+
+from deconfound import methods
+from deconfound.config import DataOptions
+from deconfound.data.folds.problem import Problem
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.table import listed
+from deconfound.errors import UserError
+from deconfound.intervention.intervention import DESCRIPTION
+from deconfound.intervention.relative_style import compared, refuse_absolute
+from deconfound.methods.base import Imputer
+from deconfound.runs.config import RunConfig
+from deconfound.runs.run import Run, open_run, read_json
+
+
+def imputing_methods() -> list[str]:
+    """Names of the methods that can impute."""
+    return [name for name in methods.names() if issubclass(methods.load(name), Imputer)]
+
+
+def refuse_unable(method: str, name: str, where: str) -> None:
+    """Raise UserError, that `name` at `where` cannot impute, if `method` is none that can."""
+    able = imputing_methods()
+    if method not in able:
+        said = listed(able) or "a method that imputes"
+        raise UserError(f"{where}: {name} cannot impute images; fit one of {said}")
+
+
+def with_imputer(config: RunConfig, out: Path) -> RunConfig:
+    """`config` with the method of the run that is intervened with, if there is one.
+
+    Raises UserError if it is no run, and `out` does not hold what is needed of it.
+    """
+    source = config.intervention.intervene
+    if source is None:
+        return config.model_copy(update={"imputer": None})
+    begun = (out / DESCRIPTION).is_file()
+    name = read_json(out / DESCRIPTION)["method"] if begun else open_run(source).config.method
+    return config.model_copy(update={"imputer": name})
+
+
+def imputing_run(config: RunConfig, screen: Screen, problem: Problem, out: Path) -> Run | None:
+    """The run to intervene with; None without an intervention, or where `out` has its own copy.
+
+    Raises UserError if its method cannot impute, if it saw held-out images or may have seen what
+    this run holds out, if it is of another screen, or if styles cannot be relative as asked.
+    """
+    path = config.intervention.intervene
+    if path is None or (out / DESCRIPTION).is_file():
+        return None
+    run = open_run(path)
+    name = run.config.title
+    refuse_unable(run.config.method, name, f"--intervene {path}")
+    over = config.intervention.relative_style
+    if over is not None:
+        refuse_absolute(run.config.method, f"--intervene {path}")
+        names, train = problem.environment.names, problem.fold.rows("train")
+        compared(screen, problem.roles, over, config.data.controls, names, train)
+    if run.config.options.sees_held_out:
+        raise UserError(
+            f"--intervene {path}: {name} saw images of test rows; give a run that did not"
+        )
+    if run.config.imputer is not None:
+        raise UserError(
+            f"--intervene {path}: {name} was itself trained with --intervene; give a run of "
+            f"{run.config.method} that was not"
+        )
+    if read_json(run.path / "fold.json")["screen_identity"] != screen.identity:
+        raise UserError(
+            f"--intervene {path}: was trained on another screen than {screen.path}; fit "
+            f"{name} on this one"
+        )
+    _refuse_other_data(run, config.data, problem)
+    return run
+
+
+def _refuse_other_data(run: Run, data: DataOptions, problem: Problem) -> None:
+    """Raise UserError if the run splits or names its rows, or scales its pixels, in another way."""
+    theirs = run.config.data.model_dump(exclude={"controls"})
+    own = data.model_dump(exclude={"controls"})
+    theirs |= {name: getattr(run.roles, name) for name in ("label", "environment", "levels")}
+    own |= {name: getattr(problem.roles, name) for name in ("label", "environment", "levels")}
+    for name, (that, this) in {
+        "transform": (run.transform, problem.transform),
+        "percentile_by": (run.percentile_by, problem.percentile_by),
+    }.items():
+        theirs[name], own[name] = that, this
+    for name, value in theirs.items():
+        if value != own[name]:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"--intervene {run.path}: its {flag} is {_said(value)}, here {_said(own[name])}; "
+                "both must hold out and scale the same, give the same options"
+            )
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

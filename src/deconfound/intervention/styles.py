@@ -1,0 +1,78 @@
+"""Styles of the images of a screen: of rows, banks of each environment, and their means."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deconfound.data.loading.batch import BatchReader
+from deconfound.data.loading.intensity import Intensity
+from deconfound.data.screens.screen import Rows, Screen
+from deconfound.methods.base import Imputer
+from deconfound.runtime.seeds import numpy_stream
+
+AT_ONCE = 128
+"""Images that an imputer is given at a time."""
+MEAN_OF = 256
+"""Images that the mean style of an environment is taken over, at most."""
+
+Styles = Callable[[Rows], Tensor]
+"""Rows (B,) of a screen to their styles (B, S) float32."""
+
+
+def styles_of(
+    imputer: Imputer,
+    intensity: Intensity,
+    screen: Screen,
+    environment: Rows,
+    group: Rows | None,
+    device: torch.device,
+) -> Styles:
+    """What an imputer says of rows of a screen.
+
+    `environment` and `group` are the codes (N,) of every row: the environments of training, −1
+    where unknown, and what `Intensity` may need.
+    """
+    nothing = np.full(len(screen), -1, dtype=np.int64)
+    reader = BatchReader(
+        screen, nothing, environment, intensity, device, channels_last=True, group=group
+    )
+
+    @torch.no_grad()
+    def styles(rows: Rows) -> Tensor:
+        batches = reader.stream(np.split(rows, np.arange(AT_ONCE, len(rows), AT_ONCE)))
+        return torch.cat([imputer.style(one.image, one.environment).float() for one in batches])
+
+    return styles
+
+
+def style_bank(
+    styles: Styles,
+    members: Sequence[Rows],
+    names: Sequence[str],
+    count: int,
+    images: int,
+    seed: int,
+) -> Tensor:
+    """(K, `count`, S) float32: styles of each environment from its `members`, drawn by seed.
+
+    Each is the mean over `images` rows. Rows are drawn without replacement; where there are too few
+    they are repeated.
+    """
+    found = []
+    for name, rows in zip(names, members, strict=True):
+        stream = numpy_stream(seed, "style bank", name)
+        drawn = stream.permutation(rows)[: count * images]
+        again = stream.choice(rows, count * images - len(drawn))
+        found.append(styles(np.concatenate([drawn, again])).reshape(count, images, -1).mean(dim=1))
+    return torch.stack(found)
+
+
+def mean_styles(styles: Styles, members: Sequence[Rows], names: Sequence[str], seed: int) -> Tensor:
+    """(E, S) float32: of each environment that of at most 256 `members`, drawn by seed."""
+    found = []
+    for name, rows in zip(names, members, strict=True):
+        drawn = numpy_stream(seed, "mean style", name).permutation(rows)[:MEAN_OF]
+        found.append(styles(np.sort(drawn)).mean(dim=0))
+    return torch.stack(found)

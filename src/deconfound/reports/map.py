@@ -1,0 +1,172 @@
+"""Maps of a report: UMAP of each method's embedding, with the cell behind every point."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.tables.table import natural_order
+from deconfound.display.pixels import contrast, rgb
+from deconfound.display.umap import coordinates
+from deconfound.errors import UserError
+from deconfound.reports.sources import RunSource, Sample
+from deconfound.runtime.seeds import numpy_stream
+
+CONTRAST_IMAGES = 256
+THUMBNAIL = 64
+THUMBNAILS = 3000
+
+
+@dataclass(frozen=True)
+class Map:
+    """One embedding in two dimensions."""
+
+    title: str
+    caption: str
+    points: dict[str, Any] | None
+    """What the page draws; None where nothing could be, with the reason in the caption."""
+
+
+class Sprite(NamedTuple):
+    """Thumbnails of one screen in one picture."""
+
+    source: str
+    """JPEG as a data URI: square tiles, row by row."""
+    side: int
+    columns: int
+    place: dict[int, int]
+    """Number of the tile of each row."""
+
+
+def draw_maps(
+    samples: list[Sample], runs: list[RunSource], seed: int
+) -> tuple[list[Map], list[Sprite]]:
+    """One map a method, all of the fold and seed that most methods share, and the thumbnails."""
+    chosen = _one_each(samples)
+    screens: dict[Path, list[tuple[Sample, Screen]]] = {}
+    absent: dict[str, str] = {}
+    for sample in chosen:
+        try:
+            screen = _screen(sample, runs)
+            screens.setdefault(screen.path, []).append((sample, screen))
+        except UserError as error:
+            absent[sample.name] = str(error)
+    sprites: list[Sprite] = []
+    number: dict[str, int] = {}
+    for members in screens.values():
+        rows = np.unique(np.concatenate([sample.rows for sample, _ in members]))
+        sprites.append(thumbnails(members[0][1], rows, THUMBNAILS // len(screens), seed))
+        number |= {sample.name: len(sprites) - 1 for sample, _ in members}
+    maps = []
+    for sample in chosen:
+        place = number.get(sample.name)
+        sprite = None if place is None else sprites[place]
+        maps.append(_map(sample, sprite, place, absent.get(sample.name), seed))
+    return maps, sprites
+
+
+def thumbnails(screen: Screen, rows: npt.NDArray[np.int64], most: int, seed: int) -> Sprite:
+    """Small pictures of at most `most` of `rows`, drawn by `seed`, one contrast for all."""
+    from PIL import Image
+
+    stream = numpy_stream(seed, "thumbnails")
+    kept = np.sort(stream.permutation(rows)[:most])
+    bounds = contrast(screen.read(kept[:: max(1, len(kept) // CONTRAST_IMAGES)]),
+                              screen.channels)  # fmt: skip
+    side = min(THUMBNAIL, max(screen.image_shape[1:]))
+    columns = int(np.ceil(np.sqrt(len(kept))))
+    sheet = Image.new("RGB", (columns * side, -(-len(kept) // columns) * side))
+    for start in range(0, len(kept), CONTRAST_IMAGES):
+        chunk = screen.read(kept[start : start + CONTRAST_IMAGES])
+        for offset, pixels in enumerate(rgb(chunk, screen.channels, bounds)):
+            tile = Image.fromarray(pixels)
+            tile.thumbnail((side, side), Image.Resampling.BOX)
+            down, across = divmod(start + offset, columns)
+            sheet.paste(tile, (across * side, down * side))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=85, subsampling=0)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    place = {int(row): tile for tile, row in enumerate(kept)}
+    return Sprite(f"data:image/jpeg;base64,{encoded}", side, columns, place)
+
+
+def _one_each(samples: list[Sample]) -> list[Sample]:
+    """One sample of every method: of the fold, then the seed, that most methods have."""
+    having: dict[tuple[str, int], set[str]] = {}
+    for sample in samples:
+        having.setdefault(_split(sample), set()).add(sample.name)
+    rank = sorted(having, key=lambda key: (-len(having[key]), natural_order(key[0]), key[1]))
+    chosen: dict[str, Sample] = {}
+    for sample in sorted(samples, key=lambda sample: rank.index(_split(sample))):
+        chosen.setdefault(sample.name, sample)
+    return [chosen[name] for name in sorted(chosen)]
+
+
+def _split(sample: Sample) -> tuple[str, int]:
+    return str(sample.about["fold"]), int(sample.about["seed"])
+
+
+def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
+    """The screen a sample is of: its run's own. Raises UserError if it cannot be found."""
+    about = sample.about
+    if "new" in sample.part:
+        raise UserError(f"{about['screen']} is not the screen of the run")
+    of_sample = [
+        run
+        for run in runs
+        if run.path.name == about.get("run") and run.config == about.get("config")
+    ]
+    if not of_sample:
+        raise UserError(f"its run ({about.get('run')}) is not among the paths reported on")
+    fold = of_sample[0].fold
+    path = Path(str(fold["screen"]))
+    if not path.is_dir():
+        raise UserError(f"the screen is no longer at {path}")
+    screen = open_screen(path)
+    if screen.identity != fold["screen_identity"]:
+        raise UserError(f"the screen at {path} has changed since")
+    if screen.holds_profiles:
+        raise UserError("the screen holds profiles, which have no pictures")
+    return screen
+
+
+def _map(
+    sample: Sample,
+    sprite: Sprite | None,
+    sheet: int | None,
+    absent: str | None,
+    seed: int,
+) -> Map:
+    title = f"{sample.name}: {sample.representation}"
+    fold, run_seed = _split(sample)
+    caption = f"{fold}, seed {run_seed}; {len(sample.rows):,} of {sample.total:,} images"
+    if absent is not None:
+        caption += f"; no cell pictures, for {absent}"
+    try:
+        xy = coordinates(sample.values, seed)
+    except UserError as error:
+        return Map(title, f"{caption}; not drawn: {error}", None)
+    points: dict[str, Any] = {
+        "x": np.round(xy[:, 0].astype(float), 3).tolist(),
+        "y": np.round(xy[:, 1].astype(float), 3).tolist(),
+        "row": sample.rows.tolist(),
+        "part": _numbered(sample.part),
+        "label": _numbered(sample.label),
+        "environment": _numbered(sample.environment),
+        "predicted": _numbered(sample.predicted),
+        "sheet": sheet,
+        "tile": [sprite.place.get(int(row), -1) for row in sample.rows] if sprite else [],
+    }
+    return Map(title, caption, points)
+
+
+def _numbered(values: list[str]) -> dict[str, Any]:
+    """Names in natural order, and the number of each value's name."""
+    names = sorted(set(values), key=natural_order)
+    lookup = {name: number for number, name in enumerate(names)}
+    return {"names": names, "codes": [lookup[value] for value in values]}

@@ -1,0 +1,265 @@
+"""The scores in plain words, and the alarms a reader must not miss."""
+
+import math
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from deconfound.data.tables.table import natural_order
+from deconfound.evaluation.scores import ALONE, MOMENTS, SAW_HELD_OUT
+from deconfound.reports.sources import RunSource, Sources
+from deconfound.reports.tables import (
+    Spread,
+    level_title,
+    main_representation,
+    over,
+    part_title,
+    spread,
+)
+
+FULL_COVERAGE = 0.999
+STILL_FALLING = 0.02
+"""Share of the whole fall of a loss that its last step may hold."""
+PROBED = ("id_test", "id", "test", "val")
+
+
+class Statement(NamedTuple):
+    """One sentence of the summary."""
+
+    subject: str
+    text: str
+
+
+def statements(scores: pd.DataFrame, environment: str) -> list[Statement]:
+    """What was found: held-out rows level by level, in-distribution rows, environment left.
+
+    `scores` comes from `with_levels`; `environment` names the environment's columns.
+    """
+    found: list[Statement] = []
+    predicted = scores[scores["representation"] == "prediction"]
+    by_level = sorted(scores["level"].unique(), key=lambda name: (name == "iid", name))
+    for parts in (("test",), ("id_test", "val")):
+        for level in by_level:
+            inside = predicted[predicted["level"] == level]
+            part = next((part for part in parts if (inside["part"] == part).any()), None)
+            if part is None or (level == "iid" and part != "test"):
+                continue
+            subject = level_title(level)
+            if part != "test":
+                noun = "Validation" if part == "val" else "In distribution"
+                subject = noun if len(by_level) == 1 else f"{noun} ({_lowered(subject)})"
+            elif level != "iid":
+                subject = f"{subject}, {part_title(level, part)}" if level == "given" else subject
+            sentence = _comparison(inside[inside["part"] == part], "macro_f1", "higher")
+            found += [Statement(subject, sentence)] if sentence else []
+    for level in by_level:
+        inside = scores[
+            (scores["level"] == level)
+            & scores["metric"].str.startswith("probe_environment_macro_f1")
+        ]
+        part = next((part for part in PROBED if (inside["part"] == part).any()), None)
+        sentence = _comparison(
+            inside[inside["part"] == part], "probe_environment_macro_f1", "lower"
+        )
+        if sentence:
+            subject = f"{environment} read from the embedding, the less the better"
+            if len(by_level) > 1:
+                subject += f" ({_lowered(level_title(level))})"
+            found.append(Statement(subject, sentence))
+    return found
+
+
+def imputation_statements(scores: pd.DataFrame) -> list[Statement]:
+    """How near imputed images come to the true ones, and how often they show another phenotype.
+
+    `scores` comes from `with_levels` and holds the metrics of imputed images alone.
+    """
+    found = []
+    whole = scores[scores["representation"] == "image"]
+    for level in sorted(whole["level"].unique()):
+        inside = whole[whole["level"] == level]
+        part = next((part for part in ("test", "id_test") if (inside["part"] == part).any()), None)
+        sentences = []
+        for method, rows in inside[inside["part"] == part].groupby("method"):
+            error, wrong = (
+                spread(rows[rows["metric"] == f"imputation_{name}"])
+                for name in ("error", "hallucination")
+            )
+            if method != ALONE and not math.isnan(error.mean):
+                sentences.append(
+                    (method == MOMENTS, error.mean, f"{method} {error.text(2)}", wrong)
+                )
+        sentences.sort(key=lambda one: one[:3])
+        text = ", ".join(
+            said if math.isnan(wrong.mean) else f"{said} ({wrong.mean:.0%} hallucinated)"
+            for *_, said, wrong in sentences
+        )
+        if text:
+            subject = f"Error of imputed images, {_lowered(level_title(str(level)))}"
+            subject += "" if part == "test" else ", in distribution"
+            found.append(Statement(subject, f"{text}."))
+    return found
+
+
+def warnings(sources: Sources, scores: pd.DataFrame) -> list[str]:
+    """What the reader must know before believing the numbers."""
+    return [
+        *_adapted(sources, scores),
+        *_alarms(scores),
+        *_coverage(scores),
+        *_undefined(scores),
+        *_replicates(scores),
+        *_comparability(sources, scores),
+        *_unfinished(sources.runs),
+        *(f"Left out: {reason}" for reason in sources.left_out),
+    ]
+
+
+def _comparison(rows: pd.DataFrame, metric: str, better: Literal["higher", "lower"]) -> str:
+    """ "scbd 0.71 ± 0.03, against 0.42 ± 0.05 for erm (…)", or nothing without a score."""
+    spreads: dict[str, Spread] = {}
+    chances = []
+    for method, of_method in rows.groupby("method"):
+        representation = main_representation(of_method)
+        main = of_method[of_method["representation"] == representation]
+        one = spread(main[main["metric"] == metric])
+        if math.isnan(one.mean):
+            continue
+        name = str(method) if representation == "prediction" else f"{method} {representation}"
+        spreads[name] = one
+        chance = spread(main[main["metric"] == f"{metric}_chance"])
+        chances += [] if math.isnan(chance.mean) else [chance.mean]
+    if not spreads:
+        return ""
+    ranked = sorted(spreads.items(), key=lambda item: item[1].mean, reverse=better == "higher")
+    name, best = ranked[0]
+    text = f"{name} {best.text(2)}"
+    others = [f"{one.text(2)} for {other}" for other, one in ranked[1:]]
+    if others:
+        text += f", against {_listed(others)}"
+    spread_over = over(spreads.values())
+    aside = ["macro-F1"]
+    if spread_over:
+        aside.append(f"mean ± sd over {spread_over}")
+    text += f" ({', '.join(aside)}{_chance(chances)})."
+    if others and _within_noise(best, ranked[1][1]):
+        text += f" The difference between {name} and {ranked[1][0]} is within one sd."
+    return text
+
+
+def _chance(chances: list[float]) -> str:
+    if not chances:
+        return ""
+    low, high = f"{min(chances):.2f}", f"{max(chances):.2f}"
+    return f"; chance {low}" if low == high else f"; chance {low}–{high}"
+
+
+def _within_noise(one: Spread, other: Spread) -> bool:
+    sds = [spread.sd for spread in (one, other) if not math.isnan(spread.sd)]
+    return bool(sds) and abs(one.mean - other.mean) <= max(sds)
+
+
+def _adapted(sources: Sources, scores: pd.DataFrame) -> list[str]:
+    told = scores["note"].str.contains(SAW_HELD_OUT, regex=False)
+    names = {str(name) for name in scores["method"][told]}
+    names |= {run.name for run in sources.runs if run.config["options"].get("domain_adaptation")}
+    return [
+        f"{name} was trained with images of test rows, without their labels: its scores there are "
+        "those of domain adaptation and not of environments never seen."
+        for name in sorted(names)
+    ]
+
+
+def _alarms(scores: pd.DataFrame) -> list[str]:
+    found = []
+    for word, meaning in (
+        ("collapsed", "has collapsed to a point: its scores mean little; lower alpha"),
+        ("not converged", "was read by a probe that had not converged: read those scores as "
+         "lower bounds"),
+    ):  # fmt: skip
+        raised = scores[scores["note"].str.contains(word, regex=False)]
+        for (method, representation), rows in raised.groupby(["method", "representation"]):
+            runs = len(rows[["fold", "seed"]].drop_duplicates())
+            found.append(f"The {representation} of {method} {meaning} ({_count(runs, 'run')}).")
+    return found
+
+
+def _coverage(scores: pd.DataFrame) -> list[str]:
+    rows = scores[(scores["metric"] == "class_coverage") & (scores["value"] < FULL_COVERAGE)]
+    return [
+        f"{level_title(str(level))}, {part_title(str(level), str(part))}: training has only "
+        f"{of_part['value'].min():.0%} of the labels{' in the worst fold' * (folds > 1)}; the "
+        "scores are of those labels alone."
+        for (level, part), of_part in rows.groupby(["level", "part"])
+        if (folds := of_part["fold"].nunique())
+    ]
+
+
+def _undefined(scores: pd.DataFrame) -> list[str]:
+    rows = scores[(scores["metric"] == "macro_f1") & scores["value"].isna()]
+    return [
+        f"macro-F1 of {row['method']} on {row['fold']}, {row['part']}, seed {row['seed']} is "
+        f"undefined: {row['note'] or 'no reason given'}."
+        for row in rows.to_dict("records")
+    ]
+
+
+def _replicates(scores: pd.DataFrame) -> list[str]:
+    if scores.empty:
+        return []
+    seeds = scores.groupby("method")["seed"].nunique()
+    single = sorted(seeds[seeds == 1].index, key=natural_order)
+    if not single:
+        return []
+    return [f"Only one seed of {_listed(single)}: the spread between training runs is unknown."]
+
+
+def _comparability(sources: Sources, scores: pd.DataFrame) -> list[str]:
+    found = []
+    for level, rows in scores[scores["part"] == "test"].groupby("level"):
+        folds = {str(method): frozenset(own["fold"]) for method, own in rows.groupby("method")}
+        if len(set(folds.values())) > 1:
+            found.append(
+                f"{level_title(str(level))}: {_listed(sorted(folds))} were not scored on "
+                "the same folds, so their means are not comparable."
+            )
+    screens = {str(run.fold["screen_identity"]): str(run.fold["screen"]) for run in sources.runs}
+    if len(screens) > 1:
+        found.append(
+            f"The runs were trained on {len(screens)} different screens: "
+            f"{_listed(sorted(screens.values()))}."
+        )
+    return found
+
+
+def _unfinished(runs: list[RunSource]) -> list[str]:
+    """Stages whose validation loss was lowest at the end and had not levelled off."""
+    improving: dict[str, int] = {}
+    for run in runs:
+        rows = run.history[(run.history["part"] == "val") & (run.history["name"] == "loss")]
+        for stage, of_stage in rows.groupby("stage", sort=False):
+            losses = of_stage["value"].to_numpy(dtype=float)
+            if len(losses) < 2 or losses[-1] > losses.min():
+                continue
+            if losses[-2] - losses[-1] > STILL_FALLING * (losses.max() - losses[-1]):
+                key = f"{run.name}, stage {stage}"
+                improving[key] = improving.get(key, 0) + 1
+    if not improving:
+        return []
+    stages = [f"{key} ({_count(count, 'run')})" for key, count in improving.items()]
+    return [
+        f"The validation loss was still falling at the last step of {_listed(stages)}: more steps "
+        "may change the scores."
+    ]
+
+
+def _lowered(title: str) -> str:
+    return title[0].lower() + title[1:]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

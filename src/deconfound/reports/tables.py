@@ -1,0 +1,309 @@
+"""Scores as a report shows them: by level of the fold, mean ± sd over folds and seeds."""
+
+import html
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from deconfound.data.tables.table import natural_order
+from deconfound.metrics.score import Metric, all_metrics
+
+PARTS = {
+    "test": "held out",
+    "id_test": "in distribution",
+    "id": "in distribution",
+    "val": "validation",
+    "ood_val": "left-out environment",
+    "pooled": "held out, folds pooled",
+}
+MAIN = ("prediction", "content", "representation", "image")
+KINDS = ("Imputed images", "Predictions", "Linear probes", "Neighbourhoods", "Other scores")
+"""Titles of the tables of a level."""
+_POOLED = re.compile(r"(.+) \(pooled over \d+ folds\)")
+_LEADING = ("macro_f1", "accuracy", "class_coverage")
+_CHANCE = "_chance"
+IMPUTATION = "imputation_"
+"""How the metrics of imputed images begin."""
+_IMPUTED = tuple(
+    IMPUTATION + name
+    for name in ("error", "squared_error", "label_probability", "agreement", "hallucination")
+)
+_REFERENCE = (_CHANCE, "_low", "_high", "_true")
+"""How metrics end that are shown in brackets after another: its chance level, the ends of its
+interval, or what it is on true images."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A score over folds and seeds."""
+
+    mean: float
+    """NaN where no value is defined."""
+    sd: float
+    """Sample standard deviation (ddof 1) over all folds and seeds; NaN for a single value."""
+    values: int
+    folds: int
+    seeds: int
+    detail: str
+    """Every value with its fold and seed, and the reason and caveat of each."""
+
+    def text(self, digits: int) -> str:
+        """Mean ± sd; the mean alone where there is no sd; a dash where there is no mean."""
+        if math.isnan(self.mean):
+            return "–"
+        if math.isnan(self.sd):
+            return number(self.mean, digits)
+        return f"{number(self.mean, digits)} ± {self.sd:.{_decimals(self.mean, digits)}f}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    part: str
+    metric: str
+    arrow: str
+    """↑ or ↓ where higher or lower is better."""
+    summary: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table."""
+
+    text: str
+    aside: str
+    """In brackets: chance level, interval or what true images give; empty where none is known."""
+    detail: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    method: str
+    representation: str
+    cells: list[Cell]
+    over: str
+    """How many folds and seeds."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scores of one kind at one level."""
+
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """Headers over neighbouring columns of one part, each with the number of columns."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.part:
+                spans[-1] = (column.part, spans[-1][1] + 1)
+            else:
+                spans.append((column.part, 1))
+        return spans
+
+
+@dataclass(frozen=True)
+class Level:
+    """The scores of all folds of one level."""
+
+    title: str
+    folds: list[str]
+    tables: list[Table]
+
+
+def with_levels(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores with the column `level` of each fold; a pooled score becomes part "pooled"."""
+    pooled = scores["fold"].map(lambda fold: _POOLED.fullmatch(fold))
+    found = scores.assign(level=[_level(fold) for fold in scores["fold"]])
+    return found.assign(part=found["part"].where(pooled.isna(), "pooled"))
+
+
+def level_title(level: str) -> str:
+    """What is held out, in words."""
+    if level == "iid":
+        return "Random split"
+    return "Given split" if level == "given" else f"Held-out {level.removeprefix('Metadata_')}"
+
+
+def part_title(level: str, part: str) -> str:
+    """What the rows of a part are, in words."""
+    if level == "iid" and part == "test":
+        return "in distribution"
+    return PARTS.get(part, part)
+
+
+def spread(rows: pd.DataFrame) -> Spread:
+    """Mean and sd of the defined values among the rows of one score."""
+    defined = rows[rows["value"].notna()]
+    values = defined["value"].to_numpy(dtype=float)
+    lines = []
+    for row in rows.sort_values(["fold", "seed"]).to_dict("records"):
+        value = "undefined" if math.isnan(row["value"]) else number(row["value"], 4)
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(f"{row['fold']}, seed {row['seed']}: {value}, n = {row['n']:,}{note}")
+    return Spread(
+        float(values.mean()) if len(values) else math.nan,
+        float(values.std(ddof=1)) if len(values) > 1 else math.nan,
+        len(values),
+        defined["fold"].nunique(),
+        defined["seed"].nunique(),
+        "\n".join(lines),
+    )
+
+
+def levels(scores: pd.DataFrame) -> list[Level]:
+    """Tables of all scores, level by level; `scores` comes from `with_levels`."""
+    known = all_metrics()
+    found = []
+    for level in sorted(scores["level"].unique(), key=natural_order):
+        inside = scores[scores["level"] == level]
+        folds = inside.loc[inside["part"] != "pooled", "fold"].unique()
+        kinds = inside["metric"].map(_kind)
+        tables = [
+            _table(kind, inside[kinds == kind], level, known)
+            for kind in KINDS
+            if (kinds == kind).any()
+        ]
+        found.append(Level(level_title(level), sorted(folds, key=natural_order), tables))
+    return found
+
+
+def main_representation(rows: pd.DataFrame) -> str:
+    """The representation a method is judged by: its prediction, content or representation."""
+    found = set(rows["representation"])
+    return next((name for name in MAIN if name in found), min(found))
+
+
+def over(spreads: Iterable[Spread]) -> str:
+    """ "2 folds and 3 seeds", with ranges where they differ; a single one is not counted."""
+    spreads = list(spreads)
+    words = []
+    for noun in ("fold", "seed"):
+        counts = [getattr(one, f"{noun}s") for one in spreads]
+        low, high = min(counts), max(counts)
+        if high > 1:
+            words.append(f"{low if low == high else f'{low}–{high}'} {noun}s")
+    return " and ".join(words)
+
+
+def number(value: float, digits: int) -> str:
+    """A number with `digits` decimals, fewer for large ones and more for tiny ones."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "–"
+    if value and abs(value) < 10.0**-digits:
+        return f"{value:.1e}"
+    return f"{value:.{_decimals(value, digits)}f}"
+
+
+def plain_text(text: str) -> str:
+    """Text that a plot shows as it is: plots read < and & as markup."""
+    return html.escape(text, quote=False)
+
+
+def _decimals(value: float, digits: int) -> int:
+    return max(0, digits - len(str(int(abs(value)))) + 1)
+
+
+def _level(fold: str) -> str:
+    pooled = _POOLED.fullmatch(fold)
+    return pooled[1] if pooled else fold.partition("=")[0]
+
+
+def _kind(metric: str) -> str:
+    if metric.removesuffix(_CHANCE) in _LEADING:
+        return "Predictions"
+    if metric.startswith("probe_"):
+        return "Linear probes"
+    if metric.startswith(IMPUTATION):
+        return "Imputed images"
+    if "lisi" in metric or metric.startswith("knn_"):
+        return "Neighbourhoods"
+    return "Other scores"
+
+
+def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric]) -> Table:
+    scored = rows[~rows["metric"].str.endswith(_REFERENCE)]
+    if (scored["part"] == "id_test").any():
+        scored = scored[scored["part"] != "val"]
+    pairs = sorted(_distinct(scored, "part", "metric"), key=_column_order)
+    keys = sorted(_distinct(rows, "method", "representation"))
+    mains = {method: main_representation(rows[rows["method"] == method]) for method, _ in keys}
+    spreads = {
+        key: spread(of_score)
+        for key, of_score in rows.groupby(["method", "representation", "part", "metric"])
+    }
+    best = {
+        pair: _best([spreads.get((m, mains[m], *pair)) for m in sorted(mains)], known.get(pair[1]))
+        for pair in pairs
+    }
+    shown = []
+    for method, representation in keys:
+        cells = []
+        for pair in pairs:
+            one = spreads.get((method, representation, *pair))
+            if one is None:
+                cells.append(Cell("", "", "", False))
+                continue
+            leads = representation == mains[method] and one.mean == best[pair]
+            ends = {end: (method, representation, pair[0], pair[1] + end) for end in _REFERENCE}
+            aside = _aside({end: spreads[key] for end, key in ends.items() if key in spreads})
+            context = pair[1] in known and known[pair[1]].better == "context"
+            text = number(one.mean, 3) if context else one.text(3)
+            cells.append(Cell(text, aside, one.detail, leads))
+        of_row = [spreads[key] for key in spreads if key[:2] == (method, representation)]
+        shown.append(Row(method, representation, cells, _counts(of_row)))
+    columns = []
+    for part, metric in pairs:
+        declared = known.get(metric)
+        arrow = {"higher": "↑", "lower": "↓"}.get(declared.better, "") if declared else ""
+        summary = f"{declared.summary} ({declared.paper})" if declared else ""
+        columns.append(Column(part_title(level, part), metric, arrow, summary))
+    return Table(title, columns, shown)
+
+
+def _distinct(rows: pd.DataFrame, first: str, second: str) -> set[tuple[str, str]]:
+    return set(zip(rows[first], rows[second], strict=True))
+
+
+def _column_order(pair: tuple[str, str]) -> tuple[int, int, str, str]:
+    part, metric = pair
+    parts, leading = list(PARTS), [*_LEADING, *_IMPUTED]
+    return (
+        parts.index(part) if part in parts else len(parts),
+        leading.index(metric) if metric in leading else len(leading),
+        part,
+        metric,
+    )
+
+
+def _best(spreads: list[Spread | None], metric: Metric | None) -> float:
+    """The best mean among methods, NaN where there is nothing to choose."""
+    means = [one.mean for one in spreads if one is not None and not math.isnan(one.mean)]
+    if metric is None or metric.better == "context" or len(means) < 2:
+        return math.nan
+    return float(np.max(means) if metric.better == "higher" else np.min(means))
+
+
+def _aside(references: dict[str, Spread]) -> str:
+    """What stands in brackets; an interval only if it is of a single value."""
+    if {"_low", "_high"} <= references.keys():
+        low, high = references["_low"], references["_high"]
+        return f"{number(low.mean, 2)} to {number(high.mean, 2)}" if low.values == 1 else ""
+    return number(next(iter(references.values())).mean, 2) if references else ""
+
+
+def _counts(spreads: list[Spread]) -> str:
+    folds = max(one.folds for one in spreads)
+    seeds = max(one.seeds for one in spreads)
+    return f"{folds} × {seeds}"

@@ -1,0 +1,87 @@
+"""The configuration of a run, and how YAML becomes one."""
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator
+
+from deconfound import methods
+from deconfound.config import (
+    DataOptions,
+    InterventionOptions,
+    Options,
+    TrainingOptions,
+    read_yaml,
+    validated,
+)
+from deconfound.errors import UserError
+from deconfound.methods.base import MethodOptions
+
+
+class RunConfig(Options):
+    """Everything that decides what a run computes."""
+
+    method: str
+    """Name of the method."""
+    seed: int = 0
+    """Seed of initial weights, batches and augmentation."""
+    data: DataOptions = DataOptions()
+    """What is predicted and what is held out."""
+    intervention: InterventionOptions = Field(
+        InterventionOptions(), exclude_if=lambda given: given == InterventionOptions()
+    )
+    """Which run's interventional distribution it is trained on, if any."""
+    imputer: str | None = Field(None, exclude_if=lambda given: given is None)
+    """Method of the run that is intervened with; fit fills it in."""
+    training: TrainingOptions = Field(TrainingOptions(), validate_default=True)
+    """How it is trained."""
+    options: SerializeAsAny[MethodOptions] = MethodOptions()
+    """The method's own options."""
+
+    @property
+    def title(self) -> str:
+        """The method's name; NAME-da where training saw images of test rows.
+
+        NAME+IMPUTER where it was trained on imputed images.
+        """
+        name = f"{self.method}-da" if self.options.sees_held_out else self.method
+        return f"{name}+{self.imputer}" if self.imputer else name
+
+    @field_validator("training")
+    @classmethod
+    def _with_sampler(cls, training: TrainingOptions, known: ValidationInfo) -> TrainingOptions:
+        if training.sampler is not None or "method" not in known.data:
+            return training
+        sampler = methods.load(known.data["method"]).SAMPLER
+        if (found := known.data.get("intervention")) and found.intervene is not None:
+            sampler = "label_uniform"
+        return training.model_copy(update={"sampler": sampler})
+
+
+def config_model(method: str) -> type[RunConfig]:
+    """RunConfig with the options of `method`, typed and with its defaults."""
+    return _config_model(method, methods.load(method).Options)
+
+
+@cache
+def _config_model(method: str, options: type[MethodOptions]) -> type[RunConfig]:
+    return create_model(
+        "RunConfig", __base__=RunConfig, method=(str, method), options=(options, options())
+    )
+
+
+def read_config(path: Path, method: str | None = None) -> RunConfig:
+    """The run configuration in a YAML file; raises UserError if its method is not `method`."""
+    values = read_yaml(path)
+    named = values.get("method", method)
+    if not isinstance(named, str):
+        raise UserError(f"{path}: no method; add a line `method: NAME`")
+    if method is not None and named != method:
+        raise UserError(f"{path}: is a configuration of {named!r}, not of {method!r}")
+    return validated(config_model(named), values | {"method": named}, str(path))
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `--config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

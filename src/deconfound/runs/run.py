@@ -1,0 +1,231 @@
+"""A run: one method, one fold, one seed, in one directory that explains itself."""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deconfound import methods
+from deconfound.config import (
+    TransformName,
+)
+from deconfound.data.folds.problem import Problem
+from deconfound.data.loading.intensity import Intensity
+from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.tables.table import Roles, listed
+from deconfound.errors import UserError
+from deconfound.files import atomic
+from deconfound.files.checksums import CHECKSUMS, differs, read_checksums, sha256
+from deconfound.methods.base import Method, Task
+from deconfound.runs.config import RunConfig, dump_config, read_config
+from deconfound.runs.weights import load_weights
+from deconfound.runtime.seeds import derived_seed
+
+FORMAT_VERSION = 1
+"""Of a run directory; `classes.json` holds it."""
+
+
+def build_method(
+    config: RunConfig,
+    screen: Screen,
+    labels: int,
+    environments: int,
+    controls: tuple[int, ...] = (),
+) -> Method:
+    """The method of a run with its initial weights; raises UserError for images not square.
+
+    Raises it too for an option that images have and profiles have not. `controls` are needed to
+    train, not to load weights.
+    """
+    channels, *sides = screen.image_shape
+    if screen.holds_profiles and config.training.augment != "none":
+        raise UserError(
+            f"{screen.path}: holds profiles, and --augment {config.training.augment} turns images; "
+            "leave --augment out"
+        )
+    if not screen.holds_profiles and (len(sides) != 2 or sides[0] != sides[1]):
+        raise UserError(
+            f"{screen.path}: images of {' × '.join(map(str, sides))} px; expected square ones, "
+            "ingest with --size"
+        )
+    torch.manual_seed(derived_seed(config.seed, "initial weights"))
+    task = Task(channels, sides[0] if sides else None, labels, environments, controls)
+    return methods.load(config.method)(config.options, task)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, opened."""
+
+    path: Path
+    config: RunConfig
+    labels: tuple[str, ...]
+    environments: tuple[str, ...]
+    roles: Roles
+    channels: tuple[str, ...]
+    dtype: str | None
+    """Stored type of the values trained on, such as "uint8"; None in runs that do not tell."""
+    transform: TransformName
+    percentile_by: tuple[str, ...]
+    groups: tuple[str, ...]
+    """Groups of `percentile_by` that training had."""
+
+    @property
+    def fold(self) -> str:
+        """Name of the run's fold."""
+        return self.config.data.fold
+
+    def provenance(self) -> dict[str, Any]:
+        """Versions, commit, device and times."""
+        return read_json(self.path / "provenance.json")
+
+    def load(self, screen: Screen, selection: str | None = None) -> tuple[Method, Intensity]:
+        """The method and intensity, on the CPU in evaluation mode.
+
+        `selection` "loss", "accuracy" or "last" takes that checkpoint of the last stage that learns
+        to classify instead of the one the run selected. Raises UserError if the screen's channels
+        differ from training, or the stored type of its pixels, whose scale the run then knows not.
+        """
+        if screen.channels != self.channels:
+            raise UserError(
+                f"{screen.path}: channels {listed(screen.channels)}; the run {self.path} was "
+                f"trained on {listed(self.channels)}"
+            )
+        if self.dtype not in (None, screen.dtype.name) and not (
+            screen.holds_profiles or self.transform == "percentile"
+        ):
+            raise UserError(
+                f"{screen.path}: pixels are {screen.dtype.name}; the run {self.path} was trained "
+                f"on {self.dtype} and scales those, ingest the images as {self.dtype}"
+            )
+        method = build_method(self.config, screen, len(self.labels), len(self.environments))
+        intensity = Intensity(len(self.channels), self.transform, len(self.groups))
+        name = "model"
+        if selection is not None:
+            stages = method.stages(self.config.training.steps)
+            *_, stage = (stage.name for stage in stages if stage.classifies)
+            name = f"{stage}-{selection}"
+        file = self.path / f"{name}.safetensors"
+        refuse_changed(file)
+        load_weights(file, method, intensity)
+        return method.eval(), intensity
+
+
+def group_codes(run: Run, screen: Screen) -> Rows | None:
+    """What `Intensity` needs of every row of a screen, (N,); None where it has no groups.
+
+    Raises UserError if the screen lacks the column.
+    """
+    if not run.percentile_by:
+        return None
+    return screen.coded(run.percentile_by, run.groups).codes
+
+
+def open_run(path: Path) -> Run:
+    """Open a finished run; raises UserError if `path` is none or is not finished."""
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: not a run (no config.yaml); make one with `deconfound fit`")
+    if not (path / "model.safetensors").is_file():
+        raise UserError(f"{path}: the run is not finished; `deconfound fit` it again to resume")
+    classes = read_json(path / "classes.json")
+    config = read_config(path / "config.yaml")
+    read_json(path / "fold.json")
+    for name in ("config.yaml", "classes.json", "fold.json"):
+        refuse_changed(path / name)
+    try:
+        return Run(
+            path,
+            config,
+            tuple(classes["labels"]),
+            tuple(classes["environments"]),
+            Roles.model_validate(classes["roles"]),
+            tuple(classes["channels"]),
+            classes.get("dtype"),
+            classes["transform"],
+            tuple(classes["percentile_by"]),
+            tuple(classes["groups"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / 'classes.json'}: damaged; fit the run again") from error
+
+
+def refuse_changed(file: Path) -> None:
+    """Raise UserError if a file of a finished run is not as it was when the run ended."""
+    recorded = read_checksums(file.parent) if (file.parent / CHECKSUMS).is_file() else {}
+    if file.name in recorded and differs(file, recorded[file.name]):
+        raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file of a run; raises UserError if it is missing, damaged or of a newer format."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}: missing or damaged; restore a copy, or remove {file.parent} and fit again"
+        ) from error
+    version = found.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{file}: format version {version!r}; this release reads version {FORMAT_VERSION}, "
+            "take a newer one"
+        )
+    return found
+
+
+def write_description(path: Path, config: RunConfig, screen: Screen, problem: Problem) -> None:
+    """Write config.yaml, classes.json and fold.json of a run that begins."""
+    path.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path / "config.yaml", dump_config(config))
+    classes = {
+        "format_version": FORMAT_VERSION,
+        "labels": problem.label.names,
+        "environments": problem.environment.names,
+        "roles": problem.roles.model_dump(),
+        "channels": screen.channels,
+        "dtype": screen.dtype.name,
+        "transform": problem.transform,
+        "percentile_by": problem.percentile_by,
+        "groups": () if problem.group is None else problem.group.names,
+    }
+    atomic.write_text(path / "classes.json", json.dumps(classes, indent=2))
+    fold = {
+        "name": problem.fold.name,
+        "counts": problem.fold.counts(),
+        "screen": str(screen.path.resolve()),
+        "screen_identity": screen.identity,
+        "screen_provenance": screen.provenance,
+        "config_sha256": sha256(path / "config.yaml"),
+    }
+    atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
+
+
+def software() -> dict[str, Any]:
+    """Versions of Python, of the packages that decide numbers, and the commit if there is one."""
+    packages = ("deconfound", "torch", "numpy", "lightning-fabric", "scikit-learn", "faiss-cpu")
+    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform()}
+    found["packages"] = {package: metadata.version(package) for package in packages}
+    folder = Path(__file__).parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    found["commit"] = commit
+    found["git_clean"] = None if commit is None else _git(folder, "status", "--porcelain") == ""
+    return found
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,165 @@
+"""The machine a verb runs on: device, precision, threads, processes."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from deconfound.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Precision = Literal["auto", "32", "bf16"]
+
+
+class Processes(NamedTuple):
+    """The place of this process among those of one command."""
+
+    rank: int = 0
+    """From 0, over all nodes."""
+    world: int = 1
+    """How many there are, over all nodes."""
+    local_rank: int = 0
+    """From 0, on this node."""
+    local_count: int = 1
+    launcher: Literal["torchrun", "srun"] | None = None
+    """What started them; None for a process alone."""
+
+
+def processes() -> Processes:
+    """Where this process stands among those that torchrun or srun started; else alone.
+
+    Raises UserError if srun started several that do not know how many there are on a node.
+    """
+    known = os.environ
+    if int(known.get("WORLD_SIZE", "1")) > 1:
+        count, local = int(known["WORLD_SIZE"]), int(known.get("LOCAL_WORLD_SIZE", "1"))
+        rank, local_rank = int(known.get("RANK", "0")), int(known.get("LOCAL_RANK", "0"))
+        return Processes(rank, count, local_rank, local, "torchrun")
+    # Of a step of srun alone: a batch script that starts one process itself has no such number.
+    if (count := int(known.get("SLURM_STEP_NUM_TASKS", "1"))) > 1 and "WORLD_SIZE" not in known:
+        if "SLURM_NTASKS_PER_NODE" not in known:
+            raise UserError(f"srun started {count} processes; give it --ntasks-per-node")
+        local = int(known["SLURM_NTASKS_PER_NODE"])
+        return Processes(
+            int(known["SLURM_PROCID"]), count, int(known["SLURM_LOCALID"]), local, "srun"
+        )
+    return Processes()
+
+
+def start_fabric(device: str, precision: Precision, threads: int | None) -> "Fabric":
+    """Fabric on `device` ("auto" takes an accelerator if there is one), launched.
+
+    "auto" precision is bfloat16 where the processor computes in it, else float32. Under torchrun
+    and srun every process gets its own rank, on any number of nodes. Raises UserError for a device
+    that is not there.
+    """
+    from lightning_fabric import Fabric  # takes seconds, and a sweep itself trains nothing
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+    own = processes()
+    if own.world == 1:
+        return start_fabric_alone(device, precision, threads)
+    device = _found(device)
+    fabric = Fabric(
+        accelerator="gpu" if device == "cuda" else device,
+        devices=own.local_count,
+        num_nodes=max(1, own.world // own.local_count),
+        strategy="ddp",
+        precision=_fabric_precision(device, precision),
+        plugins=[SLURMEnvironment(auto_requeue=False)] if own.launcher == "srun" else None,
+    )
+    _set_threads(threads, own)
+    fabric.launch()
+    return fabric
+
+
+def start_fabric_alone(device: str, precision: Precision, threads: int | None) -> "Fabric":
+    """`start_fabric` for work that a process does without the others of its command.
+
+    It takes the accelerator of its place on the node; the processes know nothing of each other.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+    own, device = processes(), _found(device)
+    gpu = [own.local_rank % max(1, torch.cuda.device_count())]
+    fabric = Fabric(
+        accelerator="gpu" if device == "cuda" else device,
+        devices=gpu if device == "cuda" else 1,
+        strategy="auto",
+        precision=_fabric_precision(device, precision),
+        plugins=[LightningEnvironment()],
+    )
+    _set_threads(threads, own)
+    fabric.launch()
+    return fabric
+
+
+def _found(device: str) -> str:
+    """The device meant, which is there."""
+    known = ("auto", "cpu", "cuda", "mps")
+    if device not in known:
+        raise UserError(f"device {device!r}; expected one of {', '.join(known)}")
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: PyTorch sees no CUDA device here; use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device mps: PyTorch sees no Apple GPU here; use --device cpu")
+    return device
+
+
+def _fabric_precision(device: str, precision: Precision) -> Literal["bf16-mixed", "32-true"]:
+    half = precision == "bf16" or (precision == "auto" and _computes_in_bfloat16(device))
+    return "bf16-mixed" if half else "32-true"
+
+
+def _set_threads(threads: int | None, own: Processes) -> None:
+    torch.set_num_threads(threads or max(1, available_cores() // own.local_count))
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+def free_memory() -> int | None:
+    """Bytes that a process may still take on this machine; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def device_name(fabric: "Fabric") -> str:
+    """The device in words, for a run's provenance."""
+    if fabric.device.type == "cuda":
+        return torch.cuda.get_device_name(fabric.device)
+    if fabric.device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    return fabric.device.type
+
+
+def precision_name(fabric: "Fabric") -> str:
+    """The precision in use: "bf16-mixed" or "32-true"."""
+    return str(fabric._precision.precision)
+
+
+def _computes_in_bfloat16(device: str) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return False

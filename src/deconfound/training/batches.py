@@ -1,0 +1,128 @@
+"""The batches of a stage: which rows of a part they draw, and how."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from deconfound.config import TrainingOptions
+from deconfound.data.folds.problem import Problem
+from deconfound.data.loading.batch import Batch, BatchReader
+from deconfound.data.loading.sampler import (
+    EnvironmentBalancedSampler,
+    JoinedSampler,
+    LabelBalancedSampler,
+    PlainSampler,
+    Sampler,
+    UniformSampler,
+)
+from deconfound.data.screens.screen import Rows
+from deconfound.errors import UserError
+from deconfound.methods.base import Group, Stage
+from deconfound.runs.config import RunConfig
+from deconfound.runtime.seeds import derived_seed
+
+
+def refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:
+    """Raise UserError if a batch exceeds the training rows or cannot hold each label it must."""
+    size, rows = training.batch_size, len(problem.fold.rows("train"))
+    labels = min(training.classes_per_batch, len(problem.label.names))
+    environments = len(problem.environment.names)
+    if size > rows:
+        raise UserError(f"--batch-size {size}: training has {rows} rows; lower it")
+    if training.sampler == "label_balanced" and size < labels:
+        raise UserError(
+            f"--batch-size {size}: cannot hold an image of each of {labels} labels; raise it, or "
+            "lower --classes-per-batch"
+        )
+    if training.sampler == "environment_balanced" and size < environments:
+        raise UserError(
+            f"--batch-size {size}: cannot hold an image of each of {environments} environments; "
+            "raise it"
+        )
+
+
+def sampler_of(
+    config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
+) -> Sampler:
+    """Of a part; in training joined by images of test rows where the method sees those."""
+    sampler = _part_sampler(config, problem, part, stage)
+    if part == "val" or not config.options.sees_held_out:
+        return sampler
+    size = _size(config, stage)
+    seed = derived_seed(config.seed, "held out", stage.name)
+    return JoinedSampler(sampler, PlainSampler(problem.fold.rows("test"), size, seed))
+
+
+def _part_sampler(
+    config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
+) -> Sampler:
+    training = config.training
+    size = _size(config, stage)
+    rows: Rows = problem.fold.rows(part)
+    seed = derived_seed(config.seed if part == "train" else 0, part, stage.name)
+    if stage.draws is not None:
+        own = _uniform(problem, rows, stage.draws, size, seed, "own")
+        if stage.partner is None:
+            return own
+        partners = _uniform(
+            problem, rows, stage.partner, size, seed, "partner", stage.partner_draws
+        )
+        return JoinedSampler(own, partners)
+    if training.sampler == "label_balanced":
+        label = problem.label.codes[rows]
+        return LabelBalancedSampler(rows, label, size, training.classes_per_batch, seed)
+    if training.sampler == "label_uniform":
+        return _uniform(problem, rows, "label", size, seed, "own")
+    if training.sampler == "environment_balanced":
+        environment = problem.environment.codes[rows]
+        return EnvironmentBalancedSampler(rows, environment, size, seed)
+    return PlainSampler(rows, size, seed)
+
+
+def _size(config: RunConfig, stage: Stage) -> int:
+    return stage.batch_size or config.training.batch_size
+
+
+def _uniform(
+    problem: Problem, rows: Rows, group: Group, size: int, seed: int, purpose: str, draws: int = 1
+) -> UniformSampler:
+    match group:
+        case "label":
+            codes = problem.label.codes
+        case "environment":
+            codes = problem.environment.codes
+        case "control":
+            codes = problem.control
+    return UniformSampler(rows, codes[rows], size, seed, purpose, draws)
+
+
+def with_partners(batch: Batch, stage: Stage) -> Batch:
+    """The batch of a stage that draws partners knows how many it has."""
+    if stage.partner is None:
+        return batch
+    own = len(batch) // (1 + stage.partner_draws)
+    return replace(batch, partners=own * stage.partner_draws)
+
+
+def validation_batches(
+    config: RunConfig, problem: Problem, stage: Stage, reader: BatchReader, own: slice
+) -> Iterator[tuple[Batch, bool]]:
+    """This process's share, `own`, of the validation batches, and whether each is of full size.
+
+    They are the same every time.
+    """
+    rows = problem.fold.rows("val")
+    size = min(_size(config, stage), len(rows))
+    count = min(stage.validation_batches, max(1, len(rows) // size))
+    weighs_labels = config.training.sampler in ("label_balanced", "label_uniform")
+    if weighs_labels or stage.draws is not None:
+        sampler = sampler_of(config, problem, "val", stage)
+        for batch in reader.stream(sampler.rows(step)[own] for step in range(count)):
+            yield with_partners(batch, stage), True
+        return
+    sampler = PlainSampler(rows, len(rows), 0, "validation")
+    chunks = np.split(sampler.rows(0), np.arange(size, len(rows), size))[: count + 1]
+    for chunk, batch in zip(chunks, reader.stream(c[own] for c in chunks), strict=True):
+        yield batch, len(chunk) == size

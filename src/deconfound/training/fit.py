@@ -1,0 +1,176 @@
+"""fit: train one method on one fold with one seed, resumably."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from deconfound import methods
+from deconfound.config import DataOptions
+from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
+from deconfound.data.folds.fold import Part
+from deconfound.data.folds.problem import Problem, pose
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.tables.table import listed
+from deconfound.errors import UserError
+from deconfound.files import atomic
+from deconfound.intervention.intervention import begin_intervention
+from deconfound.intervention.source_run import imputing_run, with_imputer
+from deconfound.runs.config import RunConfig, dump_config, read_config
+from deconfound.runs.run import Run, open_run, read_json, write_description
+from deconfound.runtime.device import processes, start_fabric
+from deconfound.training.batches import refuse_unfillable_batches
+from deconfound.training.loop import Training
+from deconfound.training.validation import Predictions
+
+FEW_ROWS = 20
+"""A part that was to have fewer rows says little anyway."""
+
+
+class Trained(NamedTuple):
+    """What a call of `train` did."""
+
+    seconds: float = 0.0
+    """Spent on steps, on validation and on waiting for batches; 0 if the run was finished."""
+    predicted: Predictions | None = None
+    """What the run predicts of validation rows, as far as this call learned it."""
+
+
+def fit(
+    config: RunConfig,
+    screen: Path,
+    out: Path,
+    *,
+    quiet: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> Run:
+    """Train `config` on `screen` into the directory `out`, or resume what is there.
+
+    On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
+    holds another run or something else, if another process is writing it, if the loss stops being
+    finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
+    of the step and raises Stopped. `warn` is given a sentence about labels that are never scored,
+    one about parts with far fewer rows than asked for, and one about weights that a method finds to
+    have failed.
+    """
+    out, opened = Path(out), open_screen(screen)
+    train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn)
+    return open_run(out)
+
+
+def train(
+    config: RunConfig,
+    screen: Screen,
+    problem: Problem,
+    out: Path,
+    *,
+    quiet: bool = False,
+    warn: Callable[[str], None] | None = None,
+) -> Trained:
+    """`fit` on an opened screen, posed as `config` asks: raises what `fit` does."""
+    first = processes().rank == 0  # of several processes, the one that writes
+    config = with_imputer(config, out)
+    if first and _claims(out, config, screen):
+        _remove_leftovers(out)
+        return Trained()
+    refuse_unfillable_batches(config.training, problem)
+    if config.options.sees_held_out and not len(problem.fold.rows("test")):
+        raise UserError(
+            f"fold {problem.fold.name}: holds nothing out to adapt to; choose another --fold or "
+            "leave --domain-adaptation out"
+        )
+    if methods.load(config.method).CONTROLS:
+        _refuse_without_controls(config.method, problem)
+    source = imputing_run(config, screen, problem, out)
+    if first and warn is not None:
+        for warning in (_of_untrained(problem), _of_thin_parts(problem, config.data)):
+            if warning is not None:
+                warn(warning)
+    with atomic.locked(out) if first else contextlib.nullcontext():
+        finished = _claims(out, config, screen) if first else (out / "model.safetensors").is_file()
+        if finished:
+            return Trained()
+        options = config.training
+        fabric = start_fabric(options.device, options.precision, options.threads)
+        intervention = begin_intervention(config, screen, problem, out, source, fabric.device)
+        training = Training(config, screen, problem, out, fabric, quiet, intervention)
+        if first:
+            atomic.sweep(out)
+            write_description(out, config, screen, problem)
+            if intervention is not None:
+                intervention.write(out)
+        training.run()
+        if first and warn is not None and (alarm := training.alarm()) is not None:
+            warn(f"warning: {out}: {alarm}")
+        return Trained(training.seconds - training.resumed_at, training.of_validation())
+
+
+def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
+    """Whether `out` already holds this run, finished; raises UserError if it holds another."""
+    if not out.exists():
+        return False
+    if out.is_dir() and all(file.suffix == ".partial" for file in out.iterdir()):
+        return False
+    if not (out / "config.yaml").is_file():
+        raise UserError(f"{out}: exists and is not a run; choose another --out")
+    if dump_config(read_config(out / "config.yaml")) != dump_config(config):
+        raise UserError(f"{out}: holds a run with another configuration; choose another --out")
+    if (out / "classes.json").is_file():
+        read_json(out / "classes.json")
+    if (out / "fold.json").is_file():
+        fold = read_json(out / "fold.json")
+        if fold["screen_identity"] != screen.identity:
+            raise UserError(f"{out}: was trained on another screen; choose another --out")
+    return (out / "model.safetensors").is_file()
+
+
+def _refuse_without_controls(method: str, problem: Problem) -> None:
+    """Raise UserError unless training has both labels that are controls and labels that are not."""
+    if not problem.controls:
+        raise UserError(
+            f"{method}: no label is a control: none has {NEGATIVE!r} in {CONTROL_TYPE!r} in every "
+            "training row; name the controls with --controls LABEL"
+        )
+    if len(problem.controls) == len(problem.label.names):
+        raise UserError(
+            f"{method}: every label of training is a control; name fewer with --controls LABEL"
+        )
+
+
+def _of_untrained(problem: Problem) -> str | None:
+    found = [f"{name} ({rows} rows)" for name, rows in problem.untrained().items()]
+    if not found:
+        return None
+    return (
+        f"warning: fold {problem.fold.name}: training has no row of {listed(found, 5)}; their test "
+        "rows are never scored, hold out another group if they must be"
+    )
+
+
+def _of_thin_parts(problem: Problem, options: DataOptions) -> str | None:
+    """Of random parts with less than half of the rows asked for, in a screen of some size."""
+    if options.fold == "given":
+        return None
+    counts = problem.fold.counts()
+    other: Part = "test" if options.fold == "iid" else "id_test"
+    drawn = counts["train"] + counts["val"] + counts[other]
+    asked = {"val": options.val_fraction, other: options.id_test_fraction}
+    few = [part for part, share in asked.items() if counts[part] < share * drawn / 2]
+    if not any(asked[part] * drawn >= FEW_ROWS for part in few):
+        return None
+    has = " and ".join(f"{counts[part]:,} ({share:.0%} asked)" for part, share in asked.items())
+    return (
+        f"warning: fold {problem.fold.name}: of {drawn:,} rows val and {other} have {has}: where a "
+        "label has one or two rows in an environment, they stay in training; scores and the choice "
+        "of a checkpoint rest on few rows, so name fewer columns with --environment, or give a "
+        "split (--fold given)"
+    )
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a process that was killed as it finished the run has left of its work."""
+    resume = out / "resume.pt"
+    if resume.is_file() or any(file.suffix == ".partial" for file in out.iterdir()):
+        with contextlib.suppress(OSError, UserError), atomic.locked(out):
+            resume.unlink(missing_ok=True)
+            atomic.sweep(out)

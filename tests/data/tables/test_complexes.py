@@ -1,0 +1,95 @@
+"""Files of complexes in each form, and those that are none."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deconfound.data.tables.complexes import pairs_among, read_complexes
+from deconfound.errors import UserError
+
+EXPECTED = {frozenset("AB"), frozenset("BCD")}
+DOWNLOAD = (
+    "ComplexID\tComplexName\tOrganism\tsubunits(Gene name)\tPubMed ID\n"
+    "1\tone\tHuman\tA; B;\t1\n"
+    '2\ta "quoted\tMouse\tA;C\t2\n'
+    "3\tthree\tHuman\tB;C;D;N/A;None\t3\n"
+)
+NEWER = DOWNLOAD.replace(
+    "ComplexID\tComplexName\tOrganism\tsubunits(Gene name)",
+    "complex_id\tcomplex_name\torganism\tsubunits_gene_name",
+)
+FORMS = {
+    "named.tsv": "one\tA B\nthree, really\tB C D\n",
+    "sets.gmt": "one\t\tA\tB\nthree\tabout it\tB\tC\tD\t\n",
+    "coreComplexes.txt": DOWNLOAD,
+    "corum_humanComplexes.txt": NEWER,
+}
+REAL = Path(__file__).parents[4] / "shared" / "data" / "corum"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_gives_the_same_complexes(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(FORMS[name], encoding="utf-8")
+    assert set(read_complexes(tmp_path / name)) == EXPECTED
+    with gzip.open(tmp_path / f"{name}.gz", "wt") as packed:
+        packed.write(FORMS[name].replace("\n", "\r\n"))
+    assert set(read_complexes(tmp_path / f"{name}.gz")) == EXPECTED
+
+
+def test_a_list_of_pairs_names_each_pair_once_however_often_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.txt"
+    file.write_text("entity1,entity2\nA,B\nB,A\nC,A\nC,C\n")
+    pairs = pairs_among(read_complexes(file), ["C", "A", "B", "X"])
+    np.testing.assert_array_equal(pairs, [[0, 1], [1, 2]])
+    file.write_text("A,B\nC,A\n")
+    np.testing.assert_array_equal(
+        pairs_among(read_complexes(file), ["C", "A", "B"]), [[0, 1], [1, 2]]
+    )
+
+
+def test_pairs_are_among_the_genes_asked_for() -> None:
+    pairs = pairs_among(EXPECTED, ["D", "B", "A", "X"])
+    np.testing.assert_array_equal(pairs, [[0, 1], [1, 2]])
+    assert pairs_among(EXPECTED, ["X", "A"]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cell,plate,well\n1,2,3\n", "not a file of complexes; expected a line"),
+        ("A B C\n", "not a file of complexes"),
+        ("", "not a file of complexes"),
+        ("one\tA B\ntwo\tA\tB\n", "line 2 has 3 columns; expected 2, as the first has"),
+        ("one\t\tA\tB\ntwo\tA B\n", "line 2 has 2 columns; expected 3 or more"),
+        ("one\tA\ntwo\tB\n", "holds no complex of two genes or more"),
+        ("A,B\nC,\n", "line 2 holds no pair"),
+        (DOWNLOAD.replace("Organism", "organism"), "no column 'Organism'"),
+        (NEWER.replace("organism", "species"), "no column 'organism'"),
+        (DOWNLOAD.replace("Human", "Rat"), "holds no complex of two genes"),
+        (DOWNLOAD + "4\tfour\tHuman\n", "line 5 ends before"),
+        (b"\x93NUMPY\x00\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_file_of_another_form_is_one_line(text: str | bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "complexes.txt"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=said) as error:
+        read_complexes(file)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file of complexes; give a line"):
+        read_complexes(tmp_path / "none.tsv")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no public data in {REAL}")
+def test_published_files_have_their_known_sizes() -> None:
+    """METHODS: 2,696 complexes, 3,541 genes, 37,755 pairs; of 3,512 rows 2,417 are human."""
+    named = read_complexes(REAL / "EFAAR_CORUM_clusters.tsv")
+    genes = sorted(set().union(*named))
+    assert (len(named), len(genes), len(pairs_among(named, genes))) == (2696, 3541, 37755)
+    assert len(read_complexes(REAL / "PCprophet_coreComplexes.txt")) == 2417

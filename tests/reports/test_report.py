@@ -1,0 +1,604 @@
+"""The report: numbers of the summary, tables, alarms, maps, escaping, what is found."""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from deconfound.data.screens.screen import open_screen
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.table import Roles
+from deconfound.display.umap import coordinates
+from deconfound.embeddings.file import Embeddings, write_embeddings
+from deconfound.errors import UserError
+from deconfound.reports import map as report_map
+from deconfound.reports.figures import training_curves
+from deconfound.reports.map import draw_maps, thumbnails
+from deconfound.reports.names import Names
+from deconfound.reports.report import _json_in_page, report
+from deconfound.reports.sources import SCORE_COLUMNS, find_sources
+from deconfound.reports.summary import imputation_statements, statements, warnings
+from deconfound.reports.tables import Level, Spread, levels, number, spread, with_levels
+from deconfound.runs.config import config_model, dump_config
+
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "</script>")
+
+
+def score(
+    method: str,
+    value: float,
+    *,
+    fold: str = "plate=P1",
+    seed: int = 0,
+    representation: str = "prediction",
+    metric: str = "macro_f1",
+    part: str = "test",
+    note: str = "",
+) -> dict[str, Any]:
+    values = (method, fold, seed, representation, metric, part, value, 100, note)
+    return dict(zip(SCORE_COLUMNS, values, strict=True))
+
+
+def framed(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return with_levels(pd.DataFrame(rows, columns=list(SCORE_COLUMNS)))
+
+
+def write_scores(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pd.DataFrame(rows, columns=list(SCORE_COLUMNS)).to_parquet(path)
+    return path
+
+
+PIXELS = {"transform": "percentile", "percentile_by": ["plate"], "groups": ["P1"]}
+
+
+def write_run(
+    path: Path,
+    method: str = "erm",
+    *,
+    seed: int = 0,
+    fold: str = "plate=P1",
+    screen: Path = Path("/nowhere/screen"),
+    identity: str = "same",
+    val_loss: tuple[float, ...] = (1.25, 1.5, 1.75),
+    **options: Any,
+) -> Path:
+    path.mkdir(parents=True)
+    config = config_model(method).model_validate(
+        {"method": method, "seed": seed, "data": {"fold": fold}, "options": options}
+    )
+    (path / "config.yaml").write_text(dump_config(config))
+    classes = {"labels": ["a", "b"], "environments": ["P1"], "channels": ["DNA"]}
+    roles = Roles(label="drug", environment=("plate",), levels=("plate",))
+    (path / "classes.json").write_text(json.dumps(classes | {"roles": roles.model_dump()} | PIXELS))
+    counts = {"train": 80, "val": 10, "test": 10, "id_test": 0, "unused": 0}
+    described = {"name": fold, "counts": counts, "screen": str(screen), "screen_identity": identity}
+    described["screen_provenance"] = {"resize": {"size": 48}, "options": {"crop": 100}}
+    (path / "fold.json").write_text(json.dumps(described))
+    history = [("classifier", step, "train", "loss", 2 - step / 40) for step in (10, 20, 30)]
+    steps = zip((10, 20, 30), val_loss, strict=True)
+    history += [("classifier", step, "val", "loss", value) for step, value in steps]
+    history += [("classifier", step, "val", "accuracy", step / 40) for step in (10, 20, 30)]
+    columns = ["stage", "step", "part", "name", "value"]
+    pd.DataFrame(history, columns=columns).to_csv(path / "metrics.csv", index=False)
+    best = {"loss": {"step": 20.0, "loss": 0.5}}
+    selection = {"used": {"classifier": "loss"}, "best": {"classifier": best}}
+    (path / "selection.json").write_text(json.dumps(selection))
+    provenance = {"device": "cpu, 1 threads", "precision": "32-true", "training_seconds": 75.0}
+    (path / "provenance.json").write_text(json.dumps(provenance))
+    (path / "model.safetensors").touch()
+    return path
+
+
+def write_sample(path: Path, run: Path, *, cells: int = 30, label: str = "drug") -> Path:
+    """Embeddings of `run`: content (cells, 4), labels `HOSTILE`, the last third held out."""
+    config = config_model("scbd").model_validate({"method": "scbd", "data": {"fold": "plate=P1"}})
+    stream = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            label: [HOSTILE[i % len(HOSTILE)] for i in range(cells)],
+            "plate": [f"P{1 + i % 3}" for i in range(cells)],
+            "deconfound_part": ["train" if i < 2 * cells / 3 else "test" for i in range(cells)],
+            "deconfound_predicted": pd.Series([pd.NA] * cells, dtype="string"),
+        }
+    )
+    about = {
+        "method": "scbd",
+        "fold": "plate=P1",
+        "seed": 0,
+        "run": run.name,
+        "screen": "tiny",
+        "roles": Roles(label=label, environment=("plate",)).model_dump(),
+        "config": config.model_dump(mode="json"),
+    }
+    content = stream.normal(size=(cells, 4)).astype(np.float32)
+    representations = {"content": content, "style": -content}
+    write_embeddings(path, Embeddings(table, representations, about))
+    return path
+
+
+def write_screen(path: Path, cells: int = 30) -> np.ndarray:
+    """A screen of one grey level an image, so that its thumbnail is known."""
+    level = np.linspace(0, 1000, cells).round().astype(np.uint16)
+    with ScreenWriter(path, "tiny", ("phase",), Roles(), {}) as writer:
+        writer.append(np.broadcast_to(level[:, None, None, None], (cells, 1, 8, 8)))
+        writer.finish(pd.DataFrame({"drug": ["a"] * cells}))
+    return level
+
+
+def cell(level: Level, table: str, method: str, representation: str, metric: str) -> Any:
+    found = next(one for one in level.tables if one.title == table)
+    row = next(r for r in found.rows if (r.method, r.representation) == (method, representation))
+    return row.cells[[column.metric for column in found.columns].index(metric)]
+
+
+def test_summary_numbers_are_mean_and_sample_sd_of_the_scores() -> None:
+    stream = np.random.default_rng(0)
+    values = {"scbd": 0.7 + 0.1 * stream.random((2, 3)), "erm": 0.4 + 0.1 * stream.random((2, 3))}
+    rows = [
+        score(method, found[fold, seed], fold=f"Metadata_Plate=P{fold}", seed=seed)
+        for method, found in values.items()
+        for fold in range(2)
+        for seed in range(3)
+    ]
+    rows.append(score("erm", 0.1, fold="Metadata_Plate=P0", metric="macro_f1_chance"))
+    found = statements(framed(rows), "Plate")
+    mean = {method: found.mean() for method, found in values.items()}
+    sd = {method: found.std(ddof=1) for method, found in values.items()}
+    assert [statement.subject for statement in found] == ["Held-out Plate"]
+    assert found[0].text == (
+        f"scbd {mean['scbd']:.2f} ± {sd['scbd']:.2f}, against {mean['erm']:.2f} ± "
+        f"{sd['erm']:.2f} for erm (macro-F1, mean ± sd over 2 folds and 3 seeds; chance 0.10)."
+    )
+
+
+def test_one_value_has_no_sd_and_undefined_ones_do_not_count() -> None:
+    one = spread(pd.DataFrame([score("erm", 0.5)]))
+    assert (one.text(2), one.values) == ("0.50", 1)
+    assert math.isnan(one.sd)
+    rows = [score("erm", 0.5), score("erm", math.nan, seed=1, note="no row has a label")]
+    mixed = spread(pd.DataFrame(rows))
+    assert mixed.text(2) == "0.50"
+    assert "seed 1: undefined, n = 100 (no row has a label)" in mixed.detail
+    assert Spread(math.nan, math.nan, 0, 0, 0, "").text(3) == "–"
+    (sentence,) = statements(framed([score("erm", 0.5)]), "plate")
+    assert sentence.text == "erm 0.50 (macro-F1)."
+
+
+def test_summary_orders_by_what_is_better_and_says_when_it_is_noise() -> None:
+    rows = []
+    for method, held_out, leaked in (("erm", 0.50, 0.91), ("scbd", 0.52, 0.31)):
+        for seed in range(2):
+            offset = 0.04 * seed
+            rows.append(score(method, held_out + offset, seed=seed))
+            rows.append(score(method, 0.9, seed=seed, part="id_test"))
+            where = "content" if method == "scbd" else "representation"
+            for name in {where, "representation"}:
+                value = leaked + offset if name == where else 0.99
+                rows.append(
+                    score(
+                        method, value, seed=seed, part="id_test", representation=name,
+                        metric="probe_environment_macro_f1",
+                    )
+                )  # fmt: skip
+    held_out, inside, leak = statements(framed(rows), "plate")
+    assert held_out.text.endswith("The difference between scbd and erm is within one sd.")
+    assert inside.subject == "In distribution"
+    assert leak.subject.startswith("plate read from the embedding")
+    assert leak.text.startswith("scbd content 0.33 ± 0.03, against 0.93 ± 0.03 for erm ")
+    assert "within" not in leak.text
+
+
+def test_tables_mark_the_best_by_direction_and_leave_style_aside() -> None:
+    rows = []
+    for method, value in (("erm", 0.9), ("scbd", 0.3)):
+        rows.append(score(method, value))
+        rows.append(score(method, value, metric="class_coverage"))
+        rows.append(score(method, value, metric="something_new"))
+        for name, leaked in (("content", value), ("style", value - 0.25)):
+            rows.append(
+                score(method, leaked, representation=name, metric="probe_environment_macro_f1")
+            )
+    (level,) = levels(framed(rows))
+    assert cell(level, "Predictions", "erm", "prediction", "macro_f1").best
+    assert not cell(level, "Predictions", "scbd", "prediction", "macro_f1").best
+    assert not cell(level, "Predictions", "erm", "prediction", "class_coverage").best
+    assert not cell(level, "Other scores", "erm", "prediction", "something_new").best
+    probe = "probe_environment_macro_f1"
+    assert cell(level, "Linear probes", "scbd", "content", probe).best
+    assert not cell(level, "Linear probes", "scbd", "style", probe).best
+    arrows = {c.metric: c.arrow for table in level.tables for c in table.columns}
+    assert (arrows["macro_f1"], arrows[probe], arrows["class_coverage"]) == ("↑", "↓", "")
+
+
+def test_levels_are_kept_apart_and_pooled_scores_are_not_averaged_in() -> None:
+    rows = [score("erm", 0.4, fold="plate=P1"), score("erm", 0.6, fold="plate=P2")]
+    rows += [score("erm", 0.45, fold="plate (pooled over 2 folds)"), score("erm", 0.9, fold="iid")]
+    found = {level.title: level for level in levels(framed(rows))}
+    assert set(found) == {"Held-out plate", "Random split"}
+    plates = found["Held-out plate"]
+    assert plates.folds == ["plate=P1", "plate=P2"]
+    (table,) = plates.tables
+    assert [column.part for column in table.columns] == ["held out", "held out, folds pooled"]
+    assert [one.text for one in table.rows[0].cells] == ["0.500 ± 0.141", "0.450"]
+    assert [part for part, _ in found["Random split"].tables[0].parts] == ["in distribution"]
+
+
+def imputed(method: str, error: float, **more: float) -> list[dict[str, Any]]:
+    """Scores of imputed images on the test rows of one fold and seed."""
+    values = {"error": error, "error_low": error - 0.1, "error_high": error + 0.1, **more}
+    return [
+        score(method, value, metric=f"imputation_{name}", representation="image")
+        for name, value in values.items()
+    ]
+
+
+def test_imputed_images_come_first_with_their_baselines(tmp_path: Path) -> None:
+    rows = [
+        *imputed("ist", 0.4, hallucination=0.05, label_probability=0.6, label_probability_true=0.7),
+        *imputed("moments", 0.6, hallucination=0.02),
+        *imputed("left alone", 1.0, hallucination=0.0),
+        score("ist", 0.3, metric="imputation_error", representation="channel DNA"),
+        score("erm", 0.8),
+    ]
+    (level,) = levels(framed(rows[:-1]))
+    found = cell(level, "Imputed images", "ist", "image", "imputation_error")
+    assert (found.text, found.aside, found.best) == ("0.400", "0.30 to 0.50", True)
+    found = cell(level, "Imputed images", "ist", "image", "imputation_label_probability")
+    assert (found.text, found.aside) == ("0.600", "0.70")
+    (table,) = level.tables
+    assert [column.metric.removeprefix("imputation_") for column in table.columns] == [
+        "error", "label_probability", "hallucination",
+    ]  # fmt: skip
+    (statement,) = imputation_statements(framed(rows[:-1]))
+    assert statement.subject == "Error of imputed images, held-out plate"
+    assert statement.text == "ist 0.40 (5% hallucinated), moments 0.60 (2% hallucinated)."
+    several = [*rows[:-1], *imputed("ist", 0.6), *imputed("ist", 0.5)]
+    for place, row in enumerate(several[-6:]):
+        row["seed"] = 1 + place // 3
+    found = cell(levels(framed(several))[0], "Imputed images", "ist", "image", "imputation_error")
+    assert (found.text, found.aside) == ("0.500 ± 0.100", "")
+
+    report([write_scores(tmp_path / "scores.parquet", rows)], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    places = [page.index(f'<section id="{name}">') for name in ("imputation", "summary", "scores")]
+    assert places == sorted(places)
+    assert "ist 0.40 (5% hallucinated)" in page[places[0] : places[1]]
+    assert "Imputed images" not in page[places[2] :]
+    assert "Only one seed of erm and ist" in page
+
+
+def test_numbers_keep_their_digits() -> None:
+    assert number(0.12345, 3) == "0.123"
+    assert number(0.0, 3) == "0.000"
+    assert number(12.3456, 3) == "12.35"
+    assert number(123456.7, 3) == "123457"
+    assert number(1.234e-5, 3) == "1.2e-05"
+    assert number(math.inf, 3) == "∞"
+
+
+def test_alarms(tmp_path: Path) -> None:
+    collapsed = "collapsed: all embeddings point the same way; lower alpha"
+    rows = [
+        score("scbd", 0.99, representation="content", metric="mean_resultant_length",
+              note=collapsed),
+        score("scbd", 0.2, representation="content", metric="probe_label_macro_f1",
+              note="not converged after 1000 iterations"),
+        score("scbd", 0.6, metric="class_coverage"),
+        score("scbd", math.nan, note="no test row has a label"),
+        score("erm", 0.5, fold="plate=P2"),
+        score("erm", 0.5, fold="plate=P2", seed=1),
+    ]  # fmt: skip
+    write_run(tmp_path / "a", val_loss=(1.0, 0.8, 0.5))
+    write_run(tmp_path / "b", seed=1, identity="other", screen=Path("/elsewhere"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.yaml").write_text("method: erm")
+    (tmp_path / "c" / "fold.json").write_text("{}")
+    text = "\n".join(warnings(find_sources([tmp_path], 10, 0), framed(rows)))
+    for expected in (
+        "The content of scbd has collapsed to a point",
+        "probe that had not converged",
+        "training has only 60% of the labels",
+        "macro-F1 of scbd on plate=P1, test, seed 0 is undefined: no test row has a label",
+        "Only one seed of scbd:",
+        "erm and scbd were not scored on the same folds",
+        "trained on 2 different screens: /elsewhere and /nowhere/screen",
+        "still falling at the last step of erm, stage classifier (1 run)",
+        f"Left out: {tmp_path / 'c'}: the run is not finished",
+    ):
+        assert expected in text
+    calm = [score(m, 0.5, seed=seed) for m in ("erm", "scbd") for seed in (0, 1)]
+    only = find_sources([write_run(tmp_path / "d", val_loss=(1.0, 0.501, 0.5))], 10, 0)
+    assert warnings(only, framed(calm)) == []
+
+
+def test_scores_twice_are_one_and_contradictions_are_refused(tmp_path: Path) -> None:
+    first = write_scores(tmp_path / "scores-1.parquet", [score("erm", 0.5)])
+    again = write_scores(tmp_path / "scores-2.parquet", [score("erm", 0.5)])
+    assert len(find_sources([first, again], 10, 0).scores) == 1
+    other = write_scores(tmp_path / "scores-3.parquet", [score("erm", 0.6)])
+    with pytest.raises(UserError, match=r"0.5 in .*scores-1.parquet and 0.6 in .*scores-3"):
+        find_sources([first, other], 10, 0)
+
+
+def test_settings_of_a_method_are_told_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "scbd", alpha=0)
+    write_run(tmp_path / "b", "scbd", alpha=8)
+    write_run(tmp_path / "c", "scbd", alpha=8, seed=1, fold="plate=P2")
+    write_run(tmp_path / "d", "erm")
+    runs = find_sources([tmp_path], 10, 0).runs
+    assert [run.name for run in runs] == [
+        "scbd (alpha 0.0)", "scbd (alpha 8.0)", "scbd (alpha 8.0)", "erm",
+    ]  # fmt: skip
+    rows = [score("scbd", 0.1 * i) for i in (1, 2)]
+    for row, run in zip(rows, runs, strict=False):
+        row["config"] = json.dumps(run.config)
+    pd.DataFrame(rows).to_parquet(tmp_path / "scores.parquet")
+    scores = find_sources([tmp_path], 10, 0).scores
+    assert scores["method"].tolist() == ["scbd (alpha 0.0)", "scbd (alpha 8.0)"]
+
+
+def test_an_option_that_is_not_set_is_as_one_that_an_earlier_release_lacked() -> None:
+    earlier, unset, dropped = (
+        {"method": "erm", "imputer": "ist", "intervention": {"bank": 32} | options}
+        for options in ({}, {"relative_style": None}, {"relative_style": None, "impute_into": None})
+    )
+    mean = {**unset, "intervention": {"bank": 32, "impute_into": "mean"}}
+    names = Names([earlier, unset, dropped, mean])
+    assert {names.of(one) for one in (earlier, unset, dropped)} == {"erm+ist"}
+    assert names.of(mean) == "erm+ist (impute_into mean)"
+    assert Names([earlier, unset]).of(unset) == "erm+ist"
+
+
+def test_what_cannot_be_reported_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or directory"):
+        find_sources([tmp_path / "absent"], 10, 0)
+    with pytest.raises(UserError, match="nothing to report on"):
+        find_sources([tmp_path], 10, 0)
+    note = tmp_path / "notes.txt"
+    note.touch()
+    with pytest.raises(UserError, match=r"expected \.h5ad or \.parquet"):
+        find_sources([note], 10, 0)
+    bad = tmp_path / "scores.parquet"
+    bad.write_bytes(b"not parquet")
+    with pytest.raises(UserError, match="cannot be read as scores"):
+        find_sources([bad], 10, 0)
+    pd.DataFrame({"method": ["erm"]}).to_parquet(bad)
+    with pytest.raises(UserError, match="no column 'fold'"):
+        find_sources([bad], 10, 0)
+    scores = write_scores(tmp_path / "scores-2.parquet", [score("erm", 0.5)])
+    assert "no column 'fold'" in find_sources([tmp_path], 10, 0).left_out[0]
+    with pytest.raises(UserError, match=r"ending in \.html"):
+        report([scores], tmp_path / "page.txt")
+    page = tmp_path / "page.html"
+    page.touch()
+    with pytest.raises(UserError, match="already exists"):
+        report([scores], page)
+
+
+def test_a_run_alone_and_pooled_scores_alone_make_a_page(tmp_path: Path) -> None:
+    report([write_run(tmp_path / "run")], tmp_path / "run.html")
+    page = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert "1 min 15 s" in page
+    assert 'id="scores"' not in page
+    rows = [score("erm", 0.4, fold="plate (pooled over 2 folds)")]
+    report([write_scores(tmp_path / "scores.parquet", rows)], tmp_path / "pooled.html")
+    assert "held out, folds pooled" in (tmp_path / "pooled.html").read_text(encoding="utf-8")
+
+
+def test_curves_hold_the_history_and_the_checkpoint(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    (curves,) = training_curves(find_sources([tmp_path], 10, 0).runs)
+    assert [name for name, _ in curves.legend] == ["loss", "accuracy"]
+    (panel,) = curves.panels
+    assert panel.title == "plate=P1 · seed 0 · classifier"
+    traces = {trace["name"]: trace for trace in panel.figure["data"]}
+    assert traces["loss (val)"]["y"] == [1.25, 1.5, 1.75]
+    assert traces["loss (train)"]["opacity"] < traces["loss (val)"]["opacity"]
+    assert traces["accuracy (val)"]["yaxis"] == "y2"
+    assert panel.figure["layout"]["shapes"][0]["x0"] == 20
+
+
+def test_umap_follows_the_neighbours_and_its_seed() -> None:
+    stream = np.random.default_rng(0)
+    centres = np.repeat(np.eye(2, 8, dtype=np.float32) * 30, 30, axis=0)
+    values = centres + stream.normal(size=(60, 8)).astype(np.float32)
+    xy = coordinates(values, 0)
+    gap = np.linalg.norm(xy[:30].mean(axis=0) - xy[30:].mean(axis=0))
+    assert gap > 2 * max(xy[:30].std(axis=0).max(), xy[30:].std(axis=0).max())
+    np.testing.assert_array_equal(xy, coordinates(values, 0))
+    assert not np.array_equal(xy, coordinates(values, 1))
+    assert np.isfinite(coordinates(values[:4], 0)).all()
+    for bad, reason in ((values[:3], "4 or more"), (np.ones((9, 2), np.float32), "coincide")):
+        with pytest.raises(UserError, match=reason):
+            coordinates(bad, 0)
+
+
+def test_thumbnails_are_the_images_of_their_rows(tmp_path: Path) -> None:
+    level = write_screen(tmp_path / "screen")
+    rows = np.array([3, 11, 29, 7, 20])
+    sprite = thumbnails(open_screen(tmp_path / "screen"), rows, 4, seed=0)
+    assert len(sprite.place) == 4
+    assert set(sprite.place) < set(rows.tolist())
+    encoded = base64.b64decode(sprite.source.partition(",")[2])
+    sheet = np.asarray(Image.open(io.BytesIO(encoded)).convert("L")).astype(float)
+    shown = {}
+    for row, tile in sprite.place.items():
+        down, across = divmod(tile, sprite.columns)
+        shown[row] = sheet[down * sprite.side + 4, across * sprite.side + 4]
+    by_level = sorted(shown, key=lambda row: level[row])
+    assert sorted(shown, key=lambda row: shown[row]) == by_level
+    assert shown[by_level[0]] < 10
+    assert shown[by_level[-1]] > 245
+
+
+@pytest.fixture
+def flat_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of the first two dimensions instead of UMAP, which takes seconds to compile."""
+    monkeypatch.setattr(report_map, "coordinates", lambda values, _seed: values[:, :2])
+
+
+@pytest.mark.usefixtures("flat_map")
+def test_maps_name_every_point_and_find_their_screen(tmp_path: Path) -> None:
+    write_screen(tmp_path / "screen")
+    identity = open_screen(tmp_path / "screen").identity
+    run = write_run(tmp_path / "run", "scbd", screen=tmp_path / "screen", identity=identity)
+    write_sample(run / "embeddings.h5ad", run)
+    sources = find_sources([run], 12, 0)
+    (sample,) = sources.samples
+    assert (sample.representation, len(sample.rows), sample.total) == ("content", 12, 30)
+    maps, sprites = draw_maps(sources.samples, sources.runs, 0)
+    points = maps[0].points
+    assert points is not None
+    names, codes = points["label"]["names"], points["label"]["codes"]
+    assert [names[code] for code in codes] == [HOSTILE[row % 4] for row in points["row"]]
+    parts = [points["part"]["names"][code] for code in points["part"]["codes"]]
+    assert parts == ["train" if row < 20 else "test" for row in points["row"]]
+    assert points["tile"] == [sprites[0].place[row] for row in points["row"]]
+    (tmp_path / "screen").rename(tmp_path / "moved")
+    maps, sprites = draw_maps(sources.samples, sources.runs, 0)
+    assert sprites == []
+    assert "no cell pictures, for the screen is no longer at" in maps[0].caption
+    assert maps[0].points is not None
+    assert maps[0].points["sheet"] is None
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][0] not in ("script", "style"):
+            self.text.append(data)
+
+
+@pytest.fixture
+def hostile_page(tmp_path: Path, flat_map: None) -> str:  # noqa: ARG001
+    rows = [
+        score(name, 0.5, fold=f"plate={name}", seed=seed, note=name, part=part, metric=metric)
+        for name in HOSTILE
+        for seed in (0, 1)
+        for part in ("test", name)
+        for metric in ("macro_f1", name)
+    ]
+    rows.append(score("erm", math.nan, fold=f"plate={HOSTILE[0]}", note=HOSTILE[1]))
+    write_scores(tmp_path / "scores.parquet", rows)
+    run = write_run(tmp_path / "run", "scbd", fold=f"plate={HOSTILE[0]}")
+    write_sample(run / "embeddings.h5ad", run, label=HOSTILE[0])
+    swap = tmp_path / "swap"
+    swap.mkdir()
+    Image.new("RGB", (4, 4)).save(swap / "swap.png")
+    about = {"method": HOSTILE[0], "fold": HOSTILE[1], "seed": 0, "screen": HOSTILE[3], "rows": [1]}
+    config = {"method": HOSTILE[0]}
+    (swap / "transfer.json").write_text(json.dumps({**about, "config": config}))
+    imputed = tmp_path / "imputed"
+    imputed.mkdir()
+    for name in ("transfer.png", "umap.png"):
+        Image.new("RGB", (4, 4)).save(imputed / name)
+    about |= {"imputed_to": HOSTILE[2], "images": 3, "config": config}
+    (imputed / "imputed.json").write_text(json.dumps(about))
+    report([tmp_path], tmp_path / "page.html")
+    return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_names_from_a_table_stay_text(hostile_page: str) -> None:
+    found = Elements(hostile_page)
+    tags = [tag for tag, _ in found.elements]
+    assert tags.count("script") == 3
+    assert all("onerror" not in attributes for _, attributes in found.elements)
+    images = [attributes["src"] for tag, attributes in found.elements if tag == "img"]
+    assert [str(source)[:22] for source in images] == ["data:image/png;base64,"] * 3
+    text = "".join(found.text)
+    for name in HOSTILE:
+        assert name in text
+    assert "49" not in re.findall(r"\d+", "".join(found.text).split("All ")[0])
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', hostile_page)
+    assert data is not None
+    points = json.loads(data[1])["maps"][0]
+    assert points["label"]["names"] == sorted(HOSTILE, key=points["label"]["names"].index)
+    assert set(points["label"]["names"]) == set(HOSTILE)
+    for figure in json.loads(data[1])["figures"].values():
+        assert "<script" not in json.dumps(figure["data"])
+
+
+def test_the_page_fetches_nothing_and_runs_only_its_own_scripts(hostile_page: str) -> None:
+    found = Elements(hostile_page)
+    for tag, attributes in found.elements:
+        for name in ("src", "href"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("data:", "#")), (tag, target)
+    policy = next(
+        str(attributes["content"])
+        for _, attributes in found.elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; ")
+    for script in re.findall(r"<script>(.*?)</script>", hostile_page, flags=re.DOTALL):
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    style = re.search(r"<style>(.*?)</style>", hostile_page, flags=re.DOTALL)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+def test_undefined_scores_are_a_dash_with_the_reason(hostile_page: str) -> None:
+    reason = html.escape(f"undefined, n = 100 ({HOSTILE[1]})", quote=False)
+    cells = re.findall(r'<td class="number" title="([^"]*)">–</td>', hostile_page)
+    assert any(html.unescape(cell).endswith(html.unescape(reason)) for cell in cells)
+
+
+def test_all_scores_can_be_downloaded(tmp_path: Path) -> None:
+    rows = [score("erm", 1 / 3), score("erm", math.nan, seed=1, note='a "note", with\nlines')]
+    write_scores(tmp_path / "scores.parquet", rows)
+    report([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    uri = re.search(r'href="data:text/csv;base64,([^"]*)"', page)
+    assert uri is not None
+    table = pd.read_csv(
+        io.BytesIO(base64.b64decode(uri[1])), keep_default_na=False, na_values={"value": ""}
+    )
+    expected = pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
+    pd.testing.assert_frame_equal(table, expected)
+
+
+def test_json_cannot_leave_its_script_element() -> None:
+    values = [*HOSTILE, "<!--", "\u2028\u2029", "&amp;"]
+    text = _json_in_page(values)
+    assert json.loads(text) == values
+    assert not set(text) & set("<>&\u2028\u2029")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _json_in_page([math.nan])
+
+
+def test_imputed_cells_without_their_map_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.parquet", [score("erm", 0.5)])
+    imputed = tmp_path / "imputed"
+    imputed.mkdir()
+    about = {"method": "ist", "fold": "iid", "seed": 0, "screen": "s", "imputed_to": "P1"}
+    about |= {"images": 3, "config": {"method": "ist"}}
+    (imputed / "imputed.json").write_text(json.dumps(about))
+    report([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "transfer.png: missing" in page
+    with pytest.raises(UserError, match=r"transfer\.png: missing"):
+        report([imputed], tmp_path / "other.html")

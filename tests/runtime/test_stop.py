@@ -1,0 +1,153 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deconfound.data.screens.screen import Screen
+from deconfound.runs.config import RunConfig
+from deconfound.runtime import stop
+from deconfound.training.fit import fit
+from deconfound.training.loop import Training
+
+AssertSameRun = Callable[[Path, Path], None]
+MakeConfig = Callable[..., RunConfig]
+VERB = [sys.executable, "-c", "from deconfound.cli import main; main()"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_terminated_process_saves_its_run_and_the_same_command_resumes(
+    screen: Screen,
+    tmp_path: Path,
+    assert_same_run: AssertSameRun,
+) -> None:
+    """SIGTERM as soon as the run trains; what it has done is kept to the last step."""
+    few = "--steps 40 --batch-size 12 --validate-every 5 --checkpoint-every 40 --device cpu"
+    few += " --precision 32 --threads 1 --fold plate=S1/P1 --val-fraction 0.2 --quiet"
+    command = [*VERB, "fit", "erm", str(screen.path), *few.split(), "--out"]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "stopped")], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as running:
+        while not (tmp_path / "stopped" / "classifier-loss.safetensors").exists():
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert len(said.splitlines()) == 1
+    assert "of 40 (classifier); the same command resumes" in said
+    assert (tmp_path / "stopped" / "resume.pt").is_file()
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["stopped"]
+    for name in ("stopped", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, env=ENVIRONMENT)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def asking(function: Callable[..., Any], call: int, number: int) -> Callable[..., Any]:
+    """`function`, at whose `call`-th call a signal arrives."""
+    calls = 0
+
+    def wrapped(*words: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return function(*words, **named)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("place", "call", "steps"),
+    [("_step", 1, 1), ("_step", 3, 3), ("_validate", 1, 2), ("_step", 6, 6), ("_validate", 3, 6)],
+)
+def test_a_stopped_run_loses_no_step_and_no_validation(
+    number: int,
+    place: str,
+    call: int,
+    steps: int,
+    screen: Screen,
+    make_config: MakeConfig,
+    finished_runs: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same_run: AssertSameRun,
+) -> None:
+    out = tmp_path / "run"
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, place, asking(getattr(Training, place), call, number))
+        with pytest.raises(stop.Stopped, match=rf"saved at step {steps} of 6"):
+            fit(make_config("scbd"), screen.path, out, quiet=True)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    steps_taken = []
+    step = Training._step
+
+    def counting(self: Training, *words: Any) -> Any:
+        steps_taken.append(words)
+        return step(self, *words)
+
+    monkeypatch.setattr(Training, "_step", counting)
+    fit(make_config("scbd"), screen.path, out, quiet=True)
+    assert len(steps_taken) == 6 - steps + 4  # the stage of the decoder has 4
+    assert_same_run(out, finished_runs("scbd"))
+
+
+def test_a_step_that_does_not_end_is_left(
+    screen: Screen,
+    make_config: MakeConfig,
+    finished_runs: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same_run: AssertSameRun,
+) -> None:
+    out = tmp_path / "run"
+
+    def endless(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+        signal.pause()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stop, "GRACE_SECONDS", 0.1)
+        patch.setattr(Training, "_step", endless)
+        with pytest.raises(stop.Stopped):
+            fit(make_config("erm"), screen.path, out, quiet=True)
+    fit(make_config("erm"), screen.path, out, quiet=True)
+    assert_same_run(out, finished_runs("erm"))
+
+
+def test_a_second_interrupt_does_not_wait(
+    screen: Screen, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(Training, "_step", impatient)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        fit(make_config("erm"), screen.path, tmp_path / "run", quiet=True)
+    assert not isinstance(raised.value, stop.Stopped)
+
+
+def test_another_verb_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "screen"
+    command = [*VERB, "simulate", "--cells", "200000", "--quiet", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as running:
+        while not any(file.suffix == ".partial" for file in tmp_path.iterdir()):
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert said == ("deconfound: stopped; the same command starts again, as nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
