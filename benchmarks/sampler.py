@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from deconfound.arrays import Rows
 from deconfound.data.loading.sampler import (
     EnvironmentBalancedSampler,
     LabelBalancedSampler,
     PlainSampler,
-    Rows,
     Sampler,
     UniformSampler,
 )

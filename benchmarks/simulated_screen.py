@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
+from deconfound.arrays import Images, Rows
 from deconfound.data.folds.fold import Part, groups, make_fold, shared_labels
 from deconfound.data.loading.augment import dihedral, random_turns
 from deconfound.data.screens.screen import Screen, open_screen
@@ -44,9 +44,6 @@ WEIGHT_DECAY = 1e-2
 CELLS_PER_NEW_ENVIRONMENT = 64
 FOLDS = {"clean": 2, "series": 4, "oracle_randomised": 2, "plate": 2, "section": 2}
 LIMITS = {"clean": 0.85, "iid": 0.80, "oracle_randomised": 0.75}
-
-Rows = npt.NDArray[np.int64]
-Images = npt.NDArray[Any]
 
 
 def network(channels: int, classes: int) -> nn.Module:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.arrays import Rows
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import coded, joined
 from deconfound.errors import UserError
 from deconfound.runs.run import Run

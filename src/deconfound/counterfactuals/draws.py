@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from deconfound.arrays import Rows
 from deconfound.data.folds.fold import Part
 from deconfound.data.folds.problem import Problem
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import joined
 from deconfound.runtime.seeds import numpy_stream
 

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deconfound.arrays import Rows
 from deconfound.config import RelativeTo, nearest
 from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
 from deconfound.counterfactuals.landing import Encoder, Landing, draw_landing, find_landing
 from deconfound.counterfactuals.pictures import draw_imputed
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.batch import BatchReader
-from deconfound.data.screens.screen import Rows, Screen, open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.errors import UserError
 from deconfound.files import atomic

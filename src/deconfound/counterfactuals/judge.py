@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from deconfound.arrays import Images, Rows
 from deconfound.config import RelativeTo
 from deconfound.counterfactuals.cells import refuse_percentile
 from deconfound.counterfactuals.draws import Interventions, interventions
@@ -19,7 +20,7 @@ from deconfound.counterfactuals.oracle import Oracle, oracle_of
 from deconfound.data.folds.fold import Part, physical_well
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.intensity import Intensity
-from deconfound.data.screens.screen import Images, Rows, Screen, open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, Row, score_row

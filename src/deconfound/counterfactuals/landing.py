@@ -4,19 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from deconfound.arrays import Floats, Rows
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import natural_order
 from deconfound.display.umap import coordinates
 from deconfound.methods.base import Imputer
 from deconfound.metrics.neighbors import nearest
 from deconfound.runtime.seeds import numpy_stream
 
-Points = npt.NDArray[np.float32]
 BATCH = 256
 MOST = 500
 """Cells of each kind on a map."""
@@ -34,7 +33,7 @@ class Encoder:
     device: torch.device
 
     @torch.no_grad()
-    def __call__(self, screen: Screen, rows: Rows) -> Points:
+    def __call__(self, screen: Screen, rows: Rows) -> Floats:
         """The representations (B, D) float32 of rows of a screen."""
         nothing = np.full(len(screen), -1, dtype=np.int64)
         reader = BatchReader(screen, nothing, nothing, self.intensity, self.device, True)
@@ -47,11 +46,11 @@ class Encoder:
 class Landing:
     """Representations of cells before and after they were imputed, and of the target's own."""
 
-    originals: Points
+    originals: Floats
     """(N, D)."""
-    imputed: Points
+    imputed: Floats
     """(N, D), of the same cells."""
-    target: Points
+    target: Floats
     """(T, D) of real cells of the target environment."""
     environments: tuple[str, ...]
     """(N,) where the originals are from."""

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from deconfound.arrays import Images, Rows
 from deconfound.data.folds.problem import Problem
 from deconfound.data.loading.augment import dihedral, random_turns
 from deconfound.data.loading.sampler import UniformSampler
-from deconfound.data.screens.screen import Images, Rows, Screen
+from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.counterfactual import NO_ENVIRONMENT, counterfactual
 from deconfound.data.tables.table import joined
 from deconfound.files import atomic

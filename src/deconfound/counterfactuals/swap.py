@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 
 from deconfound import methods
+from deconfound.arrays import Bytes, Rows
 from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
 from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
-from deconfound.data.screens.screen import Rows, Screen, open_screen
-from deconfound.display.pixels import Pictures, contrast, rgb
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.display.pixels import contrast, rgb
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods.base import Imputer, Method
@@ -166,7 +167,7 @@ def _draw(swap: Swap, channels: tuple[str, ...], file: Path) -> None:
     figure.savefig(file, format="png", metadata={"Software": None})
 
 
-def _paste(sheet: Pictures, top: int, left: int, shown: Pictures) -> None:
+def _paste(sheet: Bytes, top: int, left: int, shown: Bytes) -> None:
     """Put a picture (H, W, 3) on the sheet, resized to one tile."""
     from PIL import Image
 

@@ -4,11 +4,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from deconfound.arrays import Mask, Rows
 from deconfound.data.folds.fold import groups, make_fold, physical_well, separated
-from deconfound.data.screens.screen import Rows, Screen, open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import Coded, Roles, nested_ids, require_columns
 from deconfound.description.description import Description
 from deconfound.description.information import shared_information
@@ -21,8 +21,6 @@ MOST_GROUPS = 500
 """Groups of one level whose folds are worked out."""
 NAMED = 20
 """Labels named in one cell of the table of folds."""
-
-Mask = npt.NDArray[np.bool_]
 
 
 def describe(

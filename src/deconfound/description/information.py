@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deconfound.data.screens.screen import Rows
+from deconfound.arrays import Rows
 
 
 def shared_information(label: Rows, environment: Rows) -> float:

@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.arrays import Doubles, Rows
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
 
 CHUNK_PIXELS = 2**22
-Numbers = npt.NDArray[np.float64]
 
 
 def sample_rows(environment: Coded, most: int) -> Rows:
@@ -37,7 +37,7 @@ def pixel_statistics(
     channels = len(screen.channels)
     shape = (len(environment.names) + 1, channels)
     images = np.zeros(shape[0])
-    sums: dict[str, Numbers] = {name: np.zeros(shape) for name in _MEASURED}
+    sums: dict[str, Doubles] = {name: np.zeros(shape) for name in _MEASURED}
     per_chunk = max(1, CHUNK_PIXELS // max(1, int(np.prod(screen.image_shape))))
     with Progress(
         "describe", len(rows), "profiles" if screen.holds_profiles else "images", quiet=quiet
@@ -55,7 +55,7 @@ def pixel_statistics(
 _MEASURED = ("mean", "square", "saturated", "black", "constant")
 
 
-def _measured(pixels: npt.NDArray[Any]) -> dict[str, Numbers]:
+def _measured(pixels: npt.NDArray[Any]) -> dict[str, Doubles]:
     """What is added up, (B, C) each, of pixels (B, C, H, W); or of profiles (B, C)."""
     if pixels.ndim == 2:
         values, none = pixels.astype(np.float64), np.zeros(pixels.shape)
@@ -78,7 +78,7 @@ def _measured(pixels: npt.NDArray[Any]) -> dict[str, Numbers]:
 
 
 def _table(
-    screen: Screen, environment: Coded, images: Numbers, sums: dict[str, Numbers]
+    screen: Screen, environment: Coded, images: Doubles, sums: dict[str, Doubles]
 ) -> pd.DataFrame:
     rows = []
     for place in range(len(images)):

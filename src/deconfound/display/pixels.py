@@ -1,14 +1,10 @@
 """Stored pixels of any channel count as RGB pictures for the eye."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Pixels = npt.NDArray[Any]
-Pictures = npt.NDArray[np.uint8]
-Bounds = npt.NDArray[np.float64]
+from deconfound.arrays import Bytes, Doubles, Pixels
 
 PHOTOGRAPH = (("r", "g", "b"), ("red", "green", "blue"))
 PERCENTILES = (0.5, 99.8)
@@ -29,7 +25,7 @@ STAINS = {
 }
 
 
-def contrast(pixels: Pixels, channels: Sequence[str]) -> Bounds:
+def contrast(pixels: Pixels, channels: Sequence[str]) -> Doubles:
     """Darkest and brightest value shown, (C, 2), of pixels (B, C, H, W) as they are stored.
 
     The whole range of the type for the channels of a photograph (R, G, B), so that hues stay
@@ -41,7 +37,7 @@ def contrast(pixels: Pixels, channels: Sequence[str]) -> Bounds:
     return np.percentile(pixels.astype(np.float64), PERCENTILES, axis=(0, 2, 3)).T
 
 
-def rgb(pixels: Pixels, channels: Sequence[str], bounds: Bounds) -> Pictures:
+def rgb(pixels: Pixels, channels: Sequence[str], bounds: Doubles) -> Bytes:
     """Pixels (B, C, H, W) in stored units as pictures (B, H, W, 3) uint8.
 
     One channel is grey, a photograph stays as it is; the channels of any other image are added in
@@ -58,7 +54,7 @@ def is_photograph(channels: Sequence[str]) -> bool:
     return tuple(name.lower() for name in channels) in PHOTOGRAPH
 
 
-def _colours(channels: Sequence[str]) -> Bounds:
+def _colours(channels: Sequence[str]) -> Doubles:
     if len(channels) == 1:
         return np.ones((1, 3))
     if is_photograph(channels):

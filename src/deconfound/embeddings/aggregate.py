@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deconfound.arrays import Mask
 from deconfound.config import Options, nearest
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE, control_rows
 from deconfound.data.tables.table import coded, require_columns
@@ -42,8 +43,6 @@ ALIGNED_BY = {"centre-scale": "standardise", "tvn": "tvn"}
 CHUNK_ROWS = 65_536
 ABOUT = b"deconfound"
 """Key of what is known of an aggregate, in the metadata of a Parquet file."""
-
-Mask = npt.NDArray[np.bool_]
 
 
 class AggregateOptions(Options):

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from deconfound.arrays import Floats
 from deconfound.config import nearest as nearest_name
 from deconfound.data.folds.controls import control_rows
 from deconfound.data.tables.table import Coded, coded
@@ -21,7 +21,6 @@ from deconfound.metrics.neighbors import nearest, refuse_malformed, vote
 KNN = "knn"
 """The name under which `correct` leaves the embedding as it is and only takes the vote."""
 NEIGHBORS = 10
-Floats = npt.NDArray[np.float32]
 
 
 def names() -> list[str]:

@@ -8,11 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import csc_array
 
+from deconfound.arrays import Codes, Doubles, Mask
 from deconfound.errors import UserError
-
-Codes = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 class GroupMeans:

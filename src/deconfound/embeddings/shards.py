@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deconfound.arrays import Floats
 from deconfound.data.screens.shards import Shard
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
@@ -22,8 +22,6 @@ INDEX = "_embeddings.json"
 PREFIX = "Metadata_"
 BYTES_A_CELL = 16
 """Of a table in memory, about, a value of a column."""
-
-Values = npt.NDArray[np.float32]
 
 
 class ShardsIndex(BaseModel):
@@ -65,7 +63,7 @@ def metadata_names(columns: Sequence[str]) -> dict[str, str]:
     return {name: found[name] for name in columns}
 
 
-def write_shard(file: Path, table: pd.DataFrame, representations: dict[str, Values]) -> None:
+def write_shard(file: Path, table: pd.DataFrame, representations: dict[str, Floats]) -> None:
     """Write rows of a table and their representations (B, D), a column each, as Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -140,7 +138,7 @@ def check_shards(path: Path) -> ShardsIndex:
     return index
 
 
-def read_shards(path: Path) -> tuple[pd.DataFrame, dict[str, Values], dict[str, Any]]:
+def read_shards(path: Path) -> tuple[pd.DataFrame, dict[str, Floats], dict[str, Any]]:
     """The table, the representations and what is said of the run, all in memory.
 
     Raises UserError as `check_shards` does, and if they need more memory than there is.

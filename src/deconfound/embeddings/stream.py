@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from deconfound.arrays import Rows
 from deconfound.data.folds.problem import pose
 from deconfound.data.loading.batch import BatchReader
-from deconfound.data.screens.screen import Rows, open_screen
+from deconfound.data.screens.screen import open_screen
 from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.files.checksums import sha256
 from deconfound.intervention.at_test_time import correction_of, represent

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from deconfound.arrays import Codes, Mask
 from deconfound.data.tables.table import Coded, coded
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import COLUMNS, Codes, Mask, Row, classification, score_row
+from deconfound.evaluation.scores import COLUMNS, Row, classification, score_row
 from deconfound.files import atomic
 from deconfound.losses import supervised_contrastive
 from deconfound.metrics import (

@@ -3,9 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
+from deconfound.arrays import Codes, Mask
 from deconfound.metrics import (
     Score,
     accuracy,
@@ -30,12 +28,6 @@ COLUMNS = [
 
 
 SAW_HELD_OUT = "trained with images of test rows"
-
-
-Codes = npt.NDArray[np.int64]
-
-
-Mask = npt.NDArray[np.bool_]
 
 
 class Row(NamedTuple):

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from deconfound import methods
+from deconfound.arrays import Rows
 from deconfound.config import RelativeTo
 from deconfound.data.folds.controls import CONTROL_TYPE, control_rows
 from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.intervention.styles import Styles, mean_styles, styles_of

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deconfound.arrays import Rows
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.screens.screen import Screen
 from deconfound.methods.base import Imputer
 from deconfound.runtime.seeds import numpy_stream
 

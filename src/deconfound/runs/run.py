@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from deconfound import methods
+from deconfound.arrays import Rows
 from deconfound.config import (
     TransformName,
 )
 from deconfound.data.folds.problem import Problem
 from deconfound.data.loading.intensity import Intensity
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles, listed
 from deconfound.errors import UserError
 from deconfound.files import atomic

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from deconfound.arrays import Rows
 from deconfound.config import TrainingOptions
 from deconfound.data.folds.problem import Problem
 from deconfound.data.loading.batch import Batch, BatchReader
@@ -17,7 +18,6 @@ from deconfound.data.loading.sampler import (
     Sampler,
     UniformSampler,
 )
-from deconfound.data.screens.screen import Rows
 from deconfound.errors import UserError
 from deconfound.methods.base import Group, Stage
 from deconfound.runs.config import RunConfig

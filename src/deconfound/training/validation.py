@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 
+from deconfound.arrays import Rows
 from deconfound.data.loading.batch import Batch
-from deconfound.data.screens.screen import Rows
 from deconfound.methods.base import Method, Phase, Stage, weighted_sum
 
 

@@ -2,12 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 import tifffile
 
 from deconfound import cli
+from deconfound.arrays import Pixels
 from deconfound.data.ingest import rows
 from deconfound.data.ingest.fields import CENTRE_COLUMNS, centre_columns, centres
 from deconfound.data.ingest.images import IngestConfig, ingest
@@ -17,7 +17,6 @@ from deconfound.errors import UserError
 from deconfound.files import growing
 
 X, Y = "Nuclei_Location_Center_X", "Nuclei_Location_Center_Y"
-Pixels = npt.NDArray[Any]
 
 
 def write_fields(folder: Path, cells: list[tuple[int, float, float]]) -> tuple[Path, Pixels]:

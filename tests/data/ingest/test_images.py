@@ -2,16 +2,15 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
 from pydantic import ValidationError
 
+from deconfound.arrays import Pixels
 from deconfound.config import DataOptions
 from deconfound.data.folds.problem import pose
 from deconfound.data.ingest import rows
@@ -23,7 +22,6 @@ from deconfound.errors import UserError
 
 PACS = Path(__file__).parents[3].parent / "shared" / "data" / "pacs_64px"
 VLCS = PACS.parent / "vlcs_mini"
-Pixels = npt.NDArray[Any]
 
 
 def cells(folder: Path, rows: int = 10, side: int = 6) -> tuple[Path, Pixels]:

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
 
+from deconfound.arrays import Rows
 from deconfound.data.loading.batch import READ_AHEAD, Batch, BatchReader, augmented
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles
 
-Rows = npt.NDArray[np.int64]
 LABEL = np.arange(30, dtype=np.int64) % 4 - 1
 ENVIRONMENT = np.arange(30, dtype=np.int64)[::-1].copy()
 

@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deconfound.arrays import Rows
 from deconfound.data.loading.sampler import (
     EnvironmentBalancedSampler,
     JoinedSampler,
     LabelBalancedSampler,
     PlainSampler,
-    Rows,
     Sampler,
     UniformSampler,
     effective_sizes,

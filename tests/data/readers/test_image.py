@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import tifffile
 import torch
@@ -16,10 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from deconfound.arrays import Pixels
 from deconfound.data.readers.image import read_image, resized
 from deconfound.errors import UserError
-
-Pixels = npt.NDArray[Any]
 
 
 @pytest.fixture(autouse=True)

@@ -4,16 +4,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from deconfound.arrays import Pixels
 from deconfound.data.ingest.images import IngestConfig, ingest
 from deconfound.data.readers.image import read_image
 from deconfound.errors import UserError
 
 zarr = pytest.importorskip("zarr", reason="needs the extra [zarr]")
-Pixels = npt.NDArray[Any]
 
 
 def write_field(

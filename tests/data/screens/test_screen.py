@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deconfound.arrays import Images
 from deconfound.data.screens import writer
-from deconfound.data.screens.screen import Images, Screen, open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from deconfound.arrays import Bytes
 from deconfound.config import Options
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.sources import cmnist, discover
@@ -19,7 +20,6 @@ NAMES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-Bytes = npt.NDArray[np.uint8]
 
 
 def idx(values: Bytes) -> bytes:

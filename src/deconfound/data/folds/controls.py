@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from deconfound.arrays import Rows
 from deconfound.config import nearest
-from deconfound.data.screens.screen import Rows
 from deconfound.data.tables.table import Coded, require_columns
 from deconfound.errors import UserError
 

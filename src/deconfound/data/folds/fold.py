@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from deconfound.arrays import Mask, Rows
 from deconfound.data.tables.table import (
     Coded,
     Roles,
@@ -26,8 +27,6 @@ from deconfound.runtime.seeds import numpy_stream
 
 Part = Literal["train", "val", "ood_val", "id_test", "test", "unused"]
 PARTS: tuple[Part, ...] = ("train", "val", "ood_val", "id_test", "test", "unused")
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 Unit = Literal["cell", "well"]
 
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deconfound.arrays import Rows
 from deconfound.config import DataOptions, TransformName
 from deconfound.data.folds.controls import control_codes
 from deconfound.data.folds.fold import Fold, make_fold, without_environment
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded, Roles, listed, require_columns
 from deconfound.errors import UserError
 

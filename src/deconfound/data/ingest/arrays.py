@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from deconfound.arrays import Pixels
 from deconfound.data.ingest.images import (
     IngestConfig,
     refuse_empty,
@@ -28,7 +29,6 @@ from deconfound.files.atomic import refuse_existing
 from deconfound.runtime.progress import Progress
 
 Axes = Literal["NCHW", "NHWC"]
-Array = npt.NDArray[Any]
 
 ARRAY_OPTIONS = frozenset({"channels", "size", "transform", "percentile_by"})
 
@@ -121,14 +121,14 @@ def _is_channels_last(shape: tuple[int, ...], axes: Axes | None, file: Path) -> 
     return axes == "NHWC"
 
 
-def _channels_first(values: Array, last: bool) -> Array:
+def _channels_first(values: Pixels, last: bool) -> Pixels:
     """A view (N, C, H, W)."""
     if values.ndim == 3:
         return values[:, None]
     return values.transpose(0, 3, 1, 2) if last else values
 
 
-def _pixels(images: Array, start: int, file: Path) -> Array:
+def _pixels(images: Pixels, start: int, file: Path) -> Pixels:
     """Images in memory, in a type that a screen holds and in this machine's byte order."""
     if images.dtype.kind == "f":
         images = _as_float32(images)
@@ -143,7 +143,7 @@ def _pixels(images: Array, start: int, file: Path) -> Array:
     return images
 
 
-def _as_float32(values: Array) -> npt.NDArray[np.float32]:
+def _as_float32(values: Pixels) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
         return np.asarray(values, dtype=np.float32)
 

@@ -12,15 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from deconfound.arrays import Doubles, Pixels, Rows
 from deconfound.data.ingest.rows import RowReader, images_per_chunk, in_order
-from deconfound.data.readers.image import Pixels, resized
+from deconfound.data.readers.image import resized
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
 from deconfound.files import atomic, growing
 from deconfound.files.growing import Damaged, GrowingFile, Mark
-
-Centres = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 ROW_BYTES = 8
 """Before the pixels of a crop its row is written."""
@@ -60,7 +58,7 @@ def centre_columns(table: pd.DataFrame, given: Sequence[str], where: str) -> tup
     )
 
 
-def centres(table: pd.DataFrame, columns: Sequence[str], where: str) -> Centres:
+def centres(table: pd.DataFrame, columns: Sequence[str], where: str) -> Doubles:
     """(N, 2) x and y of every cell in pixels, where 0 is the middle of the first pixel.
 
     Raises UserError naming the first row whose value is no finite number.

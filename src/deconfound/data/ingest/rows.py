@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from deconfound.arrays import Pixels
 from deconfound.data.ingest.columns import ImageColumns
-from deconfound.data.readers.image import Pixels, read_image, resized
+from deconfound.data.readers.image import read_image, resized
 from deconfound.data.readers.ome_names import ome_channel_names
 from deconfound.errors import UserError
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from deconfound.arrays import Pixels
 from deconfound.config import TransformName
 from deconfound.data.ingest.columns import FileColumn, ImageColumns, row_files
 from deconfound.data.ingest.fields import FieldCrops
 from deconfound.data.ingest.paths import FOLDER_PATH
 from deconfound.data.ingest.provenance import identity_of
 from deconfound.data.ingest.rows import RowReader, whole_images
-from deconfound.data.readers.image import Pixels
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles

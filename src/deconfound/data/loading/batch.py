@@ -7,16 +7,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deconfound.arrays import Rows
 from deconfound.data.loading.augment import dihedral, random_turns
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.runtime.seeds import torch_stream
 
-Rows = npt.NDArray[np.int64]
 PART = 262_144
 """Values scaled at a time on a CPU; so few stay in its cache."""
 READ_AHEAD = "read ahead"

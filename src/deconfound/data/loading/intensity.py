@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deconfound.arrays import Rows
 from deconfound.config import ScalingName, TransformName
-from deconfound.data.screens.screen import Rows, Screen
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded
 from deconfound.errors import UserError
 from deconfound.runtime.seeds import numpy_stream

@@ -3,11 +3,9 @@
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from deconfound.arrays import Rows
 from deconfound.runtime.seeds import numpy_stream
-
-Rows = npt.NDArray[np.int64]
 
 
 class Sampler(Protocol):

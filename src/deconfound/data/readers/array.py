@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from deconfound.arrays import Pixels
 from deconfound.errors import UserError
-
-Array = npt.NDArray[Any]
 
 ROW_BYTES = 2**30
 """The largest row that is read."""
@@ -25,7 +23,7 @@ class StoredArray(Protocol):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def parts(self, part_bytes: int) -> Iterator[Array]:
+    def parts(self, part_bytes: int) -> Iterator[Pixels]:
         """All rows in order, about `part_bytes` at a time; raises UserError for damage."""
 
 
@@ -63,10 +61,10 @@ class _Mapped:
     """A .npy, read by memory map."""
 
     def __init__(self, file: Path) -> None:
-        self._values: Array = np.load(file, mmap_mode="r", allow_pickle=False)
+        self._values: Pixels = np.load(file, mmap_mode="r", allow_pickle=False)
         self.shape, self.dtype = self._values.shape, self._values.dtype
 
-    def parts(self, part_bytes: int) -> Iterator[Array]:
+    def parts(self, part_bytes: int) -> Iterator[Pixels]:
         rows = max(1, part_bytes // _row_bytes(self))
         for start in range(0, len(self._values), rows):
             yield self._values[start : start + rows]
@@ -102,7 +100,7 @@ class _Packed:
                 "save numpy.ascontiguousarray of it, or as .npy"
             )
 
-    def parts(self, part_bytes: int) -> Iterator[Array]:
+    def parts(self, part_bytes: int) -> Iterator[Pixels]:
         size = _row_bytes(self)
         rows = max(1, part_bytes // size)
         with (

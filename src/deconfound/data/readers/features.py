@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deconfound.arrays import Floats
 from deconfound.data.tables.compressed import (
     compression,
     readable,
@@ -22,8 +23,6 @@ from deconfound.data.tables.compressed import (
 )
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
-
-Values = npt.NDArray[np.float32]
 
 COMPARTMENTS = ("Cells_", "Cytoplasm_", "Nuclei_")
 NO_FEATURE = re.compile(
@@ -47,7 +46,7 @@ class FeatureTable(Protocol):
     def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
         """The columns named that are no features, one row per profile."""
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Values]:
+    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         """The columns named, (B, D) at a time, in order; what is missing is NaN."""
 
 
@@ -116,7 +115,7 @@ class _Readable:
         with readable(self._path):
             return self._table.metadata(columns)
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Values]:
+    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         with readable(self._path):
             yield from self._table.chunks(columns)
 
@@ -147,7 +146,7 @@ class _Text:
         parts = [part[list(columns)] for part in self._parts()]
         return pd.concat(parts, ignore_index=True)
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Values]:
+    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         for part in self._parts():
             text = part[list(columns)]
             numbers = text.apply(pd.to_numeric, errors="coerce")
@@ -192,7 +191,7 @@ class _Parquet:
         read: pd.DataFrame = self._file.read(columns=list(columns)).to_pandas(ignore_metadata=True)
         return read
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Values]:
+    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         for name in columns:
             kind = self._types[name]
             if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -229,7 +228,7 @@ class _AnnData:
     def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
         return self._obs[[name for name in columns if name in self._obs.columns]].copy()
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Values]:
+    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         require_columns(pd.DataFrame(columns=self._names), columns, "var of the .h5ad file")
         place = [self._names.index(name) for name in columns]
         rows = max(1, CHUNK_VALUES // len(self._names))
@@ -239,7 +238,7 @@ class _AnnData:
             yield _single(dense[:, place])
 
 
-def _single(values: npt.NDArray[Any]) -> Values:
+def _single(values: npt.NDArray[Any]) -> Floats:
     """As float32; what is too large for it becomes infinite."""
     with np.errstate(over="ignore"):
         return np.asarray(values, dtype=np.float32)

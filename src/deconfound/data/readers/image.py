@@ -14,12 +14,12 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
+from deconfound.arrays import Pixels
 from deconfound.data.readers.ome_zarr import read_field
 from deconfound.errors import UserError
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else it speaks to the terminal
 
-Pixels = npt.NDArray[Any]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG"

@@ -7,11 +7,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
+from deconfound.arrays import Pixels
 from deconfound.errors import UserError
-
-Pixels = npt.NDArray[Any]
 
 
 class LmdbImages:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deconfound.arrays import Images, Rows
 from deconfound.config import TransformName
 from deconfound.data.screens.shards import Shard
 from deconfound.data.tables.table import Coded, Roles, coded, joined, require_columns
@@ -19,9 +20,6 @@ from deconfound.errors import UserError
 from deconfound.files.checksums import sha256
 
 FORMAT_VERSION = 1
-
-Images = npt.NDArray[Any]
-Rows = npt.NDArray[np.int64]
 
 
 class ScreenIndex(BaseModel):

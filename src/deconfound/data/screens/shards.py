@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from deconfound.arrays import Images
 from deconfound.files.atomic import flush
 from deconfound.files.checksums import sha256
 from deconfound.files.growing import Damaged, GrowingFile, Mark
-
-Images = npt.NDArray[Any]
 
 
 class Shard(BaseModel):

@@ -9,8 +9,9 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from deconfound.arrays import Images
 from deconfound.config import TransformName
-from deconfound.data.screens.screen import FORMAT_VERSION, Images, ScreenIndex
+from deconfound.data.screens.screen import FORMAT_VERSION, ScreenIndex
 from deconfound.data.screens.shards import ShardsMark, ShardWriter
 from deconfound.data.tables.table import Roles, require_columns
 from deconfound.errors import UserError

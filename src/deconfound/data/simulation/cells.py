@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from deconfound.arrays import Floats
 from deconfound.data.simulation.phenotype import TRAITS
 from deconfound.runtime.seeds import numpy_stream
 
-Floats = npt.NDArray[np.float32]
 Values = dict[str, Floats]
 
 CHANNELS = ("DNA", "actin", "tubulin", "mitochondria")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deconfound.data.screens.screen import Images, Rows, Screen
+from deconfound.arrays import Images, Rows
+from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.inject import INJECTED, injected_cells
 from deconfound.data.simulation.optics import Optics, no_optics, optics_from
 from deconfound.data.simulation.rendering import Renderer, chunks, rendered

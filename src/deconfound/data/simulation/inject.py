@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
 
+from deconfound.arrays import Images, Rows
 from deconfound.config import nearest, validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.screens.screen import Images, Rows, Screen, open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.simulation.config import EnvironmentOptions
 from deconfound.data.simulation.layout import (

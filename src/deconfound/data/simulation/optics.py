@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconfound.arrays import Floats
 from deconfound.runtime.seeds import numpy_stream
-
-Floats = npt.NDArray[np.float32]
 
 REFERENCE_SIZE = 48  # pixels of the crop that `Optics.blur` refers to
 FIELD = 0.2  # width of a crop, as a fraction of the field of view

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit
 
+from deconfound.arrays import Floats
 from deconfound.runtime.seeds import numpy_stream
-
-Floats = npt.NDArray[np.float32]
 
 CANDIDATES = 512
 

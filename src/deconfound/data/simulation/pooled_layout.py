@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from deconfound.arrays import Floats
 from deconfound.data.simulation.layout import PLATE, WELL, well_names
-from deconfound.data.simulation.phenotype import TRAITS, Floats, draw_phenotypes
+from deconfound.data.simulation.phenotype import TRAITS, draw_phenotypes
 from deconfound.errors import UserError
 from deconfound.runtime.seeds import numpy_stream
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from deconfound.data.screens.screen import Images, Rows
+from deconfound.arrays import Images, Rows
 from deconfound.data.simulation.optics import Optics
 
 CHUNK = 128  # cells rendered at a time

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from deconfound.arrays import Floats, Images, Rows
 from deconfound.config import validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.screens.screen import Images, Rows, Screen, open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.simulation.cells import CHANNELS, POSE, Values, draw_pose, render_cells
 from deconfound.data.simulation.config import SimulateConfig as SimulateConfig
@@ -32,7 +33,7 @@ from deconfound.data.simulation.optics import (
     digitised,
     draw_optics,
 )
-from deconfound.data.simulation.phenotype import TRAIT_NAMES, Floats, draw_phenotypes, draw_traits
+from deconfound.data.simulation.phenotype import TRAIT_NAMES, draw_phenotypes, draw_traits
 from deconfound.data.simulation.pooled_layout import (
     GENE,
     NONTARGETING,

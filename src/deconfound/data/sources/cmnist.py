@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from deconfound.arrays import Bytes
 from deconfound.config import Options
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
@@ -31,8 +32,6 @@ CHUNK = 4096
 _MOST_IMAGES = 60_000
 _IMAGE_MAGIC = 2051
 _LABEL_MAGIC = 2049
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class Config(Options):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from deconfound.arrays import Pixels
 from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.ingest.images import refuse_empty
@@ -20,7 +21,7 @@ from deconfound.data.ingest.provenance import identity_of
 from deconfound.data.ingest.rows import CHUNK_IMAGES, in_order
 from deconfound.data.ingest.writing import THREADS, kept_if_stopped, refuse_full_disk
 from deconfound.data.readers.image import resized
-from deconfound.data.readers.lmdb import LmdbImages, Pixels
+from deconfound.data.readers.lmdb import LmdbImages
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.simulation.pooled_layout import SPLIT, random_split

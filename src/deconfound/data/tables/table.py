@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from deconfound.arrays import Codes
 from deconfound.data.tables.compressed import (
     compression,
     open_text,
@@ -23,7 +23,6 @@ from deconfound.data.tables.compressed import (
 from deconfound.errors import UserError
 from deconfound.runtime.escaping import from_spreadsheet
 
-Codes = npt.NDArray[np.int64]
 EXPORTED_PATH = "deconfound_path"
 """Column of image paths in a table written by export."""
 

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deconfound.arrays import Rows
 from deconfound.config import DataOptions, validated
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.batch import BatchReader
-from deconfound.data.screens.screen import Rows, Screen, open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import classification
 from deconfound.experiments.running.messages import (
