@@ -87,7 +87,7 @@ def test_a_file_is_a_method(
     screen: Screen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "foo" in methods.names()
-    assert stops(["methods"]) is None
+    assert stops(["list", "methods"]) is None
     assert "foo" in capsys.readouterr().out
     assert stops(["fit", "foo", "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
