@@ -9,7 +9,7 @@ from pydantic import Field
 
 from deconfound import methods
 from deconfound.config import DataOptions, ImputeInto, Options, RelativeTo, nearest
-from deconfound.data.folds.fold import Group, groups
+from deconfound.data.folds.groups import Group, groups
 from deconfound.data.folds.problem import pose, roles_of
 from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.layout import PLATE

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from deconfound.config import DataOptions, Options, nearest, read_yaml, validated
-from deconfound.data.folds.fold import groups
+from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import pose, roles_of
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import listed

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from deconfound.config import DataOptions, Options, TrainingOptions, validated
 from deconfound.counterfactuals.swap import transfer
-from deconfound.data.folds.fold import groups
+from deconfound.data.folds.groups import groups
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.simulate import SimulateConfig, simulate
 from deconfound.embeddings.embed import embed
