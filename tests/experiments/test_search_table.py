@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deconfound.data.folds.fold import physical_well
+from deconfound.data.folds.groups import physical_well
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.experiments.plan import Job, Plan, Setting

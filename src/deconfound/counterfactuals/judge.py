@@ -17,7 +17,8 @@ from deconfound.config import RelativeTo
 from deconfound.counterfactuals.cells import refuse_percentile
 from deconfound.counterfactuals.draws import Interventions, interventions
 from deconfound.counterfactuals.oracle import Oracle, oracle_of
-from deconfound.data.folds.fold import Part, physical_well
+from deconfound.data.folds.fold import Part
+from deconfound.data.folds.groups import physical_well
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen

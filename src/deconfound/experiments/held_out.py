@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from deconfound.config import DataOptions, nearest
-from deconfound.data.folds.fold import Group, groups
+from deconfound.data.folds.groups import Group, groups
 from deconfound.data.folds.problem import pose, roles_of
 from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.layout import PLATE

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.arrays import Rows
-from deconfound.data.folds.fold import physical_well
+from deconfound.data.folds.groups import physical_well
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed, require_columns
 from deconfound.errors import UserError

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from deconfound.config import Options, validated
 from deconfound.counterfactuals.swap import transfer
-from deconfound.data.folds.fold import groups
+from deconfound.data.folds.groups import groups
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError

@@ -14,6 +14,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.files import atomic
+from deconfound.files.claim import refuse_foreign
 from deconfound.intervention.intervention import begin_intervention
 from deconfound.intervention.source_run import imputing_run, with_imputer
 from deconfound.runs.config import RunConfig, dump_config, read_config
@@ -95,7 +96,7 @@ def train(
         intervention = begin_intervention(config, screen, problem, out, source, fabric.device)
         training = Training(config, screen, problem, out, fabric, quiet, intervention)
         if first:
-            atomic.sweep(out)
+            atomic.remove_leftovers(out)
             write_description(out, config, screen, problem)
             if intervention is not None:
                 intervention.write(out)
@@ -107,12 +108,8 @@ def train(
 
 def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
     """Whether `out` already holds this run, finished; raises UserError if it holds another."""
-    if not out.exists():
+    if not refuse_foreign(out, "config.yaml", "run"):
         return False
-    if out.is_dir() and all(file.suffix == ".partial" for file in out.iterdir()):
-        return False
-    if not (out / "config.yaml").is_file():
-        raise UserError(f"{out}: exists and is not a run; choose another --out")
     if dump_config(read_config(out / "config.yaml")) != dump_config(config):
         raise UserError(f"{out}: holds a run with another configuration; choose another --out")
     if (out / "classes.json").is_file():
@@ -173,4 +170,4 @@ def _remove_leftovers(out: Path) -> None:
     if resume.is_file() or any(file.suffix == ".partial" for file in out.iterdir()):
         with contextlib.suppress(OSError, UserError), atomic.locked(out):
             resume.unlink(missing_ok=True)
-            atomic.sweep(out)
+            atomic.remove_leftovers(out)
