@@ -315,7 +315,7 @@ def test_a_run_resumed_without_its_source_ends_with_the_same_bits(
         pass
 
     def kill(self: Training, *_: Any) -> None:
-        if self.done == 3:
+        if self.position.done == 3:
             raise Killed
 
     moved = tmp_path / "elsewhere"

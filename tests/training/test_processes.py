@@ -36,7 +36,7 @@ from deconfound.runs.checkpoint import read_resume
 from deconfound.runs.config import RunConfig, dump_config, read_config
 from deconfound.runs.run import build_method
 from deconfound.training.fit import fit
-from deconfound.training.loop import sum_gradients
+from deconfound.training.step import sum_gradients
 
 STEPS = 3
 OPTIONS = {

@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 
 from deconfound.arrays import Rows
 from deconfound.config import TrainingOptions
 from deconfound.data.folds.problem import Problem
 from deconfound.data.loading.batch import Batch, BatchReader
+from deconfound.data.loading.intensity import Intensity
 from deconfound.data.loading.sampler import (
     EnvironmentBalancedSampler,
     JoinedSampler,
@@ -18,6 +20,7 @@ from deconfound.data.loading.sampler import (
     Sampler,
     UniformSampler,
 )
+from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.methods.base import Group, Stage
 from deconfound.runs.config import RunConfig
@@ -41,6 +44,22 @@ def refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> No
             f"--batch-size {size}: cannot hold an image of each of {environments} environments; "
             "raise it"
         )
+
+
+def reader_of(
+    screen: Screen, problem: Problem, intensity: Intensity, device: torch.device
+) -> BatchReader:
+    """Reads rows of a screen; labels and environments are those of training and val rows alone."""
+    known = np.isin(problem.fold.part, ("train", "val"))
+    return BatchReader(
+        screen,
+        np.where(known, problem.label.codes, -1),
+        np.where(known, problem.environment.codes, -1),
+        intensity,
+        device,
+        channels_last=True,
+        group=None if problem.group is None else problem.group.codes,
+    )
 
 
 def sampler_of(

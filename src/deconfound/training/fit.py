@@ -94,7 +94,10 @@ def train(
         options = config.training
         fabric = start_fabric(options.device, options.precision, options.threads)
         intervention = begin_intervention(config, screen, problem, out, source, fabric.device)
-        training = Training(config, screen, problem, out, fabric, quiet, intervention)
+        training = Training(
+            config=config, screen=screen, problem=problem, out=out, fabric=fabric,
+            intervention=intervention, quiet=quiet,
+        )  # fmt: skip
         if first:
             atomic.remove_leftovers(out)
             write_description(out, config, screen, problem)
@@ -103,7 +106,7 @@ def train(
         training.run()
         if first and warn is not None and (alarm := training.alarm()) is not None:
             warn(f"warning: {out}: {alarm}")
-        return Trained(training.seconds - training.resumed_at, training.of_validation())
+        return Trained(training.seconds, training.predicted())
 
 
 def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
