@@ -18,7 +18,7 @@ from deconfound.data.loading.batch import Batch, BatchReader
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.intervention.intervention import Intervention, begin_intervention, load_intervention
-from deconfound.methods.base import Method
+from deconfound.methods.contract import Method
 from deconfound.runs.config import RunConfig, dump_config, read_config
 from deconfound.runs.run import open_run
 from deconfound.runtime.seeds import torch_stream
@@ -248,7 +248,7 @@ def test_uniform_labels_reach_the_batches(
 
 
 def task(problem: Problem) -> Any:
-    from deconfound.methods.base import Task
+    from deconfound.methods.contract import Task
 
     return Task(2, 24, len(problem.label.names), len(problem.environment.names))
 

@@ -17,7 +17,7 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.methods.base import Loss, Method
+from deconfound.methods.contract import Loss, Method
 from deconfound.runs.config import RunConfig, dump_config
 from deconfound.runs.history import read_history
 from deconfound.runs.run import open_run

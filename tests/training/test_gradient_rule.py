@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deconfound import methods
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.methods.base import Loss, Method
+from deconfound.methods.contract import Loss, Method
 from deconfound.runs.history import read_history
 from deconfound.training.fit import fit
 from deconfound.training.gradient_rule import GradientRule

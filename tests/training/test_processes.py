@@ -29,7 +29,7 @@ from deconfound.data.loading.batch import Batch, BatchReader
 from deconfound.data.loading.intensity import fit_intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.methods import ist, stargan2
-from deconfound.methods.base import Method
+from deconfound.methods.contract import Method
 from deconfound.nets import mixstyle, vae
 from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.runs.checkpoint import read_resume

@@ -32,7 +32,7 @@ from deconfound.intervention.relative_style import (
 )
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import mean_styles, styles_of
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress

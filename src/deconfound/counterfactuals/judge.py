@@ -33,7 +33,7 @@ from deconfound.intervention.relative_style import (
     styles_anywhere,
 )
 from deconfound.intervention.source_run import refuse_unable
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.metrics import (
     Score,
     absolute_distance,

@@ -10,7 +10,7 @@ from deconfound.data.loading.batch import Batch
 from deconfound.data.screens.screen import Screen
 from deconfound.intervention.intervention import Intervention, load_intervention
 from deconfound.intervention.relative_style import Origins, origins_of, styles_anywhere
-from deconfound.methods.base import Method, Tensors
+from deconfound.methods.contract import Method, Tensors
 from deconfound.runs.run import Run
 from deconfound.runtime.seeds import numpy_stream
 

@@ -19,7 +19,7 @@ from deconfound.files import atomic
 from deconfound.files.checksums import sha256
 from deconfound.intervention.relative_style import compared, mean_style_of, relative
 from deconfound.intervention.styles import AT_ONCE, mean_styles, style_bank, styles_of
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runs.checkpoint import read_weights, save_weights
 from deconfound.runs.config import RunConfig, config_model
 from deconfound.runs.run import FORMAT_VERSION, Run, build_method, read_json, refuse_changed

@@ -23,7 +23,7 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.intervention.styles import Styles, mean_styles, styles_of
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, group_codes, read_json
 
 

@@ -11,7 +11,7 @@ from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.intervention.intervention import DESCRIPTION
 from deconfound.intervention.relative_style import compared, refuse_absolute
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import Run, open_run, read_json
 

@@ -10,7 +10,7 @@ from deconfound.arrays import Rows
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runtime.seeds import numpy_stream
 
 AT_ONCE = 128

@@ -1,9 +1,18 @@
-"""The mean loss of every environment, from which methods weigh or compare environments."""
+"""The cross-entropy of labels: its mean over all rows, and over those of each environment."""
 
 import torch
 from torch import Tensor, nn
 
-from deconfound.losses.gather import whole_batch
+from deconfound.losses.gather import global_mean, whole_batch
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over the rows of all processes whose target is known; 0 without any.
+
+    logits (B, K) float; target (B,) int64, −1 = missing.
+    """
+    total = nn.functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+    return global_mean(total, (target >= 0).sum())
 
 
 def environment_risks(

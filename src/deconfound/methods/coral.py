@@ -6,7 +6,8 @@ from pydantic import Field
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.alignment import coral_penalty
-from deconfound.methods.base import Loss, MethodOptions, Tensors, cross_entropy
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, MethodOptions, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 

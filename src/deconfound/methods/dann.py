@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.adversarial import gradient_penalty
-from deconfound.methods.base import (
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import (
     Loss,
     Method,
     MethodOptions,
@@ -20,7 +21,6 @@ from deconfound.methods.base import (
     Stage,
     Task,
     Tensors,
-    cross_entropy,
     weighted_sum,
 )
 from deconfound.nets.constant import constant

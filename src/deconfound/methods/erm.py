@@ -5,15 +5,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import (
-    Loss,
-    Method,
-    MethodOptions,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.encoder import Norm, build_encoder
 
 

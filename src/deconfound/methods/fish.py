@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.gather import gather_rows
-from deconfound.methods.base import MethodOptions, Stage, Task, weighted_sum
+from deconfound.methods.contract import MethodOptions, Stage, Task, weighted_sum
 from deconfound.methods.erm import Erm, ErmOptions
 
 

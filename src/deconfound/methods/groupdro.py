@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.risk import environment_risks
-from deconfound.methods.base import Loss, MethodOptions, Task, Tensors
+from deconfound.methods.contract import Loss, MethodOptions, Task, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 

@@ -10,7 +10,7 @@ from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.alignment import irm_penalty
 from deconfound.losses.risk import environment_risks
-from deconfound.methods.base import Loss, MethodOptions, Stage, Tensors
+from deconfound.methods.contract import Loss, MethodOptions, Stage, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 

@@ -10,17 +10,9 @@ from torch import Tensor, nn
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
+from deconfound.losses.risk import cross_entropy
 from deconfound.losses.style import class_matching, content_distance, pixel_distance, style_loss
-from deconfound.methods.base import (
-    Imputer,
-    Loss,
-    MethodOptions,
-    Phase,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.methods.contract import Imputer, Loss, MethodOptions, Phase, Stage, Task, Tensors
 from deconfound.nets.average import averaged_copy, early_decay, update_average
 from deconfound.nets.constant import constant
 from deconfound.nets.tapped import (

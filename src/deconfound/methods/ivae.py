@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import prior_spread
-from deconfound.methods.base import Loss, MethodOptions, Task, Tensors, cross_entropy
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, MethodOptions, Task, Tensors
 from deconfound.methods.vae import Block, Vae, VaeOptions
 from deconfound.nets.domain_heads import DomainHeads
 from deconfound.nets.vae import Gaussian, GaussianTable

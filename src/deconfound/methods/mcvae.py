@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import distance_to_zero, row_mean
-from deconfound.methods.base import Loss, MethodOptions, Stage, Task, Tensors
+from deconfound.methods.contract import Loss, MethodOptions, Stage, Task, Tensors
 from deconfound.methods.vae import Block, Vae, VaeOptions
 from deconfound.nets.vae import Gaussian, GaussianTable
 

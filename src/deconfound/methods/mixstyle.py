@@ -7,15 +7,8 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.methods.base import (
-    Loss,
-    Method,
-    MethodOptions,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.encoder import Norm, build_encoder
 from deconfound.nets.mixstyle import Mix, MixStyle, mix_after
 

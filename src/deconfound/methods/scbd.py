@@ -10,15 +10,8 @@ from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.contrastive import content_losses, supervised_contrastive
 from deconfound.losses.gather import gather_rows, global_mean
-from deconfound.methods.base import (
-    Loss,
-    Method,
-    MethodOptions,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.decoder import AdditiveDecoder, decoder_size, resized
 from deconfound.nets.encoder import Encoder, Norm, build_encoder
 from deconfound.nets.likelihood import BernoulliLikelihood, GaussianLikelihood

@@ -13,7 +13,7 @@ from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
 from deconfound.losses.gather import global_mean
-from deconfound.methods.base import (
+from deconfound.methods.contract import (
     Imputer,
     Loss,
     MethodOptions,

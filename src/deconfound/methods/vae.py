@@ -8,15 +8,8 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import active_units, kl_divergence, row_mean
-from deconfound.methods.base import (
-    Loss,
-    Method,
-    MethodOptions,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.decoder import decoder_size, resized
 from deconfound.nets.encoder import Encoder, Norm
 from deconfound.nets.likelihood import GaussianLikelihood

@@ -22,7 +22,7 @@ from deconfound.data.loading.sampler import (
 )
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.methods.base import Group, Stage
+from deconfound.methods.contract import DrawnOver, Stage
 from deconfound.runs.config import RunConfig
 from deconfound.runtime.seeds import derived_seed
 
@@ -82,18 +82,16 @@ def _part_sampler(
     rows: Rows = problem.fold.rows(part)
     seed = derived_seed(config.seed if part == "train" else 0, part, stage.name)
     if stage.draws is not None:
-        own = _uniform(problem, rows, stage.draws, size, seed, "own")
+        own = UniformSampler(rows, _codes(problem, stage.draws)[rows], size, seed, "own")
         if stage.partner is None:
             return own
-        partners = _uniform(
-            problem, rows, stage.partner, size, seed, "partner", stage.partner_draws
-        )
-        return JoinedSampler(own, partners)
+        over, draws = _codes(problem, stage.partner)[rows], stage.partner_draws
+        return JoinedSampler(own, UniformSampler(rows, over, size, seed, "partner", draws))
     if training.sampler == "label_balanced":
         label = problem.label.codes[rows]
         return LabelBalancedSampler(rows, label, size, training.classes_per_batch, seed)
     if training.sampler == "label_uniform":
-        return _uniform(problem, rows, "label", size, seed, "own")
+        return UniformSampler(rows, problem.label.codes[rows], size, seed, "own")
     if training.sampler == "environment_balanced":
         environment = problem.environment.codes[rows]
         return EnvironmentBalancedSampler(rows, environment, size, seed)
@@ -104,17 +102,15 @@ def _size(config: RunConfig, stage: Stage) -> int:
     return stage.batch_size or config.training.batch_size
 
 
-def _uniform(
-    problem: Problem, rows: Rows, group: Group, size: int, seed: int, purpose: str, draws: int = 1
-) -> UniformSampler:
-    match group:
+def _codes(problem: Problem, over: DrawnOver) -> Rows:
+    """The group of every row of the screen."""
+    match over:
         case "label":
-            codes = problem.label.codes
+            return problem.label.codes
         case "environment":
-            codes = problem.environment.codes
+            return problem.environment.codes
         case "control":
-            codes = problem.control
-    return UniformSampler(rows, codes[rows], size, seed, purpose, draws)
+            return problem.control
 
 
 def with_partners(batch: Batch, stage: Stage) -> Batch:

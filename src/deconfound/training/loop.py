@@ -19,7 +19,7 @@ from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.files.checksums import write_checksums
 from deconfound.intervention.intervention import Intervention
-from deconfound.methods.base import Stage
+from deconfound.methods.contract import Stage
 from deconfound.runs.checkpoint import save_weights
 from deconfound.runs.config import RunConfig
 from deconfound.runs.history import History

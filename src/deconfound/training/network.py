@@ -12,7 +12,7 @@ from deconfound.data.loading.intensity import Intensity, fit_intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.files import atomic
 from deconfound.intervention.intervention import Intervention
-from deconfound.methods.base import Method
+from deconfound.methods.contract import Method
 from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.runs.checkpoint import save_weights
 from deconfound.runs.config import RunConfig

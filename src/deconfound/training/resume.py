@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deconfound.files import atomic
-from deconfound.methods.base import Stage
+from deconfound.methods.contract import Stage
 from deconfound.runs.checkpoint import damaged_resume, read_resume
 from deconfound.runs.history import History
 from deconfound.training.network import Network

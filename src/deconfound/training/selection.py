@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from deconfound.files import atomic
-from deconfound.methods.base import Stage
+from deconfound.methods.contract import Stage
 from deconfound.training.network import Network
 from deconfound.training.validation import Predictions
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deconfound.config import TrainingOptions
 from deconfound.data.loading.batch import Batch, augmented
 from deconfound.intervention.intervention import Intervention
-from deconfound.methods.base import Method, Stage
+from deconfound.methods.contract import Method, Stage
 from deconfound.runs.config import RunConfig
 from deconfound.runtime.seeds import derived_seed, torch_stream
 from deconfound.training.gradient_rule import GradientRule

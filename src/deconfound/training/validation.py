@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 
 from deconfound.arrays import Rows
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Method, Phase, Stage, weighted_sum
+from deconfound.methods.contract import Method, Phase, Stage, weighted_sum
 
 
 class Predictions(NamedTuple):

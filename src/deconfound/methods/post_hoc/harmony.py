@@ -8,7 +8,14 @@ import numpy as np
 from pydantic import Field
 
 from deconfound.errors import UserError
-from deconfound.methods.post_hoc.base import Codes, Doubles, Floats, Mask, PostHoc, PostHocOptions
+from deconfound.methods.contract.post_hoc import (
+    Codes,
+    Doubles,
+    Floats,
+    Mask,
+    PostHoc,
+    PostHocOptions,
+)
 from deconfound.methods.post_hoc.pca import Components
 from deconfound.runtime.seeds import derived_seed
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from deconfound.methods.post_hoc.base import (
+from deconfound.methods.contract.post_hoc import (
     Codes,
     Doubles,
     Floats,

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from deconfound.methods.post_hoc.base import (
+from deconfound.methods.contract.post_hoc import (
     Codes,
     Doubles,
     Floats,

@@ -5,7 +5,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from deconfound.methods.post_hoc.base import Codes, Doubles, Floats, Mask, PostHoc, PostHocOptions
+from deconfound.methods.contract.post_hoc import (
+    Codes,
+    Doubles,
+    Floats,
+    Mask,
+    PostHoc,
+    PostHocOptions,
+)
 from deconfound.methods.post_hoc.harmony import BANDWIDTH, HarmonyOptions, harmonise, run_harmony
 from deconfound.methods.post_hoc.pca import Components
 

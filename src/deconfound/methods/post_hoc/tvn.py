@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from deconfound.errors import UserError
-from deconfound.methods.post_hoc.base import (
+from deconfound.methods.contract.post_hoc import (
     Codes,
     Doubles,
     Floats,
