@@ -41,7 +41,7 @@ from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.select import read_result, score_table
 from deconfound.experiments.sweep import ExecutorName, sweep
 from deconfound.files import atomic
-from deconfound.intervention.relative_style import compared
+from deconfound.intervention.relative_style import style_reference
 from deconfound.runtime.device import available_cores
 from deconfound.runtime.progress import Progress
 from deconfound.studies.ist_table import make_table, shown, write_crossval
@@ -89,7 +89,9 @@ def crossval(
     levels = chosen_levels(opened, options)
     folds = choose_folds(opened, levels, options)
     if options.relative_style is not None:
-        compared(opened, roles_of(opened, options.data), options.relative_style, (), (), None)
+        style_reference(
+            opened, roles_of(opened, options.data), options.relative_style, (), (), None
+        )
     file = out / "crossval.yaml"
     if out.exists() and any(out.iterdir()) and not file.is_file():
         raise UserError(f"{out}: exists and is not a cross-validation; choose another --out")
