@@ -47,6 +47,15 @@ def pixel_distance(drawn: Tensor, image: Tensor) -> Tensor:
     return global_mean((drawn - image).abs().mean(dim=(1, 2, 3)).sum(), len(image))
 
 
+def row_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Mean absolute difference of rows (B, ...), a scalar: images, or styles; 0 without rows.
+
+    Choi et al., StarGAN v2, 2020, eq. 2 to 4. Raises no errors of its own.
+    """
+    per_row = (first - second).abs().flatten(1).mean(dim=1)
+    return global_mean(per_row.sum(), len(per_row))
+
+
 def content_distance(drawn: Sequence[Tensor], content: Sequence[Tensor]) -> Tensor:
     """Mean absolute difference of maps whose channels have mean 0 and sd 1, mean over layers.
 

@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.errors import UserError
 from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
 from deconfound.losses.risk import cross_entropy
 from deconfound.losses.style import class_matching, content_distance, pixel_distance, style_loss
@@ -90,12 +89,7 @@ class Ist(Imputer):
 
     def __init__(self, options: IstOptions, task: Task) -> None:
         super().__init__(options, task)
-        if task.image_size is None:
-            raise UserError(
-                "ist redraws images, and the screen holds profiles, which have no pixels; use "
-                "another method"
-            )
-        size, channels = task.image_size, task.channels
+        size, channels = task.require_images("ist redraws images"), task.channels
         self.channels = channels
         self.encoder = build_tapped_encoder(options.encoder, channels, size)
         widths, features = self.encoder.widths, self.encoder.features
@@ -111,21 +105,16 @@ class Ist(Imputer):
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """The encoder; then, with the encoder frozen, critic and generator in turn."""
         options = self.options
-        learned = (self.encoder, self.label_head, self.environment_head)
-        encode = self.phase(
-            "encode",
-            [parameter for module in learned for parameter in module.parameters()],
-            self._encoder_losses,
-            validates=True,
-        )
+        learned = nn.ModuleList([self.encoder, self.label_head, self.environment_head])
+        encode = self.phase("encode", learned.parameters(), self._encoder_losses, validates=True)
         return (
             Stage("encoder", steps, (encode,)),
             Stage(
                 "transfer",
                 options.transfer_steps,
                 (
-                    self._turn("critic", (self.critic, self.critic_heads), self._critic_losses),
-                    self._turn("generator", (self.generator,), self._generator_losses),
+                    self._turn("critic", [self.critic, self.critic_heads], self._critic_losses),
+                    self._turn("generator", [self.generator], self._generator_losses),
                 ),
                 batch_size=options.transfer_batch_size,
                 validation_batches=10,
@@ -207,12 +196,12 @@ class Ist(Imputer):
     def _turn(
         self,
         name: str,
-        modules: Iterable[nn.Module],
+        modules: list[nn.Module],
         losses: Callable[[Batch, Tensors], dict[str, Loss]],
     ) -> Phase:
         return Phase(
             name,
-            [parameter for module in modules for parameter in module.parameters()],
+            list(nn.ModuleList(modules).parameters()),
             losses,
             self.options.transfer_learning_rate,
             self.options.transfer_weight_decay,

@@ -39,6 +39,14 @@ class Task:
                 "more, choose another --environment or hold out less"
             )
 
+    def require_images(self, does: str) -> int:
+        """The image size; raises UserError for profiles, with what the method `does` to images."""
+        if self.image_size is None:
+            raise UserError(
+                f"{does}, and the screen holds profiles, which have none; use another method"
+            )
+        return self.image_size
+
 
 class Loss(NamedTuple):
     """One term of an objective."""
