@@ -20,9 +20,9 @@ def environment_risks(
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy in each environment, over the rows of all ranks.
 
-    logits (B, K) floating; label and environment (B,) int64, −1 = missing: such a row counts
-    nowhere. Returns risks (environments,), 0 for one that is absent, and rows (environments,)
-    int64. Every rank has the same values; gradients of parameters add up over ranks.
+    logits (B, K) floating; label and environment (B,) int64; rows with −1 (missing) are left out.
+    Returns risks (environments,), 0 for an absent environment, and rows (environments,) int64.
+    Every rank has the same values; gradients of parameters add up over ranks.
     """
     logits, label, environment = whole_batch(logits, label, environment)
     known = (label >= 0) & (environment >= 0)

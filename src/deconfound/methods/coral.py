@@ -21,7 +21,7 @@ class CoralOptions(ErmOptions):
 class Coral(Erm):
     """Deep CORAL: Sun & Saenko 2016, in the form of DomainBed and WILDS.
 
-    Cross-entropy + weight · `coral_penalty` of the encoder's output, which nothing detaches.
+    Cross-entropy + weight · `coral_penalty` of the encoder's output; both reach the encoder.
     "representation" is that output. Deviation from DomainBed: one forward pass, so batch
     normalisation sees all environments together.
     """

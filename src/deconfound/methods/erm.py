@@ -14,7 +14,7 @@ class ErmOptions(MethodOptions):
     """Options of ERM."""
 
     encoder: str = "small"
-    """small, resnet18, densenet121 or timm:NAME; profiles take mlp, for which small stands too."""
+    """small, resnet18, densenet121 or timm:NAME; for profiles mlp, which small also selects."""
     norm: Norm = "batch"
     """Normalisation in the encoder: batch, instance, group or none."""
 

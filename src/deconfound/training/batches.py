@@ -1,4 +1,4 @@
-"""The batches of a stage: which rows of a part they draw, and how."""
+"""The batches of a stage: which rows they hold, and how these are drawn."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +28,9 @@ from deconfound.runtime.seeds import derived_seed
 
 
 def refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:
-    """Raise UserError if a batch exceeds the training rows or cannot hold each label it must."""
+    """Raise UserError if a batch exceeds the training rows, or is smaller than the labels or the
+    environments that its sampler puts into each batch.
+    """
     size, rows = training.batch_size, len(problem.fold.rows("train"))
     labels = min(training.classes_per_batch, len(problem.label.names))
     environments = len(problem.environment.names)
@@ -65,7 +67,7 @@ def reader_of(
 def sampler_of(
     config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
 ) -> Sampler:
-    """Of a part; in training joined by images of test rows where the method sees those."""
+    """Draws the batches of a part; training batches also test rows, if the method sees them."""
     sampler = _part_sampler(config, problem, part, stage)
     if part == "val" or not config.options.sees_held_out:
         return sampler
@@ -103,7 +105,7 @@ def _size(config: RunConfig, stage: Stage) -> int:
 
 
 def _codes(problem: Problem, over: DrawnOver) -> Rows:
-    """The group of every row of the screen."""
+    """(N,) the group of every row of the screen, −1 where it has none."""
     match over:
         case "label":
             return problem.label.codes
@@ -114,7 +116,7 @@ def _codes(problem: Problem, over: DrawnOver) -> Rows:
 
 
 def with_partners(batch: Batch, stage: Stage) -> Batch:
-    """The batch of a stage that draws partners knows how many it has."""
+    """The batch with the number of its partners, in a stage that draws some."""
     if stage.partner is None:
         return batch
     own = len(batch) // (1 + stage.partner_draws)
@@ -124,9 +126,9 @@ def with_partners(batch: Batch, stage: Stage) -> Batch:
 def validation_batches(
     config: RunConfig, problem: Problem, stage: Stage, reader: BatchReader, own: slice
 ) -> Iterator[tuple[Batch, bool]]:
-    """This process's share, `own`, of the validation batches, and whether each is of full size.
+    """The validation batches, the same every time, and whether each is of full size.
 
-    They are the same every time.
+    This process reads the rows `own` of each batch.
     """
     rows = problem.fold.rows("val")
     size = min(_size(config, stage), len(rows))
