@@ -43,7 +43,7 @@ from deconfound.experiments.plan import make_plan
 from deconfound.experiments.running.messages import result_file, run_directory
 from deconfound.experiments.sweep import sweep
 from deconfound.files import atomic
-from deconfound.methods.post_hoc.base import PostHocOptions
+from deconfound.methods.contract.post_hoc import PostHocOptions
 from deconfound.methods.post_hoc.harmony import HarmonyOptions
 from deconfound.methods.post_hoc.pca import PcaOptions
 from deconfound.metrics import accuracy, batch_prediction, mean_resultant_length

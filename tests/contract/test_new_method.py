@@ -20,9 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import (
-    Loss, Method, MethodOptions, Phase, Stage, Task, Tensors, cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Phase, Stage, Task, Tensors
 
 
 class FooOptions(MethodOptions):

@@ -34,7 +34,8 @@ import torch
 from torch import nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Imputer, Loss, Stage, cross_entropy
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Imputer, Loss, Stage
 
 
 class Toy(Imputer):

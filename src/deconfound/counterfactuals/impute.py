@@ -24,15 +24,15 @@ from deconfound.files import atomic
 from deconfound.files.checksums import sha256
 from deconfound.intervention.intervention import Intervention, frozen
 from deconfound.intervention.relative_style import (
-    Origins,
-    compared,
-    origins_of,
+    SourceStyles,
     refuse_absolute,
+    source_styles_of,
+    style_reference,
     styles_anywhere,
 )
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import mean_styles, styles_of
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress
@@ -110,14 +110,14 @@ def impute(
     of_imputer = imputer.imputer, imputer.intensity
     own_styles = styles_of(*of_imputer, own, problem.environment.codes, group, fabric.device)
     bank = own_styles(of_target[:styles])
-    origins = None
+    source_styles = None
     if relative_style is not None:
         controls, trained_on = opened.config.data.controls, problem.environment.names
         train = problem.fold.rows("train")
-        stand_for = compared(own, problem.roles, relative_style, controls, trained_on, train)
+        stand_for = style_reference(own, problem.roles, relative_style, controls, trained_on, train)
         bank = mean_styles(own_styles, stand_for.of([to]), [to], seed).expand_as(bank)
-        source_styles = styles_anywhere(opened, source, *of_imputer)
-        origins = origins_of(opened, source, source_styles, relative_style, seed)
+        every_style = styles_anywhere(opened, source, *of_imputer)
+        source_styles = source_styles_of(opened, source, every_style, relative_style, seed)
     imputer = replace(imputer, bank=bank[None])
     style = numpy_stream(seed, "imputed styles").integers(len(bank), size=len(rows))
     style_rows = of_target[style]
@@ -129,7 +129,7 @@ def impute(
         )
     with atomic.atomic_directory(out) as temporary:
         folder = temporary / "imputed"
-        clipped = _write(opened, source, imputer, origins, rows, style, to, folder, quiet)
+        clipped = _write(opened, source, imputer, source_styles, rows, style, to, folder, quiet)
         written = open_screen(folder)
         shown = _shown(opened, source, rows, others, seed)
         draw_imputed(
@@ -210,7 +210,7 @@ def _write(
     run: Run,
     source: Screen,
     imputer: Intervention,
-    origins: Origins | None,
+    source_styles: SourceStyles | None,
     rows: Rows,
     style: Rows,
     to: str,
@@ -240,7 +240,7 @@ def _write(
     ):
         batches = reader.stream(rows[part] for part in parts)
         for part, batch in zip(parts, batches, strict=True):
-            taken_in = None if origins is None else origins.of(batch.row)
+            taken_in = None if source_styles is None else source_styles.of(batch.row)
             imputed = imputer.impute(batch.image, torch.from_numpy(style[part]), taken_in)
             pixels, clipped = _stored(imputer.intensity.inverse(imputed), source.dtype)
             writer.append(pixels)

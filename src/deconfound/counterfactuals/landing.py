@@ -12,7 +12,7 @@ from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import natural_order
 from deconfound.display.umap import coordinates
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.metrics.neighbors import nearest
 from deconfound.runtime.seeds import numpy_stream
 

@@ -18,7 +18,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.display.pixels import contrast, rgb
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.methods.base import Imputer, Method
+from deconfound.methods.contract import Imputer, Method
 from deconfound.runs.run import Run, open_run, read_json
 
 FORMAT_VERSION = 1

@@ -26,7 +26,7 @@ from deconfound.experiments.running.executors import ExecutorArguments, executor
 from deconfound.experiments.verdict import Difference, paired_differences
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
-from deconfound.intervention.relative_style import compared
+from deconfound.intervention.relative_style import style_reference
 from deconfound.studies.ist_table import make_table, shown, write_crossval
 
 IID = "iid"
@@ -118,7 +118,9 @@ def crossval(
     )
     given = intervention or {}
     if given.get("relative_style") is not None:
-        compared(opened, roles_of(opened, options.data), given["relative_style"], (), (), None)
+        style_reference(
+            opened, roles_of(opened, options.data), given["relative_style"], (), (), None
+        )
     file = out / "crossval.yaml"
     if out.exists() and any(out.iterdir()) and not file.is_file():
         raise UserError(f"{out}: exists and is not a cross-validation; choose another --out")
