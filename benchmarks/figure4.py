@@ -3,7 +3,7 @@
     deconfound simulate --out screen --layout ops --cells 40000 --genes 200 --size 24 --seed 0
     python benchmarks/figure4.py screen recipes/sweeps/figure4_ops_cpu.yaml --out figure4
 
-Trains the entries of a sweep file seed after seed, embeds every run, and scores two sets of cells:
+Trains the entries of a plan file seed after seed, embeds every run, and scores two sets of cells:
 all of them, as in the paper, and those of the test part. Relations of genes come from `aggregate`
 in the paper's form; the well is read by the paper's probe, 60 % of the cells against the others.
 CellProfiler's features (cp_measure) take long, so they are measured of the test cells and of some
@@ -31,7 +31,6 @@ from deconfound.data.tables.complexes import Complexes, pairs_among, read_comple
 from deconfound.data.tables.table import coded
 from deconfound.embeddings.aggregate import AggregateOptions, aggregate
 from deconfound.embeddings.correct import correct
-from deconfound.embeddings.embed import embed
 from deconfound.embeddings.file import (
     PART,
     PREDICTED,
@@ -40,10 +39,9 @@ from deconfound.embeddings.file import (
     write_embeddings,
 )
 from deconfound.experiments.plan import make_plan
-from deconfound.experiments.running.messages import result_file, run_directory
-from deconfound.experiments.sweep import sweep
+from deconfound.experiments.running.chain import Chain
+from deconfound.experiments.running.messages import embeddings_file
 from deconfound.files import atomic
-from deconfound.methods.contract.post_hoc import PostHocOptions
 from deconfound.methods.post_hoc.harmony import HarmonyOptions
 from deconfound.methods.post_hoc.pca import PcaOptions
 from deconfound.metrics import accuracy, batch_prediction, mean_resultant_length
@@ -54,6 +52,7 @@ from deconfound.metrics.corum import (
     relation_recall,
 )
 from deconfound.runtime.seeds import numpy_stream
+from deconfound.studies.compare import CompareOptions, compare
 
 OTHERS = 2_400
 """Cells outside the test part whose CellProfiler features are measured."""
@@ -74,7 +73,7 @@ SHOWN = [
 def trained(
     file: Path, out: Path, seeds: list[int], only_done: bool
 ) -> Iterator[tuple[str, int, Path]]:
-    """The entry, the seed and the embeddings file of every run, seed after seed.
+    """The entry, the seed and the embeddings file of every chain, seed after seed.
 
     With `only_done` nothing is trained, and runs that are not done are left out.
     """
@@ -82,20 +81,25 @@ def trained(
     for entry in given["methods"].values():
         if entry and "config" in entry:
             entry["config"] = str((file.parent / entry["config"]).resolve())
+    corrected = [f"{name}+{how}" for name in CORRECTED for how in ("pca", "harmony")]
     for seed in seeds:
         of_seed = out / f"seed{seed}.yaml"
-        atomic.write_text(of_seed, yaml.safe_dump(given | {"seeds": [seed]}, sort_keys=False))
+        harmony = {"components": COMPONENTS, "seed": seed}
+        chains = {
+            "chains": [word for word in corrected if word.partition("+")[0] in given["methods"]],
+            "corrections": {"pca": {"components": COMPONENTS}, "harmony": harmony},
+        }
+        wanted = given | {"seeds": [seed]} | chains
+        atomic.write_text(of_seed, yaml.safe_dump(wanted, sort_keys=False))
         if not only_done:
-            sweep(of_seed, out / "sweep", workers=1)
-        for setting in make_plan(of_seed).settings:
-            name = setting.runs[seed]
-            if not result_file(out / "sweep", name).is_file():
-                continue
-            embedded = out / "embeddings" / f"{name}.h5ad"
-            if not embedded.is_file():
-                run = run_directory(out / "sweep", name)
-                embed(run, setting.screen, embedded, device="cpu", threads=1)
-            yield setting.entry, seed, embedded
+            compare(of_seed, out / "sweep", CompareOptions(embeddings=True), workers=1)
+        plan = make_plan(of_seed)
+        for setting in plan.settings:
+            own = [chain for chain in plan.chains if chain.entry == setting.entry]
+            for chain in (Chain(setting.entry, setting.entry), *own):
+                embedded = embeddings_file(out / "sweep", chain.stem(setting.runs[seed]))
+                if embedded.is_file():
+                    yield ", ".join(filter(None, (chain.entry, chain.correction))), seed, embedded
 
 
 def measured_features(screen: Screen, out: Path) -> Path:
@@ -132,14 +136,6 @@ def true_traits(screen: Screen, out: Path) -> Path:
             "roles": problem.roles.model_dump(mode="json"),
         }  # fmt: skip
         write_embeddings(file, Embeddings(table, {"representation": values}, about))
-    return file
-
-
-def corrected(method: str, source: Path, options: PostHocOptions) -> Path:
-    """The embeddings file after a correction, made unless it is there."""
-    file = source.with_name(f"{source.stem}+{method}.h5ad")
-    if not file.exists():
-        correct(method, source, file, options)
     return file
 
 
@@ -223,7 +219,6 @@ def all_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     known = read_complexes(arguments.screen / "complexes.tsv")
     for folder in ("embeddings", "scores", "genes"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    pca = PcaOptions(components=COMPONENTS)
 
     def rows(entry: str, seed: int, file: Path) -> Iterator[dict[str, Any]]:
         for cells, found in scores(file, known, out).items():
@@ -231,7 +226,10 @@ def all_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     yield from rows("true traits", 0, true_traits(screen, out))
     if arguments.features:
-        features = corrected("pca", measured_features(screen, out), pca)
+        source = measured_features(screen, out)
+        features = source.with_name(f"{source.stem}+pca.h5ad")
+        if not features.exists():
+            correct("pca", source, features, PcaOptions(components=COMPONENTS))
         measured = {"cellprofiler, pca": features}
         for seed in arguments.seeds:
             harmony = HarmonyOptions(components=COMPONENTS, seed=seed)
@@ -246,10 +244,6 @@ def all_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             )
     for entry, seed, file in trained(arguments.sweep, out, arguments.seeds, arguments.done):
         yield from rows(entry, seed, file)
-        if entry in CORRECTED:
-            harmony = HarmonyOptions(components=COMPONENTS, seed=seed)
-            yield from rows(f"{entry}, pca", seed, corrected("pca", file, pca))
-            yield from rows(f"{entry}, harmony", seed, corrected("harmony", file, harmony))
 
 
 def draw(table: pd.DataFrame, file: Path) -> None:

@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "sweep.yaml", Path(folder) / "out"
         file.write_text(yaml.safe_dump(plan), encoding="utf-8")
-        words = ["sweep", str(file), "--out", str(out), "--workers", str(WORKERS), "--quiet"]
+        words = ["compare", str(file), "--out", str(out), "--workers", str(WORKERS), "--quiet"]
         subprocess.run([sys.executable, "-m", "deconfound", *words], check=True)
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

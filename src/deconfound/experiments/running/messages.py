@@ -67,8 +67,9 @@ def embeddings_file(out: Path, stem: str) -> Path:
 
 
 def chain_scores_file(out: Path, stem: str) -> Path:
-    """The scores of a chain's embeddings."""
-    return out / "chains" / f"{stem}.parquet"
+    """The scores of a chain's embeddings; in `out/mixing` where release 0.1 wrote them."""
+    former = out / "mixing" / f"{stem}.parquet"
+    return former if former.is_file() else out / "chains" / f"{stem}.parquet"
 
 
 def _home(out: Path) -> Path:
