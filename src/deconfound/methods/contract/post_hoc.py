@@ -3,15 +3,10 @@
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.config import Options
 from deconfound.errors import UserError
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Codes = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 class PostHocOptions(Options):
