@@ -1,8 +1,8 @@
 """Relative styles: an image keeps how its own style differs from its environment's mean style.
 
-Ours. With the styles of Pernice et al., Interventional Style Transfer, 2023, eq. 1, all images
-imputed by one style image become equally bright: that a cell was brighter than its neighbours is
-then treated as a technical effect, and lost.
+Not in the paper. With the styles of Pernice et al., Interventional Style Transfer, 2023, eq. 1, all
+images imputed by one style image become equally bright: that a cell was brighter than its
+neighbours is then treated as a technical effect, and lost.
 """
 
 from collections.abc import Sequence

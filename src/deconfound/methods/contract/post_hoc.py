@@ -37,7 +37,7 @@ class PostHoc:
 
     Options: ClassVar[type[PostHocOptions]] = PostHocOptions
     SUMMARY: ClassVar[str]
-    """One line for `deconfound methods`."""
+    """One line for `deconfound list methods`."""
     PAPER: ClassVar[str]
     """Authors, title, year."""
     MAPS: ClassVar[bool] = True
