@@ -20,7 +20,6 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.data.simulation.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError
-from deconfound.experiments.held_out import CrossvalOptions
 from deconfound.intervention.at_test_time import correction_of, represent
 from deconfound.intervention.intervention import begin_intervention, load_intervention
 from deconfound.intervention.relative_style import mean_style_of, source_styles_of, style_reference
@@ -437,8 +436,8 @@ def test_a_crossval_without_controls_is_refused_before_it_trains(
     screen: Screen, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="no row has compound = nontargeting; mark them, or choose"):
-        options = CrossvalOptions(relative_style="controls")
-        crossval(("erm+ist",), screen.path, tmp_path / "out", options, quiet=True)
+        given = {"relative_style": "controls"}
+        crossval(("erm+ist",), screen.path, tmp_path / "out", intervention=given, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 

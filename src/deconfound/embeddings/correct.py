@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deconfound.arrays import Floats
+from deconfound.arrays import Floats, Mask
 from deconfound.config import nearest as nearest_name
 from deconfound.data.folds.controls import control_rows
 from deconfound.data.tables.table import Coded, coded
@@ -15,7 +15,7 @@ from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings, w
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods import post_hoc
-from deconfound.methods.contract.post_hoc import Mask, PostHoc, PostHocOptions, TooFewControls
+from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions, TooFewControls
 from deconfound.metrics.neighbors import nearest, refuse_malformed, vote
 
 KNN = "knn"

@@ -1,20 +1,19 @@
 """Relative styles: an image keeps how its own style differs from its environment's mean style.
 
-Ours. With the styles of Pernice et al., Interventional Style Transfer, 2023, eq. 1, all images
-imputed by one style image become equally bright: that a cell was brighter than its neighbours is
-then treated as a technical effect, and lost.
+Not in the paper. With the styles of Pernice et al., Interventional Style Transfer, 2023, eq. 1, all
+images imputed by one style image become equally bright: that a cell was brighter than its
+neighbours is then treated as a technical effect, and lost.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from deconfound import methods
-from deconfound.arrays import Rows
+from deconfound.arrays import Mask, Rows
 from deconfound.config import RelativeTo
 from deconfound.data.folds.controls import CONTROL_TYPE, control_rows
 from deconfound.data.folds.problem import pose
@@ -129,7 +128,7 @@ def style_reference(
     return StyleReference(environment, members)
 
 
-def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> Mask:
     table = screen.table
     label = label if label in table.columns else None
     if named and label is not None:

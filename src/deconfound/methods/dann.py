@@ -14,7 +14,6 @@ from deconfound.losses.adversarial import gradient_penalty
 from deconfound.losses.risk import cross_entropy
 from deconfound.methods.contract import (
     Loss,
-    Method,
     MethodOptions,
     OptimizerName,
     Phase,
@@ -23,14 +22,14 @@ from deconfound.methods.contract import (
     Tensors,
     weighted_sum,
 )
+from deconfound.methods.erm import Erm, ErmOptions
 from deconfound.nets.constant import constant
-from deconfound.nets.encoder import Norm, build_encoder
 
 ALTERNATING_BETAS = (0.5, 0.9)
 WIDTHS = {"alternating": 256, "reversal": 1024}
 
 
-class DannOptions(MethodOptions):
+class DannOptions(ErmOptions):
     """Options of DANN."""
 
     optimizer: OptimizerName = "adam"
@@ -53,13 +52,9 @@ class DannOptions(MethodOptions):
     """Learning rate of the discriminator; --learning-rate if not given."""
     head_learning_rate: float | None = Field(None, gt=0)
     """Learning rate of the label's head; --learning-rate if not given."""
-    encoder: str = "small"
-    """small, resnet18, densenet121 or timm:NAME; for profiles mlp, which small also selects."""
-    norm: Norm = "batch"
-    """Normalisation in the encoder: batch, instance, group or none."""
 
 
-class Dann(Method):
+class Dann(Erm):
     """Domain-adversarial training between the training environments.
 
     Ganin et al., Domain-Adversarial Training of Neural Networks, 2016: the encoder minimises
@@ -85,13 +80,10 @@ class Dann(Method):
     def __init__(self, options: DannOptions, task: Task) -> None:
         super().__init__(options, task)
         _refuse_turns_of_reversal(options)
-        self.encoder = build_encoder(options.encoder, task.channels, task.image_size, options.norm)
-        features = self.encoder.features
-        self.head = nn.Linear(features, task.labels)
         alternates = options.form == "alternating"
         width = options.discriminator_width or WIDTHS[options.form]
         self.discriminator = nn.Sequential(
-            *_hidden(features, width, alternates),
+            *_hidden(self.encoder.features, width, alternates),
             *_hidden(width, width, alternates),
             nn.Linear(width, task.environments),
         )
@@ -146,15 +138,6 @@ class Dann(Method):
         for optimizer in stepping:
             optimizer.step()
         return logged
-
-    def embed(self, image: Tensor) -> Tensors:
-        """(B, C, H, W), or profiles (B, D), to "representation" (B, features)."""
-        return {"representation": self.encoder(image)}
-
-    def predict(self, embedded: Tensors) -> Tensor:
-        """Logits (B, labels)."""
-        logits: Tensor = self.head(embedded["representation"])
-        return logits
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
         """The discriminator's loss: log K where it cannot tell the K environments apart."""

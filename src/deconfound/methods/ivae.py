@@ -83,7 +83,7 @@ class Ivae(Vae):
         return self.likelihood.mean(self._decoded([content, style], unknown))
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
-        """Those of a VAE, and the spread of each prior's means, in sd of the prior."""
+        """The diagnostics of a VAE, and the spread of each prior's means, in sd of the prior."""
         return super().diagnostics(batch, outputs) | {
             "prior_spread_content": prior_spread(self.content_prior.every()),
             "prior_spread_style": prior_spread(self.style_prior.every()),

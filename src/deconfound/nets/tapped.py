@@ -41,10 +41,10 @@ class TappedEncoder(nn.Module):
 
 
 class SmallTapped(TappedEncoder):
-    """Three strided convolutions, with taps at 1/2, 1/4 and 1/8, and a 1 x 1; ours, for a CPU.
+    """Three strided convolutions, with taps at 1/2, 1/4 and 1/8, and one of 1 x 1.
 
-    Means of rectified maps differ little between images. A layer norm brings the differences out;
-    without it little is learned in a few hundred steps.
+    Not in the paper: small enough for a CPU. Means of rectified maps differ little between images;
+    without the layer norm, which enlarges the differences, a few hundred steps teach little.
     """
 
     def __init__(self, channels: int) -> None:

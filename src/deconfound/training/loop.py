@@ -168,12 +168,17 @@ class Training:
                 started = time.perf_counter()
 
     def _log(self, values: dict[str, float]) -> None:
-        """Add the losses of a step to the history; raises UserError if one may not be NaN."""
-        rule = self.stepper.rule
-        if rule.skip_above is None:
-            self._check_finite(values)
-        else:
-            values["skipped_steps"] = float(rule.skipped)
+        """Add values of a step to the history; raises UserError for one that is not finite.
+
+        Where steps may be skipped, it adds the number of those instead.
+        """
+        if self.stepper.rule.skip_above is not None:
+            values["skipped_steps"] = float(self.stepper.rule.skipped)
+        elif bad := [name for name, value in values.items() if not math.isfinite(value)]:
+            raise UserError(
+                f"{self.out}: {bad[0]} became {values[bad[0]]} by step {self.position.done}; "
+                "lower --learning-rate or use --precision 32"
+            )
         self.history.add(self.stage.name, self.position.done, "train", values)
 
     def _validate(self) -> None:
@@ -233,14 +238,6 @@ class Training:
             f"or a gradient norm above {rule.skip_above:g}, and were skipped; {kept}"
             "lower --learning-rate, or look at the pixels with `deconfound describe`"
         )
-
-    def _check_finite(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"{self.out}: {name} became {value} by step {self.position.done}; "
-                    "lower --learning-rate or use --precision 32"
-                )
 
     def _finish(self) -> None:
         """Write the files of the finished run, its weights last, and remove `resume.pt`."""

@@ -21,7 +21,7 @@ class Method(nn.Module):
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     SUMMARY: ClassVar[str]
-    """One line for `deconfound methods`."""
+    """One line for `deconfound list methods`."""
     PAPER: ClassVar[str]
     """Authors, title, equation."""
     SAMPLER: ClassVar[SamplerName] = "plain"

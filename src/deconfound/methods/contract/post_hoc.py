@@ -3,15 +3,10 @@
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.config import Options
 from deconfound.errors import UserError
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Codes = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 class PostHocOptions(Options):
@@ -42,7 +37,7 @@ class PostHoc:
 
     Options: ClassVar[type[PostHocOptions]] = PostHocOptions
     SUMMARY: ClassVar[str]
-    """One line for `deconfound methods`."""
+    """One line for `deconfound list methods`."""
     PAPER: ClassVar[str]
     """Authors, title, year."""
     MAPS: ClassVar[bool] = True

@@ -7,15 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.errors import UserError
-from deconfound.methods.contract.post_hoc import (
-    Codes,
-    Doubles,
-    Floats,
-    Mask,
-    PostHoc,
-    PostHocOptions,
-)
+from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions
 from deconfound.methods.post_hoc.pca import Components
 from deconfound.runtime.seeds import derived_seed
 

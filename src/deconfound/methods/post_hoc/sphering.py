@@ -5,11 +5,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.methods.contract.post_hoc import (
-    Codes,
-    Doubles,
-    Floats,
-    Mask,
     PostHoc,
     PostHocOptions,
     centre_and_scale,

@@ -4,11 +4,8 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.methods.contract.post_hoc import (
-    Codes,
-    Doubles,
-    Floats,
-    Mask,
     PostHoc,
     PostHocOptions,
     centre_and_scale,

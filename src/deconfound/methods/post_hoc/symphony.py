@@ -5,14 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from deconfound.methods.contract.post_hoc import (
-    Codes,
-    Doubles,
-    Floats,
-    Mask,
-    PostHoc,
-    PostHocOptions,
-)
+from deconfound.arrays import Codes, Doubles, Floats, Mask
+from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions
 from deconfound.methods.post_hoc.harmony import BANDWIDTH, HarmonyOptions, harmonise, run_harmony
 from deconfound.methods.post_hoc.pca import Components
 

@@ -5,12 +5,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.errors import UserError
 from deconfound.methods.contract.post_hoc import (
-    Codes,
-    Doubles,
-    Floats,
-    Mask,
     PostHoc,
     PostHocOptions,
     centre_and_scale,
