@@ -33,7 +33,7 @@ from deconfound.intervention.relative_style import (
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import mean_styles, styles_of
 from deconfound.methods.base import Imputer
-from deconfound.runs.run import Run, open_run, read_json
+from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
@@ -184,14 +184,11 @@ def _rows(screen: Screen, images: int | None, seed: int) -> Rows:
 
 def _own_screen(run: Run, screen: Screen) -> Screen:
     """The screen the run was trained on, which styles come from."""
-    fold = read_json(run.path / "fold.json")
-    if fold["screen_identity"] == screen.identity:
+    if run.trained_on(screen):
         return screen
-    path = Path(str(fold["screen"]))
-    if (path / "screen.json").is_file():
-        own = open_screen(path)
-        if own.identity == fold["screen_identity"]:
-            return own
+    path = run.screen_path
+    if (path / "screen.json").is_file() and run.trained_on(own := open_screen(path)):
+        return own
     raise UserError(
         f"{path}: the screen that the run was trained on, where styles come from, is not there or "
         "has changed; put it back"
@@ -266,12 +263,9 @@ def _stored(image: torch.Tensor, dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any]
 
 def _shown(run: Run, source: Screen, rows: Rows, others: Rows, seed: int) -> Rows:
     """Places in `rows` of the cells of the picture: of other environments, unseen if there are."""
-    fold = read_json(run.path / "fold.json")
     candidates = rows[others]
-    if fold["screen_identity"] == source.identity:
-        part = pose(source, run.config.data).fold.part[candidates]
-        unseen = candidates[part != "train"]
-        candidates = unseen if len(unseen) else candidates
+    unseen = candidates[run.parts(source)[candidates] != "train"]
+    candidates = unseen if len(unseen) else candidates
     label = names(source, [str(run.roles.label)])
     environment = names(source, run.roles.environment)
     return np.searchsorted(rows, diverse(candidates, label, environment, SHOWN, seed))

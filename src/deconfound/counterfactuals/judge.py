@@ -44,7 +44,7 @@ from deconfound.metrics import (
     relative_error,
     squared_distance,
 )
-from deconfound.runs.run import Run, open_run, read_json
+from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress
 
@@ -191,7 +191,7 @@ def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
     method, intensity = run.load(screen)
     assert isinstance(method, Imputer)
     refuse_percentile(run)
-    if read_json(run.path / "fold.json")["screen_identity"] != screen.identity:
+    if not run.trained_on(screen):
         raise UserError(
             f"{screen.path}: not the screen that {run.path} was fitted on, so which of its cells "
             "were held out is unknown; give that one"

@@ -12,14 +12,13 @@ import torch
 from deconfound import methods
 from deconfound.arrays import Bytes, Rows
 from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
-from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.display.pixels import contrast, rgb
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods.base import Imputer, Method
-from deconfound.runs.run import Run, open_run, read_json
+from deconfound.runs.run import Run, open_run
 
 FORMAT_VERSION = 1
 # The drawn grid, in pixels.
@@ -96,11 +95,8 @@ def transfer(
 
 
 def _candidates(run: Run, screen: Screen) -> Rows:
-    fold = read_json(run.path / "fold.json")
-    if fold["screen_identity"] != screen.identity:
-        return np.arange(len(screen), dtype=np.int64)
-    part = pose(screen, run.config.data).fold
-    return np.concatenate([part.rows("val"), part.rows("id_test")])
+    part = run.parts(screen)
+    return np.concatenate([np.flatnonzero(part == name) for name in ("val", "id_test", "new")])
 
 
 @torch.inference_mode()

@@ -71,7 +71,7 @@ def _assemble(stream: EmbeddingStream, chunks: Path) -> Embeddings:
     loaded = [load_file(_chunk(chunks, span)) for span in _spans(stream)]
     arrays = {name: np.concatenate([chunk[name] for chunk in loaded]) for name in loaded[0]}
     codes = arrays.pop(CODES, None)
-    table = stream.table((0, len(stream.screen)), stream.part(), codes)
+    table = stream.table((0, len(stream.screen)), stream.run.parts(stream.screen), codes)
     return Embeddings(table, arrays, stream.about())
 
 

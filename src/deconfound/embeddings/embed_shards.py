@@ -87,7 +87,7 @@ def _embed_missing(stream: EmbeddingStream, folder: Path, own: Processes, quiet:
     (folder / "shards").mkdir(exist_ok=True)
     spans = spans_of(len(stream.screen), SHARD_ROWS)[own.rank :: own.world]
     missing = [span for span in spans if _done(folder, span) is None]
-    part = stream.part() if missing else np.empty(0, "U7")
+    part = stream.run.parts(stream.screen) if missing else np.empty(0, "U7")
 
     def keep(span: Span, arrays: Arrays) -> None:
         _write(stream, folder, span, arrays, part)

@@ -12,14 +12,13 @@ import pandas as pd
 import torch
 
 from deconfound.arrays import Rows
-from deconfound.data.folds.problem import pose
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import open_screen
 from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.files.checksums import sha256
 from deconfound.intervention.at_test_time import correction_of, represent
 from deconfound.intervention.intervention import WEIGHTS
-from deconfound.runs.run import group_codes, open_run, read_json, software
+from deconfound.runs.run import group_codes, open_run, software
 from deconfound.runtime.device import Precision, device_name, start_fabric_alone
 from deconfound.runtime.progress import Progress
 
@@ -129,12 +128,6 @@ class EmbeddingStream:
             f"{self.rows:,} {self.unit} in {self.seconds:,.1f} s, {rate:,.0f} {self.unit}/s on "
             f"{device_name(self._fabric)}"
         )
-
-    def part(self) -> npt.NDArray[np.str_]:
-        """(N,) the fold's part of each row of the screen; "new" for another than trained on."""
-        if read_json(self.run.path / "fold.json")["screen_identity"] == self.screen.identity:
-            return pose(self.screen, self.run.config.data).fold.part
-        return np.full(len(self.screen), "new", dtype="U3")
 
     def table(self, span: Span, part: npt.NDArray[np.str_], codes: Rows | None) -> pd.DataFrame:
         """Rows of the screen's table with `PART` and `PREDICTED`."""

@@ -17,14 +17,13 @@ from deconfound import methods
 from deconfound.arrays import Rows
 from deconfound.config import RelativeTo
 from deconfound.data.folds.controls import CONTROL_TYPE, control_rows
-from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.intervention.styles import Styles, mean_styles, styles_of
 from deconfound.methods.base import Imputer
-from deconfound.runs.run import Run, group_codes, read_json
+from deconfound.runs.run import Run, group_codes
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,7 @@ def origins_of(run: Run, screen: Screen, styles: Styles, over: RelativeTo, seed:
     screen holds of it. Of labels nothing is used but, with controls, which rows these are. Raises
     UserError as `compared`.
     """
-    own = read_json(run.path / "fold.json")["screen_identity"] == screen.identity
-    train = pose(screen, run.config.data).fold.rows("train") if own else None
+    train = np.flatnonzero(run.parts(screen) == "train") if run.trained_on(screen) else None
     found = compared(screen, run.roles, over, run.config.data.controls, run.environments, train)
     return found.origins(styles, seed)
 

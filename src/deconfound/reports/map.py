@@ -123,12 +123,12 @@ def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
     ]
     if not of_sample:
         raise UserError(f"its run ({about.get('run')}) is not among the paths reported on")
-    fold = of_sample[0].fold
-    path = Path(str(fold["screen"]))
+    run = of_sample[0].run
+    path = run.screen_path
     if not path.is_dir():
         raise UserError(f"the screen is no longer at {path}")
     screen = open_screen(path)
-    if screen.identity != fold["screen_identity"]:
+    if not run.trained_on(screen):
         raise UserError(f"the screen at {path} has changed since")
     if screen.holds_profiles:
         raise UserError("the screen holds profiles, which have no pictures")

@@ -116,7 +116,7 @@ def _json_in_page(data: Any) -> Markup:
 
 def _environment_name(sources: Sources) -> str:
     """The environment's columns as a reader says them."""
-    found: list[tuple[str, ...]] = [run.environment for run in sources.runs]
+    found: list[tuple[str, ...]] = [run.run.roles.environment for run in sources.runs]
     found += [tuple(sample.about["roles"]["environment"]) for sample in sources.samples]
     if len(set(found)) != 1:
         return "Environment"
@@ -149,8 +149,8 @@ def _pixels(run: RunSource) -> str:
     done = [f"cut to {crop} px"] if crop else []
     done += [f"resized to {size} px"] if size else []
     done += [f"technical effects injected into {clean}"] if (clean := clean_name(made)) else []
-    shared = f" of each {run.percentile_by[-1]}" if run.percentile_by else ""
-    done.append(f"transform {run.transform}{shared}")
+    by = run.run.percentile_by
+    done.append(f"transform {run.run.transform}" + (f" of each {by[-1]}" if by else ""))
     return ", ".join([*done, f"scaling {run.config['data']['scaling']}"])
 
 

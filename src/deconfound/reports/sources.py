@@ -28,7 +28,7 @@ from deconfound.reports.pictures import (
     read_swap,
 )
 from deconfound.runs.history import read_history
-from deconfound.runs.run import open_run, read_json
+from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.seeds import numpy_stream
 
 SCORE_COLUMNS = ("method", "fold", "seed", "representation", "metric", "part", "value", "n", "note")
@@ -39,21 +39,21 @@ SCORE_KEY = ["method", "fold", "seed", "representation", "metric", "part"]
 class RunSource:
     """One run directory."""
 
-    path: Path
+    run: Run
     name: str
     """The method, with the options that tell its settings apart where there are several."""
     config: dict[str, Any]
+    """The configuration as JSON."""
     history: pd.DataFrame
     selection: dict[str, Any]
     provenance: dict[str, Any]
     fold: dict[str, Any]
     """What fold.json holds: counts of the parts, path and identity of the screen."""
-    environment: tuple[str, ...]
-    """Columns of the environment."""
-    transform: str
-    """Intensity transform before the network."""
-    percentile_by: tuple[str, ...]
-    """Columns whose groups share the transform's percentiles."""
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.run.path
 
     @property
     def title(self) -> str:
@@ -207,16 +207,13 @@ def _kind(path: Path) -> str | None:
 def _read_run(path: Path) -> RunSource:
     opened = open_run(path)
     return RunSource(
-        path,
+        opened,
         opened.config.method,
         opened.config.model_dump(mode="json"),
         read_history(path / "metrics.csv"),
         read_json(path / "selection.json"),
         opened.provenance(),
         read_json(path / "fold.json"),
-        opened.roles.environment,
-        opened.transform,
-        opened.percentile_by,
     )
 
 

@@ -9,14 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from deconfound import methods
 from deconfound.arrays import Rows
-from deconfound.config import (
-    TransformName,
-)
-from deconfound.data.folds.problem import Problem
+from deconfound.config import TransformName
+from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles, listed
@@ -81,6 +81,21 @@ class Run:
     def fold(self) -> str:
         """Name of the run's fold."""
         return self.config.data.fold
+
+    @property
+    def screen_path(self) -> Path:
+        """Where the screen that the run was trained on was at the time."""
+        return Path(str(read_json(self.path / "fold.json")["screen"]))
+
+    def trained_on(self, screen: Screen) -> bool:
+        """Whether the run was trained on this very screen, wherever it is now."""
+        return bool(read_json(self.path / "fold.json")["screen_identity"] == screen.identity)
+
+    def parts(self, screen: Screen) -> npt.NDArray[np.str_]:
+        """(N,) the fold's part of each row; "new" in a screen that the run was not trained on."""
+        if self.trained_on(screen):
+            return pose(screen, self.config.data).fold.part
+        return np.full(len(screen), "new", dtype="U3")
 
     def provenance(self) -> dict[str, Any]:
         """Versions, commit, device and times."""
