@@ -13,7 +13,7 @@ import torch
 from deconfound.arrays import Rows
 from deconfound.config import RelativeTo, nearest
 from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
-from deconfound.counterfactuals.landing import Encoder, Landing, draw_landing, find_landing
+from deconfound.counterfactuals.landing import Landing, draw_landing, find_landing
 from deconfound.counterfactuals.pictures import draw_imputed
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.batch import BatchReader
@@ -142,7 +142,8 @@ def impute(
             temporary / "transfer.png",
         )
         landing = find_landing(
-            Encoder(imputer.imputer, imputer.intensity, fabric.device),
+            imputer,
+            fabric,
             (source, rows[others], texts(environment, rows[others])),
             (written, others),
             (own, of_target[styles:] if len(of_target) > 1 else of_target),

@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from deconfound.arrays import Floats, Rows
-from deconfound.data.loading.batch import BatchReader
-from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import natural_order
 from deconfound.display.umap import coordinates
-from deconfound.methods.base import Imputer
+from deconfound.intervention.embedder import Embedder, in_batches
+from deconfound.intervention.intervention import Intervention
 from deconfound.metrics.neighbors import nearest
 from deconfound.runtime.seeds import numpy_stream
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 BATCH = 256
 MOST = 500
@@ -22,24 +25,6 @@ MOST = 500
 NEIGHBORS = 10
 COLOURED = 8
 """Source environments with a colour of their own."""
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What `embed` of an imputer makes of pixels."""
-
-    method: Imputer
-    intensity: Intensity
-    device: torch.device
-
-    @torch.no_grad()
-    def __call__(self, screen: Screen, rows: Rows) -> Floats:
-        """The representations (B, D) float32 of rows of a screen."""
-        nothing = np.full(len(screen), -1, dtype=np.int64)
-        reader = BatchReader(screen, nothing, nothing, self.intensity, self.device, True)
-        parts = np.split(rows, np.arange(BATCH, len(rows), BATCH))
-        found = [self.method.embed(one.image)["representation"] for one in reader.stream(parts)]
-        return torch.cat(found).float().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -76,16 +61,23 @@ class Landing:
 
 
 def find_landing(
-    encode: Encoder,
+    imputer: Intervention,
+    fabric: "Fabric",
     originals: tuple[Screen, Rows, tuple[str, ...]],
     imputed: tuple[Screen, Rows],
     target: tuple[Screen, Rows],
     seed: int,
 ) -> Landing:
-    """Embed at most 500 cells of each kind, drawn by `seed`.
+    """Embed at most 500 cells of each kind, drawn by `seed`, with the imputer's own encoder.
 
     `originals` (with their environments) and `imputed` are the same cells in the same order.
     """
+
+    def encode(screen: Screen, rows: Rows) -> Floats:
+        embedder = Embedder(imputer.imputer, imputer.intensity, screen, fabric)
+        embedded = embedder.stream(in_batches(rows, BATCH))
+        return torch.cat([one.representations["representation"] for one in embedded]).cpu().numpy()
+
     screen, rows, environments = originals
     kept = np.sort(numpy_stream(seed, "landing cells").permutation(len(rows))[:MOST])
     some = np.sort(numpy_stream(seed, "landing target").permutation(target[1])[:MOST])

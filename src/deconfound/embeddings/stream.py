@@ -12,13 +12,12 @@ import pandas as pd
 import torch
 
 from deconfound.arrays import Rows
-from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import open_screen
 from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.files.checksums import sha256
-from deconfound.intervention.at_test_time import correction_of, represent
+from deconfound.intervention.embedder import Embedder, in_batches
 from deconfound.intervention.intervention import WEIGHTS
-from deconfound.runs.run import group_codes, open_run, software
+from deconfound.runs.run import open_run, software
 from deconfound.runtime.device import Precision, device_name, start_fabric_alone
 from deconfound.runtime.progress import Progress
 
@@ -51,19 +50,7 @@ class EmbeddingStream:
         self.selection = selection
         self._precision = precision
         self._fabric = start_fabric_alone(device, precision, threads)
-        self._method, intensity = self.run.load(self.screen, selection)
-        self._method.to(self._fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._correction = correction_of(self.run, self.screen, self._fabric.device)
-        nothing = np.full(len(self.screen), -1, dtype=np.int64)
-        self._reader = BatchReader(
-            self.screen,
-            nothing,
-            nothing,
-            intensity,
-            self._fabric.device,
-            channels_last=True,
-            group=group_codes(self.run, self.screen),
-        )
+        self._embedder = Embedder.of_run(self.run, self.screen, self._fabric, selection)
         self.rows = 0
         """Rows embedded so far."""
         self.seconds = 0.0
@@ -86,7 +73,6 @@ class EmbeddingStream:
             found += ["mean"] if asked.impute_into == "mean" else []
         return found
 
-    @torch.inference_mode()
     def embed(
         self, spans: list[Span], keep: Callable[[Span, Arrays], None], done: int, quiet: bool
     ) -> None:
@@ -99,25 +85,21 @@ class EmbeddingStream:
         started = time.perf_counter()
         total = done + sum(stop - start for start, stop in spans)
         size = batch_size(self._fabric.device.type)
-        batches = self._reader.stream(_batches(spans, size))
         with (
-            contextlib.closing(batches),
+            contextlib.closing(self._embedder.stream(_batches(spans, size))) as stream,
             _Keeper(keep) as keeper,
             Progress(f"embed {self.screen.name}", total, self.unit, done, quiet) as progress,
         ):
             for span in spans:
                 found: dict[str, list[torch.Tensor]] = {}
-                for _ in _batches([span], size):
-                    batch = next(batches)
-                    with self._fabric.autocast():
-                        embedded, predicted = represent(self._method, batch, self._correction)
-                    named = {name: values.float() for name, values in embedded.items()}
+                for rows in _batches([span], size):
+                    named, predicted = next(stream)
                     if predicted is not None:
-                        named[CODES] = predicted.long()
+                        named[CODES] = predicted
                     for name, values in named.items():
                         found.setdefault(name, []).append(values)
-                    progress.update(len(batch))
-                    self.rows += len(batch)
+                    progress.update(len(rows))
+                    self.rows += len(rows)
                 keeper.take(span, found)
         self.seconds += time.perf_counter() - started
 
@@ -201,5 +183,4 @@ def spans_of(rows: int, size: int) -> list[Span]:
 
 def _batches(spans: Iterable[Span], size: int) -> Iterator[Rows]:
     for start, stop in spans:
-        for first, last in spans_of(stop - start, size):
-            yield np.arange(start + first, start + last, dtype=np.int64)
+        yield from in_batches(np.arange(start, stop, dtype=np.int64), size)
