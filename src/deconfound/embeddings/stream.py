@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -31,25 +32,33 @@ Span = tuple[int, int]
 """First row, and the one after the last."""
 
 
-class EmbeddingStream:
-    """Embeds rows of a screen with a run, a part at a time, in constant memory.
+class StreamOptions(TypedDict, total=False):
+    """How a run embeds a screen."""
 
-    Raises UserError as `embed` does.
+    selection: str | None
+    """"loss", "accuracy" or "last" for another checkpoint than the one that the run selected."""
+    device: str
+    """auto, cpu, cuda or mps; auto if not given."""
+    precision: Precision
+    """Of the network; "32" if not given."""
+    threads: int | None
+    """Of the processor; all cores if not given."""
+
+
+class EmbeddingStream:
+    """Embeds spans of rows of a screen with a run, in constant memory.
+
+    Raises UserError if run and screen do not fit.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        screen: Path,
-        selection: str | None,
-        device: str,
-        precision: Precision,
-        threads: int | None,
-    ) -> None:
+    def __init__(self, run: Path, screen: Path, **options: Unpack[StreamOptions]) -> None:
+        selection, precision = options.get("selection"), options.get("precision", "32")
         self.run, self.screen = open_run(run), open_screen(screen)
         self.selection = selection
         self._precision = precision
-        self._fabric = start_fabric_alone(device, precision, threads)
+        self._fabric = start_fabric_alone(
+            options.get("device", "auto"), precision, options.get("threads")
+        )
         self._embedder = Embedder.of_run(self.run, self.screen, self._fabric, selection)
         self.rows = 0
         """Rows embedded so far."""
