@@ -17,7 +17,8 @@ from deconfound.evaluation.scores import BASELINES
 from deconfound.files import atomic
 from deconfound.reports.figures import score_dots, training_curves
 from deconfound.reports.map import draw_maps
-from deconfound.reports.sources import SCORE_COLUMNS, RunSource, Sources, find_sources
+from deconfound.reports.scores import SCORE_COLUMNS
+from deconfound.reports.sources import RunSource, Sources, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import IMPUTATION, levels, with_levels
 from deconfound.runtime.escaping import csv_text

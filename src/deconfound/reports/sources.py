@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.tables.table import require_columns
 from deconfound.embeddings.file import read_embeddings
 from deconfound.embeddings.shards import INDEX
 from deconfound.errors import UserError
@@ -27,12 +26,15 @@ from deconfound.reports.pictures import (
     read_imputed,
     read_swap,
 )
+from deconfound.reports.scores import (
+    SCORE_COLUMNS,
+    joined_scores,
+    read_scores,
+    without_repeats,
+)
 from deconfound.runs.history import read_history
 from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.seeds import numpy_stream
-
-SCORE_COLUMNS = ("method", "fold", "seed", "representation", "metric", "part", "value", "n", "note")
-SCORE_KEY = ["method", "fold", "seed", "representation", "metric", "part"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                     case "embeddings":
                         samples.append(_read_sample(path, points, seed))
                     case "scores":
-                        scores.append(_read_scores(path))
+                        scores.append(read_scores(path))
             except UserError as error:
                 if path == named:
                     raise
@@ -158,7 +160,7 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
             "directories, .h5ad embeddings, scores*.parquet or directories of `deconfound transfer`"
         )
     return _with_names(
-        Sources(runs, samples, _joined(scores), swaps, imputed, sweeps, diagnoses, left_out)
+        Sources(runs, samples, joined_scores(scores), swaps, imputed, sweeps, diagnoses, left_out)
     )
 
 
@@ -245,27 +247,6 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
     )
 
 
-def _read_scores(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as scores ({reason}); measure again") from error
-    require_columns(table, SCORE_COLUMNS, str(path))
-    kept = [*SCORE_COLUMNS, *(["config"] if "config" in table.columns else [])]
-    table = table[kept].copy()
-    for column in ("method", "fold", "representation", "metric", "part", "note"):
-        table[column] = table[column].astype("string").fillna("").astype(object)
-    table["value"] = table["value"].astype(float)
-    return table.assign(file=str(path))
-
-
-def _joined(scores: list[pd.DataFrame]) -> pd.DataFrame:
-    if not scores:
-        return pd.DataFrame(columns=[*SCORE_COLUMNS, "file"])
-    return pd.concat(scores, ignore_index=True)
-
-
 def _with_names(sources: Sources) -> Sources:
     """The same, each method that comes in several settings named after the options that differ."""
     scores = sources.scores
@@ -286,7 +267,7 @@ def _with_names(sources: Sources) -> Sources:
     return Sources(
         [replace(run, name=names.of(run.config)) for run in sources.runs],
         [replace(sample, name=names.of(_config(sample.about))) for sample in sources.samples],
-        _without_repeats(scores[[*SCORE_COLUMNS, "file"]]),
+        without_repeats(scores[[*SCORE_COLUMNS, "file"]]),
         [replace(swap, name=names.of(swap.about["config"])) for swap in sources.swaps],
         [replace(one, name=names.of(one.about["config"])) for one in sources.imputed],
         sources.sweeps,
@@ -299,18 +280,3 @@ def _config(about: dict[str, Any]) -> dict[str, Any]:
     """The configuration of an embedding; the method alone where nothing was trained."""
     found: dict[str, Any] = about.get("config") or {"method": about["method"]}
     return found
-
-
-def _without_repeats(scores: pd.DataFrame) -> pd.DataFrame:
-    """Each score once; raises UserError where two files give it different values."""
-    once = scores.drop_duplicates([*SCORE_KEY, "value"])
-    twice = once[once.duplicated(SCORE_KEY, keep=False)]
-    if len(twice):
-        first = twice.iloc[0]
-        both = twice[(twice[SCORE_KEY] == first[SCORE_KEY]).all(axis=1)]
-        raise UserError(
-            f"{first.metric} of {first.method}, fold {first.fold}, seed {first.seed} is "
-            f"{both.value.iloc[0]:.4g} in {both.file.iloc[0]} and {both.value.iloc[1]:.4g} in "
-            f"{both.file.iloc[1]}; report one setting of a method, or one file of its scores"
-        )
-    return once.reset_index(drop=True)

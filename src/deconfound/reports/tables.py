@@ -1,6 +1,5 @@
 """Scores as a report shows them: by level of the fold, mean ± sd over folds and seeds."""
 
-import html
 import math
 import re
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.data.tables.table import natural_order
+from deconfound.display.numbers import mean_and_sd, number
 from deconfound.metrics.score import Metric, all_metrics
 
 PARTS = {
@@ -52,12 +52,8 @@ class Spread:
     """Every value with its fold and seed, and the reason and caveat of each."""
 
     def text(self, digits: int) -> str:
-        """Mean ± sd; the mean alone where there is no sd; a dash where there is no mean."""
-        if math.isnan(self.mean):
-            return "–"
-        if math.isnan(self.sd):
-            return number(self.mean, digits)
-        return f"{number(self.mean, digits)} ± {self.sd:.{_decimals(self.mean, digits)}f}"
+        """Mean ± sd, as `mean_and_sd` says them."""
+        return mean_and_sd(self.mean, self.sd, digits)
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a table."""
+class MethodRow:
+    """The row of one method and one of its representations."""
 
     method: str
     representation: str
@@ -99,7 +95,7 @@ class Table:
 
     title: str
     columns: list[Column]
-    rows: list[Row]
+    rows: list[MethodRow]
 
     @property
     def parts(self) -> list[tuple[str, int]]:
@@ -197,24 +193,6 @@ def over(spreads: Iterable[Spread]) -> str:
     return " and ".join(words)
 
 
-def number(value: float, digits: int) -> str:
-    """A number with `digits` decimals, fewer for large ones and more for tiny ones."""
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "–"
-    if value and abs(value) < 10.0**-digits:
-        return f"{value:.1e}"
-    return f"{value:.{_decimals(value, digits)}f}"
-
-
-def plain_text(text: str) -> str:
-    """Text that a plot shows as it is: plots read < and & as markup."""
-    return html.escape(text, quote=False)
-
-
-def _decimals(value: float, digits: int) -> int:
-    return max(0, digits - len(str(int(abs(value)))) + 1)
-
-
 def _level(fold: str) -> str:
     pooled = _POOLED.fullmatch(fold)
     return pooled[1] if pooled else fold.partition("=")[0]
@@ -262,7 +240,7 @@ def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric])
             text = number(one.mean, 3) if context else one.text(3)
             cells.append(Cell(text, aside, one.detail, leads))
         of_row = [spreads[key] for key in spreads if key[:2] == (method, representation)]
-        shown.append(Row(method, representation, cells, _counts(of_row)))
+        shown.append(MethodRow(method, representation, cells, _counts(of_row)))
     columns = []
     for part, metric in pairs:
         declared = known.get(metric)
