@@ -16,14 +16,15 @@ from deconfound.arrays import Images, Rows
 from deconfound.config import RelativeTo
 from deconfound.counterfactuals.cells import refuse_percentile
 from deconfound.counterfactuals.draws import Interventions, interventions
+from deconfound.counterfactuals.imputed_scores import Judged, imputation_scores
 from deconfound.counterfactuals.oracle import Oracle, oracle_of
 from deconfound.data.folds.fold import Part, physical_well
-from deconfound.data.folds.problem import Problem, pose
+from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, Row, score_row
+from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, NamedScore, score_row
 from deconfound.files import atomic
 from deconfound.intervention.relative_style import (
     Origins,
@@ -34,16 +35,7 @@ from deconfound.intervention.relative_style import (
 )
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.methods.base import Imputer
-from deconfound.metrics import (
-    Score,
-    absolute_distance,
-    hallucination_rate,
-    label_agreement,
-    label_probability,
-    matched_moments,
-    relative_error,
-    squared_distance,
-)
+from deconfound.metrics import matched_moments
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress
@@ -85,21 +77,6 @@ class _Imputer:
             code = relative(self.method, image, own, target)
         imputed = self.method.impute(image, code)
         return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
-
-
-class _Judged:
-    """What is known of the images of one imputer, filled batch after batch."""
-
-    def __init__(self, rows: int, channels: int, labels: int) -> None:
-        self.absolute = np.zeros((rows, channels))
-        self.squared = np.zeros((rows, channels))
-        self.probability = np.zeros((rows, labels), dtype=np.float32)
-
-    def put(self, places: Rows, image: npt.NDArray[Any], true: Images, oracle: Oracle) -> None:
-        """Compare images with the true ones of the same rows."""
-        self.absolute[places] = absolute_distance(image, true)
-        self.squared[places] = squared_distance(image, true)
-        self.probability[places] = oracle.probabilities(image)
 
 
 def imputation(
@@ -169,15 +146,24 @@ def imputation(
             quiet=quiet,
         )
         records = []
+        asked = {"style_images": style_images, "relative_style": relative_style}
+        imputer = _Imputer(method, intensity, opened_run.environments, origins)
         total = sum(len(drawn.rows) for drawn in planned.values())
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():
-                imputer = _Imputer(method, intensity, opened_run.environments, origins)
                 judged = _judged(opened_screen, imputer, drawn, oracle, progress, threads)
-                asked = {"style_images": style_images, "relative_style": relative_style}
+                well = physical_well(opened_screen.table, opened_screen.roles).iloc[drawn.rows]
                 for name in ("run", *BASELINES):
-                    rows = _scores(judged, name, opened_screen, problem, drawn, part, seed)
-                    records += _records(opened_run, name, rows, seed, asked)
+                    scores = imputation_scores(
+                        judged,
+                        name,
+                        part,
+                        label=problem.label.codes[drawn.rows],
+                        unit=np.asarray(well.astype("category").cat.codes, dtype=np.int64),
+                        channels=opened_screen.channels,
+                        seed=seed,
+                    )
+                    records += _records(opened_run, name, scores, seed, asked)
         table = pd.DataFrame(records, columns=COLUMNS)
         with atomic.atomic_file(Path(out)) as temporary:
             table.to_parquet(temporary)
@@ -206,10 +192,10 @@ def _judged(
     oracle: Oracle,
     progress: Progress,
     threads: int | None,
-) -> dict[str, _Judged]:
+) -> dict[str, Judged]:
     """Every imputer on every row; "run" is the method, "true" the images that are to be met."""
     size = len(drawn.rows), len(screen.channels), oracle.head.out_features
-    judged = {name: _Judged(*size) for name in ("run", "true", *BASELINES)}
+    judged = {name: Judged(*size) for name in ("run", "true", *BASELINES)}
     for rendering in np.unique(drawn.rendering):
         of_rendering = np.flatnonzero(drawn.rendering == rendering)
         for places in np.split(of_rendering, np.arange(BATCH, len(of_rendering), BATCH)):
@@ -237,53 +223,10 @@ def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return clipped
 
 
-def _scores(
-    judged: dict[str, _Judged],
-    name: str,
-    screen: Screen,
-    problem: Problem,
-    drawn: Interventions,
-    part: str,
-    seed: int,
-) -> list[Row]:
-    """The scores of one imputer against the images left alone and the true ones."""
-    well = physical_well(screen.table, screen.roles).iloc[drawn.rows]
-    unit = np.asarray(well.astype("category").cat.codes, dtype=np.int64)
-    label = problem.label.codes[drawn.rows]
-    absolute, of_alone = judged[name].absolute, judged[ALONE].absolute
-    squared, squared_alone = judged[name].squared, judged[ALONE].squared
-    probability, true = judged[name].probability, judged["true"].probability
-    error = relative_error(absolute.sum(axis=1), of_alone.sum(axis=1), unit, seed)
-    square = relative_error(squared.sum(axis=1), squared_alone.sum(axis=1), unit, seed)
-    over = f"95 % interval over {len(np.unique(unit))} wells"
-    rows = [
-        Row("image", "imputation_error", part, error.score),
-        Row("image", "imputation_error_low", part, Score(error.low, error.score.n, over)),
-        Row("image", "imputation_error_high", part, Score(error.high, error.score.n, over)),
-        Row("image", "imputation_squared_error", part, square.score),
-        Row("image", "imputation_label_probability", part, label_probability(probability, label)),
-        Row("image", "imputation_label_probability_true", part, label_probability(true, label)),
-        Row("image", "imputation_agreement", part, label_agreement(probability, true)),
-        Row("image", "imputation_hallucination", part,
-            hallucination_rate(probability, true, label)),
-    ]  # fmt: skip
-    for place, channel in enumerate(screen.channels):
-        here = relative_error(absolute[:, place], of_alone[:, place], unit, seed)
-        square = relative_error(squared[:, place], squared_alone[:, place], unit, seed)
-        name = f"channel {channel}"
-        rows += [
-            Row(name, "imputation_error", part, here.score),
-            Row(name, "imputation_error_low", part, Score(here.low, here.score.n, over)),
-            Row(name, "imputation_error_high", part, Score(here.high, here.score.n, over)),
-            Row(name, "imputation_squared_error", part, square.score),
-        ]
-    return rows
-
-
 def _records(
-    run: Run, name: str, rows: list[Row], seed: int, asked: dict[str, Any]
+    run: Run, name: str, scores: list[NamedScore], seed: int, asked: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of a scores file, whose configuration also says how the run was `asked` to impute.
+    """Lines of a scores file; the configuration also says how the run was `asked` to impute.
 
     A baseline has no configuration.
     """
@@ -295,6 +238,6 @@ def _records(
         "config": config.model_dump(mode="json") | {"imputation": asked},
     }
     if name == "run":
-        return [score_row(about, run.fold, row) for row in rows]
+        return [score_row(about, run.fold, one) for one in scores]
     baseline = about | {"method": name, "seed": seed, "saw_held_out": False}
-    return [score_row(baseline, run.fold, row) | {"config": None} for row in rows]
+    return [score_row(baseline, run.fold, one) | {"config": None} for one in scores]

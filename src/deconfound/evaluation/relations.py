@@ -9,7 +9,7 @@ import pandas as pd
 from deconfound.data.tables.complexes import Complexes, pairs_among, read_complexes
 from deconfound.embeddings.aggregate import GENE, Aggregate, read_aggregate
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import COLUMNS, Row, score_row
+from deconfound.evaluation.scores import COLUMNS, NamedScore, score_row
 from deconfound.files import atomic
 from deconfound.metrics.corum import (
     relation_average_precision,
@@ -52,7 +52,9 @@ def _scored(paths: list[Path], source: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def relation_scores(made: Aggregate, known: Complexes, path: Path, source: Path) -> list[Row]:
+def relation_scores(
+    made: Aggregate, known: Complexes, path: Path, source: Path
+) -> list[NamedScore]:
     """The scores of one file of genes; raises UserError for a gene with two rows, or no pair."""
     genes = made.table[GENE].astype(str)[~made.control].tolist()
     if len(set(genes)) < len(genes):
@@ -78,5 +80,5 @@ def relation_scores(made: Aggregate, known: Complexes, path: Path, source: Path)
     rows = []
     for metric, score in scores.items():
         note = "; ".join(filter(None, (compared, score.note)))
-        rows.append(Row(made.representation, metric, made.part, score._replace(note=note)))
+        rows.append(NamedScore(made.representation, metric, made.part, score._replace(note=note)))
     return rows

@@ -95,6 +95,7 @@ def linear_probe(
     target: NDArray[np.integer[Any]],
     is_train: NDArray[np.bool_],
     is_test: NDArray[np.bool_],
+    *,
     seed: int = 0,
     max_train_rows: int = 20_000,
     max_iterations: int = 1_000,
