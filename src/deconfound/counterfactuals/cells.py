@@ -12,6 +12,9 @@ from deconfound.errors import UserError
 from deconfound.runs.run import Run
 from deconfound.runtime.seeds import numpy_stream
 
+FORMAT_VERSION = 1
+"""Of transfer.json and imputed.json."""
+
 
 def names(screen: Screen, columns: Any) -> pd.Series:
     """Values of the columns joined, missing everywhere if the screen lacks one of them."""
@@ -55,3 +58,16 @@ def refuse_percentile(run: Run) -> None:
             f"{run.path}: transform percentile forgets how bright images were, so none can be "
             "put back into stored units; fit it again with --transform none or arcsinh"
         )
+
+
+def about_run(run: Run, screen: Screen) -> dict[str, Any]:
+    """What the JSON file beside a picture says first: the run, and the screen of its cells."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": run.config.method,
+        "fold": run.fold,
+        "seed": run.config.seed,
+        "run": run.path.resolve().name,
+        "config": run.config.model_dump(mode="json"),
+        "screen": screen.name,
+    }

@@ -2,29 +2,23 @@
 
 import json
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deconfound.arrays import Rows
 from deconfound.config import RelativeTo, nearest
-from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
+from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_percentile, texts
+from deconfound.counterfactuals.imputed_screen import Imputation
 from deconfound.counterfactuals.landing import Landing, draw_landing, find_landing
 from deconfound.counterfactuals.pictures import draw_imputed
 from deconfound.data.folds.problem import Problem, pose
-from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import Screen, open_screen
-from deconfound.data.screens.writer import ScreenWriter
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.files.checksums import sha256
 from deconfound.intervention.intervention import Intervention, frozen
 from deconfound.intervention.relative_style import (
-    Origins,
     compared,
     origins_of,
     refuse_absolute,
@@ -35,17 +29,12 @@ from deconfound.intervention.styles import mean_styles, styles_of
 from deconfound.methods.base import Imputer
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
-from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
 
-FORMAT_VERSION = 1
-BATCH = 256
 STYLES = 32
 """Style images at most; half of the target's rows stay real cells to compare with."""
 SHOWN = 8
 """Cells in the picture."""
-TARGET, SOURCE_ROW = "deconfound_imputed_to", "deconfound_source_row"
-"""Columns that the table of an imputed screen has more."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +118,18 @@ def impute(
         )
     with atomic.atomic_directory(out) as temporary:
         folder = temporary / "imputed"
-        clipped = _write(opened, source, imputer, origins, rows, style, to, folder, quiet)
+        planned = Imputation(opened, source, imputer, origins, rows, style, to)
+        clipped = planned.write(folder, quiet)
         written = open_screen(folder)
         shown = _shown(opened, source, rows, others, seed)
         draw_imputed(
             source.read(rows[shown]),
             own.read(style_rows[shown]),
             written.read(shown),
-            source.channels,
-            texts(environment, rows[shown]),
-            to,
             temporary / "transfer.png",
+            channels=source.channels,
+            environments=texts(environment, rows[shown]),
+            to=to,
         )
         landing = find_landing(
             imputer,
@@ -150,8 +140,15 @@ def impute(
             seed,
         )
         draw_landing(landing, to, temporary / "umap.png", seed)
-        about = _about(opened, source, to, len(rows), len(bank), clipped, landing, seed)
-        about["relative_style"] = relative_style
+        about = about_run(opened, source) | {
+            "imputed_to": to,
+            "images": len(rows),
+            "styles": len(bank),
+            "cells_seed": seed,
+            "clipped": clipped,
+            "neighbors_of_target": landing.shares(),
+            "relative_style": relative_style,
+        }
         (temporary / "imputed.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return Imputed(open_screen(out / "imputed"), rows, style_rows, clipped, landing)
 
@@ -204,64 +201,6 @@ def _training_rows(problem: Problem, environment: str, seed: int) -> Rows:
     return np.asarray(numpy_stream(seed, "style images").permutation(rows), dtype=np.int64)
 
 
-def _write(
-    run: Run,
-    source: Screen,
-    imputer: Intervention,
-    origins: Origins | None,
-    rows: Rows,
-    style: Rows,
-    to: str,
-    folder: Path,
-    quiet: bool,
-) -> float:
-    """Write the imputed screen; returns the share of values that were clipped."""
-    provenance = {
-        "made_by": f"deconfound transfer {version('deconfound')}",
-        "run": run.path.resolve().name,
-        "method": run.config.method,
-        "model_sha256": sha256(run.path / "model.safetensors"),
-        "imputed_to": to,
-        "source": source.name,
-        "source_identity": source.identity,
-        "source_provenance": source.provenance,
-    }
-    nothing = np.full(len(source), -1, dtype=np.int64)
-    device = imputer.bank.device
-    reader = BatchReader(source, nothing, nothing, imputer.intensity, device, channels_last=True)
-    parts = np.split(np.arange(len(rows)), np.arange(BATCH, len(rows), BATCH))
-    beyond = values = 0
-    name = f"{source.name} as {to}"
-    with (
-        ScreenWriter(folder, name, source.channels, source.roles, provenance) as writer,
-        Progress("impute", len(rows), "images", quiet=quiet) as progress,
-    ):
-        batches = reader.stream(rows[part] for part in parts)
-        for part, batch in zip(parts, batches, strict=True):
-            taken_in = None if origins is None else origins.of(batch.row)
-            imputed = imputer.impute(batch.image, torch.from_numpy(style[part]), taken_in)
-            pixels, clipped = _stored(imputer.intensity.inverse(imputed), source.dtype)
-            writer.append(pixels)
-            beyond, values = beyond + clipped, values + pixels.size
-            progress.update(len(part))
-        table = source.table.iloc[rows].reset_index(drop=True)
-        table[TARGET] = to
-        table[SOURCE_ROW] = rows
-        writer.finish(table, source.index.transform, source.index.percentile_by)
-    return beyond / values
-
-
-def _stored(image: torch.Tensor, dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
-    """Float images in stored units as the stored type, and how many values that clipped."""
-    pixels = image.cpu().contiguous().numpy()
-    if dtype.kind != "u":
-        return pixels.astype(dtype), 0
-    pixels = pixels.round()
-    largest = float(np.iinfo(dtype).max)
-    clipped = int(((pixels < 0) | (pixels > largest)).sum())
-    return np.clip(pixels, 0, largest).astype(dtype), clipped
-
-
 def _shown(run: Run, source: Screen, rows: Rows, others: Rows, seed: int) -> Rows:
     """Places in `rows` of the cells of the picture: of other environments, unseen if there are."""
     candidates = rows[others]
@@ -270,30 +209,3 @@ def _shown(run: Run, source: Screen, rows: Rows, others: Rows, seed: int) -> Row
     label = names(source, [str(run.roles.label)])
     environment = names(source, run.roles.environment)
     return np.searchsorted(rows, diverse(candidates, label, environment, SHOWN, seed))
-
-
-def _about(
-    run: Run,
-    source: Screen,
-    to: str,
-    images: int,
-    styles: int,
-    clipped: float,
-    landing: Landing,
-    seed: int,
-) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "method": run.config.method,
-        "fold": run.fold,
-        "seed": run.config.seed,
-        "run": run.path.resolve().name,
-        "config": run.config.model_dump(mode="json"),
-        "screen": source.name,
-        "imputed_to": to,
-        "images": images,
-        "styles": styles,
-        "cells_seed": seed,
-        "clipped": clipped,
-        "neighbors_of_target": landing.shares(),
-    }

@@ -17,14 +17,16 @@ def draw_imputed(
     source: npt.NDArray[Any],
     style: npt.NDArray[Any],
     imputed: npt.NDArray[Any],
+    file: Path,
+    *,
     channels: tuple[str, ...],
     environments: tuple[str, ...],
     to: str,
-    file: Path,
 ) -> None:
-    """Draw a row for each cell of (B, C, H, W) in stored units, one contrast for all.
+    """Draw a row for each cell; images are (B, C, H, W) in stored units, with one contrast.
 
-    The difference is imputed − source, in the mean over channels of each one's contrast range.
+    The last column shows imputed − source, as a share of each channel's contrast range, in the mean
+    over channels.
     """
     from matplotlib.figure import Figure
 

@@ -11,7 +11,7 @@ import torch
 
 from deconfound import methods
 from deconfound.arrays import Bytes, Rows
-from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
+from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_percentile, texts
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.display.pixels import contrast, rgb
@@ -20,7 +20,6 @@ from deconfound.files import atomic
 from deconfound.methods.base import Imputer, Method
 from deconfound.runs.run import Run, open_run
 
-FORMAT_VERSION = 1
 # The drawn grid, in pixels.
 TILE, GAP, LEFT, TOP, DPI = 96, 5, 125, 58, 110
 FRAME = "#1a7f5a"
@@ -89,7 +88,13 @@ def transfer(
         np.save(temporary / "originals.npy", originals, allow_pickle=False)
         np.save(temporary / "swapped.npy", swapped, allow_pickle=False)
         _draw(swap, opened_screen.channels, temporary / "swap.png")
-        about = _about(opened_run, opened_screen, swap, seed)
+        about = about_run(opened_run, opened_screen) | {
+            "channels": opened_screen.channels,
+            "cells_seed": seed,
+            "rows": rows.tolist(),
+            "labels": swap.labels,
+            "environments": swap.environments,
+        }
         (temporary / "transfer.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return swap
 
@@ -175,20 +180,3 @@ def _paste(sheet: Bytes, top: int, left: int, shown: Bytes) -> None:
 
 def _short(name: str, most: int = 16) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _about(run: Run, screen: Screen, swap: Swap, seed: int) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "method": run.config.method,
-        "fold": run.fold,
-        "seed": run.config.seed,
-        "run": run.path.resolve().name,
-        "config": run.config.model_dump(mode="json"),
-        "screen": screen.name,
-        "channels": screen.channels,
-        "cells_seed": seed,
-        "rows": swap.rows.tolist(),
-        "labels": swap.labels,
-        "environments": swap.environments,
-    }
