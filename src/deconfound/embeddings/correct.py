@@ -77,7 +77,15 @@ def correct(
         if knn is not None:
             predicted = _voted(fitted, learnt, values, opened, knn)
         table = opened.table.assign(**{PREDICTED: predicted})
-        about = _about(opened, correction, method, knn, representation, reference, control)
+        about = _about(
+            opened,
+            correction,
+            method,
+            representation,
+            knn=knn,
+            reference=reference,
+            control=control,
+        )
         write_embeddings(out, Embeddings(table, {representation: values}, about))
     return read_embeddings(out)
 
@@ -200,8 +208,9 @@ def _about(
     opened: Embeddings,
     correction: PostHoc | None,
     method: str,
-    knn: int | None,
     representation: str,
+    *,
+    knn: int | None,
     reference: Path | None,
     control: str | None,
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from deconfound.data.screens.screen import open_screen
 from deconfound.embeddings.file import PART, PREDICTED, Embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.runs.run import software
+from deconfound.runs.software import software
 
 METHOD = "profiles"
 

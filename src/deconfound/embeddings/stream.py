@@ -18,7 +18,8 @@ from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.files.checksums import sha256
 from deconfound.intervention.embedder import Embedder, in_batches
 from deconfound.intervention.intervention import WEIGHTS
-from deconfound.runs.run import open_run, software
+from deconfound.runs.run import open_run
+from deconfound.runs.software import software
 from deconfound.runtime.device import Precision, device_name, start_fabric_alone
 from deconfound.runtime.progress import Progress
 

@@ -33,6 +33,7 @@ def knn_batch_cv(
     environment: NDArray[np.integer[Any]],
     is_reference: NDArray[np.bool_],
     is_query: NDArray[np.bool_],
+    *,
     k: int = 5,
     graph: NeighborGraph | None = None,
 ) -> KnnBatchCV:

@@ -30,7 +30,8 @@ from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.runs.checkpoint import damaged_resume, read_resume, save_weights
 from deconfound.runs.config import RunConfig
 from deconfound.runs.history import History
-from deconfound.runs.run import build_method, software
+from deconfound.runs.run import build_method
+from deconfound.runs.software import software
 from deconfound.runs.weights import load_weights, weights
 from deconfound.runtime.device import device_name, precision_name
 from deconfound.runtime.progress import Progress
