@@ -1,4 +1,4 @@
-"""transfer --to: a screen as if all of it had been taken in one environment."""
+"""transfer --to: the images of a screen imputed into one environment."""
 
 import json
 from dataclasses import dataclass, replace
@@ -32,25 +32,25 @@ from deconfound.runtime.device import start_fabric
 from deconfound.runtime.seeds import numpy_stream
 
 STYLES = 32
-"""Style images at most; half of the target's rows stay real cells to compare with."""
+"""Style images at most; half of the target's rows are kept as real cells to compare with."""
 SHOWN = 8
 """Cells in the picture."""
 
 
 @dataclass(frozen=True)
 class Imputed:
-    """A screen of imputed images, and what became of them."""
+    """A screen of imputed images, and how they were made."""
 
     screen: Screen
     rows: Rows
     """(N,) int64 rows of the source screen, ascending."""
     style_rows: Rows
-    """(N,) int64 rows of the run's own screen whose style each image was given; with relative
-    styles, images of the target to look at."""
+    """(N,) int64 rows of the run's own screen: the style image of each image; with relative styles,
+    an image of the target for the picture only."""
     clipped: float
-    """Share of pixel values that the stored type cannot hold; they were clipped."""
+    """Share of pixel values that were clipped to the range of the stored type."""
     landing: Landing
-    """Where the images lie among real ones."""
+    """Representations of the imputed and of real cells."""
 
 
 def impute(
@@ -66,14 +66,14 @@ def impute(
 ) -> Imputed:
     """Impute images of `screen` into the training environment `to` and write the directory `out`.
 
-    All images, or `images` drawn by `seed`; each gets the style of an image drawn from at most 32
-    training rows of `to` in the run's own screen. With `relative_style` images keep how their style
-    differs from the mean style of their environment, over all of its images or its negative
-    controls, and that becomes the mean style of `to`. Writes the screen imputed/, transfer.png,
-    umap.png and imputed.json. Pernice et al., Interventional Style Transfer, 2023, Figure 4B.
-    Raises UserError if `out` exists, if the method cannot impute, for an environment that training
-    lacks, if the screen does not fit the run, if styles cannot be relative as asked, and if the
-    run's own screen is no longer there.
+    All images are imputed, or `images` of them drawn by `seed`. Each gets the style of an image
+    drawn from at most 32 training rows of `to` in the run's own screen. With `relative_style` the
+    mean style of an image's environment, over all of its images or its negative controls, is
+    replaced by that of `to`, and the image keeps how its own style differs from it. Writes the
+    screen imputed/, transfer.png, umap.png and imputed.json. Pernice et al., Interventional Style
+    Transfer, 2023, Figure 4B. Raises UserError if `out` exists, if the method cannot impute, for an
+    environment that training lacks, if the screen does not fit the run, if styles cannot be
+    relative as asked, and if the run's own screen is no longer there.
     """
     out = Path(out)
     atomic.refuse_existing(out)
@@ -181,7 +181,7 @@ def _rows(screen: Screen, images: int | None, seed: int) -> Rows:
 
 
 def _own_screen(run: Run, screen: Screen) -> Screen:
-    """The screen the run was trained on, which styles come from."""
+    """The screen that the run was trained on; styles come from it."""
     if run.trained_on(screen):
         return screen
     path = run.screen_path
@@ -202,7 +202,10 @@ def _training_rows(problem: Problem, environment: str, seed: int) -> Rows:
 
 
 def _shown(run: Run, source: Screen, rows: Rows, others: Rows, seed: int) -> Rows:
-    """Places in `rows` of the cells of the picture: of other environments, unseen if there are."""
+    """Places in `rows` of the cells in the picture.
+
+    They are of other environments than the target, and not of training where there are such cells.
+    """
     candidates = rows[others]
     unseen = candidates[run.parts(source)[candidates] != "train"]
     candidates = unseen if len(unseen) else candidates

@@ -1,4 +1,4 @@
-"""Scores of imputed images: how far from the true ones, and which labels an oracle sees."""
+"""Scores of imputed images: their distance from the true ones, and the labels an oracle sees."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def imputation_scores(
     over = f"95 % interval over {len(np.unique(unit))} wells"
 
     def errors(representation: str, chosen: slice) -> list[NamedScore]:
-        """Those of some channels, summed."""
+        """The errors of the chosen channels together."""
         error, square = (
             relative_error(own[:, chosen].sum(axis=1), left[:, chosen].sum(axis=1), unit, seed)
             for own, left in ((one.absolute, alone.absolute), (one.squared, alone.squared))

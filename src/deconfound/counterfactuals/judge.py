@@ -1,4 +1,4 @@
-"""imputation: how good a run's imputed images are, where the true ones can be rendered.
+"""imputation: scores of a run's imputed images, where the true images can be rendered.
 
 Imputing is that of Pernice et al., IST, 2023, eq. 1.
 """
@@ -51,7 +51,7 @@ class _Imputer:
     method: Imputer
     intensity: Intensity
     environments: tuple[str, ...]
-    """Of training."""
+    """Names of the training environments, by code."""
     origins: Origins | None
     """Where the rows of the screen were taken; None where styles are not relative."""
 
@@ -59,8 +59,9 @@ class _Imputer:
     def __call__(
         self, rows: Rows, source: Images, style: Images, environment: Rows
     ) -> npt.NDArray[np.float32]:
-        """The source images (B, C, H, W) of `rows` in the styles of images (B, K, C, H, W) taken in
-        `environment` (B,), in stored units.
+        """Impute the source images (B, C, H, W) of `rows`; stored units.
+
+        `style` (B, K, C, H, W) holds the style images of each, taken in `environment` (B,).
         """
         device = self.intensity.offset.device
         source_pixels, style_pixels, taken_in = (
@@ -95,23 +96,22 @@ def imputation(
 ) -> pd.DataFrame:
     """Score the images that `run` imputes for held-out cells of the screen it saw.
 
-    Of each of the parts id_test and test at most `images` cells, drawn by `seed`, are imputed each
-    into one training environment other than its own, drawn uniformly, in the style, averaged over
-    codes, of `style_images` training images of it, drawn uniformly; from the second on they are of
-    the planted environment of the first. With `relative_style` the style images are of the baseline
-    alone, and images of the run keep how their style differs from the mean style of their
-    environment, over all of its images or its negative controls. The true image is the same cell
-    rendered there. Both are compared in stored units, the imputed one clipped to the range of the
-    stored type. The oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`,
-    says which label an image shows.
+    At most `images` cells of each of the parts id_test and test are drawn by `seed`. Each is
+    imputed into one training environment other than its own, drawn uniformly. Its style is the mean
+    of the style codes of `style_images` training images of that environment, drawn uniformly; all
+    of them come from the planted environment of the first. With `relative_style` only the baseline
+    uses the style images: the run's images keep how their style differs from the mean style of
+    their environment, taken over all of its images or its negative controls. The true image is the
+    same cell rendered in the planted environment. Both are compared in stored units, the imputed
+    one clipped to the range of the stored type. The oracle of `oracle_of`, trained for
+    `oracle_steps` steps and kept beside `out`, says which label an image shows.
 
-    Returns, and writes to the Parquet file `out`, the columns of `measure`: the representation is
-    "image", or "channel NAME" where only that is compared. Beside the run's scores stand those of
-    `BASELINES`, the images left alone and `matched_moments`; they depend on the fold, `seed`
-    and `style_images` alone, and their seed is `seed`. Raises UserError if `out` exists, if the run
-    cannot impute, or not as asked, if the screen was neither simulated nor injected, has other
-    channels or is not the run's, if there is no cell to judge, or if pixels cannot be put back into
-    stored units.
+    Returns, and writes to the Parquet file `out`, the columns of `measure`; the representation is
+    "image" for all channels together and "channel NAME" for one. The scores of `BASELINES`, the
+    images left alone and `matched_moments`, stand beside the run's; they depend only on the fold,
+    `seed` and `style_images`, and carry `seed`. Raises UserError if `out` exists, if the run cannot
+    impute as asked, if the screen was neither simulated nor injected, has other channels or is not
+    the run's, if there is no cell to judge, or if pixels cannot be put back into stored units.
     """
     with atomic.claimed(Path(out)):
         opened_run, opened_screen = open_run(run), open_screen(screen)
@@ -171,7 +171,7 @@ def imputation(
 
 
 def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
-    """The run's method, able to impute on this screen."""
+    """The run's method; raises UserError if it cannot impute this screen."""
     refuse_unable(run.config.method, run.config.method, str(run.path))
     counterfactual(screen, [], "none")
     method, intensity = run.load(screen)
@@ -193,7 +193,7 @@ def _judged(
     progress: Progress,
     threads: int | None,
 ) -> dict[str, Judged]:
-    """Every imputer on every row; "run" is the method, "true" the images that are to be met."""
+    """Impute every row with the run and the baselines, and judge them and the true images."""
     size = len(drawn.rows), len(screen.channels), oracle.head.out_features
     judged = {name: Judged(*size) for name in ("run", "true", *BASELINES)}
     for rendering in np.unique(drawn.rendering):
@@ -216,7 +216,7 @@ def _judged(
 
 
 def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """What the stored type could hold of the images, unrounded."""
+    """The images clipped to the range of an unsigned stored type; not rounded."""
     if dtype.kind != "u":
         return image
     clipped: npt.NDArray[Any] = np.clip(image, 0, np.iinfo(dtype).max)

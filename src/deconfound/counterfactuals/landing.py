@@ -1,4 +1,4 @@
-"""Where imputed images land among real ones, in the space of the encoder that imputes."""
+"""Where imputed images lie among real ones, in the representation of the imputer's encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,12 @@ MOST = 500
 """Cells of each kind on a map."""
 NEIGHBORS = 10
 COLOURED = 8
-"""Source environments with a colour of their own."""
+"""Source environments drawn in a colour of their own; the others are grey."""
 
 
 @dataclass(frozen=True)
 class Landing:
-    """Representations of cells before and after they were imputed, and of the target's own."""
+    """Representations of cells before and after imputation, and of the target environment."""
 
     originals: Floats
     """(N, D)."""
@@ -38,14 +38,14 @@ class Landing:
     target: Floats
     """(T, D) of real cells of the target environment."""
     environments: tuple[str, ...]
-    """(N,) where the originals are from."""
+    """(N,) of the originals."""
 
     def shares(self) -> dict[str, float]:
-        """Of how many of the nearest real cells the target is the environment, on average.
+        """Mean share of target-environment cells among the k nearest real cells.
 
-        Of the `neighbors` nearest originals and target cells, those of imputed cells; of the
-        originals themselves, each without itself; and `chance`, the share of the target among all.
-        An imputed cell's own original is among those near it, and counts against it.
+        `imputed` is that of imputed cells, `originals` that of the originals (without the cell
+        itself), `chance` the share of the target among all real cells, and `neighbors` is k. The
+        original of an imputed cell is a real cell near it, and lowers the share.
         """
         real = np.concatenate([self.originals, self.target])
         count = len(self.originals)
@@ -90,7 +90,7 @@ def find_landing(
 
 
 def draw_landing(landing: Landing, to: str, file: Path, seed: int) -> None:
-    """Draw the UMAP of all cells: Pernice et al., 2023, Figure 4B, there fitted to real ones."""
+    """Draw the UMAP of all cells, fitted to all (Pernice et al., 2023, Figure 4B: to real ones)."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -137,6 +137,6 @@ def draw_landing(landing: Landing, to: str, file: Path, seed: int) -> None:
 
 
 def _said(name: str, most: int = 34) -> str:
-    """A name without markup of the plotting library, cut where it is long."""
+    """A name that matplotlib shows as it is, cut to `most` characters."""
     short = name if len(name) <= most else name[: most - 1] + "…"
     return short.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The picture of an imputation: what went in, whose style it got, what came out, the difference."""
+"""The picture of an imputation: source, style image, imputed image and their difference."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from deconfound.display.pixels import contrast, rgb
 
 SIDE, DPI = 1.25, 120
-"""Inches of a cell, and pixels of an inch."""
+"""Side of a cell in inches, and pixels in an inch."""
 TIGHT = {"wspace": 0.04, "hspace": 0.04}
 
 

@@ -1,4 +1,4 @@
-"""transfer: counterfactual cells, the content of one in the style of another."""
+"""transfer: counterfactual cells, the content of one cell in the style of another."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from deconfound.runs.run import Run, open_run
 TILE, GAP, LEFT, TOP, DPI = 96, 5, 125, 58, 110
 FRAME = "#1a7f5a"
 CELLS = 8
-"""Cells drawn if the user does not say how many."""
+"""Number of cells drawn by default."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def transfer(
 ) -> Swap:
     """Swap content and style between cells of `screen` and write the directory `out`.
 
-    `images` cells (8 if not given), drawn by `seed` from the rows that training did not see (of the
-    training's environments, where the screen is the run's own) to differ in label and environment.
+    `images` cells (8 if not given) are drawn by `seed` to differ in label and environment: from the
+    parts val and id_test of the run's own screen, from all rows of another screen.
     Writes swap.png, originals.npy, swapped.npy and transfer.json. Makino et al., SCBD, Figure 2b.
     Raises UserError if `out` exists, if the method cannot swap or if there are fewer than 2 cells.
     """
@@ -134,7 +134,7 @@ def _swapped(
 
 
 def _draw(swap: Swap, channels: tuple[str, ...], file: Path) -> None:
-    """Row i shows content i, column j style j; originals lead both, one contrast for all."""
+    """Draw content i in row i and style j in column j, after the originals, with one contrast."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 

@@ -1,4 +1,4 @@
-"""embed: the representations of every image of a screen in one file, resumable."""
+"""embed: the representations of every image of a screen in one file; a killed call resumes."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from deconfound.files import atomic
 
 CHUNK = 8192
 MOST_ROWS = 2_000_000
-"""Rows of one file, which is put together in memory; a directory of shards has no limit."""
+"""Most rows of one file, which is assembled in memory; a directory of shards has no limit."""
 
 
 def embed(

@@ -1,4 +1,4 @@
-"""embed into a directory: constant memory, resumable a shard at a time, by several processes."""
+"""embed into a directory of shards: constant memory, several processes, resumed by shard."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ SHARD_ROWS = 65_536
 
 
 class _Done(BaseModel):
-    """What is noted of a shard that is whole."""
+    """What the note beside a whole shard holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -107,7 +107,7 @@ def _write(
     arrays: dict[str, npt.NDArray[Any]],
     part: npt.NDArray[np.str_],
 ) -> None:
-    """Write a shard, and then the note that it is whole."""
+    """Write a shard, and then the note that says it is whole."""
     table = stream.table(span, part, arrays.pop(CODES, None))
     file = folder / "shards" / _name(span)
     with atomic.atomic_file(file) as temporary:
@@ -119,7 +119,7 @@ def _write(
 
 
 def _done(folder: Path, span: Span) -> _Done | None:
-    """What is noted of a shard, if it is there and whole."""
+    """The note of a shard; None if the shard is missing or cut short."""
     try:
         note = _Done.model_validate_json(_note(folder, span).read_bytes())
         whole = (folder / "shards" / note.shard.file).stat().st_size == note.bytes
@@ -129,7 +129,7 @@ def _done(folder: Path, span: Span) -> _Done | None:
 
 
 def _published(stream: EmbeddingStream, folder: Path, out: Path, made_of: str) -> Path | None:
-    """Make `out` of all shards, if they are there and no process has; None if some are missing."""
+    """Publish `out` if all shards are there, unless a process has; None if some are missing."""
     if out.exists():
         return out
     notes = [_done(folder, span) for span in spans_of(len(stream.screen), SHARD_ROWS)]

@@ -1,4 +1,4 @@
-"""A run and a screen, opened: the embeddings of its rows as a stream of parts, in order."""
+"""The embeddings of the rows of a screen, computed span by span in constant memory."""
 
 import contextlib
 import time
@@ -24,9 +24,9 @@ from deconfound.runtime.device import Precision, device_name, start_fabric_alone
 from deconfound.runtime.progress import Progress
 
 BATCH, GPU_BATCH = 64, 512
-"""Images embedded at a time; few on a CPU, whose caches then hold their maps."""
+"""Images embedded at a time; few on a CPU, so that their feature maps fit its caches."""
 CODES = "predicted"
-"""Name of the predicted labels, beside those of the representations."""
+"""Name under which the predicted labels stand beside the representations."""
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Span = tuple[int, int]
@@ -64,7 +64,7 @@ class EmbeddingStream:
         self.rows = 0
         """Rows embedded so far."""
         self.seconds = 0.0
-        """Spent on them."""
+        """Time that embedding them took."""
 
     @property
     def unit(self) -> str:
@@ -72,7 +72,7 @@ class EmbeddingStream:
         return "profiles" if self.screen.holds_profiles else "images"
 
     def identity(self) -> list[object]:
-        """What embeddings depend on."""
+        """Everything that the embeddings depend on; equal lists mean equal embeddings."""
         run = self.run
         model = sha256(run.path / "model.safetensors")
         found: list[object] = [model, self.screen.identity, self.selection, self._precision]
@@ -89,8 +89,8 @@ class EmbeddingStream:
         """Embed `spans` of rows and hand each, in order, to `keep`.
 
         `keep` gets the representations (B, D) float32 by name and, where the method predicts,
-        `CODES` (B,) int64; it works in a thread beside the next span. `done` rows were embedded
-        before.
+        `CODES` (B,) int64. It runs in a thread while the next span is embedded. `done` is the
+        number of rows embedded by earlier calls.
         """
         started = time.perf_counter()
         total = done + sum(stop - start for start, stop in spans)
@@ -114,7 +114,7 @@ class EmbeddingStream:
         self.seconds += time.perf_counter() - started
 
     def speed(self) -> str:
-        """What was embedded, in words."""
+        """A sentence that says how many rows were embedded, and how fast."""
         rate = self.rows / max(self.seconds, 1e-9)
         return (
             f"{self.rows:,} {self.unit} in {self.seconds:,.1f} s, {rate:,.0f} {self.unit}/s on "
@@ -133,7 +133,7 @@ class EmbeddingStream:
         return table
 
     def about(self) -> dict[str, object]:
-        """What an embeddings file says of the run."""
+        """What an embeddings file holds of the run."""
         run = self.run
         return {
             "method": run.config.title,
@@ -153,7 +153,7 @@ class EmbeddingStream:
 
 
 class _Keeper:
-    """Brings what was computed to the processor and keeps it, in a thread, one span at a time."""
+    """Copies results to the CPU and hands them to `keep`, in a thread, one span at a time."""
 
     def __init__(self, keep: Callable[[Span, Arrays], None]) -> None:
         self._keep = keep

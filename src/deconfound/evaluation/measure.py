@@ -75,14 +75,14 @@ class _Predictions(NamedTuple):
 
 
 def _setting(about: dict[str, Any]) -> str:
-    """Everything that two runs must share for their folds to be pooled: all but the fold."""
+    """What two runs must share for their folds to be pooled: everything except the fold."""
     config = dict(about["config"])
     config["data"] = {k: v for k, v in config["data"].items() if k != "fold"}
     return json.dumps([about["screen"], about["selection"], config], sort_keys=True)
 
 
 def prediction_scores(embeddings: Embeddings) -> list[NamedScore]:
-    """Scores of the method's own predictions on every part that training did not fit."""
+    """Scores of the method's own predictions on every part but train and unused."""
     label = coded(embeddings.label())
     predicted = coded(embeddings.table[PREDICTED], label.names).codes
     part = embeddings.part

@@ -134,7 +134,7 @@ def _probes(name: str, values: Floats, rows: _Rows, seed: int) -> list[NamedScor
 
 
 def _neighbourhood(name: str, values: Floats, rows: _Rows) -> list[NamedScore]:
-    """LISI of unseen rows among unseen and training rows, and kNN BatchCV, from one graph."""
+    """LISI of unseen rows among unseen and training rows, and kNN BatchCV, on one graph."""
     label, environment, part = rows.label.codes, rows.environment.codes, rows.unseen
     graph = neighbor_graph(values)
     per_row = lisi(graph, np.stack([environment, label], axis=1))[rows.inside]
@@ -154,7 +154,7 @@ def _neighbourhood(name: str, values: Floats, rows: _Rows) -> list[NamedScore]:
 
 
 def _collapse(content: Floats, rows: _Rows, seed: int) -> list[NamedScore]:
-    """Whether the content of unseen rows points one way."""
+    """The alarms for content that has shrunk to a point, on unseen rows."""
     content, label, part = content[rows.inside], rows.label.codes[rows.inside], rows.unseen
     chosen = numpy_stream(seed, "collapse").permutation(len(content))[:COLLAPSE_BATCH]
     z = torch.nn.functional.normalize(torch.from_numpy(content[chosen]))

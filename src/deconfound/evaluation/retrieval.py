@@ -1,4 +1,4 @@
-"""retrieval: do profiles of one perturbation or target find each other first."""
+"""retrieval: scores of how profiles of one perturbation, or of one target, retrieve each other."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,12 +32,13 @@ def retrieval(
     null_size: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score how profiles of a perturbation, the label, are retrieved; one row a score.
+    """Score how profiles of one perturbation (the label) retrieve each other, one row a score.
 
-    Activity always; across environments where there are two or more; consistency with the column
-    `target`. Written to the Parquet file `out`, with a row for each perturbation or target in
-    `details`. Raises UserError without copairs, if an output exists or is being written, for a
-    file, column or part that is missing, without controls, and for too many profiles.
+    Scored are activity; cross-batch activity where there are two environments or more; and, with
+    the column `target`, consistency. Scores are returned and written to the Parquet file `out`,
+    those of each perturbation or target to `details`. Raises UserError without copairs, if an
+    output exists or is being written, for a file, column or part that is missing, without controls,
+    and for more profiles than `profile_retrieval` takes.
     """
     paths = [Path(path) for path in embeddings]
     if not paths:
@@ -64,7 +65,7 @@ def retrieval(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What `retrieval` was asked for, in its words."""
+    """The arguments of `retrieval` that decide scores."""
 
     target: str | None
     control: str | None

@@ -1,4 +1,4 @@
-"""The form of a table of scores: one row for each score."""
+"""The columns of a scores file, which has one row for each score."""
 
 import json
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class NamedScore(NamedTuple):
 
 
 def score_row(about: dict[str, Any], fold: str, row: NamedScore) -> dict[str, Any]:
-    """One line of a scores file; `about` has method, seed and config, and perhaps saw_held_out."""
+    """One row of a scores file; `about` holds method, seed, config and perhaps saw_held_out."""
     notes = (row.score.note, SAW_HELD_OUT if about.get("saw_held_out") else "")
     return {
         "method": about["method"],

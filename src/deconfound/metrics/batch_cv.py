@@ -1,4 +1,4 @@
-"""kNN BatchCV: labels read from the neighbours that sit in other environments."""
+"""kNN BatchCV: labels predicted from the nearest neighbours in other environments."""
 
 import math
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Retrieval: do profiles of one perturbation, or of one target, find each other first."""
+"""Retrieval: how profiles of one perturbation, or of one target, rank before all others."""
 
 import math
 import tempfile

@@ -166,7 +166,7 @@ def _dots(rows: pd.DataFrame, methods: list[str]) -> Json:
 
 
 def _plain_text(text: str) -> str:
-    """Text that a plot shows as it is: plots read < and & as markup."""
+    """Text escaped for plotly.js, which reads < and & as markup."""
     return html.escape(text, quote=False)
 
 

@@ -1,4 +1,4 @@
-"""The scores that a report shows, out of scores files."""
+"""Scores files as a report reads them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SCORE_KEY = ["method", "fold", "seed", "representation", "metric", "part"]
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """One scores file with the column `file`; raises UserError if it is none."""
+    """The scores of one file, with the column `file`; raises UserError if it cannot be read."""
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -28,7 +28,7 @@ def read_scores(path: Path) -> pd.DataFrame:
 
 
 def joined_scores(scores: list[pd.DataFrame]) -> pd.DataFrame:
-    """What `read_scores` gave of several files, below each other."""
+    """The scores of several files in one table."""
     if not scores:
         return pd.DataFrame(columns=[*SCORE_COLUMNS, "file"])
     return pd.concat(scores, ignore_index=True)

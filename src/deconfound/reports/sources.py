@@ -1,4 +1,4 @@
-"""What a report is made of: runs, embeddings, scores and swaps found under some paths."""
+"""Everything that a report shows: runs, embeddings, scores and pictures found under paths."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class RunSource:
     selection: dict[str, Any]
     provenance: dict[str, Any]
     fold: dict[str, Any]
-    """What fold.json holds: counts of the parts, path and identity of the screen."""
+    """Contents of fold.json: counts of the parts, path and identity of the screen."""
 
     @property
     def path(self) -> Path:
@@ -71,14 +71,14 @@ class RunSource:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of one embeddings file, few enough to draw."""
+    """Rows of one embeddings file, drawn for a map."""
 
     path: Path
     name: str
     """As in `RunSource`."""
     about: dict[str, Any]
     representation: str
-    """content where the method has it, else representation."""
+    """content if the file holds it, else representation."""
     values: npt.NDArray[np.float32]
     """(P, D)."""
     rows: npt.NDArray[np.int64]
@@ -94,7 +94,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything found."""
+    """Everything that was found."""
 
     runs: list[RunSource]
     samples: list[Sample]
@@ -103,18 +103,18 @@ class Sources:
     swaps: list[SwapSource]
     imputed: list[ImputedSource]
     sweeps: list[tuple[Path, pd.DataFrame]]
-    """Directories of sweeps, and the table of each as text."""
+    """Directory and table, as text, of each sweep."""
     diagnoses: list[DiagnosisSource]
     left_out: list[str]
-    """Why something found could not be used."""
+    """Reasons why something found could not be read."""
 
 
 def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
-    """Read everything under `paths`; of embeddings at most `points` rows, drawn by `seed`.
+    """Read everything under `paths`; at most `points` rows of each embeddings file, by `seed`.
 
-    A file or directory that cannot be read is left out with the reason if it was found by
-    searching, and raises UserError if it was named. Raises UserError too if nothing is found or
-    if two files disagree about a score.
+    A file or directory that cannot be read is left out, with the reason, if it was found by
+    searching. Raises UserError if such a path was named, if nothing is found, or if two files
+    disagree about a score.
     """
     runs: list[RunSource] = []
     samples: list[Sample] = []
@@ -165,7 +165,7 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
 
 
 def _candidates(named: Path) -> Iterator[Path]:
-    """The path itself, or every directory and file under it that a report can hold, sorted."""
+    """The path itself, or every directory and file under it that a report can show, sorted."""
     if named.is_file():
         if _kind(named) is None:
             raise UserError(f"{named}: not something to report on; expected .h5ad or .parquet")
@@ -248,7 +248,7 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
 
 
 def _with_names(sources: Sources) -> Sources:
-    """The same, each method that comes in several settings named after the options that differ."""
+    """Name each method that comes in several settings after the options that differ."""
     scores = sources.scores
     texts: set[str] = set(scores["config"].dropna()) if "config" in scores.columns else set()
     of_scores = {text: json.loads(text) for text in texts}
@@ -277,6 +277,6 @@ def _with_names(sources: Sources) -> Sources:
 
 
 def _config(about: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of an embedding; the method alone where nothing was trained."""
+    """The run configuration of embeddings; only the method where nothing was trained."""
     found: dict[str, Any] = about.get("config") or {"method": about["method"]}
     return found

@@ -1,4 +1,4 @@
-"""Scores as a report shows them: by level of the fold, mean ± sd over folds and seeds."""
+"""Tables of scores in a report: one for each level and kind, mean ± sd over folds and seeds."""
 
 import math
 import re
@@ -27,14 +27,14 @@ _POOLED = re.compile(r"(.+) \(pooled over \d+ folds\)")
 _LEADING = ("macro_f1", "accuracy", "class_coverage")
 _CHANCE = "_chance"
 IMPUTATION = "imputation_"
-"""How the metrics of imputed images begin."""
+"""Beginning of the names of the metrics of imputed images."""
 _IMPUTED = tuple(
     IMPUTATION + name
     for name in ("error", "squared_error", "label_probability", "agreement", "hallucination")
 )
 _REFERENCE = (_CHANCE, "_low", "_high", "_true")
-"""How metrics end that are shown in brackets after another: its chance level, the ends of its
-interval, or what it is on true images."""
+"""Endings of metrics that are shown in brackets after another one: its chance level, the ends of
+its interval, or its value on true images."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Spread:
     folds: int
     seeds: int
     detail: str
-    """Every value with its fold and seed, and the reason and caveat of each."""
+    """One line for each value, with fold, seed, n and note."""
 
     def text(self, digits: int) -> str:
-        """Mean ± sd, as `mean_and_sd` says them."""
+        """Mean ± sd as `mean_and_sd` writes them."""
         return mean_and_sd(self.mean, self.sd, digits)
 
 
@@ -73,7 +73,7 @@ class Cell:
 
     text: str
     aside: str
-    """In brackets: chance level, interval or what true images give; empty where none is known."""
+    """In brackets: chance level, interval or value on true images; empty where none is known."""
     detail: str
     best: bool
 
@@ -86,7 +86,7 @@ class MethodRow:
     representation: str
     cells: list[Cell]
     over: str
-    """How many folds and seeds."""
+    """Number of folds and seeds."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _best(spreads: list[Spread | None], metric: Metric | None) -> float:
 
 
 def _aside(references: dict[str, Spread]) -> str:
-    """What stands in brackets; an interval only if it is of a single value."""
+    """What stands in brackets; an interval only where the score is a single value."""
     if {"_low", "_high"} <= references.keys():
         low, high = references["_low"], references["_high"]
         return f"{number(low.mean, 2)} to {number(high.mean, 2)}" if low.values == 1 else ""

@@ -1,4 +1,4 @@
-"""A run: one method, one fold, one seed, in one directory that explains itself."""
+"""A run directory: one method, one fold, one seed, and everything needed to use it."""
 
 import json
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from deconfound.runs.weights import load_weights
 from deconfound.runtime.seeds import derived_seed
 
 FORMAT_VERSION = 1
-"""Of a run directory; `classes.json` holds it."""
+"""Version of a run directory, as `classes.json` holds it."""
 
 
 def build_method(
@@ -35,10 +35,10 @@ def build_method(
     environments: int,
     controls: tuple[int, ...] = (),
 ) -> Method:
-    """The method of a run with its initial weights; raises UserError for images not square.
+    """The method of a run with its initial weights.
 
-    Raises it too for an option that images have and profiles have not. `controls` are needed to
-    train, not to load weights.
+    `controls` are needed for training, not for loading weights. Raises UserError for images that
+    are not square, and for augmentation of profiles.
     """
     channels, *sides = screen.image_shape
     if screen.holds_profiles and config.training.augment != "none":
@@ -67,11 +67,11 @@ class Run:
     roles: Roles
     channels: tuple[str, ...]
     dtype: str | None
-    """Stored type of the values trained on, such as "uint8"; None in runs that do not tell."""
+    """Stored type of the values trained on, such as "uint8"; None in runs of older releases."""
     transform: TransformName
     percentile_by: tuple[str, ...]
     groups: tuple[str, ...]
-    """Groups of `percentile_by` that training had."""
+    """The groups of `percentile_by` in training rows."""
 
     @property
     def fold(self) -> str:
@@ -101,8 +101,8 @@ class Run:
         """The method and intensity, on the CPU in evaluation mode.
 
         `selection` "loss", "accuracy" or "last" takes that checkpoint of the last stage that learns
-        to classify instead of the one the run selected. Raises UserError if the screen's channels
-        differ from training, or the stored type of its pixels, whose scale the run then knows not.
+        to classify instead of the one the run selected. Raises UserError if the channels differ
+        from those of training, or the stored type of the pixels, on which their scaling depends.
         """
         if screen.channels != self.channels:
             raise UserError(
@@ -130,9 +130,9 @@ class Run:
 
 
 def group_codes(run: Run, screen: Screen) -> Rows | None:
-    """What `Intensity` needs of every row of a screen, (N,); None where it has no groups.
+    """The percentile group of every row of a screen, (N,), for `Intensity`; None without groups.
 
-    Raises UserError if the screen lacks the column.
+    Raises UserError if the screen lacks a column of the groups.
     """
     if not run.percentile_by:
         return None
@@ -140,7 +140,7 @@ def group_codes(run: Run, screen: Screen) -> Rows | None:
 
 
 def open_run(path: Path) -> Run:
-    """Open a finished run; raises UserError if `path` is none or is not finished."""
+    """Open a finished run; raises UserError if `path` is not a run or the run is not finished."""
     path = Path(path)
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: not a run (no config.yaml); make one with `deconfound fit`")
@@ -169,7 +169,7 @@ def open_run(path: Path) -> Run:
 
 
 def refuse_changed(file: Path) -> None:
-    """Raise UserError if a file of a finished run is not as it was when the run ended."""
+    """Raise UserError if a file of a finished run has changed since the run ended."""
     recorded = read_checksums(file.parent) if (file.parent / CHECKSUMS).is_file() else {}
     if file.name in recorded and differs(file, recorded[file.name]):
         raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
