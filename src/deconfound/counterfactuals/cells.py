@@ -13,7 +13,7 @@ from deconfound.runs.run import Run
 from deconfound.runtime.seeds import numpy_stream
 
 FORMAT_VERSION = 1
-"""Of transfer.json and imputed.json."""
+"""Format version of transfer.json and imputed.json."""
 
 
 def names(screen: Screen, columns: Any) -> pd.Series:

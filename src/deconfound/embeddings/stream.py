@@ -39,11 +39,11 @@ class StreamOptions(TypedDict, total=False):
     selection: str | None
     """"loss", "accuracy" or "last" for another checkpoint than the one that the run selected."""
     device: str
-    """auto, cpu, cuda or mps; auto if not given."""
+    """Where the network runs: auto, cpu, cuda or mps; auto if not given."""
     precision: Precision
-    """Of the network; "32" if not given."""
+    """Precision of the network; "32" if not given."""
     threads: int | None
-    """Of the processor; all cores if not given."""
+    """Processor threads; all cores if not given."""
 
 
 class EmbeddingStream:
