@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test check format install clean
 
 demo: install
-	$(BIN)/deconfound demo --out demo
+	$(BIN)/deconfound compare demo --out demo
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deconfound.config import DataOptions
-from deconfound.data.folds.fold import groups
+from deconfound.data.folds.groups import groups
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.tables.table import coded
 from deconfound.embeddings.correct import KNN, correct

@@ -22,7 +22,7 @@ TRAIN = """
 import time, torch, deconfound
 from deconfound.runtime.device import start_fabric
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.erm import Erm, ErmOptions
 fabric = start_fabric("cpu", "auto", {threads})
 torch.manual_seed(0)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import yaml
+from deconfound.experiments.sweep import sweep
 
 from deconfound.config import DataOptions, read_yaml
 from deconfound.data.folds.problem import pose
@@ -41,9 +42,8 @@ from deconfound.embeddings.file import (
 )
 from deconfound.experiments.plan import make_plan
 from deconfound.experiments.running.messages import result_file, run_directory
-from deconfound.experiments.sweep import sweep
 from deconfound.files import atomic
-from deconfound.methods.post_hoc.base import PostHocOptions
+from deconfound.methods.contract.post_hoc import PostHocOptions
 from deconfound.methods.post_hoc.harmony import HarmonyOptions
 from deconfound.methods.post_hoc.pca import PcaOptions
 from deconfound.metrics import accuracy, batch_prediction, mean_resultant_length

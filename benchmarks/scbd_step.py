@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.scbd import Scbd, ScbdOptions
 from deconfound.runtime.device import Precision, start_fabric
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Imputer, Method, Stage, Task
+from deconfound.methods.contract import Imputer, Method, Stage, Task
 from deconfound.methods.ist import Ist, IstOptions
 from deconfound.methods.stargan2 import StarGan2, StarGan2Options
 from deconfound.runtime.device import Precision, start_fabric

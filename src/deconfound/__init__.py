@@ -1,15 +1,17 @@
 """deconfound: image embeddings that follow the perturbation and ignore the plate.
 
-    from deconfound import Screen, describe, embed, fit, imputation, impute, measure
-    from deconfound import open_screen, report, sweep, transfer
+    from deconfound import Screen, compare, describe, embed, fit, impute, measure
+    from deconfound import open_screen, report, transfer
 
 The names are imported when they are first used, so that the command line starts fast.
 """
 
 import importlib
 import os
+import warnings
 from typing import TYPE_CHECKING
 
+from deconfound.verbs import FORMER, PUBLIC
 from deconfound.version import __version__ as __version__
 
 # Threads of libgomp that spin long while they wait take the core from whoever needs it; threads
@@ -18,35 +20,7 @@ from deconfound.version import __version__ as __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-_HOMES = {
-    "Screen": "deconfound.data.screens.screen",
-    "open_screen": "deconfound.data.screens.screen",
-    "ingest": "deconfound.data.ingest.images",
-    "ingest_array": "deconfound.data.ingest.arrays",
-    "ingest_profiles": "deconfound.data.ingest.profiles",
-    "simulate": "deconfound.data.simulation.simulate",
-    "inject": "deconfound.data.simulation.inject",
-    "describe": "deconfound.description.describe",
-    "fit": "deconfound.training.fit",
-    "embed": "deconfound.embeddings.embed",
-    "embed_shards": "deconfound.embeddings.embed_shards",
-    "correct": "deconfound.embeddings.correct",
-    "crossval": "deconfound.studies.crossval",
-    "measure": "deconfound.evaluation.measure",
-    "cellprofiler": "deconfound.data.ingest.cellprofiler",
-    "profiles": "deconfound.embeddings.profiles",
-    "aggregate": "deconfound.embeddings.aggregate",
-    "relations": "deconfound.evaluation.relations",
-    "retrieval": "deconfound.evaluation.retrieval",
-    "imputation": "deconfound.counterfactuals.judge",
-    "sweep": "deconfound.experiments.sweep",
-    "transfer": "deconfound.counterfactuals.swap",
-    "impute": "deconfound.counterfactuals.impute",
-    "export": "deconfound.data.screens.export",
-    "report": "deconfound.reports.report",
-}
-
-__all__ = list(_HOMES)
+__all__ = list(PUBLIC)
 
 if TYPE_CHECKING:
     from deconfound.counterfactuals.impute import impute as impute
@@ -70,13 +44,17 @@ if TYPE_CHECKING:
     from deconfound.evaluation.measure import measure as measure
     from deconfound.evaluation.relations import relations as relations
     from deconfound.evaluation.retrieval import retrieval as retrieval
-    from deconfound.experiments.sweep import sweep as sweep
     from deconfound.reports.report import report as report
-    from deconfound.studies.crossval import crossval as crossval
+    from deconfound.studies.compare import compare as compare
     from deconfound.training.fit import fit as fit
+    from deconfound.verification import check as check
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in PUBLIC:
+        return getattr(importlib.import_module(PUBLIC[name]), name)
+    if name in FORMER:
+        said = f"deconfound.{name}: use deconfound.compare; this name goes with the next release"
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(FORMER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,10 +3,19 @@
 import difflib
 import reprlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Optional, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from deconfound.errors import UserError
@@ -141,6 +150,20 @@ class InterventionOptions(Options):
                 "with impute_into mean an image is imputed in one way only; give 1 or 0",
             )
         return draws
+
+
+def optional(model: type[Options], *, leave_out: tuple[str, ...] = ()) -> type[Options]:
+    """The same options, each None unless given, without those named in `leave_out`."""
+    fields: dict[str, Any] = {
+        name: (Optional[field.annotation], Field(None, description=_given(field)))  # noqa: UP045
+        for name, field in model.model_fields.items()
+        if name not in leave_out
+    }
+    return create_model(f"Given{model.__name__}", __base__=Options, **fields)
+
+
+def _given(field: FieldInfo) -> str:
+    return f"{field.description} If not given, what a recipe or `fit` says."
 
 
 def validated(model: type[AnyOptions], values: Any, where: str) -> AnyOptions:

@@ -10,9 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 from deconfound import cli, methods
-from deconfound.cli.verbs import VERBS
+from deconfound.cli import runs
+from deconfound.cli.former import FORMER
 from deconfound.config import DataOptions, Options, TrainingOptions
 from deconfound.data.screens.screen import Screen
+from deconfound.verbs import VERBS
 
 Said = pytest.CaptureFixture[str]
 
@@ -62,8 +64,8 @@ def test_the_version_is_printed(capsys: Said) -> None:
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_every_verb_helps(verb: str, capsys: Said) -> None:
-    named = {"fit": "scbd", "source": "cmnist", "correct": "symphony"}
-    for words in [[verb, "--help"], *([[verb, named[verb], "--help"]] if verb in named else [])]:
+    named = {"fit": ["scbd"], "ingest": ["source", "cmnist"], "correct": ["symphony"]}
+    for words in [[verb, "--help"], *([[verb, *named[verb], "--help"]] if verb in named else [])]:
         assert stops(words) == 0
         captured = capsys.readouterr()
         assert verb in captured.out
@@ -106,7 +108,7 @@ def test_an_unknown_method_is_answered_with_the_nearest(capsys: Said) -> None:
 
 
 def test_an_unknown_source_is_answered_with_the_nearest(capsys: Said) -> None:
-    assert "did you mean 'cmnist'?" in mistake(["source", "cminst"], capsys)
+    assert "did you mean 'cmnist'?" in mistake(["ingest", "source", "cminst"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_an_interrupt_ends_in_one_line(capsys: Said, monkeypatch: pytest.MonkeyP
     def interrupted(_: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(VERBS, "fit", (interrupted, ""))
+    monkeypatch.setattr(runs, "call_fit", interrupted)
     assert stops(["fit"]) == 130
     assert capsys.readouterr().err == "deconfound: stopped; the same command resumes\n"
 
@@ -312,7 +314,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
 
 @pytest.mark.parametrize("verb", ["methods", "metrics", "sources"])
 def test_lists_name_what_there_is(verb: str, capsys: Said) -> None:
-    assert stops([verb]) is None
+    assert stops(["list", verb]) is None
     printed = capsys.readouterr().out
     some = {"methods": methods.names(), "metrics": ["macro_f1"], "sources": ["cmnist"]}[verb]
     assert all(name in printed for name in some)
@@ -332,7 +334,7 @@ def test_fit_embed_measure(
         assert said in captured.out
 
 
-@pytest.mark.parametrize("words", [["methods"], ["--help"], ["fit", "erm", "--help"]])
+@pytest.mark.parametrize("words", [["list", "methods"], ["--help"], ["fit", "erm", "--help"]])
 def test_a_reader_that_leaves_ends_the_verb_quietly(words: list[str]) -> None:
     command = [sys.executable, "-c", "from deconfound.cli import main; main()", *words]
     reader, writer = os.pipe()
@@ -352,3 +354,91 @@ def test_a_value_out_of_range_names_its_option(
         cli.main(words)
     said = capsys.readouterr().err
     assert said == (f"deconfound: ingest: {option}: Input should be greater than or equal to 1\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "today"),
+    [
+        ("methods", "list methods"),
+        ("sweep f.yaml --out o --workers 2", "compare f.yaml --out o --workers 2"),
+        (
+            "crossval erm erm+knn screen --levels=plate --out o",
+            "compare screen --hold-out=plate --out o --methods erm erm+knn",
+        ),
+        (
+            "diagnose screen --folds iid --erm a.yaml --out o",
+            "compare screen --view trade-off --hold-out iid --out o --methods erm=a.yaml",
+        ),
+        ("demo --cells 500", "compare demo --out demo --cells 500"),
+        ("demo --out d", "compare demo --out d"),
+        ("source cmnist --root r --out o", "ingest source cmnist --root r --out o"),
+        ("cellprofiler s --out o", "ingest cellprofiler s --out o"),
+        ("inject s --out o", "simulate --cells s --out o"),
+        ("profiles s --out o", "embed s --out o"),
+        ("relations g --complexes c --out o", "measure g --complexes c --out o"),
+        ("retrieval w --out o", "measure w --out o --retrieval"),
+        ("imputation r s --out o", "measure r s --out o"),
+    ],
+)
+def test_a_former_verb_is_what_it_says_to_type(
+    words: str, today: str, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr("deconfound.cli.dispatch._dispatch", called.append)
+    assert stops(words.split()) is None
+    assert called == [today.split()]
+    said = capsys.readouterr().err
+    assert said.endswith(f"type: deconfound {today}\n")
+
+
+def test_no_former_verb_is_a_verb() -> None:
+    assert not set(FORMER) & set(VERBS)
+
+
+def test_hold_out_is_the_fold_of_a_run(fit_words: Callable[..., list[str]], tmp_path: Path) -> None:
+    words = [word.replace("--fold", "--hold-out") for word in fit_words()]
+    assert stops(words) is None
+    assert "fold: plate=S1/P1" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_forms_of_a_verb_are_told_apart_by_what_is_given(
+    screen: Screen, tmp_path: Path, capsys: Said
+) -> None:
+    """Each is refused by its own reader."""
+    out = ("--out", str(tmp_path / "o.h5ad"))
+    nowhere = str(tmp_path / "no")
+    assert "holds images" in mistake(["embed", str(screen.path), *out], capsys)
+    assert "no.tsv" in mistake(["measure", nowhere, "--complexes", "no.tsv", *out], capsys)
+    said = mistake(["measure", nowhere, "--retrieval", *out], capsys)
+    assert nowhere in said or "[retrieval]" in said
+    assert "not a screen" in mistake(["simulate", "--cells", nowhere, *out], capsys)
+    assert "--cells" in mistake(["simulate", "--cells", "0", *out], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["nowhere", "--out", "o"],
+            "nowhere: expected a plan FILE.yaml, the directory",
+        ),
+        (["SCREEN", "--out", "o", "--alphas", "1"], "--alphas is not read with the view levels"),
+        (["SCREEN", "--out", "o", "--view", "search"], "reads a plan FILE.yaml"),
+        (["demo", "--out", "o", "--bank", "3"], "--bank is not read with demo"),
+        (["demo", "--out", "o", "--knn", "3"], "--knn is not read with demo"),
+        (
+            ["SCREEN", "--out", "o", "--view", "trade-off", "--methods", "irm"],
+            "trains erm and scbd",
+        ),
+        (["SCREEN", "--out", "o", "--methods", "emr"], "did you mean 'erm'"),
+        (["SCREEN", "--out", "o", "--hold-out", "plat"], "did you mean 'plate'"),
+    ],
+)
+def test_mistakes_in_a_comparison_are_one_line(
+    words: list[str], said: str, screen: Screen, tmp_path: Path, capsys: Said,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    given = [str(screen.path) if word == "SCREEN" else word for word in words]
+    assert said in mistake(["compare", *given], capsys)
+    assert not (tmp_path / "o").exists()

@@ -19,7 +19,7 @@ from deconfound.data.loading.intensity import Intensity, fit_intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.embeddings.embed import embed
 from deconfound.embeddings.file import PART, PREDICTED
-from deconfound.methods.base import Method, Phase, Stage, weighted_sum
+from deconfound.methods.contract import Method, Phase, Stage, weighted_sum
 from deconfound.runs.config import RunConfig, dump_config, read_config
 from deconfound.runs.run import build_method, open_run
 from deconfound.runs.weights import load_weights, weights

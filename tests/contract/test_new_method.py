@@ -20,9 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import (
-    Loss, Method, MethodOptions, Phase, Stage, Task, Tensors, cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Phase, Stage, Task, Tensors
 
 
 class FooOptions(MethodOptions):
@@ -87,7 +86,7 @@ def test_a_file_is_a_method(
     screen: Screen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "foo" in methods.names()
-    assert stops(["methods"]) is None
+    assert stops(["list", "methods"]) is None
     assert "foo" in capsys.readouterr().out
     assert stops(["fit", "foo", "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from deconfound import methods
 from deconfound.errors import UserError
 from deconfound.methods import post_hoc
-from deconfound.methods.post_hoc.base import PostHoc, TooFewControls
+from deconfound.methods.contract.post_hoc import PostHoc, TooFewControls
 
 every_method = pytest.mark.parametrize("name", post_hoc.names())
 NEED_HARMONYPY = {"harmony", "symphony"}

@@ -34,7 +34,8 @@ import torch
 from torch import nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Imputer, Loss, Stage, cross_entropy
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Imputer, Loss, Stage
 
 
 class Toy(Imputer):
@@ -370,7 +371,7 @@ def test_what_cannot_be_judged_is_said(
     assert not out.exists()
     out.touch()
     with pytest.raises(SystemExit):
-        cli.main(["imputation", str(run), str(simulated.path), "--out", str(out)])
+        cli.main(["measure", str(run), str(simulated.path), "--out", str(out)])
     assert "already exists" in capsys.readouterr().err
 
 
@@ -378,7 +379,7 @@ def test_the_verb_prints_its_scores(
     run: Path, simulated: Screen, oracles: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = oracles / "said.parquet"
-    words = ["imputation", str(run), str(simulated.path), "--out", str(out), "--images", "5",
+    words = ["measure", str(run), str(simulated.path), "--out", str(out), "--images", "5",
              "--oracle-steps", "60", "--device", "cpu", "--threads", "1"]  # fmt: skip
     cli.main(words)
     printed = capsys.readouterr().out

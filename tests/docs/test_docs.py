@@ -22,52 +22,54 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from deconfound import cli, methods
-from deconfound.cli import runs, screens, tables
-from deconfound.cli.verbs import VERBS
+from deconfound.cli import comparing, lists, runs, scoring, screens
 from deconfound.config import Options
 from deconfound.data import sources
-from deconfound.data.screens.screen import open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.sources import bbbc021, pacs, vlcs
 from deconfound.embeddings.correct import names as corrections
 from deconfound.evaluation.scores import COLUMNS
 from deconfound.methods import post_hoc
-from deconfound.runs.config import RunConfig
 from deconfound.studies import demo
+from deconfound.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PUBLIC_DATA = ROOT / "docs" / "public-data.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 REAL = ROOT.parent / "shared" / "data"
-LISTS = ("methods", "metrics", "sources")
+FORMS = {form.page: form for verb in VERBS.values() for form in verb.forms}
+"""Every way to use a verb, by its page."""
 NAMES = {
     "fit": tuple(methods.names()),
     "correct": tuple(corrections()),
     "source": tuple(sources.discover()),
+    "list": ("methods",),
 }
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
 CHEAP = {
-    "demo": "--cells 500 --steps 2 --quiet",
+    "compare demo": "--cells 500 --steps 2 --quiet",
     "simulate": "--cells 720 --quiet",
+    "simulate --cells": "--quiet",
     "ingest": "--quiet",
     "inject": "--quiet",
     "describe": "--quiet",
-    "crossval": "--workers 1 --steps 2 --batch-size 16 --quiet",
-    "diagnose": "--workers 1 --quiet",
+    "compare screen": "--workers 1 --steps 2 --batch-size 16 --quiet",
+    "compare --view": "--workers 1 --quiet",
     "fit": FEW_STEPS,
     "fit ist": f"{FEW_STEPS} --transfer-steps 2",
     "fit scbd": f"{FEW_STEPS} --block-size 16 --decoder-steps 2 --decoder-width 8",
     "fit stargan2": f"{FEW_STEPS} --width 4 --max-width 8 --mapping-width 8",
     **{f"fit {name}": f"{FEW_STEPS} --width 4 --block-size 8" for name in ("vae", "ivae", "mcvae")},
     "embed": "--device cpu --quiet",
+    "embed wells": "",
+    "embed features": "",
     "export": "--quiet",
     "measure": "--quiet",
+    "measure wells.h5ad": "--null-size 50 --quiet",
     "aggregate": "--quiet",
-    "relations": "--quiet",
-    "cellprofiler": "--quiet",
-    "retrieval": "--null-size 50 --quiet",
     "transfer": "--quiet",
-    "imputation": "--images 12 --oracle-steps 2 --device cpu --quiet",
+    "measure runs/imputed": "--images 12 --oracle-steps 2 --device cpu --quiet",
 }
 """Flags added to the documented ones, so that a command takes a second."""
 NEEDS = {"retrieval": "copairs", "cellprofiler": "cp_measure"}
@@ -105,8 +107,8 @@ def steps_of(page: Path) -> list[Step]:
 
 def follow(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Take every step of a page in the current directory."""
-    monkeypatch.setattr("deconfound.experiments.sweep.available_cores", lambda: 1)
-    monkeypatch.setattr(demo, "_config", small_config)
+    monkeypatch.setattr("deconfound.experiments.running.executors.available_cores", lambda: 1)
+    monkeypatch.setattr(demo, "plan_values", small_plan)
     names: dict[str, Any] = {"__name__": page.stem}
     steps = steps_of(page)
     for step in steps:
@@ -122,26 +124,21 @@ def follow(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
 def cheaply(words: list[str]) -> list[str]:
     """The words of a command with those of `CHEAP`."""
-    return words + CHEAP.get(" ".join(words[:2]), CHEAP.get(words[0], "")).split()
+    key = "compare --view" if "--view" in words else " ".join(words[:2])
+    return words + CHEAP.get(key, CHEAP.get(words[0], "")).split()
 
 
-demo_config = demo._config
+demo_plan = demo.plan_values
 
 
-def small_config(method: str, fold: str, options: demo.DemoOptions) -> RunConfig:
-    """The demonstration's configuration with small batches and networks, which no flag sets."""
-    config = demo_config(method, fold, options)
-    small = {"block_size": 16, "decoder_steps": 2, "decoder_width": 8}
-    known = {
-        name: value for name, value in small.items() if name in type(config.options).model_fields
-    }
-    batches = {"batch_size": 32, "device": "cpu", "precision": "32"}
-    return config.model_copy(
-        update={
-            "training": config.training.model_copy(update=batches),
-            "options": config.options.model_copy(update=known),
-        }
-    )
+def small_plan(screen: Screen, options: demo.DemoOptions) -> dict[str, Any]:
+    """The demonstration's plan with small batches and networks, which no flag sets."""
+    found = demo_plan(screen, options)
+    found["training"] |= {"batch_size": 32, "device": "cpu", "precision": "32"}
+    found["methods"]["scbd"]["options"] |= {
+        "block_size": 16, "decoder_steps": 2, "decoder_width": 8,
+    }  # fmt: skip
+    return found
 
 
 def save(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,11 +416,13 @@ def test_page_can_be_followed(
     assert all(Path(made).exists() for made in written)
 
 
-def test_every_verb_has_a_page_that_runs_it() -> None:
-    for verb in set(VERBS) - set(LISTS):
-        page = ROOT / "docs" / f"{verb}.md"
-        commands = [step.text.split()[1] for step in steps_of(page) if step.kind == "command"]
-        assert verb in commands
+@pytest.mark.parametrize("page", FORMS)
+def test_every_form_of_a_verb_has_a_page_that_runs_it(page: str) -> None:
+    wanted = [word for word in FORMS[page].usage.split() if word.islower() or word[:2] == "--"]
+    wanted = [word for word in wanted if word not in ("demo", "metrics", "methods", "--hold-out")]
+    steps = steps_of(ROOT / "docs" / f"{page}.md")
+    commands = [step.text.split()[1:] for step in steps if step.kind == "command"]
+    assert any(set(wanted) <= set(words) for words in commands), wanted
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
@@ -446,18 +445,20 @@ class _Seen(Exception):
         self.model = model
 
 
-def fields_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, FieldInfo]:
-    """The fields behind every flag of a verb, whatever name follows it; of several the first."""
+def fields_of(page: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, FieldInfo]:
+    """The fields behind every flag of a form, whatever name follows it; of several the first."""
 
     def show(model: type[BaseModel], *_: object) -> None:
         raise _Seen(model)
 
-    for module in (screens, runs, tables):
+    for module in (comparing, lists, runs, scoring, screens):
         monkeypatch.setattr(module, "parse", show, raising=False)
+    module_name, _, function = FORMS[page].call.partition(":")
+    call = getattr(importlib.import_module(f"deconfound.cli.{module_name}"), function)
     found: dict[str, FieldInfo] = {}
-    for name in NAMES.get(verb, ("",)):
+    for name in NAMES.get(page, ("",)):
         with pytest.raises(_Seen) as seen:
-            VERBS[verb][0]([name] if name else [])
+            call([name] if name else [])
         found = _flat(seen.value.model) | found
     return found
 
@@ -474,9 +475,9 @@ def _flat(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def test_every_flag_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"--help", "--version", "--debug", "--config"}
-    for verb in set(VERBS) - set(LISTS):
-        for flag, field in fields_of(verb, monkeypatch).items():
+    known = {"--help", "--version", "--debug", "--config", "--retrieval"}
+    for form in FORMS:
+        for flag, field in fields_of(form, monkeypatch).items():
             known |= {flag, flag.replace("--", "--no-", 1)} if field.annotation is bool else {flag}
     for page in [README, *PAGES]:
         text = page.read_text(encoding="utf-8")
@@ -486,12 +487,16 @@ def test_every_flag_exists(monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(FLAG.findall(text)) <= known | own, page.name
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - set(LISTS)))
-def test_tables_of_options_tell_the_defaults(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs" / f"{verb}.md").read_text(encoding="utf-8")
+VIEWS = ("plan", "levels", "trade-off", "demo")
+"""Pages of compare beside its own."""
+
+
+@pytest.mark.parametrize("page", [*FORMS, *VIEWS])
+def test_tables_of_options_tell_the_defaults(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(--[a-z0-9-]+)` \| (.+?) \|", text, re.MULTILINE)
-    fields = fields_of(verb, monkeypatch)
-    assert rows or list(fields) == ["--path"]  # check takes a directory and no options
+    fields = fields_of("compare" if page in VIEWS else page, monkeypatch)
+    assert rows or list(fields) in (["--path"], [])  # check takes a directory and no options
     for flag, said in rows:
         field = fields[flag]
         if field.is_required():

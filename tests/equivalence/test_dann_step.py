@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.dann import Dann, DannOptions
 
 LABELS, ENVIRONMENTS, STEPS = 3, 4, 7

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.methods import load
-from deconfound.methods.base import Method, Task
+from deconfound.methods.contract import Method, Task
 
 LABELS, ENVIRONMENTS, STEPS, RATE = 4, 3, 4, 2e-3
 ADAM = {"optimizer": "adam", "learning_rate": RATE, "weight_decay": 0.0}

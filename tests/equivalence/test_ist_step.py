@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.ist import Ist, IstOptions
 
 STEPS, PAIRS, DECAY = 3, 3, 0.25

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.mixstyle import MixStyleMethod, MixStyleOptions
 
 SIZE, STEPS, ALPHA = 9, 4, 0.3

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.scbd import Scbd, ScbdOptions
 
 ENVIRONMENTS, LABELS, STEPS, TEMPERATURE = 3, 4, 3, 0.1

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.stargan2 import StarGan2, StarGan2Options
 
 STEPS, SIZE, LATENT, ENVIRONMENTS = 3, 6, 5, 4

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Method, Task, weighted_sum
+from deconfound.methods.contract import Method, Task, weighted_sum
 from deconfound.methods.ivae import Ivae, IvaeOptions
 from deconfound.methods.mcvae import Mcvae, McvaeOptions
 from deconfound.methods.vae import Vae, VaeOptions

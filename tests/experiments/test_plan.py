@@ -9,7 +9,8 @@ import yaml
 
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.experiments.plan import _config, _points, make_plan, read_sweep
+from deconfound.experiments.plan import make_plan
+from deconfound.experiments.plan_file import configured, points, read_plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,9 +168,9 @@ def test_a_mistake_is_named_before_anything_runs(
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=str)
 def test_recipes_hold_for_the_methods_there_are(file: Path) -> None:
-    read = read_sweep(file)
+    read = read_plan(file)
     for name, entry in read.methods.items():
-        assert [_config(file, read, name, entry, p) for p in _points(file, read, name, entry)]
+        assert [configured(file, read, name, entry, p) for p in points(file, read, name, entry)]
 
 
 def intervening(screen: Screen, folder: Path, **ist: Any) -> Path:

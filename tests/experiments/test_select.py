@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from deconfound.evaluation.scores import COLUMNS
-from deconfound.experiments.plan import Job, Plan, Setting, SweepFile
-from deconfound.experiments.select import Result, choose, read_result, score_table
+from deconfound.experiments.plan import Job, Plan, Setting
+from deconfound.experiments.plan_file import PlanFile
+from deconfound.experiments.select import Result, choose, read_result
+from deconfound.experiments.table import score_table
 from deconfound.runs.config import RunConfig
 
 PLACE = Path("screen")
@@ -23,7 +25,7 @@ def result(name: str, val: float, loss: float, ood_val: float = math.nan) -> Res
 
 def plan_of(settings: list[Setting], *rules: str) -> Plan:
     values = {"screens": ["s"], "folds": ["iid"], "methods": {"erm": {}}, "select": rules}
-    return Plan(SweepFile.model_validate(values), {}, settings, {})
+    return Plan(PlanFile.model_validate(values), {}, settings, {})
 
 
 def three_settings() -> tuple[list[Setting], dict[str, Result]]:

@@ -16,17 +16,18 @@ import yaml
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.experiments.plan import Job, make_plan
-from deconfound.experiments.running import local
+from deconfound.experiments.running import executors, local
 from deconfound.experiments.running.job import Runner
 from deconfound.experiments.running.local import run_local
 from deconfound.experiments.running.messages import Order, Outcome, run_directory
 from deconfound.experiments.select import Result, read_result
-from deconfound.experiments.sweep import sweep
 from deconfound.reports.report import report
 from deconfound.runtime.stop import Stopped
+from deconfound.studies.compare import sweep
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-MODULE = importlib.import_module("deconfound.experiments.sweep")
+EXECUTE = importlib.import_module("deconfound.experiments.execute")
+SEARCH = importlib.import_module("deconfound.studies.search")
 CHEAP = {
     "steps": 2, "batch_size": 12, "validate_every": 2, "checkpoint_every": 2,
     "device": "cpu", "precision": "32",
@@ -60,7 +61,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(order.name)
             yield runner.run(order)
 
-    monkeypatch.setattr(MODULE, "run_local", run_here)
+    monkeypatch.setattr(executors, "run_local", run_here)
     return names
 
 
@@ -244,10 +245,11 @@ def test_the_seconds_of_two_rounds_add_up(
             return None
         return results.setdefault(job.name, Result(job, [], 0.5))
 
-    monkeypatch.setattr(MODULE, "run_local", pretend)
-    monkeypatch.setattr(MODULE, "read_result", pretend_result)
-    monkeypatch.setattr(MODULE, "make_table", lambda *_: None)
-    monkeypatch.setattr(MODULE, "write_table", lambda *_: None)
+    monkeypatch.setattr(executors, "run_local", pretend)
+    monkeypatch.setattr(EXECUTE, "read_result", pretend_result)
+    monkeypatch.setattr(SEARCH, "make_table", lambda *_: None)
+    monkeypatch.setattr(SEARCH, "write_table", lambda *_: None)
+    monkeypatch.setattr(SEARCH, "shown_table", lambda *_: None)
     file = write(tmp_path, screen, search_seeds=[0], select=["loss"])
     found = sweep(file, tmp_path / "out", quiet=True, started=1000.0)
     assert (found.runs, found.before, found.workers, found.wall_seconds) == (3, 0, 2, 14.0)
@@ -290,7 +292,7 @@ def test_the_seconds_add_up(
         now[0] = 1012.0
         yield Outcome(orders[2].name, 0, 1006.0, 1012.0, 4.0, 1.0)
 
-    monkeypatch.setattr(MODULE, "run_local", pretend)
+    monkeypatch.setattr(executors, "run_local", pretend)
     file = write(tmp_path, screen, seeds=[0], methods={"erm": {"grid": {"steps": [1, 2, 3]}}})
     found = sweep(file, tmp_path / "out", quiet=True, started=999.0)
     assert (found.workers, found.wall_seconds) == (2, 13.0)
@@ -309,7 +311,7 @@ def test_the_seconds_add_up(
 def test_a_directory_of_something_else_is_refused(screen: Screen, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists and is not a sweep"):
+    with pytest.raises(UserError, match="exists and is not a comparison"):
         sweep(write(tmp_path, screen), tmp_path / "out", quiet=True)
 
 
@@ -342,7 +344,7 @@ def test_processes_are_stopped_resumed_and_replaced(
     """SIGTERM to the command while it trains; then a process that ends without an answer."""
     training = CHEAP | {"steps": 60, "checkpoint_every": 60, "validate_every": 60}
     file = write(tmp_path, screen, training=training, methods={"erm": None}, seeds=[0, 1, 2])
-    words = ["sweep", str(file), "--out", str(tmp_path / "out"), "--workers", "1", "--quiet"]
+    words = ["compare", str(file), "--out", str(tmp_path / "out"), "--workers", "1", "--quiet"]
     command = [sys.executable, "-m", "deconfound", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as running:
         runs = tmp_path / "out" / "runs"

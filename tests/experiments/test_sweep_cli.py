@@ -1,6 +1,5 @@
-"""deconfound sweep through the command line: mistakes are one line and exit code 2."""
+"""deconfound compare FILE.yaml through the command line: mistakes are one line and exit code 2."""
 
-import importlib
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from deconfound import cli
 from deconfound.data.screens.screen import Screen
 from deconfound.experiments.plan import make_plan
+from deconfound.experiments.running import executors
 from deconfound.experiments.running.job import Runner
 from deconfound.experiments.running.messages import Order, Outcome, run_directory
 from deconfound.runs.config import RunConfig
@@ -42,16 +42,14 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         runner = Runner()
         yield from map(runner.run, orders)
 
-    monkeypatch.setattr(
-        importlib.import_module("deconfound.experiments.sweep"), "run_local", run_here
-    )
+    monkeypatch.setattr(executors, "run_local", run_here)
 
 
 def mistake(file: Path, said: Said, *more: str) -> str:
     """The one line on stderr of a sweep into `out`, beside the file, that ends with 2."""
     said.readouterr()
     with pytest.raises(SystemExit) as stop:
-        cli.main(["sweep", str(file), "--out", str(file.parent / "out"), "--quiet", *more])
+        cli.main(["compare", str(file), "--out", str(file.parent / "out"), "--quiet", *more])
     printed = said.readouterr()
     assert stop.value.code == 2, printed.err
     (line,) = printed.err.splitlines()
@@ -163,5 +161,5 @@ def _again(file: Path, said: Said) -> str:
     values["methods"] = {"erm": None}
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     said.readouterr()
-    cli.main(["sweep", str(file), "--out", str(file.parent / "out"), "--executor", "ray"])
+    cli.main(["compare", str(file), "--out", str(file.parent / "out"), "--executor", "ray"])
     return said.readouterr().out

@@ -10,8 +10,8 @@ from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.experiments.plan import make_plan
 from deconfound.experiments.running.messages import run_directory
-from deconfound.experiments.sweep import sweep
 from deconfound.runs.run import open_run
+from deconfound.studies.compare import sweep
 
 
 def test_what_is_needed_is_done_first(screen: Screen, tmp_path: Path) -> None:

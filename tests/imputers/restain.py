@@ -4,15 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import (
-    Imputer,
-    Loss,
-    MethodOptions,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Imputer, Loss, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.tapped import relative_code
 
 

@@ -17,10 +17,11 @@ from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.batch import Batch, BatchReader
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
+from deconfound.intervention import source_run
 from deconfound.intervention.intervention import Intervention, begin_intervention, load_intervention
-from deconfound.methods.base import Method
+from deconfound.methods.contract import Method
 from deconfound.runs.config import RunConfig, dump_config, read_config
-from deconfound.runs.run import open_run
+from deconfound.runs.run import Run, open_run
 from deconfound.runtime.seeds import torch_stream
 from deconfound.training.fit import fit
 from deconfound.training.loop import Training
@@ -248,7 +249,7 @@ def test_uniform_labels_reach_the_batches(
 
 
 def task(problem: Problem) -> Any:
-    from deconfound.methods.base import Task
+    from deconfound.methods.contract import Task
 
     return Task(2, 24, len(problem.label.names), len(problem.environment.names))
 
@@ -302,6 +303,25 @@ def test_a_configuration_survives_its_file(
     assert "imputer" not in plain
 
 
+def test_a_fit_opens_its_source_once(
+    source: Path,
+    screen: Screen,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = []
+
+    def opening(path: Path) -> Run:
+        opened.append(path)
+        return open_run(path)
+
+    monkeypatch.setattr(source_run, "open_run", opening)
+    config = intervened(make_config, source, training={"steps": 1})
+    fit(config, screen.path, tmp_path / "run", quiet=True)
+    assert opened == [source]
+
+
 def test_a_run_resumed_without_its_source_ends_with_the_same_bits(
     source: Path,
     run: Path,
@@ -315,7 +335,7 @@ def test_a_run_resumed_without_its_source_ends_with_the_same_bits(
         pass
 
     def kill(self: Training, *_: Any) -> None:
-        if self.done == 3:
+        if self.position.done == 3:
             raise Killed
 
     moved = tmp_path / "elsewhere"

@@ -23,7 +23,7 @@ from deconfound.errors import UserError
 from deconfound.experiments.held_out import CrossvalOptions
 from deconfound.intervention.at_test_time import correction_of, represent
 from deconfound.intervention.intervention import begin_intervention, load_intervention
-from deconfound.intervention.relative_style import compared, mean_style_of, origins_of
+from deconfound.intervention.relative_style import mean_style_of, source_styles_of, style_reference
 from deconfound.intervention.styles import Styles, styles_of
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import Run, open_run
@@ -120,10 +120,10 @@ def test_environments_meet_in_the_mean_style_and_cells_stay_different(
     run = fit(config, screen.path, tmp_path / "run", quiet=True)
     correction = correction_of(run, screen, CPU)
     assert correction is not None
-    assert correction.origins is not None
+    assert correction.source_styles is not None
     assert correction.intervention.to_mean
     assert not correction.styles(batch.row).any()
-    origin = correction.origins.of(batch.row)
+    origin = correction.source_styles.of(batch.row)
     mean = correction.intervention.bank.mean(dim=(0, 1)).expand_as(origin)
     expected = moved(batch.image, origin, mean)
     train = torch.from_numpy(problem.fold.rows("train"))
@@ -173,10 +173,10 @@ def test_an_image_given_more_than_an_imputer_takes_at_once(
 def test_origins_are_of_training_rows_where_there_are_some(
     run: Run, screen: Screen, problem: Problem, batch: Batch, styles: Styles
 ) -> None:
-    origins = origins_of(run, screen, styles, "all", 0)
+    source_styles = source_styles_of(run, screen, styles, "all", 0)
     part, plate = problem.fold.part, screen.coded(("plate",))
     own = moments(batch.image)
-    seen = origins.of(torch.arange(len(screen)))
+    seen = source_styles.of(torch.arange(len(screen)))
     for code, name in enumerate(plate.names):
         here = plate.codes == code
         known = name in run.environments
@@ -204,11 +204,11 @@ def test_with_controls_every_mean_style_is_theirs(
     marked = with_controls(screen, ("c1",))
     own, plate = moments(batch.image), screen.coded(("plate",))
     controls, train = (screen.table["compound"] == "c1").to_numpy(), problem.fold.part == "train"
-    origins = origins_of(run, marked, styles, "controls", 0)
+    source_styles = source_styles_of(run, marked, styles, "controls", 0)
     for code, name in enumerate(plate.names):
         here = (plate.codes == code) & controls
         rows = here & train if name in run.environments else here
-        torch.testing.assert_close(origins.mean[code], own[rows].mean(dim=0))
+        torch.testing.assert_close(source_styles.mean[code], own[rows].mean(dim=0))
     config = relative_config(make_config, source, "controls")
     made = begin_intervention(config, marked, problem, tmp_path, open_run(source), CPU)
     assert made is not None
@@ -217,7 +217,9 @@ def test_with_controls_every_mean_style_is_theirs(
         torch.testing.assert_close(style, own[rows].mean(dim=0, keepdim=True))
     named = run.config.data.model_copy(update={"controls": ("c1",)})
     of_named = replace(run, config=run.config.model_copy(update={"data": named}))
-    assert torch.equal(origins_of(of_named, screen, styles, "controls", 0).mean, origins.mean)
+    assert torch.equal(
+        source_styles_of(of_named, screen, styles, "controls", 0).mean, source_styles.mean
+    )
 
 
 def test_an_environment_without_controls_is_refused_before_training(
@@ -241,10 +243,10 @@ def test_an_environment_without_controls_is_refused_before_training(
     assert not (tmp_path / "run").exists()
     said = "no controls, no row has Metadata_Control_Type = negcon; mark them, or choose"
     with pytest.raises(UserError, match=said):
-        origins_of(run, with_controls(screen, ()), styles, "controls", 0)
+        source_styles_of(run, with_controls(screen, ()), styles, "controls", 0)
     unlabelled = replace(screen, table=table.drop(columns="compound"))
     with pytest.raises(UserError, match="no column Metadata_Control_Type and none of labels"):
-        compared(unlabelled, run.roles, "controls", (), (), None)
+        style_reference(unlabelled, run.roles, "controls", (), (), None)
 
 
 def test_on_another_screen_every_environment_is_compared_with_itself(
@@ -261,10 +263,10 @@ def test_on_another_screen_every_environment_is_compared_with_itself(
     other = make_screen(tmp_path / "other", images, table)
     own, plate = moments(batch.image), screen.coded(("plate",))
     for over, counts in (("all", np.ones(96, bool)), ("controls", np.arange(96) % 2 == 1)):
-        origins = origins_of(run, other, styles, over, 0)
+        source_styles = source_styles_of(run, other, styles, over, 0)
         for code in range(len(plate.names)):
             expected = own[(plate.codes == code) & counts].mean(dim=0)
-            torch.testing.assert_close(origins.mean[code], expected)
+            torch.testing.assert_close(source_styles.mean[code], expected)
 
 
 def test_a_planted_shift_of_an_unseen_environment_is_undone_and_cells_stay_different(
@@ -293,7 +295,7 @@ def test_embedding_corrects_by_the_environment_of_each_row(
     some = torch.arange(3, 50, 7)
     part = replace(batch, image=batch.image[some], row=some)
     found, _ = represent(method, part, correction)
-    source = origins_of(run, screen, styles, "all", run.config.seed).of(some)
+    source = source_styles_of(run, screen, styles, "all", run.config.seed).of(some)
     bank = correction.intervention.bank.flatten(0, 1)[correction.styles(some)[:, 0]]
     expected = method.embed(moved(batch.image[some], source, bank))["representation"]
     torch.testing.assert_close(found["representation"], expected, rtol=1e-4, atol=1e-4)
@@ -334,7 +336,7 @@ def test_a_screen_that_names_no_environments_is_refused(
         correction_of(run, empty, CPU)
     lacking = replace(screen, table=table.drop(columns="plate"))
     with pytest.raises(UserError, match="lacks the column plate; add it, as an image is compared"):
-        compared(lacking, run.roles, "all", (), (), None)
+        style_reference(lacking, run.roles, "all", (), (), None)
 
 
 def test_methods_without_means_and_deviations_are_refused(

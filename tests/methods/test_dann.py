@@ -4,7 +4,7 @@ from torch import nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.methods.base import Stage, Task
+from deconfound.methods.contract import Stage, Task
 from deconfound.methods.dann import Dann, DannOptions
 
 TASK = Task(channels=2, image_size=24, labels=3, environments=4)

@@ -5,7 +5,7 @@ import torch
 
 from deconfound import methods
 from deconfound.errors import UserError
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 
 COMPARING = ("coral", "fish", "groupdro", "irm", "scbd")
 

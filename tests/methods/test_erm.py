@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.erm import Erm, ErmOptions
 
 

@@ -5,7 +5,7 @@ import torch
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.fish import Fish, FishOptions
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.groupdro import GroupDro, GroupDroOptions
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from deconfound.errors import UserError
-from deconfound.methods.base import Stage, Task
+from deconfound.methods.contract import Stage, Task
 from deconfound.methods.irm import Irm, IrmOptions
 
 

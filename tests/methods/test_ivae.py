@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.ivae import Ivae, IvaeOptions
 from deconfound.nets import encoder, vae
 

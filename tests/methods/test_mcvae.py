@@ -10,7 +10,7 @@ from deconfound.data.folds.problem import pose
 from deconfound.data.loading.batch import Batch
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.mcvae import Mcvae, McvaeOptions
 from deconfound.nets import encoder, vae
 from deconfound.runs.run import open_run

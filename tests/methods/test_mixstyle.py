@@ -11,7 +11,7 @@ from deconfound.data.screens.screen import Screen
 from deconfound.embeddings.embed import embed
 from deconfound.errors import UserError
 from deconfound.evaluation.measure import measure
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.mixstyle import MixStyleMethod, MixStyleOptions
 from deconfound.reports.report import report
 from deconfound.runs.config import RunConfig

@@ -12,7 +12,7 @@ from deconfound.embeddings.embed import embed
 from deconfound.errors import UserError
 from deconfound.evaluation.measure import measure
 from deconfound.losses import invariance, supervised_contrastive
-from deconfound.methods.base import Task, weighted_sum
+from deconfound.methods.contract import Task, weighted_sum
 from deconfound.methods.scbd import Scbd, ScbdOptions
 from deconfound.reports.report import report
 from deconfound.runs.config import RunConfig

@@ -5,7 +5,7 @@ import torch
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.stargan2 import StarGan2, StarGan2Options, reference_rows
 
 TASK = Task(channels=2, image_size=24, labels=3, environments=4)

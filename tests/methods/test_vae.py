@@ -9,7 +9,7 @@ import torch
 from deconfound.data.loading.batch import Batch
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.methods.vae import Vae, VaeOptions
 from deconfound.nets import encoder, vae
 from deconfound.runs.history import read_history

@@ -145,7 +145,7 @@ def saved(folder: Path) -> Path:
 def test_the_verb_writes_scores_and_details(tmp_path: Path) -> None:
     file, out, details = saved(tmp_path), tmp_path / "s.parquet", tmp_path / "d.parquet"
     words = ["--target", "Metadata_Target", "--details", str(details), "--null-size", "200"]
-    cli.main(["retrieval", str(file), "--out", str(out), *words, "--quiet"])
+    cli.main(["measure", str(file), "--retrieval", "--out", str(out), *words, "--quiet"])
     scores = pd.read_parquet(out).set_index("metric")["value"]
     assert len(scores) == 6
     assert scores["retrieval_activity_map"] > 0.8

@@ -14,6 +14,7 @@ from deconfound.runs.config import RunConfig
 from deconfound.runtime import stop
 from deconfound.training.fit import fit
 from deconfound.training.loop import Training
+from deconfound.training.step import Stepper
 
 AssertSameRun = Callable[[Path, Path], None]
 MakeConfig = Callable[..., RunConfig]
@@ -65,11 +66,18 @@ def asking(function: Callable[..., Any], call: int, number: int) -> Callable[...
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("place", "call", "steps"),
-    [("_step", 1, 1), ("_step", 3, 3), ("_validate", 1, 2), ("_step", 6, 6), ("_validate", 3, 6)],
+    ("owner", "place", "call", "steps"),
+    [
+        (Stepper, "step", 1, 1),
+        (Stepper, "step", 3, 3),
+        (Training, "_validate", 1, 2),
+        (Stepper, "step", 6, 6),
+        (Training, "_validate", 3, 6),
+    ],
 )
 def test_a_stopped_run_loses_no_step_and_no_validation(
     number: int,
+    owner: type,
     place: str,
     call: int,
     steps: int,
@@ -83,18 +91,18 @@ def test_a_stopped_run_loses_no_step_and_no_validation(
     out = tmp_path / "run"
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(Training, place, asking(getattr(Training, place), call, number))
+        patch.setattr(owner, place, asking(getattr(owner, place), call, number))
         with pytest.raises(stop.Stopped, match=rf"saved at step {steps} of 6"):
             fit(make_config("scbd"), screen.path, out, quiet=True)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     steps_taken = []
-    step = Training._step
+    step = Stepper.step
 
-    def counting(self: Training, *words: Any) -> Any:
+    def counting(self: Stepper, *words: Any) -> Any:
         steps_taken.append(words)
         return step(self, *words)
 
-    monkeypatch.setattr(Training, "_step", counting)
+    monkeypatch.setattr(Stepper, "step", counting)
     fit(make_config("scbd"), screen.path, out, quiet=True)
     assert len(steps_taken) == 6 - steps + 4  # the stage of the decoder has 4
     assert_same_run(out, finished_runs("scbd"))
@@ -117,7 +125,7 @@ def test_a_step_that_does_not_end_is_left(
 
     with monkeypatch.context() as patch:
         patch.setattr(stop, "GRACE_SECONDS", 0.1)
-        patch.setattr(Training, "_step", endless)
+        patch.setattr(Stepper, "step", endless)
         with pytest.raises(stop.Stopped):
             fit(make_config("erm"), screen.path, out, quiet=True)
     fit(make_config("erm"), screen.path, out, quiet=True)
@@ -133,7 +141,7 @@ def test_a_second_interrupt_does_not_wait(
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(Training, "_step", impatient)
+    monkeypatch.setattr(Stepper, "step", impatient)
     with pytest.raises(KeyboardInterrupt) as raised:
         fit(make_config("erm"), screen.path, tmp_path / "run", quiet=True)
     assert not isinstance(raised.value, stop.Stopped)

@@ -12,21 +12,16 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
+from deconfound.config import DataOptions
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles
 from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
-from deconfound.experiments.held_out import (
-    CrossvalOptions,
-    TableRow,
-    choose_folds,
-    chosen_levels,
-    level_titles,
-    read_rows,
-    sweep_file,
-)
+from deconfound.experiments.held_out import Folds, chosen_levels, describe_folds, level_titles
+from deconfound.experiments.running.chain import Chain
+from deconfound.experiments.words import read_rows
 from deconfound.runs.config import RunConfig, dump_config
-from deconfound.studies.crossval import crossval, describe_folds
+from deconfound.studies.crossval import CrossvalOptions, crossval, plan_values
 from deconfound.studies.ist_table import make_table, shown
 
 MakeScreen = Callable[..., Screen]
@@ -39,16 +34,16 @@ def test_rows_share_the_runs_of_their_method(
     file.write_text(dump_config(make_config("dann")))
     rows, entries = read_rows(("erm", "erm+knn", f"dr={file}", "dr+knn"))
     assert rows == [
-        TableRow("erm", "erm"),
-        TableRow("erm+knn", "erm", None, True),
-        TableRow("dr", "dr"),
-        TableRow("dr+knn", "dr", None, True),
+        Chain("erm", "erm"),
+        Chain("erm+knn", "erm", None, 10),
+        Chain("dr", "dr"),
+        Chain("dr+knn", "dr", None, 10),
     ]
     assert entries == {"erm": {}, "dr": {"method": "dann", "config": str(file)}}
     pytest.importorskip("harmonypy", reason="needs the extra [harmony]")
     (symphony, harmony), _ = read_rows(("erm+symphony+knn", "erm+harmony"))
-    assert symphony == TableRow("erm+symphony+knn", "erm", "symphony", True)
-    assert harmony == TableRow("erm+harmony-refit", "erm", "harmony", False)
+    assert symphony == Chain("erm+symphony+knn", "erm", "symphony", 10)
+    assert harmony == Chain("erm+harmony-refit", "erm", "harmony")
 
 
 def test_rows_of_methods_trained_on_imputed_images(
@@ -60,11 +55,11 @@ def test_rows_of_methods_trained_on_imputed_images(
     words = ("erm+ist", "erm+ist+knn", f"scbd={scbd}", "scbd+far", f"far={far}")
     rows, entries = read_rows(words)
     assert rows == [
-        TableRow("erm+ist", "erm+ist"),
-        TableRow("erm+ist+knn", "erm+ist", None, True),
-        TableRow("scbd", "scbd"),
-        TableRow("scbd+far", "scbd+far"),
-        TableRow("far", "far"),
+        Chain("erm+ist", "erm+ist"),
+        Chain("erm+ist+knn", "erm+ist", None, 10),
+        Chain("scbd", "scbd"),
+        Chain("scbd+far", "scbd+far"),
+        Chain("far", "far"),
     ]
     assert entries == {
         "erm+ist": {"method": "erm", "intervene": "ist"},
@@ -73,23 +68,23 @@ def test_rows_of_methods_trained_on_imputed_images(
         "far": {"method": "ist", "config": str(far)},
         "ist": {},
     }
-    options = CrossvalOptions(relative_style="controls", correction_draws=0)
-    swept = sweep_file(tmp_path, entries, [], options)["methods"]
-    given = {"relative_style": "controls", "correction_draws": 0}
+    given = {"relative_style": "controls", "correction_draws": 0, "bank": None}
+    swept = plan_values(tmp_path, entries, [], CrossvalOptions(), given)["methods"]
+    del given["bank"]
     assert swept["erm+ist"]["intervention"] == given
     plain = {name: entry for name, entry in entries.items() if "intervene" not in entry}
     with pytest.raises(UserError, match="--style-images belongs to METHOD"):
-        sweep_file(tmp_path, plain, [], CrossvalOptions(style_images=2))
+        plan_values(tmp_path, plain, [], CrossvalOptions(), {"style_images": 2})
     assert "intervention" not in swept["scbd"]
 
 
 def test_what_no_run_could_take_is_refused_before_anything_is_written(
     screen: Screen, tmp_path: Path
 ) -> None:
-    options = CrossvalOptions(impute_into="mean", correction_draws=4)
-    said = "crossval: methods.erm.ist: option 'intervention.correction_draws' = 4: .* give 1 or 0"
+    given = {"impute_into": "mean", "correction_draws": 4}
+    said = "compare: methods.erm.ist: option 'intervention.correction_draws' = 4: .* give 1 or 0"
     with pytest.raises(UserError, match=said):
-        crossval(("erm+ist",), screen.path, tmp_path / "out", options, quiet=True)
+        crossval(("erm+ist",), screen.path, tmp_path / "out", intervention=given, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,7 +121,7 @@ def test_a_correction_that_is_not_installed_is_refused_before_training(
 
 def test_levels_are_those_of_the_screen_innermost_first(screen: Screen) -> None:
     def levels(*wanted: str) -> list[str]:
-        return chosen_levels(screen, CrossvalOptions(levels=wanted))
+        return chosen_levels(screen, wanted)
 
     assert levels() == ["section", "plate", "series"]
     assert levels("series,section") == levels("series", "section") == ["section", "series"]
@@ -149,14 +144,14 @@ def test_levels_have_the_numbers_of_the_paper(screen: Screen) -> None:
 
 
 def test_folds_are_all_groups_or_some_drawn_by_a_seed(screen: Screen) -> None:
-    every = choose_folds(screen, ["section", "plate", "series"], CrossvalOptions())
+    every = Folds().choose(screen, ["section", "plate", "series"], DataOptions())
     assert every.groupby("level", sort=False).size().to_dict() == {
         "section": 8, "plate": 4, "series": 2,
     }  # fmt: skip
     assert every["held_out"].all()
     assert (every["rows"] == every["level"].map({"section": 12, "plate": 24, "series": 48})).all()
     drawn = {
-        seed: choose_folds(screen, ["section"], CrossvalOptions(folds_per_level=2, draw_seed=seed))
+        seed: Folds().choose(screen, ["section"], DataOptions(), folds_per_level=2, draw_seed=seed)
         for seed in range(3)
     }
     for table in drawn.values():
@@ -165,7 +160,7 @@ def test_folds_are_all_groups_or_some_drawn_by_a_seed(screen: Screen) -> None:
     assert len({tuple(table.loc[table["held_out"], "fold"]) for table in drawn.values()}) > 1
     pd.testing.assert_frame_equal(
         drawn[0],
-        choose_folds(screen, ["section"], CrossvalOptions(folds_per_level=2, draw_seed=0)),
+        Folds().choose(screen, ["section"], DataOptions(), folds_per_level=2, draw_seed=0),
     )
     lines = describe_folds(drawn[0])
     assert lines[0].startswith("section: 2 of 8 groups held out: S")
@@ -182,7 +177,7 @@ def test_a_group_that_cannot_be_scored_is_left_out_with_its_reason(
     images = make_images(table)
     table.loc[table["series"] == "S3", "compound"] = "c9"
     made = make_screen(tmp_path / "s", images, table)
-    folds = choose_folds(made, ["plate", "series"], CrossvalOptions()).set_index("fold")
+    folds = Folds().choose(made, ["plate", "series"], DataOptions()).set_index("fold")
     assert not folds.loc[["plate=S3/P2", "series=S3"], "held_out"].any()
     assert "has no other group" in folds.loc["plate=S3/P2", "reason"]
     assert "nothing could be scored" in folds.loc["series=S3", "reason"]
@@ -208,7 +203,7 @@ def test_screens_that_cannot_be_cross_validated_are_refused(
 
 def test_the_sweep_holds_what_was_asked(screen: Screen) -> None:
     options = CrossvalOptions(seeds=(4,), steps=7, environment=("plate", "section"))
-    found = sweep_file(screen.path, {"erm": {}}, ["series=S1"], options)
+    found = plan_values(screen.path, {"erm": {}}, ["series=S1"], options, {})
     assert found["folds"] == ["iid", "series=S1"]
     assert found["training"] == {"steps": 7}
     assert found["data"] == {"environment": ["plate", "section"]}
@@ -236,7 +231,7 @@ def test_cells_are_means_and_sds_over_folds_and_seeds() -> None:
         ]
     )
     folds = {"plate": ["plate=1", "plate=2"], "series": ["series=1"]}
-    table = make_table(scores, ["a", "b"], folds, {"a": "content"}).set_index("method")
+    table = make_table(scores, ["a", "b"], folds).set_index("method")
     a, b = table.loc["a"], table.loc["b"]
     assert (a["IID_mean"], a["IID_runs"]) == (pytest.approx(0.7), 2)
     assert a["cLISI/bLISI_mean"] == 1.5
@@ -301,11 +296,12 @@ def test_imputed_images_from_a_screen_to_the_table(
     far.write_text(dump_config(make_config("ist")))
     erm.write_text(dump_config(make_config("erm")))
     options = CrossvalOptions(
-        levels=("series",), folds_per_level=1, seeds=(0,), steps=2, batch_size=24, bank=2
+        levels=("series",), folds_per_level=1, seeds=(0,), steps=2, batch_size=24
     )
     words = (f"erm+far={erm}", f"far={far}")
     out = tmp_path / "c"
-    found = crossval(words, screen.path, out, options, workers=2, quiet=True)
+    given = {"bank": 2}
+    found = crossval(words, screen.path, out, options, intervention=given, workers=2, quiet=True)
     assert found.failed == 0
     table = found.table.set_index("method")
     assert table.loc["erm+far", ["IID_runs", "series_runs"]].tolist() == [1, 1]

@@ -10,8 +10,9 @@ import pytest
 
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
+from deconfound.experiments.verdict import judge
 from deconfound.reports.report import report
-from deconfound.studies.diagnose import DiagnoseOptions, diagnose, judge, sentences
+from deconfound.studies.diagnose import DiagnoseOptions, diagnose, sentences
 
 FEW = DiagnoseOptions(
     folds=("series=S1",), learning_rates=(1e-3, 3e-3), lengths=(2, 4), alphas=(0.0, 1.0),
@@ -92,7 +93,7 @@ def test_too_few_settings_or_no_spread_cannot_tell() -> None:
 
 def test_from_a_screen_to_a_verdict_and_a_page(screen: Screen, tmp_path: Path) -> None:
     out = tmp_path / "d"
-    found = diagnose(screen.path, out, FEW, workers=1, quiet=True)
+    found = diagnose(screen.path, out, FEW, workers=1, quiet=True).folds
     assert [one.fold for one in found] == ["series=S1", "all folds"]
     table = pd.read_csv(out / "points.csv")
     assert table["method"].value_counts().to_dict() == {"erm": 4, "scbd": 2}
@@ -101,9 +102,9 @@ def test_from_a_screen_to_a_verdict_and_a_page(screen: Screen, tmp_path: Path) -
     assert about["sentences"] == sentences(found)
     assert [row["alpha"] for row in about["curve"]] == [0, 1]
     made = (out / "diagnosis.png").read_bytes()
-    runs = sorted(path.name for path in (out / "sweep" / "runs").iterdir())
+    runs = sorted(path.name for path in (out / "runs").iterdir())
     diagnose(screen.path, out, FEW, workers=1, quiet=True)
-    assert sorted(path.name for path in (out / "sweep" / "runs").iterdir()) == runs
+    assert sorted(path.name for path in (out / "runs").iterdir()) == runs
     assert (out / "diagnosis.png").read_bytes() == made
     report([out], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
@@ -124,7 +125,7 @@ def test_a_screen_without_levels_says_what_is_missing(
     table = make_table()
     roles = Roles(label="compound", environment=("plate",))
     plain = make_screen(tmp_path / "s", make_images(table), table, roles)
-    with pytest.raises(UserError, match="--folds"):
+    with pytest.raises(UserError, match="--hold-out"):
         diagnose(plain.path, tmp_path / "d", FEW.model_copy(update={"folds": ()}), quiet=True)
     assert not (tmp_path / "d").exists()
     (tmp_path / "d").mkdir()

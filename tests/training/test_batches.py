@@ -10,7 +10,7 @@ import torch
 from deconfound.data.folds.problem import pose
 from deconfound.data.loading.batch import Batch
 from deconfound.data.screens.screen import Screen
-from deconfound.methods.base import Stage
+from deconfound.methods.contract import Stage
 from deconfound.runs.config import RunConfig
 from deconfound.training.batches import sampler_of, with_partners
 

@@ -17,12 +17,13 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.methods.base import Loss, Method
+from deconfound.methods.contract import Loss, Method
 from deconfound.runs.config import RunConfig, dump_config
 from deconfound.runs.history import read_history
 from deconfound.runs.run import open_run
 from deconfound.training.fit import fit
 from deconfound.training.loop import Training
+from deconfound.training.step import Stepper
 
 AssertSameRun = Callable[[Path, Path], None]
 MakeConfig = Callable[..., RunConfig]
@@ -51,20 +52,21 @@ def killed_at(call: int, function: Callable[..., Any], after: bool) -> Callable[
 
 @pytest.mark.parametrize("name", methods.names())
 @pytest.mark.parametrize(
-    ("place", "call", "after"),
+    ("owner", "place", "call", "after"),
     [
-        ("_step", 1, False),
-        ("_step", 4, True),
-        ("_validate", 2, True),
-        ("_save_resume", 2, False),
-        ("_new_optimizers", 2, False),
-        ("_new_optimizers", 2, True),
-        ("_save_resume", 5, True),
-        ("_finish", 1, False),
+        (Stepper, "step", 1, False),
+        (Stepper, "step", 4, True),
+        (Training, "_validate", 2, True),
+        (Training, "_save_resume", 2, False),
+        (Stepper, "renew_optimizers", 2, False),
+        (Stepper, "renew_optimizers", 2, True),
+        (Training, "_save_resume", 5, True),
+        (Training, "_finish", 1, False),
     ],
 )
 def test_a_killed_run_ends_as_an_uninterrupted_one(
     name: str,
+    owner: type,
     place: str,
     call: int,
     after: bool,
@@ -79,7 +81,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     out = tmp_path / "run"
     config = make_config(name)
     with monkeypatch.context() as patch:
-        patch.setattr(Training, place, killed_at(call, getattr(Training, place), after))
+        patch.setattr(owner, place, killed_at(call, getattr(owner, place), after))
         try:
             fit(config, screen.path, out, quiet=True)
         except Killed:
@@ -103,7 +105,7 @@ def test_a_run_killed_many_times_ends_as_an_uninterrupted_one(
     out = tmp_path / "run"
     for _ in range(20):
         with monkeypatch.context() as patch:
-            patch.setattr(Training, "_step", killed_at(3, Training._step, True))
+            patch.setattr(Stepper, "step", killed_at(3, Stepper.step, True))
             try:
                 fit(make_config("scbd"), screen.path, out, quiet=True)
             except Killed:
@@ -157,7 +159,7 @@ def test_a_damaged_checkpoint_is_one_line(
 ) -> None:
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", killed_at(4, Training._step, False))
+        patch.setattr(Stepper, "step", killed_at(4, Stepper.step, False))
         with pytest.raises(Killed):
             fit(make_config("erm"), screen.path, out, quiet=True)
     state = (out / "resume.pt").read_bytes()

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from deconfound import methods
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.methods.base import Loss, Method
+from deconfound.methods.contract import Loss, Method
 from deconfound.runs.history import read_history
 from deconfound.training.fit import fit
 from deconfound.training.gradient_rule import GradientRule
 from deconfound.training.loop import Training
+from deconfound.training.step import Stepper
 
 MakeConfig = Callable[..., Any]
 RULE = {"skip_above": 1e12, "clip_at": 1e6, "most_skipped": 3}
@@ -103,11 +104,11 @@ def test_a_skipped_step_leaves_nothing_in_batch_norms() -> None:
 def nan_in_steps(patch: pytest.MonkeyPatch, *steps: int) -> Iterator[None]:
     """The losses of ERM are NaN in these steps, numbered from 0, also of a run that is resumed."""
     erm = methods.load("erm")
-    losses, step_of, at = erm._losses, Training._step, [0]  # type: ignore[attr-defined]
+    losses, step_of, at = erm._losses, Stepper.step, [0]  # type: ignore[attr-defined]
 
-    def step(training: Training, stage: Any, number: int, batch: Any) -> Any:
+    def step(stepper: Stepper, stage: Any, number: int, batch: Any) -> Any:
         at[0] = number
-        return step_of(training, stage, number, batch)
+        return step_of(stepper, stage, number, batch)
 
     def diverging(method: Method, batch: Any, outputs: Any) -> dict[str, Loss]:
         found: dict[str, Loss] = losses(method, batch, outputs)
@@ -116,7 +117,7 @@ def nan_in_steps(patch: pytest.MonkeyPatch, *steps: int) -> Iterator[None]:
 
     with patch.context() as own:
         own.setattr(erm, "_losses", diverging)
-        own.setattr(Training, "_step", step)
+        own.setattr(Stepper, "step", step)
         yield
 
 
@@ -150,8 +151,8 @@ def test_a_run_that_skips_ends_with_the_same_bits_when_it_is_resumed(
 
     def dying(training: Training) -> None:
         save(training)
-        if training.done == 4:
-            assert training.rule.state() == [2, 1]
+        if training.position.done == 4:
+            assert training.stepper.rule.state() == [2, 1]
             raise Killed
 
     with nan_in_steps(monkeypatch, 1, 3, 4):

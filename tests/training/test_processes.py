@@ -29,14 +29,14 @@ from deconfound.data.loading.batch import Batch, BatchReader
 from deconfound.data.loading.intensity import fit_intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.methods import ist, stargan2
-from deconfound.methods.base import Method
+from deconfound.methods.contract import Method
 from deconfound.nets import mixstyle, vae
 from deconfound.nets.batch_norm import synchronise_batch_norm
 from deconfound.runs.checkpoint import read_resume
 from deconfound.runs.config import RunConfig, dump_config, read_config
 from deconfound.runs.run import build_method
 from deconfound.training.fit import fit
-from deconfound.training.loop import sum_gradients
+from deconfound.training.step import sum_gradients
 
 STEPS = 3
 OPTIONS = {

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from deconfound.data.loading.batch import Batch
 from deconfound.losses import content_losses
 from deconfound.methods import load
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.runtime.seeds import numpy_stream, torch_stream
 
 LABELS, FEATURES, HIDDEN, BATCH, STEPS = 10, 20, 128, 512, 200

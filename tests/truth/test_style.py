@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.methods import load
-from deconfound.methods.base import Task
+from deconfound.methods.contract import Task
 from deconfound.runtime.seeds import derived_seed, numpy_stream
 
 LABELS, SIDE, BATCH, STEPS = 4, 16, 48, 60

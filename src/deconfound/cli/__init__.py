@@ -1,3 +1,3 @@
 """The command line."""
 
-from deconfound.cli.verbs import main as main
+from deconfound.cli.dispatch import main as main

@@ -15,6 +15,13 @@ class Arguments(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
+class Watched(Arguments):
+    """Base of the verbs that show their progress."""
+
+    quiet: bool = False
+    """No progress bar, and no table of what is written."""
+
+
 class NewScreenArguments(Arguments):
     """Base of the verbs that make a screen."""
 
@@ -22,7 +29,27 @@ class NewScreenArguments(Arguments):
     """Screen to write; must not exist."""
 
 
-class IngestArguments(NewScreenArguments):
+class ComputedArguments(Watched):
+    """Base of the verbs that run a network."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """Processor threads; all cores if not given."""
+
+
+class ScoresArguments(Watched):
+    """Base of the verbs that write scores."""
+
+    out: Path
+    """The Parquet file of scores to write."""
+
+
+class SimulateArguments(NewScreenArguments, Watched):
+    """Make a screen of cells with planted truth."""
+
+
+class IngestArguments(NewScreenArguments, Watched):
     """Make a screen of image files, of folders ENVIRONMENT/LABEL/, of profiles or of an array."""
 
     table: Positional[Path | None] = None
@@ -40,20 +67,16 @@ class IngestArguments(NewScreenArguments):
     """Which array of a .npz."""
     array_axes: Literal["NCHW", "NHWC"] | None = None
     """Order of the array's axes; if not given, the two equal ones are height and width."""
-    quiet: bool = False
-    """No progress bar."""
 
 
-class InjectArguments(NewScreenArguments):
+class InjectArguments(NewScreenArguments, Watched):
     """Put the technical effects of simulated environments into the real cells of a clean screen."""
 
-    clean: Positional[Path]
+    cells: Path
     """Screen of images without batches, or whose batches do not matter."""
-    quiet: bool = False
-    """No progress bar."""
 
 
-class DescribeArguments(Arguments):
+class DescribeArguments(Watched):
     """Say what a screen holds, what can be held out of it, and what is confounded in it."""
 
     screen: Positional[Path]
@@ -68,22 +91,18 @@ class DescribeArguments(Arguments):
     """Nested levels, outermost first; the screen's own if not given."""
     images: int = 20_000
     """Images at most that statistics of pixels come from, evenly over the environments."""
-    quiet: bool = False
-    """No progress bar."""
 
 
-class FitArguments(Arguments):
+class FitArguments(Watched):
     """Base of the arguments of fit; each method adds its own."""
 
     screen: Positional[Path]
     """Screen to train on."""
     out: Path
     """Directory of the run; if it holds this very run, the run is resumed."""
-    quiet: bool = False
-    """No progress bar."""
 
 
-class EmbedArguments(Arguments):
+class EmbedArguments(ComputedArguments):
     """Embed every image of a screen with a run."""
 
     run: Positional[Path]
@@ -94,14 +113,8 @@ class EmbedArguments(Arguments):
     """The .h5ad file to write; a name without an end is a directory of Parquet files."""
     selection: Literal["loss", "accuracy", "last"] | None = None
     """Another checkpoint than the one the run selected."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
     precision: Literal["auto", "32", "bf16"] = "32"
     """Precision of the network."""
-    threads: int | None = None
-    """Processor threads; all cores if not given."""
-    quiet: bool = False
-    """No progress bar."""
 
 
 class CorrectArguments(Arguments):
@@ -124,20 +137,16 @@ class CorrectArguments(Arguments):
     Metadata_Control_Type=negcon, or where that column is missing the label nontargeting."""
 
 
-class MeasureArguments(Arguments):
+class MeasureArguments(ScoresArguments):
     """Score embeddings files."""
 
     embeddings: Positional[tuple[Path, ...]]
     """One or more .h5ad files, or directories of embeddings."""
-    out: Path
-    """The Parquet file of scores to write."""
     seed: int = 0
     """Seed of the sub-samples that probes and neighbour graphs are computed on."""
-    quiet: bool = False
-    """No progress bar, no table."""
 
 
-class CellprofilerArguments(Arguments):
+class CellprofilerArguments(Watched):
     """Measure the features of CellProfiler on every image: a screen of profiles."""
 
     screen: Positional[Path]
@@ -149,8 +158,6 @@ class CellprofilerArguments(Arguments):
     given."""
     slow: bool = False
     """Measure granularity and Costes' correlation too, which takes five times as long."""
-    quiet: bool = False
-    """No progress bar."""
 
 
 class ProfilesArguments(Arguments):
@@ -162,37 +169,29 @@ class ProfilesArguments(Arguments):
     """The .h5ad file to write."""
 
 
-class AggregateArguments(Arguments):
+class AggregateArguments(Watched):
     """Average embeddings of cells per guide and per gene."""
 
     embeddings: Positional[Path]
     """The .h5ad file of cells."""
     out: Path
     """The .h5ad or .parquet file to write."""
-    quiet: bool = False
-    """No progress bar."""
 
 
-class RelationsArguments(Arguments):
+class RelationsArguments(ScoresArguments):
     """Score embeddings of genes against known complexes."""
 
     aggregates: Positional[tuple[Path, ...]]
     """One or more files of genes, made by aggregate."""
     complexes: Path
     """Known complexes: lines of a name and genes, CORUM's download, GMT, or pairs."""
-    out: Path
-    """The Parquet file of scores to write."""
-    quiet: bool = False
-    """No table."""
 
 
-class RetrievalArguments(Arguments):
+class RetrievalArguments(ScoresArguments):
     """Score whether profiles of a perturbation, the label, find each other first."""
 
     embeddings: Positional[tuple[Path, ...]]
     """One or more .h5ad files of profiles: of aggregate --level guide, or of a screen of wells."""
-    out: Path
-    """The Parquet file of scores to write."""
     target: str | None = None
     """Column of targets or mechanisms, for consistency."""
     control: str | None = None
@@ -206,11 +205,9 @@ class RetrievalArguments(Arguments):
     """Rankings drawn at random for the p-values."""
     seed: int = 0
     """Seed of these draws."""
-    quiet: bool = False
-    """No table."""
 
 
-class ImputationArguments(Arguments):
+class ImputationArguments(ComputedArguments):
     """Score the images that a run imputes, against the true ones of planted environments."""
 
     run: Positional[Path]
@@ -230,70 +227,18 @@ class ImputationArguments(Arguments):
     """Training steps of the oracle that says which label an image shows."""
     seed: int = 0
     """Seed of the cells, environments and style images, and of the oracle."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = None
-    """Processor threads; all cores if not given."""
-    quiet: bool = False
-    """No progress bar, no table."""
 
 
-class SweepArguments(Arguments):
-    """Run methods × settings × folds × seeds, select, and tabulate."""
+class CompareArguments(Watched):
+    """Compare methods on held-out groups: a table of scores, and what the scores say."""
 
-    file: Positional[Path]
-    """The sweep file."""
-    out: Path
-    """Directory of the sweep; runs that it holds are not done again."""
-    executor: Literal["local", "ray"] = "local"
-    """Processes of this machine, or a Ray cluster."""
-    workers: int | None = Field(None, ge=1)
-    """Runs at a time; if not given, as many as cores hold the threads of a run, one on each CUDA
-    device, or what the cluster holds."""
-    address: str | None = None
-    """Address of the Ray cluster; one is started here if not given."""
-    embeddings: bool = False
-    """Embed the selected runs as well."""
-    quiet: bool = False
-    """No progress bar, no table."""
-
-
-class CrossvalArguments(Arguments):
-    """Methods × levels of what is held out, to the first table of Pernice et al. (IST)."""
-
-    methods_and_screen: Positional[tuple[str, ...]]
-    """METHOD … SCREEN: names of methods, NAME=CONFIG.yaml for a recipe, each perhaps with
-    corrections after it, as in erm+knn and erm+symphony+knn; last the screen."""
+    source: Positional[str]
+    """A plan FILE.yaml, a screen, or demo, which simulates its own."""
     out: Path
     """Directory to write; runs that it holds are not done again."""
-    executor: Literal["local", "ray"] = "local"
-    """Processes of this machine, or a Ray cluster."""
-    workers: int | None = Field(None, ge=1)
-    """Runs at a time; as many as fit if not given."""
-    address: str | None = None
-    """Address of the Ray cluster; one is started here if not given."""
-    quiet: bool = False
-    """No progress bar, no table."""
 
 
-class DiagnoseArguments(Arguments):
-    """Will invariance help here? Accuracy in distribution against accuracy on held-out rows."""
-
-    screen: Positional[Path]
-    """Screen to diagnose."""
-    out: Path
-    """Directory to write; runs that it holds are not done again."""
-    executor: Literal["local", "ray"] = "local"
-    """Processes of this machine, or a Ray cluster."""
-    workers: int | None = Field(None, ge=1)
-    """Runs at a time; as many as fit if not given."""
-    address: str | None = None
-    """Address of the Ray cluster; one is started here if not given."""
-    quiet: bool = False
-    """No progress bar."""
-
-
-class TransferArguments(Arguments):
+class TransferArguments(Watched):
     """Swap content and style blocks between cells, or impute a screen into one environment."""
 
     run: Positional[Path]
@@ -312,19 +257,15 @@ class TransferArguments(Arguments):
     all of its images or over its negative controls."""
     seed: int = 0
     """Seed of the choice of cells and styles."""
-    quiet: bool = False
-    """No progress bar."""
 
 
-class ExportArguments(Arguments):
+class ExportArguments(Watched):
     """Write a screen as OME-TIFF files and table.csv, or profiles as Parquet."""
 
     screen: Positional[Path]
     """Screen to write."""
     out: Path
     """Directory to write; must not exist."""
-    quiet: bool = False
-    """No progress bar."""
 
 
 class ReportArguments(Arguments):

@@ -15,6 +15,8 @@ from deconfound.config import Options, nearest
 from deconfound.errors import UserError
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
+SYNONYMS = {"--hold-out": "--fold"}
+"""Flags that mean the same in every verb, and the option of a run that they set."""
 
 
 def name_first(words: list[str], verb: str, what: str, known: list[str]) -> str:
@@ -41,14 +43,22 @@ def take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
     return words, None
 
 
+def _of_model(words: list[str], flags: list[str]) -> list[str]:
+    """The words, with each synonym that the model does not know under the flag's own name."""
+    named = {old: new for old, new in SYNONYMS.items() if new in flags and old not in flags}
+    parts = [word.partition("=") for word in words]
+    return [named.get(name, name) + equals + value for name, equals, value in parts]
+
+
 def parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> Parsed:
     """The arguments of a verb; every mistake becomes one line."""
     spoken = io.StringIO()
+    flags = _flags(model)
     try:
         with contextlib.redirect_stderr(spoken):
             parsed, unknown = tyro.cli(
                 model,
-                args=words,
+                args=_of_model(words, flags),
                 prog=f"deconfound {verb}",
                 description=about or model.__doc__,
                 return_unknown_args=True,
@@ -63,8 +73,7 @@ def parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> 
             raise
         raise UserError(f"{verb}: {_tyro_message(spoken.getvalue())}") from None
     if unknown:
-        known = _flags(model)
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(unknown[0], flags, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"see deconfound {verb} --help"
         raise UserError(f"{verb}: unknown option {unknown[0]!r}; {hint}")
     return parsed

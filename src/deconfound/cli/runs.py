@@ -1,5 +1,6 @@
 """Verbs that train, embed and score: words of the command line to calls."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,24 +8,19 @@ from pydantic import create_model
 
 from deconfound.cli.arguments import (
     AggregateArguments,
-    CellprofilerArguments,
     CorrectArguments,
     EmbedArguments,
     FitArguments,
-    ImputationArguments,
-    MeasureArguments,
     ProfilesArguments,
-    RelationsArguments,
-    RetrievalArguments,
     TransferArguments,
 )
 from deconfound.cli.parsing import name_first, parse, take_option
-from deconfound.cli.printing import complain, print_table, say
+from deconfound.cli.printing import complain, say
 from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
 from deconfound.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 def call_fit(words: list[str]) -> None:
@@ -70,7 +66,10 @@ def call_fit(words: list[str]) -> None:
 
 
 def call_embed(words: list[str]) -> None:
-    """Embed a screen."""
+    """Embed a screen with a run, or take the profiles of a screen as they are."""
+    if _names_profiles(words):
+        call_profiles(words)
+        return
     from deconfound.embeddings.embed import embed
     from deconfound.embeddings.embed_shards import embed_shards
 
@@ -84,13 +83,10 @@ def call_embed(words: list[str]) -> None:
         say(f"{parsed.out}: other processes have files of it to embed; the last one makes it")
 
 
-def call_cellprofiler(words: list[str]) -> None:
-    """Measure CellProfiler's features."""
-    from deconfound.data.ingest.cellprofiler import cellprofiler
-
-    parsed = parse(CellprofilerArguments, words, "cellprofiler")
-    made = cellprofiler(**dict(parsed))
-    say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
+def _names_profiles(words: list[str]) -> bool:
+    """Whether a screen is all that is named, where `embed` expects a run and a screen."""
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    return len(named) == 1 and (Path(named[0]) / "screen.json").is_file()
 
 
 def call_profiles(words: list[str]) -> None:
@@ -100,7 +96,7 @@ def call_profiles(words: list[str]) -> None:
     arguments = create_model(
         "WithData", __base__=ProfilesArguments, data=(DataOptions, DataOptions())
     )
-    parsed: Any = parse(arguments, words, "profiles", ProfilesArguments.__doc__ or "")
+    parsed: Any = parse(arguments, words, "embed", ProfilesArguments.__doc__ or "")
     made = profiles(parsed.screen, parsed.out, parsed.data)
     say(f"{len(made.table):,} profiles in {parsed.out}")
 
@@ -135,15 +131,6 @@ def call_correct(words: list[str]) -> None:
     say(f"{len(done.table):,} embeddings of {done.about['method']} in {parsed.out}")
 
 
-def call_measure(words: list[str]) -> None:
-    """Score embeddings and print the scores."""
-    from deconfound.evaluation.measure import measure
-
-    parsed = parse(MeasureArguments, words, "measure")
-    scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
-    _say_scores(scores, parsed.out, parsed.quiet)
-
-
 def call_aggregate(words: list[str]) -> None:
     """Average cells per guide and gene."""
     from deconfound.embeddings.aggregate import AggregateOptions, aggregate
@@ -155,33 +142,6 @@ def call_aggregate(words: list[str]) -> None:
     made = aggregate(parsed.embeddings, parsed.out, parsed.levels, quiet=parsed.quiet)
     of = {"gene": "genes", "guide": "guides"}[parsed.levels.level]
     say(f"{len(made.table):,} rows of {of}, {made.control.sum()} of controls, in {parsed.out}")
-
-
-def call_relations(words: list[str]) -> None:
-    """Score genes against known complexes and print the scores."""
-    from deconfound.evaluation.relations import relations
-
-    parsed = parse(RelationsArguments, words, "relations")
-    scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
-    _say_scores(scores, parsed.out, parsed.quiet)
-
-
-def call_retrieval(words: list[str]) -> None:
-    """Score the retrieval of profiles and print the scores."""
-    from deconfound.evaluation.retrieval import retrieval
-
-    parsed = parse(RetrievalArguments, words, "retrieval")
-    asked = {name: value for name, value in dict(parsed).items() if name != "quiet"}
-    scores = retrieval(**asked)
-    _say_scores(scores, parsed.out, parsed.quiet)
-
-
-def call_imputation(words: list[str]) -> None:
-    """Score imputed images and print the scores."""
-    from deconfound.counterfactuals.judge import imputation
-
-    parsed = parse(ImputationArguments, words, "imputation")
-    _say_scores(imputation(**dict(parsed)), parsed.out, parsed.quiet)
 
 
 def call_transfer(words: list[str]) -> None:
@@ -208,10 +168,3 @@ def call_transfer(words: list[str]) -> None:
         f"{100 * shares['imputed']:.0f} % are of {parsed.to}, {100 * shares['originals']:.0f} % "
         f"before; pictures in {parsed.out}"
     )
-
-
-def _say_scores(scores: "pd.DataFrame", out: Path, quiet: bool) -> None:
-    if not quiet:
-        shown = ["method", "fold", "seed", "representation", "metric", "part", "value", "note"]
-        print_table([*map(str, shown)], scores[shown].round(4).astype(str).to_numpy().tolist())
-    say(f"{len(scores)} scores in {out}")

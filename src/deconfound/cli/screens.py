@@ -1,38 +1,40 @@
 """Verbs that make, show and check screens: words of the command line to calls."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import create_model
 from rich.console import Console
 
 from deconfound.cli.arguments import (
+    CellprofilerArguments,
     CheckArguments,
     DescribeArguments,
     ExportArguments,
     IngestArguments,
     InjectArguments,
     NewScreenArguments,
+    SimulateArguments,
 )
-from deconfound.cli.parsing import name_first, parse
+from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def call_simulate(words: list[str]) -> None:
     """Make a screen of cells with planted truth."""
     from deconfound.data.simulation.simulate import SimulateConfig, simulate
 
+    cells = take_option(words, "--cells")[1]
+    if cells is not None and not cells.isdecimal():
+        call_inject(words)
+        return
     arguments = create_model(
-        "SimulateArguments",
-        __base__=NewScreenArguments,
+        "WithCells",
+        __base__=SimulateArguments,
         simulation=(SimulateConfig, SimulateConfig()),
-        quiet=(bool, False),
     )
-    parsed: Any = parse(arguments, words, "simulate", "Make a screen of cells with planted truth.")
+    parsed: Any = parse(arguments, words, "simulate", SimulateArguments.__doc__ or "")
     screen = simulate(parsed.out, config=parsed.simulation, quiet=parsed.quiet)
     say(f"{len(screen):,} cells in {screen.path}")
 
@@ -44,13 +46,17 @@ def call_inject(words: list[str]) -> None:
     arguments = create_model(
         "WithEnvironments", __base__=InjectArguments, environments=(InjectConfig, InjectConfig())
     )
-    parsed: Any = parse(arguments, words, "inject", InjectArguments.__doc__ or "")
-    screen = inject(parsed.clean, parsed.out, config=parsed.environments, quiet=parsed.quiet)
-    say(f"{len(screen):,} cells of {parsed.clean} with injected effects in {screen.path}")
+    parsed: Any = parse(arguments, words, "simulate", InjectArguments.__doc__ or "")
+    screen = inject(parsed.cells, parsed.out, config=parsed.environments, quiet=parsed.quiet)
+    say(f"{len(screen):,} cells of {parsed.cells} with injected effects in {screen.path}")
 
 
 def call_ingest(words: list[str]) -> None:
-    """Make a screen of images, profiles or an array."""
+    """Make a screen of images, profiles, an array, a public data set or measured features."""
+    others = {"source": call_source, "cellprofiler": call_cellprofiler}
+    if words and words[0] in others:
+        others[words[0]](words[1:])
+        return
     from deconfound.data.ingest.arrays import ingest_array
     from deconfound.data.ingest.images import IngestConfig, ingest
     from deconfound.data.ingest.profiles import ingest_profiles
@@ -93,7 +99,7 @@ def call_source(words: list[str]) -> None:
     from deconfound.data import sources
 
     found = sources.discover()
-    name = name_first(words, "source", "data set", sorted(found))
+    name = name_first(words, "ingest source", "data set", sorted(found))
     module = found[name]
     arguments = create_model(
         "SourceArguments",
@@ -101,9 +107,18 @@ def call_source(words: list[str]) -> None:
         root=(Path, ...),
         source=(module.Config, module.Config()),
     )
-    parsed: Any = parse(arguments, words[1:], f"source {name}", module.SUMMARY)
+    parsed: Any = parse(arguments, words[1:], f"ingest source {name}", module.SUMMARY)
     screen = module.make(parsed.root, parsed.out, parsed.source)
     say(f"{len(screen):,} images in {screen.path}")
+
+
+def call_cellprofiler(words: list[str]) -> None:
+    """Measure CellProfiler's features."""
+    from deconfound.data.ingest.cellprofiler import cellprofiler
+
+    parsed = parse(CellprofilerArguments, words, "ingest cellprofiler")
+    made = cellprofiler(**dict(parsed))
+    say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
 
 
 def call_describe(words: list[str]) -> None:

@@ -19,14 +19,14 @@ from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.intervention.intervention import Intervention, frozen
 from deconfound.intervention.relative_style import (
-    compared,
-    origins_of,
     refuse_absolute,
+    source_styles_of,
+    style_reference,
     styles_anywhere,
 )
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import mean_styles, styles_of
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.seeds import numpy_stream
@@ -99,14 +99,14 @@ def impute(
     of_imputer = imputer.imputer, imputer.intensity
     own_styles = styles_of(*of_imputer, own, problem.environment.codes, group, fabric.device)
     bank = own_styles(of_target[:styles])
-    origins = None
+    source_styles = None
     if relative_style is not None:
         controls, trained_on = opened.config.data.controls, problem.environment.names
         train = problem.fold.rows("train")
-        stand_for = compared(own, problem.roles, relative_style, controls, trained_on, train)
+        stand_for = style_reference(own, problem.roles, relative_style, controls, trained_on, train)
         bank = mean_styles(own_styles, stand_for.of([to]), [to], seed).expand_as(bank)
-        source_styles = styles_anywhere(opened, source, *of_imputer)
-        origins = origins_of(opened, source, source_styles, relative_style, seed)
+        every_style = styles_anywhere(opened, source, *of_imputer)
+        source_styles = source_styles_of(opened, source, every_style, relative_style, seed)
     imputer = replace(imputer, bank=bank[None])
     style = numpy_stream(seed, "imputed styles").integers(len(bank), size=len(rows))
     style_rows = of_target[style]
@@ -118,7 +118,7 @@ def impute(
         )
     with atomic.atomic_directory(out) as temporary:
         folder = temporary / "imputed"
-        planned = Imputation(opened, source, imputer, origins, rows, style, to)
+        planned = Imputation(opened, source, imputer, source_styles, rows, style, to)
         clipped = planned.write(folder, quiet)
         written = open_screen(folder)
         shown = _shown(opened, source, rows, others, seed)

@@ -16,7 +16,7 @@ from deconfound.data.screens.writer import ScreenWriter
 from deconfound.files.checksums import sha256
 from deconfound.intervention.embedder import in_batches
 from deconfound.intervention.intervention import Intervention
-from deconfound.intervention.relative_style import Origins
+from deconfound.intervention.relative_style import SourceStyles
 from deconfound.runs.run import Run
 from deconfound.runtime.progress import Progress
 
@@ -33,7 +33,7 @@ class Imputation:
     source: Screen
     imputer: Intervention
     """Its bank holds the styles."""
-    origins: Origins | None
+    source_styles: SourceStyles | None
     """Where the rows of the source were taken; None where styles are not relative."""
     rows: Rows
     """(N,) int64 rows of the source, ascending."""
@@ -66,7 +66,7 @@ class Imputation:
         ):
             batches = reader.stream(in_batches(rows, BATCH))
             for style, batch in zip(in_batches(self.style, BATCH), batches, strict=True):
-                taken_in = None if self.origins is None else self.origins.of(batch.row)
+                taken_in = None if self.source_styles is None else self.source_styles.of(batch.row)
                 imputed = self.imputer.impute(batch.image, torch.from_numpy(style), taken_in)
                 pixels, clipped = stored(intensity.inverse(imputed), source.dtype)
                 writer.append(pixels)

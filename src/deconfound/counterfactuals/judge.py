@@ -18,7 +18,8 @@ from deconfound.counterfactuals.cells import refuse_percentile
 from deconfound.counterfactuals.draws import Interventions, interventions
 from deconfound.counterfactuals.imputed_scores import Judged, imputation_scores
 from deconfound.counterfactuals.oracle import Oracle, oracle_of
-from deconfound.data.folds.fold import Part, physical_well
+from deconfound.data.folds.fold import Part
+from deconfound.data.folds.groups import physical_well
 from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen
@@ -27,14 +28,14 @@ from deconfound.errors import UserError
 from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, NamedScore, score_row
 from deconfound.files import atomic
 from deconfound.intervention.relative_style import (
-    Origins,
-    origins_of,
+    SourceStyles,
     refuse_absolute,
     relative,
+    source_styles_of,
     styles_anywhere,
 )
 from deconfound.intervention.source_run import refuse_unable
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.metrics import matched_moments
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
@@ -52,7 +53,7 @@ class _Imputer:
     intensity: Intensity
     environments: tuple[str, ...]
     """Names of the training environments, by code."""
-    origins: Origins | None
+    source_styles: SourceStyles | None
     """Where the rows of the screen were taken; None where styles are not relative."""
 
     @torch.inference_mode()
@@ -68,13 +69,13 @@ class _Imputer:
             torch.from_numpy(array).to(device) for array in (source, style, environment)
         )
         image = self.intensity(source_pixels)
-        if self.origins is None:
+        if self.source_styles is None:
             images, of_style = style_pixels.shape[1], self.intensity(style_pixels.flatten(0, 1))
             every = self.method.style(of_style, taken_in.repeat_interleave(images))
             code = every.reshape(len(source), images, -1).mean(dim=1)
         else:
-            own = self.origins.of(torch.from_numpy(rows))
-            target = self.origins.of_names([self.environments[one] for one in environment])
+            own = self.source_styles.of(torch.from_numpy(rows))
+            target = self.source_styles.of_names([self.environments[one] for one in environment])
             code = relative(self.method, image, own, target)
         imputed = self.method.impute(image, code)
         return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
@@ -119,11 +120,13 @@ def imputation(
         method, intensity = _loaded(opened_run, opened_screen)
         method.to(fabric.device)
         intensity.to(fabric.device)
-        origins = None
+        source_styles = None
         if relative_style is not None:
             refuse_absolute(opened_run.config.method, str(opened_run.path))
             styles = styles_anywhere(opened_run, opened_screen, method, intensity)
-            origins = origins_of(opened_run, opened_screen, styles, relative_style, seed)
+            source_styles = source_styles_of(
+                opened_run, opened_screen, styles, relative_style, seed
+            )
         problem = pose(opened_screen, opened_run.config.data)
         drawn_of = {
             part: interventions(opened_screen, problem, part, images, seed, style_images)
@@ -147,7 +150,7 @@ def imputation(
         )
         records = []
         asked = {"style_images": style_images, "relative_style": relative_style}
-        imputer = _Imputer(method, intensity, opened_run.environments, origins)
+        imputer = _Imputer(method, intensity, opened_run.environments, source_styles)
         total = sum(len(drawn.rows) for drawn in planned.values())
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():

@@ -17,7 +17,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.display.pixels import contrast, rgb
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.methods.base import Imputer, Method
+from deconfound.methods.contract import Imputer, Method
 from deconfound.runs.run import Run, open_run
 
 # The drawn grid, in pixels.

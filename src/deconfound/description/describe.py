@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from deconfound.arrays import Mask, Rows
-from deconfound.data.folds.fold import groups, make_fold, physical_well, separated
+from deconfound.data.folds.fold import make_fold
+from deconfound.data.folds.groups import Level, physical_well
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import Coded, Roles, nested_ids, require_columns
 from deconfound.description.description import Description
@@ -169,19 +170,19 @@ def _folds(
     )
     codes = (distinct[_LABEL].to_numpy(np.int64), distinct[_ENVIRONMENT].to_numpy(np.int64))
     weight = distinct[_ROWS].to_numpy(np.int64)
-    for level in roles.levels:
-        count = int(nested_ids(distinct, roles.levels)[level].nunique())
-        if count > MOST_GROUPS:
-            refused[level] = f"{count:,} groups are too many to work out one by one"
+    for column in roles.levels:
+        level = Level(distinct, roles, column)
+        if len(level.groups) > MOST_GROUPS:
+            refused[column] = f"{len(level.groups):,} groups are too many to work out one by one"
             continue
-        for group in groups(distinct, roles, level):
+        for group in level.groups:
             if group.refused:
-                rows.append({"level": level, "fold": group.fold, "reason": group.refused})
+                rows.append({"level": column, "fold": group.fold, "reason": group.refused})
                 continue
-            test, unused = separated(distinct, roles, group)
+            test, unused = level.separated(group)
             kept = ~test & ~unused
             counts = _contents(*codes, weight, kept, test, label.names)
-            rows.append({"level": level, "fold": group.fold, **counts})
+            rows.append({"level": column, "fold": group.fold, **counts})
     folds = pd.DataFrame(rows, columns=_FOLD_COLUMNS)
     folds["reason"] = folds["reason"].fillna("")
     folds["possible"] = folds["reason"] == ""

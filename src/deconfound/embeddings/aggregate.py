@@ -33,7 +33,7 @@ from deconfound.embeddings.group_means import (
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods import post_hoc
-from deconfound.methods.post_hoc.base import TooFewControls
+from deconfound.methods.contract.post_hoc import TooFewControls
 from deconfound.metrics.neighbors import refuse_malformed
 from deconfound.runtime.progress import Progress
 

@@ -15,7 +15,7 @@ from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings, w
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods import post_hoc
-from deconfound.methods.post_hoc.base import Mask, PostHoc, PostHocOptions, TooFewControls
+from deconfound.methods.contract.post_hoc import Mask, PostHoc, PostHocOptions, TooFewControls
 from deconfound.metrics.neighbors import nearest, refuse_malformed, vote
 
 KNN = "knn"

@@ -146,7 +146,7 @@ def _published(stream: EmbeddingStream, folder: Path, out: Path, made_of: str) -
         about=stream.about(),
     )
     write_index(folder / "shards", index)
-    atomic.sweep(folder / "shards")
+    atomic.remove_leftovers(folder / "shards")
     atomic.publish(folder / "shards", out)
     return out
 

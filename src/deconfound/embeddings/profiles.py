@@ -31,7 +31,7 @@ def profiles(screen: Path, out: Path, data: DataOptions | None = None) -> Embedd
         if not opened.holds_profiles:
             raise UserError(
                 f"{opened.path}: holds images; measure their features with "
-                "`deconfound cellprofiler`, or train a method and `deconfound embed`"
+                "`deconfound ingest cellprofiler`, or train a method and `deconfound embed`"
             )
         problem = pose(opened, data)
         values = opened.read(np.arange(len(opened))).astype(np.float32)

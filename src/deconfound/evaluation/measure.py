@@ -49,9 +49,7 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
             opened = read_embeddings(path)
             about = opened.about
             if "aggregated" in about:
-                raise UserError(
-                    f"{path}: holds genes, not cells; score it with `deconfound relations`"
-                )
+                raise UserError(f"{path}: holds genes, not cells; add --complexes FILE")
             measured = [*prediction_scores(opened), *representation_scores(opened, seed)]
             rows += [score_row(about, str(about["fold"]), row) for row in measured]
             level = str(about["fold"]).partition("=")

@@ -1,6 +1,5 @@
 """Which setting of an entry is taken on a fold: by validation, or by environments left out."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from deconfound.evaluation.scores import COLUMNS
-from deconfound.experiments.plan import Job, Plan, Rule, Setting
-from deconfound.experiments.running.messages import result_file
+from deconfound.experiments.plan import Job, Plan, Setting
+from deconfound.experiments.plan_file import Rule
+from deconfound.experiments.running.messages import stored_result
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,8 @@ class Choice:
 
 def read_result(out: Path, job: Job) -> Result | None:
     """The result of a run; None if it has none that is whole."""
-    try:
-        found = json.loads(result_file(out, job.name).read_text(encoding="utf-8"))
-        return Result(job, found["scores"], found["validation_loss"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = stored_result(out, job.name)
+    return None if found is None else Result(job, found["scores"], found["validation_loss"])
 
 
 def choose(plan: Plan, results: dict[str, Result]) -> list[Choice]:
@@ -111,19 +106,3 @@ def _criterion(rule: Rule, setting: Setting, results: dict[str, Result]) -> floa
         return float(np.mean([one.value("val", "accuracy") for one in runs]))
     losses = [math.nan if one.validation_loss is None else one.validation_loss for one in runs]
     return float(np.mean(losses))
-
-
-def score_table(results: Iterable[Result]) -> pd.DataFrame:
-    """The scores of runs in the columns of a scores file."""
-    rows = []
-    for result in results:
-        config = result.job.config
-        about = {
-            "method": config.title,
-            "fold": config.data.fold,
-            "seed": config.seed,
-            "representation": "prediction",
-            "config": json.dumps(config.model_dump(mode="json")),
-        }
-        rows += [about | score for score in result.scores]
-    return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,105 +1,81 @@
-"""The table of a sweep: what each entry reached on each fold, as CSV, Markdown and LaTeX."""
+"""One long table of the scores of an experiment, and tables as files for readers."""
 
+import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.folds.fold import physical_well
-from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.table import listed, require_columns
-from deconfound.errors import UserError
+from deconfound.evaluation.scores import COLUMNS
 from deconfound.experiments.plan import Plan, Setting
-from deconfound.experiments.running.messages import predictions_file
-from deconfound.experiments.select import Choice, Result
+from deconfound.experiments.select import Result
 from deconfound.files import atomic
-from deconfound.runtime.seeds import numpy_stream
 
-REPLICATES = 2_000
-PARTS = ("val", "id_test", "test")
-METRICS = ("accuracy", "macro_f1")
-SHOWN = {
-    "method": "method",
-    "fold": "fold",
-    "selected_by": "selected by",
-    "setting": "setting",
-    "seeds": "seeds",
-    "val_accuracy": "accuracy, val",
-    "id_test_accuracy": "accuracy, id_test",
-    "test_accuracy": "accuracy, test",
-    "interval": "95 % interval, test",
-    "test_macro_f1": "macro-F1, test",
-}
-"""Columns of the table as a reader sees it."""
+OWN_COLUMNS = ["entry", "setting", "run"]
+"""Columns of the long table beside those of a scores file."""
 
 
-class Interval(NamedTuple):
-    """A 95 % interval of the mean test accuracy."""
+def score_table(results: Iterable[Result]) -> pd.DataFrame:
+    """The scores of runs by their own predictions, in the columns of a scores file."""
+    rows = []
+    for result in results:
+        config = result.job.config
+        about = {
+            "method": config.title,
+            "fold": config.data.fold,
+            "seed": config.seed,
+            "representation": "prediction",
+            "config": json.dumps(config.model_dump(mode="json")),
+        }
+        rows += [about | score for score in result.scores]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
-    low: float
-    high: float
-    over: str
-    """What was drawn again."""
 
+def long_table(plan: Plan, results: dict[str, Result], out: Path) -> pd.DataFrame:
+    """Every score of every run and chain: the columns of a scores file, and `OWN_COLUMNS`.
 
-def make_table(
-    plan: Plan, choices: list[Choice], results: dict[str, Result], out: Path
-) -> pd.DataFrame:
-    """One row for each choice, with means and sample sds over seeds; NaN where undefined.
-
-    A setting that was chosen and then failed on a seed that was not searched has the means of its
-    other seeds, and says so. Several folds that one entry and rule were chosen on end in a row of
-    their mean, over the seeds that all have: its sd is over the seeds' means.
+    `method` is the name of the chain, or of what was trained where the plan has no chains. Runs
+    without one of the training environments are not in it. `results` by name of the run.
     """
-    rows: list[dict[str, Any]] = []
-    by_fold: dict[tuple[str, Path, str], list[dict[int, Result]]] = {}
-    for choice in choices:
-        row: dict[str, Any] = {
-            "method": choice.entry,
-            "screen": plan.screens[choice.screen].name,
-            "fold": choice.fold,
-            "selected_by": choice.rule,
-            "criterion": choice.criterion,
-            "compared": f"{choice.finished} of {choice.settings}",
-        }
-        if choice.setting is None:
-            rows.append(row | {"setting": "none has finished", "seeds": 0})
-            continue
-        runs = {seed: name for seed, name in choice.setting.runs.items() if name in results}
-        of_seed = {seed: results[name] for seed, name in runs.items()}
-        by_fold.setdefault((choice.entry, choice.screen, choice.rule), []).append(of_seed)
-        interval = _interval(plan.screens[choice.screen], list(of_seed.values()), out)
-        row |= {
-            "setting": _words(choice.setting.values) + _failed(choice.setting, runs),
-            "seeds": len(of_seed),
-            "test_accuracy_low": interval.low,
-            "test_accuracy_high": interval.high,
-            "interval_over": interval.over,
-            "runs": " ".join(runs.values()),
-        }
-        rows.append(row | _means([of_seed]))
-    for (entry, screen, rule), folds in by_fold.items():
-        if len(folds) > 1:
-            common = [seed for seed in folds[0] if all(seed in of_seed for of_seed in folds)]
-            folds = [{seed: of_seed[seed] for seed in common} for of_seed in folds]
-            row = {"method": entry, "screen": plan.screens[screen].name, "selected_by": rule}
-            about = {"fold": f"mean of {len(folds)} folds", "setting": "of each fold"}
-            rows.append(row | about | {"seeds": len(common)} | _means(folds))
-    places = list(dict.fromkeys(map(_place, rows)))
-    in_order = [row for place in places for row in rows if _place(row) == place]
-    return pd.DataFrame(in_order, columns=_columns())
+    tables = []
+    for setting in plan.settings:
+        for name in setting.runs.values():
+            if name in results:
+                about = {"entry": setting.entry, "setting": json.dumps(setting.values)}
+                found = _of_run(plan, setting, results[name], out)
+                tables += [one.assign(**about, run=name) for one in found]
+    columns = [*COLUMNS, *OWN_COLUMNS]
+    records = [record for table in tables for record in table.to_dict("records")]
+    scored = pd.DataFrame(records, columns=columns)
+    key = [column for column in columns if column not in ("value", "n", "note", "config")]
+    return scored.drop_duplicates(key, ignore_index=True)
 
 
-def write_table(table: pd.DataFrame, out: Path) -> None:
-    """Write table.csv, with everything, and table.md and table.tex, for readers."""
-    atomic.write_text(out / "table.csv", table.to_csv(index=False))
-    write_readable(shown_table(table), out, left=4)
+def _of_run(plan: Plan, setting: Setting, result: Result, out: Path) -> list[pd.DataFrame]:
+    own = score_table([result])
+    if not plan.chains:
+        return [own]
+    found = [
+        own.assign(method=chain.name)
+        for chain in plan.chains
+        if chain.entry == setting.entry and not chain.is_post_hoc
+    ]
+    for task in plan.tasks(setting):
+        file = task.file(out, result.job.name)
+        if file.is_file():
+            found.append(pd.read_parquet(file).assign(method=task.chain.name))
+    return found
 
 
-def write_readable(shown: pd.DataFrame, out: Path, left: int) -> None:
+def mean_and_sd(mean: float, sd: float) -> str:
+    """ "0.712 ± 0.031"; a dash where undefined."""
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
+
+
+def write_table_files(shown: pd.DataFrame, out: Path, left: int) -> None:
     """Write table.md and table.tex of a table of text, whose first `left` columns are words."""
     head = list(shown.columns)
     rows = shown.to_numpy().tolist()
@@ -111,130 +87,6 @@ def write_readable(shown: pd.DataFrame, out: Path, left: int) -> None:
     begin = rf"\begin{{tabular}}{{{'l' * left + 'r' * (len(head) - left)}}}"
     latex = "\n".join([r"% needs \usepackage{booktabs}", begin, *body, r"\end{tabular}", ""])
     atomic.write_text(out / "table.tex", latex)
-
-
-def shown_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as text, with the columns `SHOWN`; the screen's too where there are several."""
-    several = table["screen"].nunique() > 1
-    rows = []
-    for row in table.to_dict("records"):
-        text = {name: _number(row, name) for name in SHOWN if f"{name}_mean" in table.columns}
-        low, high = row["test_accuracy_low"], row["test_accuracy_high"]
-        text["interval"] = "–" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
-        plain = {name: str(row[name]) for name in SHOWN if name in table.columns}
-        fold = f"{row['screen']}: {row['fold']}" if several else str(row["fold"])
-        rows.append(plain | text | {"fold": fold})
-    return pd.DataFrame(rows, columns=list(SHOWN)).rename(columns=SHOWN)
-
-
-def read_shown_table(out: Path) -> pd.DataFrame:
-    """The table of the sweep `out`, as text; raises UserError if it has none that is whole."""
-    return shown_table(_read_table(out))
-
-
-def selected_runs(out: Path) -> list[str]:
-    """Names of the runs that the sweep `out` took; raises UserError as `read_shown_table` does."""
-    runs = " ".join(_read_table(out)["runs"]).split()
-    return list(dict.fromkeys(runs))
-
-
-def _read_table(out: Path) -> pd.DataFrame:
-    file = out / "table.csv"
-    try:
-        table = pd.read_csv(file, keep_default_na=False, na_values={c: [""] for c in _numbers()})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: missing or damaged; sweep again") from error
-    require_columns(table, _columns(), str(file))
-    return table
-
-
-def bootstrap(
-    correct: npt.NDArray[np.bool_], unit: npt.NDArray[np.int64], seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean over seeds of the accuracy.
-
-    `correct` (S, N) says for each of S seeds which of N rows are right, `unit` (N,) which rows
-    belong together. Each of 2,000 replicates draws S seeds and as many units as there are, both
-    with replacement; all seeds of a replicate see the same units. Both ends are in [0, 1]; NaN
-    where there are no rows.
-    """
-    seeds, rows = correct.shape
-    if not rows:
-        return math.nan, math.nan
-    _, code = np.unique(unit, return_inverse=True)
-    counts = [np.bincount(code, weights=right) for right in correct]
-    of_unit = np.stack([*counts, np.bincount(code)], axis=1)
-    kinds, size = np.unique(of_unit, axis=0, return_counts=True)  # equal units are drawn as one
-    stream = numpy_stream(seed, "sweep bootstrap")
-    drawn = stream.multinomial(size.sum(), size / size.sum(), REPLICATES) @ kinds
-    share = stream.multinomial(seeds, np.full(seeds, 1 / seeds), REPLICATES) / seeds
-    accuracy = (share * drawn[:, :seeds]).sum(axis=1) / drawn[:, seeds]
-    low, high = np.percentile(accuracy, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _interval(screen: Screen, runs: list[Result], out: Path) -> Interval:
-    correct = []
-    rows: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-    for run in runs:
-        with np.load(predictions_file(out, run.job.name), allow_pickle=False) as found:
-            test = (found["part"] == "test") & found["seen"]
-            rows = found["row"][test]
-            correct.append(found["correct"][test])
-    unit: npt.NDArray[np.int64] = rows
-    over = "rows"
-    if screen.roles.well is not None:
-        well = physical_well(screen.table, screen.roles).iloc[rows]
-        if well.notna().all() and well.nunique() > 1:
-            unit, over = np.asarray(well.astype("category").cat.codes, dtype=np.int64), "wells"
-    drawn = f"seeds and {over}" if len(runs) > 1 else over
-    return Interval(*bootstrap(np.stack(correct), unit), drawn)
-
-
-def _place(row: dict[str, Any]) -> tuple[str, str]:
-    return str(row["screen"]), str(row["fold"])
-
-
-def _means(folds: list[dict[int, Result]]) -> dict[str, float]:
-    """Mean and sample sd over seeds of every score, averaged over folds within each seed."""
-    found: dict[str, float] = {}
-    for part in PARTS:
-        for metric in METRICS:
-            values = np.array([[run.value(part, metric) for run in f.values()] for f in folds])
-            of_seed = values.mean(axis=0)
-            sd = float(of_seed.std(ddof=1)) if len(of_seed) > 1 else math.nan
-            found |= {
-                f"{part}_{metric}_mean": float(of_seed.mean()),
-                f"{part}_{metric}_sd": sd,
-            }
-    return found
-
-
-def _columns() -> list[str]:
-    about = ["method", "screen", "fold", "selected_by", "setting", "criterion", "compared", "seeds"]
-    scores = [f"{p}_{m}_{what}" for p in PARTS for m in METRICS for what in ("mean", "sd")]
-    return [*about, *scores, "test_accuracy_low", "test_accuracy_high", "interval_over", "runs"]
-
-
-def _numbers() -> list[str]:
-    about = ("method", "screen", "fold", "selected_by", "setting", "compared", "runs")
-    return [name for name in _columns() if name not in (*about, "interval_over")]
-
-
-def _words(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items()) or "as given"
-
-
-def _failed(setting: Setting, done: dict[int, str]) -> str:
-    failed = [seed for seed in setting.runs if seed not in done]
-    return f" (failed on seed {listed(failed)})" if failed else ""
-
-
-def _number(row: dict[Any, Any], name: str) -> str:
-    mean, sd = row[f"{name}_mean"], row[f"{name}_sd"]
-    if math.isnan(mean):
-        return "–"
-    return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
 def _latex(text: str) -> str:

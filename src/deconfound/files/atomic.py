@@ -16,7 +16,10 @@ LITTLE = 2**20
 
 
 class Unwritable(UserError):
-    """The disk is full, or a folder cannot be written: nothing is wrong with what was to be."""
+    """The output cannot be written: the disk is full or the folder is read-only.
+
+    The data itself is fine.
+    """
 
 
 @contextmanager
@@ -92,7 +95,7 @@ def resumable_together(path: Path, identity: str) -> Iterator[Path]:
     folder = unfinished(path)
 
     def prepare() -> None:
-        _sweep_all(path, keep=folder)
+        _remove_all_leftovers(path, keep=folder)
         if not path.exists():
             _keep_only(folder, identity)
 
@@ -150,7 +153,7 @@ def _claimed(path: Path, keep: Path | None = None) -> Iterator[None]:
     refuse_existing(path)
     with locked(path):
         refuse_existing(path)
-        _sweep_all(path, keep)
+        _remove_all_leftovers(path, keep)
         yield
 
 
@@ -168,15 +171,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def sweep(folder: Path, name: str | None = None) -> None:
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes left half-written in `folder`, of all files or of `name`.
 
-    The caller holds the lock of what it sweeps.
+    The caller holds the lock of the output that the leftovers belong to.
     """
-    half = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.partial")
     for left in folder.iterdir() if folder.is_dir() else ():
-        if half.fullmatch(left.name):
+        if is_leftover(left.name, name):
             discard(left)
+
+
+def is_leftover(left: str, name: str | None = None) -> bool:
+    """Whether `left` is the name of a temporary file of `atomic_file`, of any file or of `name`."""
+    of = ".+" if name is None else re.escape(name)
+    return re.fullmatch(rf"\.{of}\.\d+\.partial", left) is not None
 
 
 def discard(left: Path) -> None:
@@ -196,13 +204,13 @@ def refuse_existing(path: Path) -> None:
     if path.exists():
         if unfinished(path).exists() or lock.file_of(path).exists():
             with suppress(UserError, OSError), locked(path):
-                _sweep_all(path)
+                _remove_all_leftovers(path)
         raise UserError(f"{path}: already exists; remove it or choose another --out")
 
 
-def _sweep_all(path: Path, keep: Path | None = None) -> None:
+def _remove_all_leftovers(path: Path, keep: Path | None = None) -> None:
     """Remove all that killed processes left of `path`; the caller holds its lock."""
-    sweep(path.parent, path.name)
+    remove_leftovers(path.parent, path.name)
     if unfinished(path) != keep:
         discard(unfinished(path))
 

@@ -9,15 +9,15 @@ from torch import Tensor
 from deconfound.data.loading.batch import Batch
 from deconfound.data.screens.screen import Screen
 from deconfound.intervention.intervention import Intervention, load_intervention
-from deconfound.intervention.relative_style import Origins, origins_of, styles_anywhere
-from deconfound.methods.base import Method, Tensors
+from deconfound.intervention.relative_style import SourceStyles, source_styles_of, styles_anywhere
+from deconfound.methods.contract import Method, Tensors
 from deconfound.runs.run import Run
 from deconfound.runtime.seeds import numpy_stream
 
 
 @dataclass(frozen=True)
 class Correction:
-    """Images in styles of training environments, drawn for each row by itself, or in their mean.
+    """Brings images to styles of training environments, drawn for each row, or to their mean.
 
     Pernice et al., Interventional Style Transfer, 2023, section 3; the paper draws once.
     """
@@ -26,14 +26,13 @@ class Correction:
     draws: int
     """1 or more."""
     seed: int
-    origins: Origins | None = None
-    """Where the rows of the screen were taken; None where styles are not relative."""
+    source_styles: SourceStyles | None = None
+    """The mean style of each row's environment; None where styles are not relative."""
 
     def styles(self, row: Tensor) -> Tensor:
-        """Numbers (B, draws) int64 of the styles that the rows (B,) of a screen are brought to.
+        """The targets (B, draws) int64 that the rows (B,) of a screen are brought to.
 
-        Those of a row depend on the seed and on the row alone, and the first ones not on how many
-        are drawn.
+        A row's targets depend on the seed and the row alone; more draws only add to them.
         """
         many = len(self.intervention.targets)
         streams = (numpy_stream(self.seed, "correction", one) for one in row.tolist())
@@ -41,9 +40,9 @@ class Correction:
 
 
 def correction_of(run: Run, screen: Screen, device: torch.device) -> Correction | None:
-    """The correction that a run asks for, on a device; None for one without.
+    """The correction that a run asks for, on a device; None if it asks for none.
 
-    Raises UserError where relative styles need environments that the screen does not name.
+    Raises UserError if styles are relative and a row of the screen has no environment.
     """
     draws = run.config.intervention.correction_draws
     if run.config.intervention.intervene is None or draws == 0:
@@ -53,22 +52,22 @@ def correction_of(run: Run, screen: Screen, device: torch.device) -> Correction 
     if over is None:
         return Correction(intervention, draws, seed)
     styles = styles_anywhere(run, screen, intervention.imputer, intervention.intensity)
-    return Correction(intervention, draws, seed, origins_of(run, screen, styles, over, seed))
+    return Correction(intervention, draws, seed, source_styles_of(run, screen, styles, over, seed))
 
 
 def represent(
     method: Method, batch: Batch, correction: Correction | None
 ) -> tuple[Tensors, Tensor | None]:
-    """What a method makes of a batch: `embed`, and the predicted labels (B,) int64.
+    """Representations of a batch by name, (B, D) each, and its predicted labels (B,) int64.
 
-    With a correction representations are averaged over its draws, and the label is that of the
-    highest mean probability. None for the labels where the method predicts none.
+    With a correction, representations are averaged over its draws, and the label has the highest
+    mean probability. The labels are None where the method predicts none.
     """
     if correction is None:
         embedded = method.embed(batch.image)
         logits = method.predict(embedded)
         return embedded, None if logits is None else logits.argmax(dim=1)
-    source = None if correction.origins is None else correction.origins.of(batch.row)
+    source = None if correction.source_styles is None else correction.source_styles.of(batch.row)
     total: Tensors = {}
     probability: Tensor | None = None
     for style in correction.styles(batch.row).unbind(dim=1):

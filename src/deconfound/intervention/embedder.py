@@ -13,7 +13,7 @@ from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.intervention.at_test_time import Correction, correction_of, represent
-from deconfound.methods.base import Method, Tensors
+from deconfound.methods.contract import Method, Tensors
 from deconfound.runs.run import Run, group_codes
 
 if TYPE_CHECKING:

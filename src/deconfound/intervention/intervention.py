@@ -17,9 +17,9 @@ from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.files.checksums import sha256
-from deconfound.intervention.relative_style import compared, mean_style_of, relative
+from deconfound.intervention.relative_style import mean_style_of, relative, style_reference
 from deconfound.intervention.styles import AT_ONCE, mean_styles, style_bank, styles_of
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runs.checkpoint import read_weights, save_weights
 from deconfound.runs.config import RunConfig, config_model
 from deconfound.runs.run import FORMAT_VERSION, Run, build_method, read_json, refuse_changed
@@ -34,25 +34,24 @@ class Intervention:
     """P(X̂, Y | do(C)): images in styles of training environments drawn uniformly.
 
     Pernice et al., Interventional Style Transfer, 2023, eq. 1 and Figure 4A. Styles come from a
-    bank made once, and not from a new image each time. A style may be the mean of the codes of
-    several images of an environment, in which what their own cells bring into a code cancels; the
-    paper takes one.
+    bank made once, and not from a new image each time. A style may be the mean over several images
+    of an environment, so that what single cells add to it cancels; the paper takes one image.
     """
 
     imputer: Imputer
     """Frozen, in evaluation mode."""
     intensity: Intensity
-    """What the imputer's run scales pixels by."""
+    """The pixel scaling of the imputer's run."""
     bank: Tensor
-    """(K, M, S) float32: M styles of training rows of each of the K training environments."""
+    """(K, M, S) float32: M styles for each of the K training environments."""
     relative: bool
     """Whether images keep how their style differs from their environment's mean style; the bank
-    then holds these means, (K, 1, S)."""
+    then holds these mean styles, (K, 1, S)."""
     about: dict[str, Any]
-    """What `intervention.json` holds: the configuration of the imputer's run, its labels and
+    """The content of `intervention.json`: the configuration of the imputer's run, its labels and
     environments, the SHA-256 of its model."""
     to_mean: bool = False
-    """Whether every image is brought to the mean of the bank, which is ours; in the paper each is
+    """Whether every image is brought to the mean of the bank, an addition; in the paper each is
     brought to an environment drawn for it."""
 
     def to(self, device: torch.device) -> "Intervention":
@@ -64,17 +63,17 @@ class Intervention:
     def targets(self) -> Tensor:
         """(T, S): the styles that images are brought to.
 
-        Those of the bank, K · M, of which style i is one of environment i // M; or their mean.
+        The K · M styles of the bank, where style i belongs to environment i // M; or their mean.
         """
         styles = self.bank.flatten(0, 1)
         return styles.mean(dim=0, keepdim=True) if self.to_mean else styles
 
     @torch.no_grad()
     def impute(self, image: Tensor, style: Tensor, source: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in the targets numbered `style` (B,) int64; float32.
+        """Images (B, C, H, W) redrawn in the targets `style` (B,) int64: (B, C, H, W) float32.
 
-        With `source` (B, S), the mean styles of their environments, styles are relative; an image
-        whose source is NaN takes the style over.
+        With `source` (B, S), the mean styles of the images' environments, styles are relative; an
+        image whose source is NaN takes the target unchanged.
         """
         wanted = self.targets[style.to(self.bank.device)]
         parts = zip(torch.split(image, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
@@ -89,11 +88,11 @@ class Intervention:
     def intervene(
         self, batch: Batch, stream: torch.Generator, rank: int = 0, ranks: int = 1
     ) -> Batch:
-        """do(C = c): every image in a style of an environment drawn uniformly, which becomes its.
+        """do(C = c): redraw every image in a random training environment's style.
 
-        Brought to the mean style, images keep the environment that they are of. Held-out rows stay
-        as they are. Where the batch is every `ranks`-th row of a larger one, starting at `rank`,
-        its draws are those of there. `stream` lives on the CPU.
+        Its environment becomes that one, or stays if images are brought to the mean style. Held-out
+        rows are not changed. If the batch is every `ranks`-th row of a larger one, from row `rank`,
+        each row is given what it would be given there. `stream` is a generator on the CPU.
         """
         chosen = len(batch) - batch.held_out
         drawn = torch.randint(len(self.targets), (len(batch) * ranks,), generator=stream)
@@ -111,13 +110,13 @@ class Intervention:
     def intervene_all(
         self, batches: Iterable[tuple[Batch, bool]], stage: str, rank: int = 0, ranks: int = 1
     ) -> Iterator[tuple[Batch, bool]]:
-        """Validation batches likewise, with the same draws every time."""
+        """`intervene` on validation batches, with the same draws every time."""
         for number, (batch, whole) in enumerate(batches):
             stream = torch_stream(0, "intervention", "validation", stage, number)
             yield self.intervene(batch, stream, rank, ranks), whole
 
     def write(self, run: Path) -> None:
-        """Write it into the directory of a run that begins, unless it is there."""
+        """Write the intervention into the directory of a run, unless the directory has one."""
         if (run / DESCRIPTION).is_file():
             return
         tensors = weights(self.imputer, self.intensity) | {"bank": self.bank.cpu().contiguous()}
@@ -134,7 +133,10 @@ def begin_intervention(
     source: Run | None,
     device: torch.device,
 ) -> Intervention | None:
-    """The intervention of a run on a device: of `source`, or as `out` holds it; None without."""
+    """The intervention of a run on a device; None if `config` asks for none.
+
+    Made from the imputing run `source`, or read from `out` if that is None.
+    """
     if config.intervention.intervene is None:
         return None
     if source is None:
@@ -166,7 +168,7 @@ def begin_intervention(
     styles = styles_of(made.imputer, made.intensity, screen, environment.codes, group, device)
     names = environment.names
     if over is not None:
-        found = compared(screen, problem.roles, over, config.data.controls, names, train)
+        found = style_reference(screen, problem.roles, over, config.data.controls, names, train)
         means = mean_styles(styles, found.of(names), names, config.seed)
         return replace(made, bank=means[:, None])
     members = [train[environment.codes[train] == code] for code in range(len(names))]
@@ -175,7 +177,7 @@ def begin_intervention(
 
 
 def frozen(imputer: Imputer) -> Imputer:
-    """The same imputer, in evaluation mode, without gradients."""
+    """The same imputer in evaluation mode, with no parameter that takes gradients."""
     return imputer.eval().requires_grad_(False)
 
 

@@ -1,8 +1,8 @@
 """Relative styles: an image keeps how its own style differs from its environment's mean style.
 
-Ours, beside the styles of Pernice et al., Interventional Style Transfer, 2023, eq. 1, in which all
-images imputed by one style image become equally bright: what made a cell brighter than those
-around it is then taken for a technical effect, and lost.
+Ours. With the styles of Pernice et al., Interventional Style Transfer, 2023, eq. 1, all images
+imputed by one style image become equally bright: that a cell was brighter than its neighbours is
+then treated as a technical effect, and lost.
 """
 
 from collections.abc import Sequence
@@ -22,78 +22,81 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.intervention.styles import Styles, mean_styles, styles_of
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, group_codes
 
 
 @dataclass(frozen=True)
-class Origins:
-    """The mean style of the environment that each row of a screen was taken in."""
+class SourceStyles:
+    """The mean style of each row's environment, in a screen."""
 
     mean: Tensor
-    """(E, S) float32, of each environment."""
+    """(E, S) float32, one for each environment."""
     names: tuple[str, ...]
     """The environments."""
-    code: npt.NDArray[np.int64]
-    """(N,) the environment of each row."""
+    code: Rows
+    """(N,) the environment of each row, as an index of `names`."""
 
     def of(self, row: Tensor) -> Tensor:
-        """(B, S) for the rows (B,)."""
+        """(B, S): the mean styles of the environments of the rows (B,)."""
         return mean_style_of(self.mean, torch.from_numpy(self.code[row.cpu().numpy()]))
 
     def of_names(self, names: Sequence[str]) -> Tensor:
-        """(B, S) for environments by name."""
+        """(B, S): the mean styles of environments by name."""
         return self.mean[[self.names.index(name) for name in names]]
 
 
 def mean_style_of(mean: Tensor, environment: Tensor) -> Tensor:
-    """Of the mean styles (E, S) those of environments (B,) int64, (B, S); NaN for −1."""
+    """Rows of the mean styles (E, S) for environments (B,) int64: (B, S), NaN where −1."""
     known = environment.to(mean.device)
     return torch.where((known >= 0)[:, None], mean[known.clamp(min=0)], torch.nan)
 
 
 def relative(imputer: Imputer, image: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """The styles (B, S) that images (B, C, H, W) get where `target` (B, S) is meant for the mean.
+    """Move each image's own style by what leads from `source` to `target`; (B, S) each.
 
-    `source` (B, S) holds the mean styles of their environments; where it is NaN the image is its
-    own, and takes the target over.
+    `image` (B, C, H, W); `source` holds the mean style of each image's environment, `target` the
+    mean style it is brought to. An image without a known environment (NaN) takes `target`
+    unchanged.
     """
     own = imputer.style(image, torch.full_like(source[:, 0], -1, dtype=torch.int64)).float()
     return imputer.relative_style(own, torch.where(source.isnan(), own, source), target)
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The images of each environment of a screen over which its mean style is taken."""
+class StyleReference:
+    """The images of each environment of a screen that its mean style is taken over."""
 
     environment: Coded
-    """Of every row of the screen."""
+    """The environment of every row of the screen."""
     members: list[Rows]
-    """Rows of each environment."""
+    """Rows of each environment that its mean style is taken over."""
 
     def of(self, names: Sequence[str]) -> list[Rows]:
-        """Those of environments by name."""
+        """The members of environments by name."""
         return [self.members[self.environment.names.index(name)] for name in names]
 
-    def origins(self, styles: Styles, seed: int) -> Origins:
-        """The mean styles; of at most 256 images of each environment, drawn by seed."""
+    def source_styles(self, styles: Styles, seed: int) -> SourceStyles:
+        """The mean style of each environment, over at most 256 members drawn by seed."""
         mean = mean_styles(styles, self.members, self.environment.names, seed)
-        return Origins(mean, self.environment.names, self.environment.codes)
+        return SourceStyles(mean, self.environment.names, self.environment.codes)
 
 
-def compared(
+def style_reference(
     screen: Screen,
     roles: Roles,
     over: RelativeTo,
     controls: Sequence[str],
     trained_on: Sequence[str],
     train: Rows | None,
-) -> Compared:
-    """Of environments `trained_on` the rows `train`, of others all; or the controls among them.
+) -> StyleReference:
+    """The rows that the mean style of each environment is taken over.
 
-    `train` is None on another screen than the run's: then all rows of every environment count.
-    Controls are the labels named `controls`, or what `control_rows` finds. Raises UserError if a
-    row names no environment, and if an environment has no control where these are wanted.
+    For environments `trained_on` they are the rows `train`, for others all rows; with `over`
+    "controls", the controls among them. On another screen than the run's `train` is None, and all
+    rows of every environment count. Controls are rows of the labels `controls`, or, if there are
+    none, what `control_rows` finds. Raises UserError if a row has no environment, or if an
+    environment has no control where `over` is "controls".
     """
     columns, where = roles.environment, screen.path
     remedy = "an image is compared with others of its environment: leave --relative-style out"
@@ -122,7 +125,7 @@ def compared(
                 f"{where}: {name} has no negative control to take its mean style over; mark one, "
                 "or choose --relative-style all where the run is fitted or images are imputed"
             )
-    return Compared(environment, members)
+    return StyleReference(environment, members)
 
 
 def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -146,27 +149,30 @@ def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> npt.ND
 
 
 def styles_anywhere(run: Run, screen: Screen, imputer: Imputer, intensity: Intensity) -> Styles:
-    """The styles of rows of any screen, as the imputer that a run holds sees them."""
+    """Styles of rows of any screen, by the imputer of a run, as if environments were unknown."""
     unknown = np.full(len(screen), -1, dtype=np.int64)
     device = intensity.offset.device
     return styles_of(imputer, intensity, screen, unknown, group_codes(run, screen), device)
 
 
-def origins_of(run: Run, screen: Screen, styles: Styles, over: RelativeTo, seed: int) -> Origins:
-    """Where the rows of a screen were taken, as the imputer of a run sees it.
+def source_styles_of(
+    run: Run, screen: Screen, styles: Styles, over: RelativeTo, seed: int
+) -> SourceStyles:
+    """The mean style of each row's environment, by the imputer of a run.
 
-    The mean style of an environment that the run was trained on is that of its training rows;
-    of any other, and of all on a screen that the run was not trained on, that of whatever the
-    screen holds of it. Of labels nothing is used but, with controls, which rows these are. Raises
-    UserError as `compared`.
+    In the run's own screen it is taken over training rows for environments trained on, and over
+    all rows for others; in another screen always over all rows. Labels are used only to find
+    controls, where `over` is "controls". Raises UserError as `style_reference`.
     """
     train = np.flatnonzero(run.parts(screen) == "train") if run.trained_on(screen) else None
-    found = compared(screen, run.roles, over, run.config.data.controls, run.environments, train)
-    return found.origins(styles, seed)
+    found = style_reference(
+        screen, run.roles, over, run.config.data.controls, run.environments, train
+    )
+    return found.source_styles(styles, seed)
 
 
 def refuse_absolute(method: str, where: str) -> None:
-    """Raise UserError if an image cannot keep anything of its own in the styles of a method."""
+    """Raise UserError, which begins with `where`, if styles of a method cannot be relative."""
     able = [
         name
         for name in methods.names()

@@ -1,4 +1,4 @@
-"""Which run a run intervenes with, and whether it may."""
+"""The run that imputes a new run's training images: opened, and refused where it does not fit."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.intervention.intervention import DESCRIPTION
-from deconfound.intervention.relative_style import compared, refuse_absolute
-from deconfound.methods.base import Imputer
+from deconfound.intervention.relative_style import refuse_absolute, style_reference
+from deconfound.methods.contract import Imputer
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import Run, open_run, read_json
 
@@ -22,43 +22,43 @@ def imputing_methods() -> list[str]:
 
 
 def refuse_unable(method: str, name: str, where: str) -> None:
-    """Raise UserError, that `name` at `where` cannot impute, if `method` is none that can."""
+    """Raise UserError, in which `where` says who asks for `name`, if `method` cannot impute."""
     able = imputing_methods()
     if method not in able:
         said = listed(able) or "a method that imputes"
         raise UserError(f"{where}: {name} cannot impute images; fit one of {said}")
 
 
-def with_imputer(config: RunConfig, out: Path) -> RunConfig:
-    """`config` with the method of the run that is intervened with, if there is one.
+def imputing_run(config: RunConfig, out: Path) -> Run | None:
+    """The run given by --intervene; None without one, or where `out` has its own copy of it.
 
-    Raises UserError if it is no run, and `out` does not hold what is needed of it.
+    Raises UserError if it is not a finished run.
     """
-    source = config.intervention.intervene
-    if source is None:
-        return config.model_copy(update={"imputer": None})
-    begun = (out / DESCRIPTION).is_file()
-    name = read_json(out / DESCRIPTION)["method"] if begun else open_run(source).config.method
+    path = config.intervention.intervene
+    return None if path is None or (out / DESCRIPTION).is_file() else open_run(path)
+
+
+def with_imputer(config: RunConfig, out: Path, run: Run | None) -> RunConfig:
+    """`config` with the method of the imputing `run`, or of the copy in `out`, if there is one."""
+    name = None
+    if config.intervention.intervene is not None:
+        name = read_json(out / DESCRIPTION)["method"] if run is None else run.config.method
     return config.model_copy(update={"imputer": name})
 
 
-def imputing_run(config: RunConfig, screen: Screen, problem: Problem, out: Path) -> Run | None:
-    """The run to intervene with; None without an intervention, or where `out` has its own copy.
+def refuse_unfit(run: Run, config: RunConfig, screen: Screen, problem: Problem) -> None:
+    """Raise UserError if the imputing `run` cannot serve the run that `config` describes.
 
-    Raises UserError if its method cannot impute, if it saw held-out images or may have seen what
-    this run holds out, if it is of another screen, or if styles cannot be relative as asked.
+    Its method must impute, relative to means if so asked; it must be trained on this screen, with
+    the same rows held out and the same scaling, and have seen no test image and no imputed one.
     """
-    path = config.intervention.intervene
-    if path is None or (out / DESCRIPTION).is_file():
-        return None
-    run = open_run(path)
-    name = run.config.title
+    path, name = config.intervention.intervene, run.config.title
     refuse_unable(run.config.method, name, f"--intervene {path}")
     over = config.intervention.relative_style
     if over is not None:
         refuse_absolute(run.config.method, f"--intervene {path}")
         names, train = problem.environment.names, problem.fold.rows("train")
-        compared(screen, problem.roles, over, config.data.controls, names, train)
+        style_reference(screen, problem.roles, over, config.data.controls, names, train)
     if run.config.options.sees_held_out:
         raise UserError(
             f"--intervene {path}: {name} saw images of test rows; give a run that did not"
@@ -74,11 +74,10 @@ def imputing_run(config: RunConfig, screen: Screen, problem: Problem, out: Path)
             f"{name} on this one"
         )
     _refuse_other_data(run, config.data, problem)
-    return run
 
 
 def _refuse_other_data(run: Run, data: DataOptions, problem: Problem) -> None:
-    """Raise UserError if the run splits or names its rows, or scales its pixels, in another way."""
+    """Raise UserError if the runs differ in rows held out, in columns used or in pixel scaling."""
     theirs = run.config.data.model_dump(exclude={"controls"})
     own = data.model_dump(exclude={"controls"})
     theirs |= {name: getattr(run.roles, name) for name in ("label", "environment", "levels")}

@@ -1,4 +1,4 @@
-"""Styles of the images of a screen: of rows, banks of each environment, and their means."""
+"""Style codes: of rows of a screen, in a bank for each environment, and their means."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,13 +10,13 @@ from deconfound.arrays import Rows
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.runtime.seeds import numpy_stream
 
 AT_ONCE = 128
-"""Images that an imputer is given at a time."""
+"""Most images that an imputer receives at once."""
 MEAN_OF = 256
-"""Images that the mean style of an environment is taken over, at most."""
+"""Most images that the mean style of an environment is taken over."""
 
 Styles = Callable[[Rows], Tensor]
 """Rows (B,) of a screen to their styles (B, S) float32."""
@@ -30,10 +30,10 @@ def styles_of(
     group: Rows | None,
     device: torch.device,
 ) -> Styles:
-    """What an imputer says of rows of a screen.
+    """A function from rows of a screen to the styles that an imputer gives them.
 
-    `environment` and `group` are the codes (N,) of every row: the environments of training, −1
-    where unknown, and what `Intensity` may need.
+    `environment` (N,) holds each row's training environment, −1 where unknown. `group` (N,) holds
+    each row's percentile group, where `intensity` has groups.
     """
     nothing = np.full(len(screen), -1, dtype=np.int64)
     reader = BatchReader(
@@ -56,10 +56,10 @@ def style_bank(
     images: int,
     seed: int,
 ) -> Tensor:
-    """(K, `count`, S) float32: styles of each environment from its `members`, drawn by seed.
+    """(K, `count`, S) float32: `count` styles for each environment, from its `members`.
 
-    Each is the mean over `images` rows. Rows are drawn without replacement; where there are too few
-    they are repeated.
+    Each style is the mean over `images` rows, drawn by seed: without replacement until the members
+    are used up, then with replacement.
     """
     found = []
     for name, rows in zip(names, members, strict=True):
@@ -71,7 +71,7 @@ def style_bank(
 
 
 def mean_styles(styles: Styles, members: Sequence[Rows], names: Sequence[str], seed: int) -> Tensor:
-    """(E, S) float32: of each environment that of at most 256 `members`, drawn by seed."""
+    """(E, S) float32: for each environment the mean over at most 256 `members`, drawn by seed."""
     found = []
     for name, rows in zip(names, members, strict=True):
         drawn = numpy_stream(seed, "mean style", name).permutation(rows)[:MEAN_OF]

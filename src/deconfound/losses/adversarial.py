@@ -1,4 +1,4 @@
-"""What a discriminator of environments, or of real and fake images, adds to a loss."""
+"""Losses with a discriminator, of environments or of real and generated images."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from deconfound.losses.gather import global_mean
 def gradient_penalty(
     discriminator: Callable[[Tensor], Tensor], representation: Tensor, environment: Tensor
 ) -> Tensor:
-    """Mean squared length of the gradient of the discriminator's loss in its input; 0 of no rows.
+    """Mean squared norm of the gradient of the discriminator's loss at its input; 0 without rows.
 
     ‖∂ cross_entropy(D(r), e) / ∂r‖² of every row r of known environment: the penalty of DANN in
     DomainBed (Gulrajani and Lopez-Paz, In Search of Lost Domain Generalization, 2021).
@@ -34,9 +34,9 @@ def gradient_penalty(
 
 
 def real_loss(logits: Tensor) -> Tensor:
-    """Mean of −log sigmoid(logit): what a critic minimises on real images, a generator on its own.
+    """Mean of −log sigmoid(logit): a critic's loss on real images, a generator's on its images.
 
-    logits (B,) floating, > 0 for "real". Returns (), 0 of no rows; the mean is over the rows of
+    logits (B,) floating, > 0 for "real". Returns (), 0 without rows; the mean is over the rows of
     every process. The non-saturating form of Goodfellow et al., Generative Adversarial Networks,
     2014. Raises no errors of its own.
     """
@@ -44,19 +44,19 @@ def real_loss(logits: Tensor) -> Tensor:
 
 
 def fake_loss(logits: Tensor) -> Tensor:
-    """Mean of −log(1 − sigmoid(logit)): what a critic minimises on generated images.
+    """Mean of −log(1 − sigmoid(logit)): a critic's loss on generated images.
 
     logits (B,) as in `real_loss`, which is its counterpart (Goodfellow et al., 2014). Returns (),
-    0 of no rows. Raises no errors of its own.
+    0 without rows. Raises no errors of its own.
     """
     return global_mean(functional.softplus(_at_least_float32(logits)).sum(), len(logits))
 
 
 def r1_penalty(logits: Tensor, image: Tensor) -> Tensor:
-    """0.5 · ‖∂ logit / ∂ image‖², summed over pixels, the mean over images; for real ones alone.
+    """0.5 · ‖∂ logit / ∂ image‖², summed over pixels, averaged over images; for real images.
 
     logits (B,) of a critic on image (B, ...), which requires a gradient, row by row. Returns (),
-    differentiable in the critic, 0 of no rows. Mescheder et al., Which Training Methods for GANs
+    differentiable in the critic, 0 without rows. Mescheder et al., Which Training Methods for GANs
     do actually Converge?, 2018, eq. 9, without gamma. Raises RuntimeError if the logits do not
     depend on the image.
     """

@@ -1,7 +1,7 @@
-"""Penalties on what differs between environments: CORAL's on features, IRM's on logits.
+"""Penalties on differences between environments: CORAL's on features, IRM's on logits.
 
-Both are of the rows of all ranks: every rank has the same value, and gradients of parameters add
-up over ranks. Half precision is computed in float32.
+Both use the rows of all ranks: every rank has the same value, and gradients of parameters add up
+over ranks. Half precision is computed in float32.
 """
 
 import torch

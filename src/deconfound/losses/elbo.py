@@ -1,6 +1,6 @@
-"""Terms of the evidence lower bound, and how much of a posterior says anything of its image.
+"""Terms of the evidence lower bound, and how many dimensions of a posterior depend on the image.
 
-Every mean over rows is over those of every process.
+Every mean over rows is over the rows of all processes.
 """
 
 import torch
@@ -10,7 +10,7 @@ from deconfound.losses.gather import gather_rows, global_mean
 from deconfound.nets.vae import Gaussian
 
 ACTIVE = 0.01
-"""Share of its own variance by which the mean of a dimension has to vary to count as active."""
+"""Least variance of an active dimension's mean, as a share of the posterior's variance."""
 
 
 def kl_divergence(q: Gaussian, p: Gaussian | None = None) -> Tensor:
@@ -37,14 +37,14 @@ def distance_to_zero(q: Gaussian) -> Tensor:
 
 
 def row_mean(values: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Mean of values (B,) over the rows `counted` (B,) bool, all if not given; 0 where none is."""
+    """Mean of values (B,) over the rows `counted` (B,) bool, all if not given; 0 without rows."""
     if counted is None:
         return global_mean(values.sum(), len(values))
     return global_mean((values * counted).sum(), counted.sum())
 
 
 def active_units(q: Gaussian) -> Tensor:
-    """Dimensions whose mean varies over the rows, by more than a hundredth of their variance.
+    """Number of dimensions whose mean varies over the rows by more than 1 % of their variance.
 
     q holds (B, D) each; returns () in [0, D], without gradient: 0 where the posterior has
     collapsed. Burda et al., Importance Weighted Autoencoders, 2016, appendix C, with the variance
@@ -59,12 +59,12 @@ def active_units(q: Gaussian) -> Tensor:
 
 
 def prior_spread(prior: Gaussian) -> Tensor:
-    """How far the means of the classes of a prior lie apart, against its own sd.
+    """How far the means of the classes of a prior lie apart, in sd of the prior.
 
-    Of each dimension the sd of the means over the root mean variance; the largest. The prior holds
-    (K, D) each, one row a class; returns () from 0 on, without gradient: 0 where the prior has
-    collapsed to one that says nothing of the class, as Makino et al., SCBD, section 3, call it.
-    Raises no errors of its own.
+    For each dimension the sd of the means divided by the root mean variance; the largest of these.
+    The prior holds (K, D) each, one row per class. Returns () from 0 on, without gradient; 0 where
+    the prior has collapsed, i.e. ignores the class: Makino et al., SCBD, section 3. Raises no
+    errors of its own.
     """
     mean, log_variance = prior.mean.detach(), prior.log_variance.detach()
     share = mean.var(dim=0, correction=0) / log_variance.exp().mean(dim=0)

@@ -24,7 +24,7 @@ def row_counts(count: int, device: torch.device) -> list[int]:
 
 
 def own_rows(counts: Sequence[int]) -> slice:
-    """Where this rank's rows stand in the global batch."""
+    """The place of this rank's rows in the global batch."""
     rank = dist.get_rank() if len(counts) > 1 else 0
     start = sum(counts[:rank])
     return slice(start, start + counts[rank])
@@ -33,7 +33,7 @@ def own_rows(counts: Sequence[int]) -> slice:
 def gather_rows(tensor: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """The rows (b, ...) of every rank as one tensor (N, ...), without gradient.
 
-    `counts` is the result of `row_counts`; it is asked of the ranks when not given.
+    `counts` is the result of `row_counts`, which is called if it is not given.
     """
     tensor = tensor.detach()
     if not _several_ranks():
@@ -79,10 +79,10 @@ def whole_batch(values: Tensor, *codes: Tensor) -> tuple[Tensor, ...]:
 
 
 def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
-    """Mean over the rows of every rank of something this rank sums to `total` over `count` rows.
+    """Mean over the rows of all ranks, from this rank's sum `total` over `count` rows.
 
-    total: () floating. The value is the same on every rank; its gradient is that of this rank's
-    rows, so that gradients of parameters add up over ranks. 0 rows anywhere give 0.
+    total: () floating. The value is the same on every rank; its gradient is of this rank's rows, so
+    that gradients of parameters add up over ranks. The mean is 0 without any row.
     """
     rows = torch.as_tensor(count, device=total.device)
     if not _several_ranks():

@@ -1,9 +1,9 @@
 """log Σ_a exp(z_i·z_a/τ) of every row i, and its gradient, without ever holding N x N logits.
 
 The logits are symmetric, so a single process visits the upper triangle of blocks and takes each
-exponential once, under one shift that bounds every logit. Where that shift could underflow (small
-τ, rows far from unit norm), and where a rank computes only its own rows of a global batch, row
-blocks meet all columns and each row keeps its own running maximum.
+exponential once, shifted by one bound of all logits. Where that shift could underflow (small τ,
+rows far from unit norm), and where a rank computes only its own rows of a global batch, row blocks
+meet all columns and each row keeps its own running maximum.
 """
 
 import importlib.util
@@ -86,7 +86,7 @@ def _triton_installed() -> bool:
 
 
 def _shared_bound(z: Tensor, temperature: float, counts: Sequence[int]) -> float | None:
-    """The largest |logit| possible, or None where one shift by it will not do."""
+    """The largest possible |logit|, or None where shifting all logits by it could underflow."""
     if len(counts) > 1:
         return None
     bound = z.square().sum(1).max().item() / temperature
@@ -96,7 +96,7 @@ def _shared_bound(z: Tensor, temperature: float, counts: Sequence[int]) -> float
 def _triangle(
     z: Tensor, temperature: float, include_self: bool, bound: float
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Blocks exp(z_i·z_j/τ - bound) on and above the diagonal, in one buffer used again."""
+    """Blocks exp(z_i·z_j/τ - bound) on and above the diagonal, in one buffer that is reused."""
     scaled = z / temperature
     buffer = z.new_empty(min(BLOCK, len(z)) ** 2)
     for i in _blocks(0, len(z)):

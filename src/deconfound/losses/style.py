@@ -1,6 +1,6 @@
-"""What images share with the style and the content that they were made of, by their feature maps.
+"""Distances of generated images from their style images and content images.
 
-Every mean over images is over those of every process.
+Every mean over images is over the images of all processes.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def style_loss(drawn: Sequence[Tensor], style: Sequence[Tensor]) -> Tensor:
     """L1 distance of the Gram matrices of drawn images and of their style images.
 
     The sum over the entries of a matrix, the mean over layers and images. Both are maps
-    (B, C, H, W), one a layer, row by row of the same pair. Returns (). Pernice et al.,
+    (B, C, H, W), one for each layer, with row i of pair i. Returns (). Pernice et al.,
     Interventional Style Transfer, 2023, eq. 3. Deviation: eq. 3 as printed compares with the
     content image, which would work against the transfer. Raises no errors of its own.
     """
@@ -47,12 +47,21 @@ def pixel_distance(drawn: Tensor, image: Tensor) -> Tensor:
     return global_mean((drawn - image).abs().mean(dim=(1, 2, 3)).sum(), len(image))
 
 
+def row_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Mean absolute difference of rows (B, ...), a scalar: images, or styles; 0 without rows.
+
+    Choi et al., StarGAN v2, 2020, eq. 2 to 4. Raises no errors of its own.
+    """
+    per_row = (first - second).abs().flatten(1).mean(dim=1)
+    return global_mean(per_row.sum(), len(per_row))
+
+
 def content_distance(drawn: Sequence[Tensor], content: Sequence[Tensor]) -> Tensor:
     """Mean absolute difference of maps whose channels have mean 0 and sd 1, mean over layers.
 
-    Both are maps (B, C, H, W), one a layer. Returns (). Pernice et al., Interventional Style
-    Transfer, 2023, second term of eq. 5. Deviation: instance-normalised maps, which do not hold
-    what the style loss is to change. Raises no errors of its own.
+    Both are maps (B, C, H, W), one for each layer. Returns (). Pernice et al., Interventional Style
+    Transfer, 2023, second term of eq. 5. Deviation: maps are instance-normalised, without the
+    statistics that the style loss is to change. Raises no errors of its own.
     """
     return torch.stack(
         [

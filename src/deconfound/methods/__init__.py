@@ -1,21 +1,21 @@
-"""Methods: every file here but base.py is one, by its own name; there is no registry.
+"""Methods: every file in this folder is one, by its own name; there is no registry.
 
-Those of the folder post_hoc correct embeddings and are not trained.
+The folder `contract` says what a method is. Methods in `post_hoc` correct embeddings and are not
+trained.
 """
 
 import importlib
-import pkgutil
 
 from deconfound.config import nearest
 from deconfound.errors import UserError
 from deconfound.methods import post_hoc
-from deconfound.methods.base import Method, only_class
+from deconfound.methods.contract import Method
+from deconfound.methods.contract.discovery import file_names, only_class
 
 
 def names() -> list[str]:
     """The names of all trained methods, sorted."""
-    found = [module for module in pkgutil.iter_modules(__path__) if not module.ispkg]
-    return sorted(module.name for module in found if module.name != "base")
+    return file_names(__path__)
 
 
 def refuse_post_hoc(name: str) -> None:

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.alignment import coral_penalty
-from deconfound.methods.base import Loss, MethodOptions, Tensors, cross_entropy
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, MethodOptions, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 
@@ -20,7 +21,7 @@ class CoralOptions(ErmOptions):
 class Coral(Erm):
     """Deep CORAL: Sun & Saenko 2016, in the form of DomainBed and WILDS.
 
-    Cross-entropy + weight · `coral_penalty` of the encoder's output, which nothing detaches.
+    Cross-entropy + weight · `coral_penalty` of the encoder's output; both reach the encoder.
     "representation" is that output. Deviation from DomainBed: one forward pass, so batch
     normalisation sees all environments together.
     """

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.adversarial import gradient_penalty
-from deconfound.methods.base import (
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import (
     Loss,
     Method,
     MethodOptions,
@@ -20,7 +21,6 @@ from deconfound.methods.base import (
     Stage,
     Task,
     Tensors,
-    cross_entropy,
     weighted_sum,
 )
 from deconfound.nets.constant import constant
@@ -54,7 +54,7 @@ class DannOptions(MethodOptions):
     head_learning_rate: float | None = Field(None, gt=0)
     """Learning rate of the label's head; --learning-rate if not given."""
     encoder: str = "small"
-    """small, resnet18, densenet121 or timm:NAME; profiles take mlp, for which small stands too."""
+    """small, resnet18, densenet121 or timm:NAME; for profiles mlp, which small also selects."""
     norm: Norm = "batch"
     """Normalisation in the encoder: batch, instance, group or none."""
 
@@ -68,8 +68,9 @@ class Dann(Method):
     step is the discriminator's if the count, with this step, mod (1 + d) is less than d) and
     `reversal` as in WILDS (Koh et al., 2021), a baseline of Pernice et al., section 5.2.
 
-    The parts have optimizers of their own. The reversed gradient is computed as that of a constant
-    discriminator, which is the same. Deviation: no bias before a batch norm, which would undo it.
+    Encoder, head and discriminator have an optimizer each. The reversed gradient is computed
+    through a constant discriminator, with the same result. Deviation: no bias before a batch norm,
+    which would undo it.
     """
 
     Options: ClassVar[type[MethodOptions]] = DannOptions
@@ -124,7 +125,7 @@ class Dann(Method):
         self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
         backward: Callable[[Tensor, list[nn.Parameter]], None],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """The phases whose turn it is, all from the weights before the step; logs every loss."""
+        """Step the phases whose turn it is, from gradients at the same weights; logs every loss."""
         taking_turns = self._turn()
         outputs = self.outputs(batch, stage.name)
         logged: dict[str, Tensor] = {}
@@ -156,7 +157,7 @@ class Dann(Method):
         return logits
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
-        """The discriminator's loss: log K, of K environments, where it cannot tell them apart."""
+        """The discriminator's loss: log K where it cannot tell the K environments apart."""
         logits = self.discriminator(outputs["representation"])
         return {"discriminator": cross_entropy(logits, batch.environment)}
 

@@ -5,15 +5,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import (
-    Loss,
-    Method,
-    MethodOptions,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.encoder import Norm, build_encoder
 
 
@@ -21,7 +14,7 @@ class ErmOptions(MethodOptions):
     """Options of ERM."""
 
     encoder: str = "small"
-    """small, resnet18, densenet121 or timm:NAME; profiles take mlp, for which small stands too."""
+    """small, resnet18, densenet121 or timm:NAME; for profiles mlp, which small also selects."""
     norm: Norm = "batch"
     """Normalisation in the encoder: batch, instance, group or none."""
 

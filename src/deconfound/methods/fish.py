@@ -1,4 +1,4 @@
-"""Fish: steps through the environments in turn, and a part of the way they lead."""
+"""Fish: one step in each environment in turn, then a fraction of the total move."""
 
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
@@ -10,32 +10,31 @@ from torch import Tensor, nn
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.gather import gather_rows
-from deconfound.methods.base import MethodOptions, Stage, Task, weighted_sum
+from deconfound.methods.contract import MethodOptions, Stage, Task, weighted_sum
 from deconfound.methods.erm import Erm, ErmOptions
 
 
 class FishOptions(ErmOptions):
-    """Options of Fish; the optimizer is that of the inner steps."""
+    """Options of Fish; `optimizer` takes the inner steps."""
 
     form: Literal["domainbed", "authors"] = "domainbed"
     """domainbed: every step goes through all environments in order; authors: through
     --meta-steps of them, drawn at random, and --meta-learning-rate is divided by that number."""
     meta_learning_rate: float = Field(0.5, gt=0)
-    """Share of the way of the inner steps that is taken (authors: 0.01)."""
+    """Fraction of the inner steps' total move that is kept (authors: 0.01)."""
     meta_steps: int = Field(3, ge=2)
     """Environments in a step of the authors' form."""
     pretrain_steps: int = Field(0, ge=0)
-    """Steps of ERM at the beginning, of which the selected checkpoint goes on (authors: 10000 on
+    """Steps of ERM at the beginning; Fish starts from their selected checkpoint (authors: 10000 on
     Camelyon17)."""
 
 
 class Fish(Erm):
     """Fish: Shi et al. 2022, Gradient Matching for Domain Generalization, algorithm 1.
 
-    θ' starts at θ and takes one step in each environment; then θ ← θ + ε · (θ' − θ), and buffers
-    likewise. The state of the inner optimizer is carried over. "representation" is the encoder's
-    output. Deviations from the authors' code: environments are drawn uniformly, and the state of
-    the inner optimizer lasts longer than an epoch.
+    θ' starts at θ and takes one step in each environment; then θ ← θ + ε · (θ' − θ), for buffers
+    too. "representation" is the encoder's output. Deviations from the authors' code: environments
+    are drawn uniformly, and the inner optimizer keeps its state for the whole training.
     """
 
     Options: ClassVar[type[MethodOptions]] = FishOptions
@@ -54,7 +53,7 @@ class Fish(Erm):
             )
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
-        """ERM, if it has steps, and from its selected weights Fish for the rest.
+        """ERM, if it is given steps; then Fish, from the weights that ERM selects.
 
         Raises UserError if pretraining leaves no steps.
         """
@@ -72,9 +71,9 @@ class Fish(Erm):
         self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
         backward: Callable[[Tensor, list[nn.Parameter]], None],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """One step of ERM in pretraining; afterwards one inner step for each environment.
+        """A step of ERM in pretraining; afterwards one inner step for each environment.
 
-        Raises UserError if no environment of the batch has two labelled rows, which batch
+        Raises UserError if no environment of the batch has the two labelled rows that batch
         normalisation needs.
         """
         if stage.name == "pretraining":
@@ -100,7 +99,7 @@ class Fish(Erm):
         return {"cross_entropy": total / max(1, len(environments))}
 
     def _drawn(self, batch: Batch) -> list[int]:
-        """The environments of this step, in their order, the same on every rank."""
+        """The environments of this step, in order; the same on every rank."""
         known = gather_rows(batch.environment[(batch.label >= 0) & (batch.environment >= 0)])
         usable = (torch.bincount(known) > 1).nonzero()[:, 0]
         if len(known) and not len(usable):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.risk import environment_risks
-from deconfound.methods.base import Loss, MethodOptions, Task, Tensors
+from deconfound.methods.contract import Loss, MethodOptions, Task, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 
@@ -18,17 +18,17 @@ class GroupDroOptions(ErmOptions):
     eta: float = Field(0.01, ge=0)
     """Step size of the weights of environments."""
     form: Literal["domainbed", "wilds"] = "domainbed"
-    """What an environment that is absent from a batch does: nothing, the weights of the others
-    then sum to 1 (domainbed), or it has a loss of 0 and keeps its weight (wilds)."""
+    """How an environment absent from a batch counts: not at all, so that the other weights sum to 1
+    (domainbed), or with a loss of 0 and its weight (wilds)."""
 
 
 class GroupDro(Erm):
     """Group distributionally robust optimisation: Sagawa et al. 2020, algorithm 1.
 
-    Σ_e q_e · cross-entropy in e, with q_e multiplied by exp(eta · cross-entropy) and renormalised
-    before it weights, in training alone. q starts uniform: DomainBed's start at 1 is the same
-    after one step. "representation" is the encoder's output. Deviation from DomainBed: one
-    forward pass, so batch normalisation sees all environments together.
+    Σ_e q_e · cross-entropy in e. In training q_e is first multiplied by exp(eta · cross-entropy)
+    and renormalised. q starts uniform; DomainBed's start at 1 gives the same after one step.
+    "representation" is the encoder's output. Deviation from DomainBed: one forward pass, so batch
+    normalisation sees all environments together.
     """
 
     Options: ClassVar[type[MethodOptions]] = GroupDroOptions
@@ -45,7 +45,7 @@ class GroupDro(Erm):
         self.register_buffer("q", torch.full((task.environments,), 1 / task.environments))
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
-        """The largest weight: 1 where one environment is all that counts."""
+        """The largest weight: 1 where a single environment counts."""
         del batch, outputs
         return {"largest_environment_weight": self.q.max()}
 

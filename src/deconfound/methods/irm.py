@@ -10,7 +10,7 @@ from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.alignment import irm_penalty
 from deconfound.losses.risk import environment_risks
-from deconfound.methods.base import Loss, MethodOptions, Stage, Tensors
+from deconfound.methods.contract import Loss, MethodOptions, Stage, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 
@@ -27,8 +27,8 @@ class IrmOptions(ErmOptions):
 class Irm(Erm):
     """IRMv1: Arjovsky et al. 2019, equation IRMv1, in the form of DomainBed and WILDS.
 
-    Mean over environments of the cross-entropy + weight · `irm_penalty`; the weight is 1 at first,
-    and where it changes the optimizer begins anew. "representation" is the encoder's output.
+    Mean over environments of the cross-entropy + weight · `irm_penalty`. The weight is 1 during
+    annealing; when it changes, the optimizer is renewed. "representation" is the encoder's output.
     """
 
     Options: ClassVar[type[MethodOptions]] = IrmOptions
@@ -39,7 +39,7 @@ class Irm(Erm):
     ENVIRONMENTS = 2
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
-        """Annealing at a weight of 1, unless it has no steps; then, from where it ended, the rest.
+        """Annealing at a weight of 1, if it has steps; then the rest, from the last weights.
 
         Raises UserError if annealing leaves no steps.
         """

@@ -8,19 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.errors import UserError
 from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
+from deconfound.losses.risk import cross_entropy
 from deconfound.losses.style import class_matching, content_distance, pixel_distance, style_loss
-from deconfound.methods.base import (
-    Imputer,
-    Loss,
-    MethodOptions,
-    Phase,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.methods.contract import Imputer, Loss, MethodOptions, Phase, Stage, Task, Tensors
 from deconfound.nets.average import averaged_copy, early_decay, update_average
 from deconfound.nets.constant import constant
 from deconfound.nets.tapped import (
@@ -41,50 +32,51 @@ class IstOptions(MethodOptions):
     encoder: TappedName = "small"
     """small, or resnet18 for images of 33 px and more."""
     adain: AdaIN = "direct"
-    """How the style sets the mean and sd of a map: direct, those of the style image's; affine,
-    what a linear layer makes of them."""
+    """How the style sets the mean and sd of a map: direct, to those of the style image's map;
+    affine, to a linear function of those."""
     output: Output = "matched"
-    """What the generator's last maps are: the image (linear), what is added to the content image
-    (residual) or to the content image whose channels have the style's mean and sd (matched)."""
+    """What the generator draws: the image (linear), a change of the content image (residual), or a
+    change of the content image whose channels have the style's mean and sd (matched)."""
     transfer_steps: int = Field(300, ge=1)
-    """Steps of critic and generator, after those of the encoder."""
+    """Steps of critic and generator, after the encoder's."""
     transfer_batch_size: int = Field(8, ge=1)
-    """Content images in a batch of critic and generator; as many style images join them."""
+    """Content images in a batch of critic and generator; each is joined by a style image."""
     transfer_learning_rate: float = Field(1e-3, gt=0)
-    """Learning rate of critic and generator; 1e-4 where there are tens of thousands of steps."""
+    """Learning rate of critic and generator; 1e-4 suits tens of thousands of steps."""
     transfer_weight_decay: float = Field(1e-4, ge=0)
     """Weight decay of critic and generator."""
     adversarial_weight: float = Field(1.0, ge=0)
-    """Weight of what the critic says of generated images."""
+    """Weight of the critic's loss on generated images."""
     style_weight: float = Field(1.0, ge=0)
     """Weight of the distance to the style image, by Gram matrices."""
     cycle_weight: float = Field(1.0, ge=0)
-    """Weight of the distance to the content image of what is redrawn in its own style."""
+    """Weight of the distance between the content image and the image redrawn in its own style."""
     content_weight: float = Field(10.0, ge=0)
     """Weight of the distance to the content image in pixels."""
     content_map_weight: float = Field(1.0, ge=0)
     """Weight of the distance to the content image in normalised maps of the encoder."""
     match_weight: float = Field(1.0, ge=0)
-    """Weight of the distance to what the encoder predicts on the content image."""
+    """Weight of the distance to the encoder's prediction for the content image."""
     r1_weight: float = Field(1.0, ge=0)
-    """Weight of the squared gradient of the critic in real images."""
+    """Weight of the critic's squared gradient at real images."""
     average_decay: float = Field(0.999, ge=0, lt=1)
-    """Decay of the average of the generator's weights that imputes."""
+    """Decay of the averaged generator weights, which impute."""
 
 
 class Ist(Imputer):
     """Interventional Style Transfer.
 
-    Pernice et al., Interventional Style Transfer, 2023, eq. 1 to 7: an encoder learns to predict
-    label and environment, and is frozen; its maps of a content image, and their mean and sd of a
-    style image, are what a U-Net generator draws from, against a critic that begins as the encoder,
-    with one head for each environment. "representation" is the mean of the encoder's last map.
+    Pernice et al., Interventional Style Transfer, 2023, eq. 1 to 7. An encoder learns to predict
+    label and environment, and is frozen. A U-Net generator draws an image from the encoder's maps
+    of a content image and from the mean and sd of its maps of a style image, against a critic that
+    begins as the encoder and has one head for each environment. "representation" is the mean of the
+    encoder's last map.
 
-    Where the paper leaves a choice: style codes hold statistics before the norm and of the pixels;
-    the style loss compares with the style image; the critic's heads see those statistics too and
-    its real images are the style images; the adversarial terms, R1, Adam and the average of weights
-    are those of StarGAN v2. Deviations, all options: the encoder `small`, the output `matched`, far
-    fewer steps.
+    Where the paper leaves a choice: style codes hold statistics of the pixels and of maps before
+    their norm; the style loss compares with the style image; the critic's heads see these
+    statistics too, and its real images are the style images; adversarial terms, R1, Adam and
+    averaged weights are as in StarGAN v2. Deviations, all options: the encoder `small`, the output
+    `matched`, far fewer steps.
     """
 
     Options: ClassVar[type[MethodOptions]] = IstOptions
@@ -94,16 +86,11 @@ class Ist(Imputer):
     ENVIRONMENTS = 2
 
     updates: Tensor
-    """() int64: times that the average has followed the generator."""
+    """() int64: updates of the averaged weights."""
 
     def __init__(self, options: IstOptions, task: Task) -> None:
         super().__init__(options, task)
-        if task.image_size is None:
-            raise UserError(
-                "ist redraws images, and the screen holds profiles, which have no pixels; use "
-                "another method"
-            )
-        size, channels = task.image_size, task.channels
+        size, channels = task.require_images("ist redraws images"), task.channels
         self.channels = channels
         self.encoder = build_tapped_encoder(options.encoder, channels, size)
         widths, features = self.encoder.widths, self.encoder.features
@@ -117,23 +104,18 @@ class Ist(Imputer):
         self.critic_heads = nn.Linear(seen, task.environments)
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
-        """The encoder; then, with the encoder frozen, critic and generator in turn."""
+        """The encoder; then critic and generator in turn, with the encoder frozen."""
         options = self.options
-        learned = (self.encoder, self.label_head, self.environment_head)
-        encode = self.phase(
-            "encode",
-            [parameter for module in learned for parameter in module.parameters()],
-            self._encoder_losses,
-            validates=True,
-        )
+        learned = nn.ModuleList([self.encoder, self.label_head, self.environment_head])
+        encode = self.phase("encode", learned.parameters(), self._encoder_losses, validates=True)
         return (
             Stage("encoder", steps, (encode,)),
             Stage(
                 "transfer",
                 options.transfer_steps,
                 (
-                    self._turn("critic", (self.critic, self.critic_heads), self._critic_losses),
-                    self._turn("generator", (self.generator,), self._generator_losses),
+                    self._turn("critic", [self.critic, self.critic_heads], self._critic_losses),
+                    self._turn("generator", [self.generator], self._generator_losses),
                 ),
                 batch_size=options.transfer_batch_size,
                 validation_batches=10,
@@ -145,7 +127,7 @@ class Ist(Imputer):
         )
 
     def begin(self, stage: Stage) -> None:
-        """The critic begins as the encoder."""
+        """Copy the encoder to the critic, and the generator to its average."""
         if stage.name == "transfer":
             self.critic.load_state_dict(self.encoder.state_dict())
             self.critic_heads.load_state_dict(self.environment_head.state_dict())
@@ -156,7 +138,7 @@ class Ist(Imputer):
         self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
         backward: Callable[[Tensor, list[nn.Parameter]], None],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Every phase in order; then the average follows the generator."""
+        """Every phase in order; then the averaged weights move towards the generator's."""
         logged = super().step(batch, stage, optimizers, backward)
         if stage.name == "transfer":
             self.updates += 1
@@ -174,27 +156,24 @@ class Ist(Imputer):
         return logits
 
     def style(self, image: Tensor, environment: Tensor) -> Tensor:
-        """Style codes (B, S) of images (B, C, H, W), whatever their environment: eq. 1."""
+        """Style codes (B, S) of images (B, C, H, W), from pixels and maps alone: eq. 1."""
         del environment
         return style_code(image, self.encoder(image).taps)
 
     def relative_style(self, own: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """`relative_code`, which is ours."""
+        """`relative_code`; not in the paper."""
         return relative_code(own, source, target, (self.channels, *self.encoder.widths))
 
     def impute(self, image: Tensor, style: Tensor) -> Tensor:
-        """The images (B, C, H, W) in the styles (B, S), by the average of the generator's weights.
-
-        Float32, as `Batch.image`.
-        """
+        """The images (B, C, H, W) in the styles (B, S), by the averaged generator: float32."""
         drawn: Tensor = self.average(image, self.encoder(image).taps, style)
         return drawn.float()
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:
-        """Of the encoder what its heads see; of the transfer the images and what is drawn of them.
+        """In the stage "encoder" the inputs of its heads; in "transfer" images and their maps.
 
-        "content", "style" (P, C, H, W) and "environment" (P,), the style's, of the batch's pairs;
-        "drawn" (P, C, H, W), content in that style.
+        "content" and "style" (P, C, H, W) are pairs, "environment" (P,) belongs to the style, and
+        "drawn" (P, C, H, W) is the content in that style; the maps are "content_0", "style_0" …
         """
         if stage == "encoder":
             features = self.encoder(batch.image)
@@ -215,12 +194,12 @@ class Ist(Imputer):
     def _turn(
         self,
         name: str,
-        modules: Iterable[nn.Module],
+        modules: list[nn.Module],
         losses: Callable[[Batch, Tensors], dict[str, Loss]],
     ) -> Phase:
         return Phase(
             name,
-            [parameter for module in modules for parameter in module.parameters()],
+            list(nn.ModuleList(modules).parameters()),
             losses,
             self.options.transfer_learning_rate,
             self.options.transfer_weight_decay,
@@ -280,17 +259,16 @@ class Ist(Imputer):
         image: Tensor,
         environment: Tensor,
     ) -> Tensor:
-        """Of images of known environment the logit for "real" of its head, (known,)."""
+        """(known,) the logits for "real", by the head of each known environment."""
         logits = heads(_seen(image, critic(image)))
         known = environment >= 0
         return logits[known].gather(1, environment[known, None]).squeeze(1)
 
 
 def _pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Content images, style images and the environments of these, row by row.
+    """Pairs of content images and style images, and the environments of the style images.
 
-    The last `partners` rows are the styles of those before; without any, each row's is the one
-    before it.
+    Style images are the batch's partners; without partners, the row before each row.
     """
     if batch.partners == 0:
         return batch.image, batch.image.roll(1, 0), batch.environment.roll(1, 0)
@@ -299,7 +277,7 @@ def _pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _seen(image: Tensor, features: Features) -> Tensor:
-    """What heads of environments see, (B, features + S): the gain of an image is in its style."""
+    """Input of the environment heads, (B, features + S); the style holds the gain of an image."""
     return torch.cat([features.pooled, style_code(image, features.taps)], dim=1)
 
 

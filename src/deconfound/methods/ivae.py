@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import prior_spread
-from deconfound.methods.base import Loss, MethodOptions, Task, Tensors, cross_entropy
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, MethodOptions, Task, Tensors
 from deconfound.methods.vae import Block, Vae, VaeOptions
 from deconfound.nets.domain_heads import DomainHeads
 from deconfound.nets.vae import Gaussian, GaussianTable
 
 LEAST_SPREAD = 0.1
-"""Prior means of a class that lie closer together than this share of a prior's sd say nothing."""
+"""Least spread of the prior means of the classes, in sd of the prior; less is a collapse."""
 
 
 class IvaeOptions(VaeOptions):
@@ -24,13 +25,13 @@ class Ivae(Vae):
     """Identifiable VAE: Khemakhem et al. 2020, with the blocks of Makino et al., SCBD, section 3.
 
     Minimises −log p(x|z_c, z_s) + KL(q(z_c|x) || p(z_c|y)) + KL(q(z_s|x, e) || p(z_s|e)). The
-    priors are learned normal distributions, one for each label and environment. For q(z_s|x, e) a
-    layer gives parameters for every environment, of which those of the observed one are taken.
-    Rows whose label or environment is missing have no bound and are left out.
+    priors are learned normal distributions, one for each label and one for each environment. For
+    q(z_s|x, e) each environment has a linear layer, and the observed environment's is used. Rows
+    whose label or environment is missing are left out.
 
     "representation" and "content" are the mean of q(z_c|x), which needs no environment. "style" is
-    Σ_e p(e|x) · mean of q(z_s|x, e), where a linear probe, which trains nothing else, gives p(e|x):
-    an addition, since images are embedded without their environment.
+    Σ_e p(e|x) · mean of q(z_s|x, e), an addition, since images are embedded without their
+    environment. p(e|x) is given by a linear probe, which does not train the encoder.
     """
 
     Options: ClassVar[type[MethodOptions]] = IvaeOptions
@@ -63,7 +64,7 @@ class Ivae(Vae):
         return {"representation": content, "content": content, "style": style}
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:
-        """The posteriors, that of z_s for the observed environment, and what it was made of."""
+        """Both posteriors, z_s for the observed environment, and the features behind z_s."""
         del stage
         content = self._posterior(batch.image)
         features = self.style_encoder(self._seen(batch.image))
@@ -77,19 +78,19 @@ class Ivae(Vae):
         }
 
     def swap(self, content: Tensor, style: Tensor) -> Tensor:
-        """Images of content z_c (B, D) in style z_s (B, D), in the units the networks see."""
+        """Images of content z_c (B, D) in style z_s (B, D), scaled as the method's input."""
         unknown = torch.full((len(content),), -1, device=content.device)
         return self.likelihood.mean(self._decoded([content, style], unknown))
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
-        """Those of a VAE, and how far the priors' means lie apart, in their sd."""
+        """Those of a VAE, and the spread of each prior's means, in sd of the prior."""
         return super().diagnostics(batch, outputs) | {
             "prior_spread_content": prior_spread(self.content_prior.every()),
             "prior_spread_style": prior_spread(self.style_prior.every()),
         }
 
     def alarm(self, scores: dict[str, float]) -> str | None:
-        """Which posteriors have collapsed, and which priors no longer depend on their class."""
+        """Names the posteriors that have collapsed, and the priors that ignore their class."""
         said = super().alarm(scores)
         of = {"content": "label", "style": "environment"}
         if self.task.environments == 1:

@@ -1,4 +1,4 @@
-"""mcVAE: background variables that all cells have, salient ones that controls lack."""
+"""mcVAE: background variables of all cells, and salient variables that controls lack."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import distance_to_zero, row_mean
-from deconfound.methods.base import Loss, MethodOptions, Stage, Task, Tensors
+from deconfound.methods.contract import Loss, MethodOptions, Stage, Task, Tensors
 from deconfound.methods.vae import Block, Vae, VaeOptions
 from deconfound.nets.vae import Gaussian, GaussianTable
 
@@ -19,28 +19,28 @@ class McvaeOptions(VaeOptions):
     """Options of mcVAE."""
 
     wasserstein_weight: float = Field(8.0, ge=0)
-    """Weight of the distance of the salient posterior of controls from 0, beside the KL terms."""
+    """Weight of the distance between the salient posterior of controls and 0."""
     ramp_steps: int | None = Field(None, ge=1)
-    """Steps over which the weight of KL terms and distance rises to --kl-weight; it then stays for
-    as many, and begins again. Half of --steps if not given; 4500 in the authors' code."""
+    """Steps over which the weight of the KL terms and the distance rises to --kl-weight; it stays
+    there for the same number, and starts again. Half of --steps if not given; authors: 4500."""
     environment_size: int = Field(32, ge=0)
-    """Dimensions of what the decoder is told of the environment; 0 tells it nothing."""
+    """Dimensions of the environment's vector in the decoder's input; 0 for none."""
 
 
 class Mcvae(Vae):
     """Multi-Contrastive VAE: Wang et al. 2023, as Makino et al., SCBD, section 4.2.2, compare it.
 
-    All cells have background variables z, the perturbed have salient ones s beside, which are 0
-    for controls; the decoder sees both and a learned vector of the environment. Minimises
+    All cells have background variables z; perturbed cells also have salient variables s, which are
+    0 for controls. The decoder sees both and a learned vector of the environment. Minimises
     −log p(x|z, s, e) + w · (KL(q(z|x) || N(z_y, 1)) + KL(q(s|x) || N(s_y, 1))) with means learned
     for each label; for controls the last term is 8 times the squared 2-Wasserstein distance of
-    q(s|x) to a point mass at 0. w rises from 0, stays, and begins again; in validation it is full.
+    q(s|x) to a point mass at 0. w rises from 0, stays, and starts again; in validation it is full.
     Rows without a label are left out.
 
     "content" is the mean of q(s|x), "style" that of q(z|x), "representation" both, content first.
     Deviations: controls are half of a batch in expectation, where the authors cycle through the
     shorter list; the optional terms against dependence of z and s (TC, HSIC) are left out. An
-    unknown environment stands for the mean of all.
+    unknown environment takes the mean of all vectors.
     """
 
     Options: ClassVar[type[MethodOptions]] = McvaeOptions
@@ -70,7 +70,7 @@ class Mcvae(Vae):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
-        """That of a VAE, with as many controls as perturbed cells."""
+        """The VAE's stage, with controls and perturbed cells drawn with equal probability."""
         (stage,) = super().stages(steps)
         self._ramp = self.options.ramp_steps or max(1, steps // 2)
         return (replace(stage, draws="control"),)
@@ -79,7 +79,7 @@ class Mcvae(Vae):
         self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
         backward: Callable[[Tensor, list[nn.Parameter]], None],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Every phase in order; then the weight of the KL terms moves on."""
+        """Every phase in order; then count the step, which sets the weight of the KL terms."""
         logged = super().step(batch, stage, optimizers, backward)
         self.updates += 1
         return logged
@@ -110,7 +110,7 @@ class Mcvae(Vae):
         return logits
 
     def swap(self, content: Tensor, style: Tensor) -> Tensor:
-        """Images of salient content (B, D) on background style (B, D), of no one environment."""
+        """Images of salient content (B, D) on background style (B, D), environment unknown."""
         unknown = torch.full((len(content),), -1, device=content.device)
         return self.likelihood.mean(self._decoded([content, style], unknown))
 
@@ -157,6 +157,6 @@ class Mcvae(Vae):
         }
 
     def _share(self) -> float:
-        """Of the full weight, in the step at hand."""
+        """Share of the full weight in this step."""
         within = int(self.updates) % (2 * self._ramp)
         return min(1.0, (within + 1) / self._ramp)

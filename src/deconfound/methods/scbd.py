@@ -10,15 +10,8 @@ from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.contrastive import content_losses, supervised_contrastive
 from deconfound.losses.gather import gather_rows, global_mean
-from deconfound.methods.base import (
-    Loss,
-    Method,
-    MethodOptions,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.decoder import AdditiveDecoder, decoder_size, resized
 from deconfound.nets.encoder import Encoder, Norm, build_encoder
 from deconfound.nets.likelihood import BernoulliLikelihood, GaussianLikelihood
@@ -40,8 +33,8 @@ class ScbdOptions(MethodOptions):
     style_target: Literal["environment", "pair"] = "environment"
     """What the style block follows: the environment, or the pair (label, environment)."""
     encoder: str = "small"
-    """Content encoder: small, resnet18, densenet121 or timm:NAME; profiles take mlp, for which
-    small stands too."""
+    """Content encoder: small, resnet18, densenet121 or timm:NAME; for profiles mlp, which small
+    also selects."""
     style_encoder: str | None = None
     """Style encoder; the same network as the content encoder if not given."""
     norm: Norm = "batch"
@@ -52,7 +45,7 @@ class ScbdOptions(MethodOptions):
     """Whether there is a style block; without it there is no decoder either."""
     decoder: Literal["after", "beside", "joint", "none"] | None = None
     """When the decoder is fitted: after the encoders, beside them as in the paper, jointly with
-    them, its gradient reaching them (joint), or never (none). If not given: after for images, none
+    them, so that it trains them (joint), or never (none). If not given: after for images, none
     without a style block and for profiles, which it cannot draw."""
     decoder_weight: float = Field(1.0, ge=0)
     """Weight of the reconstruction in the encoders' objective when the decoder is joint."""
@@ -172,7 +165,7 @@ class Scbd(Method):
         return blocks
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:
-        """The blocks; in the decoder's stage from frozen encoders, batch statistics included."""
+        """The blocks; in the decoder's stage, of encoders in evaluation mode, without gradients."""
         if stage == "encoders":
             return self.embed(batch.image)
         for encoder in (self.content_encoder, self.style_encoder):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
-from deconfound.losses.gather import global_mean
-from deconfound.methods.base import (
+from deconfound.losses.style import row_distance
+from deconfound.methods.contract import (
     Imputer,
     Loss,
     MethodOptions,
@@ -57,8 +57,7 @@ class StarGan2Options(MethodOptions):
     average: float = Field(0.999, ge=0, lt=1)
     """Decay of the averaged weights, which impute and embed; less in the first steps."""
     width: int = Field(16, ge=1)
-    """Channels of the first layer, twice as many after each halving of the image (paper: 16384
-    divided by the image size, which is 256 at 64 pixels)."""
+    """Channels of the first layer, doubled at each halving of the image (paper: 16384 / size)."""
     max_width: int = Field(128, ge=1)
     """Channels of a layer at most (paper: 512)."""
     mapping_width: int = Field(128, ge=1)
@@ -66,23 +65,22 @@ class StarGan2Options(MethodOptions):
     style_size: int = Field(64, ge=1)
     """Dimensions of a style."""
     latent_size: int = Field(16, ge=1)
-    """Dimensions of the noise that the mapping network makes styles of."""
+    """Dimensions of the noise from which the mapping network makes styles."""
 
 
 class StarGan2(Imputer):
     """Image translation between environments, which are its domains.
 
     Choi et al., StarGAN v2: Diverse Image Synthesis for Multiple Domains, 2020, eq. 1 to 5; the
-    baseline of Pernice et al., section 5.2. A step is two of the discriminator and two of the
-    generator, for styles made of noise and for styles of reference images; the mapping network and
-    the style encoder learn in the first of the generator's. "representation" is what the averaged
-    style encoder's trunk, the part before its linear layer for each environment, makes of an
-    image: it needs no environment. No label is read and none predicted, so the last weights are
-    taken.
+    baseline of Pernice et al., section 5.2. In a step discriminator and generator learn twice each,
+    from styles made of noise and from styles of reference images; the mapping network and the style
+    encoder learn with the generator's first. "representation" is the output of the averaged style
+    encoder's trunk, the part before its linear layer for each environment, so embedding needs no
+    environment. No label is read and none predicted, so the last weights are used.
 
-    Deviations: small networks by default; averaged weights follow faster in the first 9,000 steps,
-    t of them by (1 + t) / (10 + t) if that is less than `average`, so that a short run is not the
-    average of its initial weights; images are not cropped; no label picks the references.
+    Deviations: small networks by default; until step 9,000 averaged weights follow faster
+    (`early_decay`), so that a short run is not the average of its initial weights; images are not
+    cropped; no label picks the references.
     """
 
     Options: ClassVar[type[MethodOptions]] = StarGan2Options
@@ -96,12 +94,8 @@ class StarGan2(Imputer):
 
     def __init__(self, options: StarGan2Options, task: Task) -> None:
         super().__init__(options, task)
-        if task.image_size is None:
-            raise UserError(
-                "stargan2 draws images, and the screen holds profiles; use another method"
-            )
+        shape = task.channels, task.require_images("stargan2 draws images")
         domains, styles = task.environments, options.style_size
-        shape = task.channels, task.image_size
         widths = options.width, options.max_width
         self.generator = Generator(*shape, styles, *widths)
         self.style_encoder = StyleEncoder(*shape, styles, domains, *widths)
@@ -114,21 +108,20 @@ class StarGan2(Imputer):
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """One stage: the discriminator, the generator with the style encoder, the mapping."""
-        options = self.options
-        fades = options.diversity_steps or steps
+        imputed = partial(self._imputed, fades=self.options.diversity_steps or steps)
         phases = (
             self.phase("discriminator", self.discriminator.parameters(), self._told_apart),
             self.phase(
                 "generator",
                 [*self.generator.parameters(), *self.style_encoder.parameters()],
-                partial(self._imputed, trained=(GENERATOR, STYLE_ENCODER), fades=fades),
+                partial(imputed, trained=(GENERATOR, STYLE_ENCODER)),
                 validates=True,
             ),
             self.phase(
                 "mapping",
                 self.mapping.parameters(),
-                partial(self._imputed, trained=(MAPPING,), fades=fades),
-                learning_rate=options.mapping_learning_rate,
+                partial(imputed, trained=(MAPPING,)),
+                learning_rate=self.options.mapping_learning_rate,
             ),
         )
         stage = Stage(
@@ -147,22 +140,16 @@ class StarGan2(Imputer):
         self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
         backward: Callable[[Tensor, list[nn.Parameter]], None],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Discriminator, discriminator, all that impute, generator; then the averages follow."""
+        """Discriminator twice, all imputing networks, generator; then the averages follow."""
         discriminator, generator, mapping = zip(stage.phases, optimizers, strict=True)
-        fades = self.options.diversity_steps or stage.steps
         latent = self.outputs(batch, stage.name)
         reference = {name: value for name, value in latent.items() if "latent" not in name}
+        imputed = partial(self._imputed, batch, fades=self.options.diversity_steps or stage.steps)
         objectives = (
-            (partial(self._told_apart, batch, latent), (discriminator,)),
-            (partial(self._told_apart, batch, reference), (discriminator,)),
-            (
-                partial(self._imputed, batch, latent, trained=AVERAGED, fades=fades),
-                (generator, mapping),
-            ),
-            (
-                partial(self._imputed, batch, reference, trained=(GENERATOR,), fades=fades),
-                (generator,),
-            ),
+            (partial(self._told_apart, batch, latent), [discriminator]),
+            (partial(self._told_apart, batch, reference), [discriminator]),
+            (partial(imputed, latent, trained=AVERAGED), [generator, mapping]),
+            (partial(imputed, reference, trained=(GENERATOR,)), [generator]),
         )
         logged: dict[str, Tensor] = {}
         for objective, stepping in objectives:
@@ -175,7 +162,10 @@ class StarGan2(Imputer):
             for _, optimizer in stepping:
                 optimizer.step()
             logged |= {name: loss.value.detach() for name, loss in losses.items()}
-        self._average()
+        decay = early_decay(self.options.average, int(self.count))
+        for name in AVERAGED:
+            update_average(getattr(self, f"average_{name}"), getattr(self, name), decay)
+        self.count += 1
         return logged
 
     def embed(self, image: Tensor) -> Tensors:
@@ -183,10 +173,10 @@ class StarGan2(Imputer):
         return {"representation": self.average_style_encoder.trunk(image)}
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:
-        """Images, the environments they are imputed into, references and noise of those.
+        """Images, their target environments, and two references and two noises for each target.
 
-        "image", "environment", "target", "reference", "other_reference", "latent", "other_latent";
-        of the rows whose environment and whose reference's are known.
+        "image", "environment", "target", "reference", "other_reference", "latent", "other_latent",
+        for rows whose own and whose reference's environment are known.
         """
         del stage
         own, first, second = reference_rows(batch)
@@ -210,17 +200,15 @@ class StarGan2(Imputer):
 
         Raises UserError for an unknown environment: each has a linear layer of its own.
         """
-        self._refuse_unknown(environment)
-        style: Tensor = self.average_style_encoder(image, environment)
+        style: Tensor = self.average_style_encoder(image, _known(environment))
         return style
 
     def latent_style(self, latent: Tensor, environment: Tensor) -> Tensor:
-        """Styles of environments (B,) int64, of normal noise (B, latent_size): (B, style_size).
+        """Styles (B, style_size) of environments (B,) int64, made of noise (B, latent_size).
 
         Raises UserError for an unknown environment.
         """
-        self._refuse_unknown(environment)
-        style: Tensor = self.average_mapping(latent, environment)
+        style: Tensor = self.average_mapping(latent, _known(environment))
         return style
 
     def impute(self, image: Tensor, style: Tensor) -> Tensor:
@@ -246,13 +234,12 @@ class StarGan2(Imputer):
     def _imputed(
         self, batch: Batch, outputs: Tensors, *, trained: tuple[str, ...], fades: int
     ) -> dict[str, Loss]:
-        """What imputed images minimise; gradients reach the networks `trained` alone."""
+        """The losses of imputed images; gradients reach the networks named `trained` alone."""
         del batch
         generator, style_encoder, mapping = (
             getattr(self, name) if name in trained else constant(getattr(self, name))
             for name in AVERAGED
         )
-        discriminator = constant(self.discriminator)
         image, target = outputs["image"], outputs["target"]
         style, other_style = _styles(outputs, style_encoder, mapping)
         imputed = generator(image, style)
@@ -260,37 +247,21 @@ class StarGan2(Imputer):
             otherwise = generator(image, other_style)
         back = generator(imputed, style_encoder(image, outputs["environment"]))
         options, kind = self.options, _kind(outputs)
-        left = max(0.0, 1.0 - int(self.count) / fades)
+        diversity_weight = options.diversity_weight * max(0.0, 1.0 - int(self.count) / fades)
+        adversarial = real_loss(constant(self.discriminator)(imputed, target))
+        found = row_distance(style_encoder(imputed, target), style)
         return {
-            f"{kind}_adversarial": Loss(real_loss(discriminator(imputed, target))),
-            f"{kind}_style": Loss(
-                _distance(style_encoder(imputed, target), style), options.style_weight
-            ),
-            f"{kind}_diversity": Loss(
-                _distance(imputed, otherwise), -options.diversity_weight * left
-            ),
-            f"{kind}_cycle": Loss(_distance(back, image), options.cycle_weight),
+            f"{kind}_adversarial": Loss(adversarial),
+            f"{kind}_style": Loss(found, options.style_weight),
+            f"{kind}_diversity": Loss(row_distance(imputed, otherwise), -diversity_weight),
+            f"{kind}_cycle": Loss(row_distance(back, image), options.cycle_weight),
         }
-
-    def _average(self) -> None:
-        """Let the averaged weights follow; counts the step."""
-        decay = early_decay(self.options.average, int(self.count))
-        for name in AVERAGED:
-            update_average(getattr(self, f"average_{name}"), getattr(self, name), decay)
-        self.count += 1
-
-    def _refuse_unknown(self, environment: Tensor) -> None:
-        if len(environment) and int(environment.min()) < 0:
-            raise UserError(
-                "stargan2: an image of an environment unknown to training has no style; expected "
-                "images of training environments as references"
-            )
 
 
 def reference_rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows to impute and for each two of references, (n,) int64: what partners are drawn for.
+    """Rows to impute, and each one's first and second reference; (n,) int64 each.
 
-    Of a batch without partners the row before is both references.
+    References are the batch's partners; without partners, the row before is both.
     """
     rows = torch.arange(len(batch), device=batch.environment.device)
     if not batch.partners:
@@ -305,6 +276,16 @@ def draw_latents(batch: Batch, own: Tensor, size: int) -> Tensor:
     return torch.randn(2, len(own), size, dtype=batch.image.dtype, device=batch.image.device)
 
 
+def _known(environment: Tensor) -> Tensor:
+    """The environments (B,), none of them −1, for which the networks have no layer."""
+    if len(environment) and int(environment.min()) < 0:
+        raise UserError(
+            "stargan2: an image of an environment unknown to training has no style; expected "
+            "images of training environments as references"
+        )
+    return environment
+
+
 def _kind(outputs: Tensors) -> str:
     return "latent" if "latent" in outputs else "reference"
 
@@ -312,14 +293,8 @@ def _kind(outputs: Tensors) -> str:
 def _styles(
     outputs: Tensors, style_encoder: Callable[..., Tensor], mapping: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The style to impute in and another of its environment: of noise, or of references."""
+    """Two styles of each target environment, made of noise or of references."""
     kind = _kind(outputs)
     network = mapping if kind == "latent" else style_encoder
     target = outputs["target"]
     return network(outputs[kind], target), network(outputs[f"other_{kind}"], target)
-
-
-def _distance(first: Tensor, second: Tensor) -> Tensor:
-    """Mean absolute difference of rows (B, ...), over rows of every process; 0 of none."""
-    per_row = (first - second).abs().flatten(1).mean(dim=1)
-    return global_mean(per_row.sum(), len(per_row))

@@ -8,15 +8,8 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import active_units, kl_divergence, row_mean
-from deconfound.methods.base import (
-    Loss,
-    Method,
-    MethodOptions,
-    Stage,
-    Task,
-    Tensors,
-    cross_entropy,
-)
+from deconfound.losses.risk import cross_entropy
+from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.decoder import decoder_size, resized
 from deconfound.nets.encoder import Encoder, Norm
 from deconfound.nets.likelihood import GaussianLikelihood
@@ -27,8 +20,8 @@ class VaeOptions(MethodOptions):
     """Options of every VAE."""
 
     encoder: str = "vae"
-    """vae (the paper's, Table 3), small, resnet18, densenet121 or timm:NAME; profiles take mlp, for
-    which vae stands too."""
+    """vae (the paper's, Table 3), small, resnet18, densenet121 or timm:NAME; for profiles mlp,
+    which vae also selects."""
     norm: Norm = "batch"
     """Normalisation in the encoder: batch, instance, group or none; vae has none of its own."""
     width: int = Field(32, ge=1)
@@ -55,7 +48,7 @@ class Block(NamedTuple):
     prior: Gaussian | None
     """Prior of each row, (B, D); N(0, 1) if None."""
     present: Tensor
-    """(B,) bool: the rows whose evidence lower bound has the block."""
+    """(B,) bool: the rows that have the block."""
 
 
 class Vae(Method):
@@ -119,7 +112,7 @@ class Vae(Method):
         return logits
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
-        """Of each block its active dimensions, and its KL a dimension: 0 where it has collapsed."""
+        """Active dimensions of each block, and its KL per dimension; 0 where it has collapsed."""
         found = {}
         for name, (q, prior, present) in self._blocks(batch, outputs).items():
             found[f"active_units_{name}"] = active_units(q.rows(present))
@@ -128,7 +121,7 @@ class Vae(Method):
         return found
 
     def alarm(self, scores: dict[str, float]) -> str | None:
-        """Which blocks have collapsed: no dimension of their posterior says anything of x."""
+        """Names the blocks that have collapsed: no dimension of their posterior depends on x."""
         key = "active_units_"
         units = {name.removeprefix(key): n for name, n in scores.items() if name.startswith(key)}
         collapsed = [name for name, active in units.items() if active < 1]
@@ -146,7 +139,7 @@ class Vae(Method):
         )
 
     def _decoded_beside(self) -> int:
-        """Inputs of the decoder that are no latent variables."""
+        """Inputs of the decoder beside the latent variables."""
         return 0
 
     def _probes(self) -> list[nn.Module]:
@@ -156,7 +149,7 @@ class Vae(Method):
         return Gaussian.of(self.head(self.encoder(self._seen(image))))
 
     def _seen(self, image: Tensor) -> Tensor:
-        """What the networks see of images, and reconstruct: resized to 32 or 64 pixels."""
+        """Images resized to the 32 or 64 pixels that the networks see and reconstruct."""
         return image if self.side is None else resized(image, self.side)
 
     def _blocks(self, batch: Batch, outputs: Tensors) -> dict[str, Block]:
@@ -168,16 +161,16 @@ class Vae(Method):
         return torch.ones_like(batch.label, dtype=torch.bool)
 
     def _decoded(self, latent: list[Tensor], environment: Tensor) -> Tensor:
-        """The expected images of blocks (B, D) each, taken in `environment` (B,)."""
+        """The decoder's output for blocks (B, D) each, of images taken in `environment` (B,)."""
         del environment
         decoded: Tensor = self.decoder(torch.cat(latent, dim=1))
         return decoded
 
     def _bound(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
-        """The negative evidence lower bound, in nats an image."""
+        """The negative evidence lower bound, in nats per image."""
         counted, blocks = self._counted(batch), self._blocks(batch, outputs)
         target = self._seen(batch.image)
-        # A block that a row lacks is 0 there.
+        # A row has zeros in place of a block that it lacks.
         latent = [block.q.sample() * block.present[:, None] for block in blocks.values()]
         decoded = self._decoded(latent, batch.environment).to(target.dtype)
         unlikely = self.likelihood.of_each(decoded, target)

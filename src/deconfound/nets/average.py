@@ -10,9 +10,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def averaged_copy(network: Network) -> Network:
-    """A copy whose parameters are buffers: saved with a method, and trained by none of its phases.
+    """A copy with buffers in place of parameters: saved with a method, trained by no phase.
 
-    It holds the weights of `network` until `update_average` moves them.
+    It has the weights of `network` until `update_average` moves them.
     """
     average = copy.deepcopy(network)
     for module in average.modules():
@@ -23,16 +23,16 @@ def averaged_copy(network: Network) -> Network:
 
 
 def early_decay(decay: float, updates: int) -> float:
-    """The decay after so many updates, (1 + n) / (10 + n) at most.
+    """The decay after n `updates`: `decay`, but at most (1 + n) / (10 + n).
 
-    A short training is averaged over its end and not over its beginning.
+    So the average of a short training covers its end and not its beginning.
     """
     return min(decay, (1 + updates) / (10 + updates))
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Every weight of `average` becomes decay · itself + (1 − decay) · that of `network`."""
+    """Set every weight of `average` to decay · itself + (1 − decay) · the weight of `network`."""
     weights = network.state_dict()
     for name, value in average.state_dict().items():
         value.lerp_(weights[name], 1 - decay)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def synchronise_batch_norm(network: nn.Module) -> None:
     """Let every batch norm of `network` take its statistics over the rows of all processes.
 
-    In place; parameters, buffers and their names stay. PyTorch's own needs a GPU.
+    In place; parameters, buffers and their names stay. PyTorch's SyncBatchNorm needs a GPU.
     """
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""The additive decoder: an image as a sum of what content and style each contribute."""
+"""The additive decoder: an image as the sum of a content part and a style part."""
 
 import math
 
@@ -10,15 +10,15 @@ DECODER_SIZES = (32, 64)
 
 
 def decoder_size(image_size: int) -> int:
-    """Side of the decoded image: the smallest of 32 and 64 that loses no pixel, 64 at most.
+    """Side of the decoded image: 32 for images up to 32 px, else 64.
 
-    The caller resizes the target to it when it differs from `image_size`.
+    The caller resizes its targets if `image_size` is another.
     """
     return 32 if image_size <= 32 else 64
 
 
 def resized(image: Tensor, side: int) -> Tensor:
-    """Images (B, C, H, H) as (B, C, side, side), by areas: what a decoder of that side draws."""
+    """Images (B, C, H, H) resized to (B, C, side, side), by areas."""
     if image.shape[-1] == side:
         return image
     return nn.functional.interpolate(image, (side, side), mode="area")
@@ -66,7 +66,7 @@ def _keep_variance(layer: nn.Module) -> None:
 
 
 def he_convolution(layer: nn.Module) -> None:
-    """He's normal weights for a convolution, by the inputs that reach one pixel; else nothing."""
+    """He's normal weights for a convolution, by the inputs of one pixel; other layers stay."""
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         taps = float(math.prod(layer.kernel_size))
         if isinstance(layer, nn.ConvTranspose2d):

@@ -1,4 +1,4 @@
-"""Heads of many domains, of which a batch evaluates those it holds."""
+"""Heads of many domains; a batch evaluates only those of its own domains."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,10 +11,10 @@ from torch.nn import functional
 class DomainHeads(nn.Module):
     """A perceptron for each domain, Linear(-ReLU-Linear)*, of the widths `widths`.
 
-    features (B, widths[0]) floating, domain (B,) int64 in [0, domains) -> (B, widths[-1]): row i
-    goes through the perceptron of its own domain alone, so neither arithmetic nor activations grow
-    with the number of domains. What StarGAN v2 (Choi et al., 2020) computes for all domains and
-    then indexes. Weights are He's, biases zero. Raises no errors of its own.
+    features (B, widths[0]) floating, domain (B,) int64 in [0, domains) -> (B, widths[-1]). Each row
+    goes through its own domain's perceptron only, so neither arithmetic nor activations grow with
+    the number of domains; StarGAN v2 (Choi et al., 2020) computes all domains and then selects.
+    Weights are He's, biases zero. Raises no errors of its own.
     """
 
     def __init__(self, domains: int, widths: Sequence[int]) -> None:
@@ -41,6 +41,6 @@ class _DomainLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(domains, outputs))
 
     def forward(self, groups: Sequence[Tensor], present: Tensor) -> tuple[Tensor, ...]:
-        """Group i (b, in) is of the domain present[i]."""
+        """Map group i (b, in), whose domain is present[i]."""
         own = zip(groups, self.weight[present], self.bias[present], strict=True)
         return tuple(functional.linear(group, weight, bias) for group, weight, bias in own)

@@ -37,9 +37,9 @@ class Encoder(nn.Module):
 
 
 class ChannelAffine(nn.Module):
-    """Scale and shift of each channel without statistics: what remains of a norm called "none".
+    """Scale and shift of each channel without statistics: the norm called "none".
 
-    map (B, C, H, W) -> (B, C, H, W). It keeps the bias that convolutions before a norm lack.
+    map (B, C, H, W) -> (B, C, H, W). It supplies the bias that convolutions before a norm lack.
     """
 
     def __init__(self, channels: int) -> None:
@@ -56,24 +56,24 @@ def build_encoder(
 ) -> Encoder:
     """The encoder called `name` for square images of `image_size` pixels and `channels` channels.
 
-    Where `image_size` is None it is for profiles of `channels` features, and `name` is `mlp`, or
-    `small`, the default, which stands for it.
+    If `image_size` is None it is for profiles of `channels` features, and `name` is `mlp`, or the
+    default `small`, which then selects `mlp`.
 
-    - `small`: four convolutions, 256 features; ours, the default on a CPU. Its pooled features are
-      standardised over the batch under every norm.
+    - `small`: four convolutions, 256 features; not from the papers, and the default. Its pooled
+      features are standardised over the batch under every norm.
     - `resnet18` (512 features) and `densenet121` (1,024): the encoders of Makino et al., SCBD,
       A.1.1, with the ImageNet stem (7x7 stride 2, max-pool) at every image size and BatchNorm;
       the layers and their initialisation are MONAI's, laid out as torchvision's.
     - `timm:NAME`: any network of the extra `[timm]`, with random weights and its own norm.
-    - `mlp`: two hidden layers of 512 and 256 features, which are standardised over the batch as
-      those of `small` are; of profiles alone.
+    - `mlp`, for profiles only: hidden layers of 512 and 512, 256 features, standardised over the
+      batch as those of `small`.
 
     `norm` replaces the BatchNorm of the maps by affine instance norm, group norm (8 groups) or a
     plain per-channel scale and shift ("none"); the parameter count does not change.
 
     Raises UserError for an unknown name or norm, a missing extra, a norm other than "batch" with
     a timm network, an image size that the network or its norm cannot take, an image encoder for
-    profiles or `mlp` for images, and instance norm of profiles, whose features have no extent.
+    profiles or `mlp` for images, and instance norm for profiles, which have no maps.
     """
     if norm not in get_args(Norm):
         raise UserError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(Norm))}")
@@ -215,7 +215,7 @@ def _norm_layer(norm: Norm, channels: int) -> nn.Module:
 def _feature_count(
     network: nn.Module, name: str, channels: int, image_size: int, norm: Norm
 ) -> int:
-    """Width of the representation, by a pass without data; small maps fail here, by name."""
+    """Width of the representation, by a pass without data; raises UserError for small maps."""
     image = torch.empty(2, channels, image_size, image_size, device="meta")
     try:
         representation: Tensor = copy.deepcopy(network).to("meta")(image)

@@ -1,4 +1,4 @@
-"""What a decoder's output means: the distribution of each pixel."""
+"""Pixel likelihoods: the distribution of each pixel, given a decoder's output."""
 
 import math
 
@@ -23,7 +23,7 @@ class BernoulliLikelihood(nn.Module):
 
 
 class GaussianLikelihood(nn.Module):
-    """Pixels of any range; the decoder's output is their mean, one learned scalar their spread.
+    """Pixels of any range; the decoder's output is their mean, and one learned scalar their sd.
 
     Makino et al., SCBD, the likelihood of all data but Colored MNIST; a mean over pixels, not a
     sum. The log standard deviation starts at 0.

@@ -20,7 +20,7 @@ BLOCKS = {
     "resnet18": ("layer1", "layer2", "layer3"),
     "densenet121": ("features.transition1", "features.transition2", "features.transition3"),
 }
-"""Of each encoder the modules after which statistics can be mixed, all but the last block."""
+"""The modules of each encoder after which statistics can be mixed: all blocks but the last."""
 
 
 def mix_statistics(map: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def mix_statistics(map: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
 def draw_partners(environment: Tensor, mix: Mix, held_out: int = 0) -> Tensor:
     """The row (B,) int64 that each row of a batch is mixed with, from the CPU's global stream.
 
-    `random` permutes the batch. `crossdomain` draws for each row one of another environment,
-    uniformly; a row without environment (−1), or with no other in the batch, is its own partner.
-    Where the last `held_out` rows are held-out images, every other row draws one of those,
-    whatever `mix`, and they are their own partners. environment: (B,) int64 on the CPU.
+    `random` permutes the batch. `crossdomain` draws a row of another environment, uniformly; a row
+    without environment (−1), or with no other environment in the batch, is its own partner. If the
+    last `held_out` rows are held-out images, every other row draws one of them, whatever `mix` is,
+    and they are their own partners. environment: (B,) int64 on the CPU.
     """
     rows = torch.arange(len(environment))
     if held_out:
@@ -59,7 +59,7 @@ def draw_partners(environment: Tensor, mix: Mix, held_out: int = 0) -> Tensor:
     group = environment[known]
     count = group.bincount()
     others = len(known) - count[group]
-    # Of the rows in order of environment, those after one's own environment, in a circle.
+    # Rows in order of environment form a circle; a partner lies behind one's own environment.
     first = (count.cumsum(0) - count)[group] + count[group]
     offset = (torch.rand(len(known), dtype=torch.float64) * others).long()
     by_environment = known[group.argsort(stable=True)]
@@ -85,7 +85,7 @@ class MixStyle(nn.Module):
 
     @contextmanager
     def of(self, environment: Tensor, held_out: int = 0) -> Iterator[None]:
-        """Mix the batch of these environments (B,), whose last `held_out` rows are held out."""
+        """Mix a batch with environments (B,), whose last `held_out` rows are held out."""
         self._environment, self._held_out = environment.cpu(), held_out
         try:
             yield

@@ -1,8 +1,8 @@
 """The networks of StarGAN v2, for any number of channels and images of many sizes.
 
 Choi et al., StarGAN v2: Diverse Image Synthesis for Multiple Domains, CVPR 2020. A domain is an
-environment. Weights are He's, biases zero. At sizes that are powers of two from 32 on the numbers
-of blocks are the paper's.
+environment. Weights are He's, biases zero. For powers of two from 32 px on, the numbers of blocks
+are the paper's.
 """
 
 import math
@@ -24,8 +24,8 @@ def generator_halvings(image_size: int) -> int:
     """How often the generator halves an image: floor(log2(size)) − 4, at least once.
 
     The bottleneck is then 8 to 31 pixels wide. Raises UserError if the image is smaller than 16
-    pixels or cannot be halved so often without a rest: below 64 pixels the size must be even, below
-    128 a multiple of 4, and so on.
+    pixels or its size is not divisible that often: below 64 pixels it must be even, below 128 a
+    multiple of 4, and so on.
     """
     if image_size < SMALLEST:
         raise UserError(
@@ -49,8 +49,8 @@ class Generator(nn.Module):
     image (B, C, H, H) floating, style (B, style_size) -> (B, C, H, H), unbounded. Blocks that halve
     the image, 2 + 2 blocks at the bottleneck, and mirrored blocks whose instance norms take scale
     and shift from the style. `width` channels after the first layer, twice as many after each
-    halving, at most `max_width`. Deviation: no bias where an instance norm would undo it, which is
-    everywhere but in the last layer. Raises UserError for a size that `generator_halvings` refuses.
+    halving, at most `max_width`. Deviation: no bias in all layers but the last, as an instance norm
+    would undo it. Raises UserError for a size that `generator_halvings` refuses.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Generator(nn.Module):
 class MappingNetwork(nn.Module):
     """Random styles of a domain: latent (B, latent_size), domain (B,) int64 -> (B, style_size).
 
-    Four layers of `width` units that all domains share, then three and a linear one of each domain.
+    Four layers of `width` units shared by all domains, then three and a linear one per domain.
     """
 
     def __init__(self, latent_size: int, style_size: int, domains: int, width: int) -> None:
@@ -131,7 +131,7 @@ class Trunk(nn.Sequential):
 class StyleEncoder(nn.Module):
     """The style of an image: (B, C, H, H), domain (B,) int64 -> (B, style_size).
 
-    `trunk` is what all domains share, before the linear layer of each.
+    `trunk` is shared by all domains; each domain has a linear layer after it.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Discriminator(nn.Module):
 
 
 class _Block(nn.Module):
-    """A pre-activation residual block of variance kept: (branch + shortcut) / √2."""
+    """A pre-activation residual block that keeps the variance: (branch + shortcut) / √2."""
 
     def __init__(self, inputs: int, outputs: int, *, normed: bool, halves: bool) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ def _widths(width: int, max_width: int, halvings: int) -> list[int]:
 
 
 def _instance_norm(channels: int, affine: bool = True) -> nn.Module:
-    """As groups of one channel, which also takes a batch of no images."""
+    """A group norm of one channel per group, which also accepts an empty batch."""
     return nn.GroupNorm(channels, channels, affine=affine)
 
 

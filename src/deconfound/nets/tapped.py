@@ -1,4 +1,4 @@
-"""Encoders that show their maps layer by layer, and the style code made of those."""
+"""Encoders that return their maps layer by layer, and the style code of these maps."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ EPSILON = 1e-5
 
 
 class Features(NamedTuple):
-    """What a tapped encoder sees in images."""
+    """Maps and features of images, by a tapped encoder."""
 
     taps: tuple[Tensor, ...]
     """Maps (B, widths[l], h, w), finest first: outputs of convolutions before their norm."""
@@ -26,11 +26,11 @@ class Features(NamedTuple):
 
 
 class TappedEncoder(nn.Module):
-    """An encoder with instance norm that shows the maps its norms are about to see.
+    """An encoder with instance norm that also returns its maps before each norm.
 
     `encoder(image)`: (B, C, H, W) floating -> `Features`. Pernice et al., Interventional Style
-    Transfer, section 4.1: u^l. The taps lie before the norm, because what comes after it is blind
-    to the gain of an image and has the same mean and sd for all.
+    Transfer, section 4.1: u^l. The taps lie before the norm, because normalised maps have one mean
+    and sd for all images and do not show the gain of an image.
     Random initial weights come from PyTorch's global stream: seed it before building.
     """
 
@@ -41,10 +41,10 @@ class TappedEncoder(nn.Module):
 
 
 class SmallTapped(TappedEncoder):
-    """Three strided convolutions, taps at 1/2, 1/4 and 1/8, and one of 1 x 1; ours, for a CPU.
+    """Three strided convolutions, with taps at 1/2, 1/4 and 1/8, and a 1 x 1; ours, for a CPU.
 
-    Means of rectified maps are much alike in all images; a layer norm brings out how they differ,
-    without which little is learned in a few hundred steps.
+    Means of rectified maps differ little between images. A layer norm brings the differences out;
+    without it little is learned in a few hundred steps.
     """
 
     def __init__(self, channels: int) -> None:
@@ -141,11 +141,11 @@ def style_code(image: Tensor, taps: Sequence[Tensor]) -> Tensor:
 
 
 def relative_code(own: Tensor, source: Tensor, target: Tensor, widths: Sequence[int]) -> Tensor:
-    """`own` with its distance from `source` kept around `target`; style codes (B, S) each.
+    """`own`, moved by the affine map that takes `source` to `target`; style codes (B, S) each.
 
-    Layer by layer mean' = target mean + (own mean − source mean) · r and sd' = own sd · r, with
-    r = target sd / source sd: what the affine map that takes `source` to `target` makes of `own`.
-    `widths` are the channels of each layer, the image first; S = 2 · their sum.
+    In each layer mean' = target mean + (own mean − source mean) · r and sd' = own sd · r, with
+    r = target sd / source sd. `widths` are the channels of each layer, the image first; S = 2 ·
+    their sum.
     """
     sizes = [size for width in widths for size in (width, width)]
     layers = [torch.split(code, sizes, dim=1) for code in (own, source, target)]

@@ -1,4 +1,4 @@
-"""A U-Net generator: the maps of a content image, redrawn with the statistics of a style image."""
+"""A U-Net generator: redraws the maps of a content image with a style image's statistics."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -26,8 +26,8 @@ class StyledConvolution(nn.Module):
     """A convolution, then AdaIN by the style's mean and sd of a layer of `code_width` channels.
 
     map (B, inputs, H, W), mean and sd (B, code_width) -> (B, width, H, W), not activated.
-    direct: mean and sd are those of the output, and code_width equals width. affine: a linear
-    layer makes of both 1 + gamma and beta (Choi et al., StarGAN v2, 2020).
+    direct: mean and sd become those of the output, and code_width equals width. affine: the output
+    has sd 1 + gamma and mean beta, a linear function of both (Choi et al., StarGAN v2, 2020).
     """
 
     def __init__(self, inputs: int, width: int, code_width: int, adain: AdaIN) -> None:
@@ -49,12 +49,12 @@ class UNetGenerator(nn.Module):
     `generator(image, taps, style)`: content images (B, C, H, W), their taps (`nets.tapped`),
     style codes (B, S) of `style_code` -> images (B, C, H, W), at least float32, unbounded.
     Pernice et al., Interventional Style Transfer, section 4.1. AdaIN comes after the skip is
-    joined, so that the content's statistics do not pass by it. At full size the skip is the image,
-    whose width is free and whose AdaIN is always affine.
+    joined, so that the content's statistics do not bypass it. At full size the skip is the image,
+    and AdaIN is always affine.
 
-    `output`: linear, a convolution of the last maps; residual, that of maps and image, added to
-    the image; matched, that of the maps, added to the image with mean and sd of its channels set
-    to the style's. The last two begin with zeros: an image in its own style is then itself.
+    `output`: linear, a convolution of the last maps; residual, a convolution of maps and image,
+    added to the image; matched, a convolution of the maps, added to the image whose channels have
+    the style's mean and sd. The last two begin with zeros: an image in its own style is unchanged.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class UNetGenerator(nn.Module):
         ]
         finest = StyledConvolution(widths[0] + channels, full, channels, "affine")
         self.blocks = nn.ModuleList([finest, *inner, deepest])
-        """One a layer, the finest first."""
+        """One for each layer, the finest first."""
         seen = full + channels if output == "residual" else full
         self.to_image = nn.Conv2d(seen, channels, kernel_size=3, padding=1)
         if output != "linear":

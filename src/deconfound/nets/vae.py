@@ -24,13 +24,13 @@ class Gaussian(NamedTuple):
 
     @classmethod
     def of(cls, parameters: Tensor) -> "Gaussian":
-        """From a network's (B, 2 D): D means, D log-variances, which are floored at −20."""
+        """From a network's output (B, 2 D): D means, and D log-variances of at least −20."""
         wide = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
         mean, log_variance = wide.chunk(2, dim=1)
         return cls(mean, log_variance.clamp(min=LEAST_LOG_VARIANCE))
 
     def rows(self, chosen: Tensor) -> "Gaussian":
-        """Those of the rows `chosen` (B,), bool or int64."""
+        """The distributions of the rows `chosen` (B,), bool or int64."""
         return Gaussian(self.mean[chosen], self.log_variance[chosen])
 
     def sample(self) -> Tensor:
@@ -58,7 +58,7 @@ class GaussianTable(nn.Module):
         return self.every().rows(code)
 
     def every(self) -> Gaussian:
-        """Those of all classes, (classes, D)."""
+        """The distributions of all classes, (classes, D)."""
         variance = self.log_variance
         return Gaussian(self.mean, torch.zeros_like(self.mean) if variance is None else variance)
 
@@ -66,14 +66,14 @@ class GaussianTable(nn.Module):
 def build_trunk(
     name: str, channels: int, side: int | None, width: int, norm: Norm = "batch"
 ) -> Encoder:
-    """What stands before the layer that gives a posterior's parameters.
+    """The network before the layer that gives a posterior's parameters.
 
     - `vae`: the five convolutions of Makino et al., SCBD, Table 3, for 64 pixels, with one stride
       fewer for 32; `width` 32 is the paper's. Without a norm.
     - any name of `build_encoder`.
 
-    (B, channels, side, side), or (B, channels) where `side` is None, to (B, features). On profiles
-    `vae` stands for `mlp`. Raises UserError as `build_encoder` does.
+    (B, channels, side, side), or (B, channels) where `side` is None, to (B, features). For profiles
+    `vae` selects `mlp`. Raises UserError as `build_encoder` does.
     """
     if name != VAE or side is None:
         return build_encoder("small" if name == VAE else name, channels, side, norm)
@@ -94,9 +94,9 @@ def build_decoder(size: int, channels: int, side: int | None, width: int) -> nn.
     """Latent variables (B, size) to the means of pixels (B, channels, side, side), unbounded.
 
     Makino et al., SCBD, Table 4, for 64 pixels, with one stride fewer for 32; `width` 32 is the
-    paper's. To the means of features (B, channels) where `side` is None, by a perceptron with the
-    hidden layers of `mlp` in reverse. Weights are He's, as in the code of Wang et al. 2023, whose
-    final tanh is left out: pixels have no bounds here. Raises no errors of its own.
+    paper's. Where `side` is None it gives the means of features (B, channels), by a perceptron with
+    the hidden layers of `mlp` in reverse. Weights are He's, as in the code of Wang et al. 2023,
+    whose final tanh is left out: pixels have no bounds here. Raises no errors of its own.
     """
     if side is None:
         first, second, last = MLP_WIDTHS

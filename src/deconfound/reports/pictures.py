@@ -22,7 +22,7 @@ class SwapSource:
 
 @dataclass(frozen=True)
 class DiagnosisSource:
-    """One directory of `deconfound diagnose`."""
+    """One directory of `deconfound compare --view trade-off`."""
 
     path: Path
     about: dict[str, Any]
@@ -51,7 +51,7 @@ def read_diagnosis(path: Path) -> DiagnosisSource:
     if missing := {"screen", "folds", "sentences"} - about.keys():
         raise UserError(f"{path / 'diagnosis.json'}: lacks {min(missing)!r}; diagnose again")
     if not file.is_file():
-        raise UserError(f"{file}: missing; `deconfound diagnose` again")
+        raise UserError(f"{file}: missing; `deconfound compare` again")
     return DiagnosisSource(path, about, file.read_bytes())
 
 

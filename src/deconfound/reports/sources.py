@@ -16,7 +16,7 @@ from deconfound.embeddings.file import read_embeddings
 from deconfound.embeddings.shards import INDEX
 from deconfound.errors import UserError
 from deconfound.experiments.running.messages import run_directory
-from deconfound.experiments.table import read_shown_table, selected_runs
+from deconfound.experiments.search_table import read_shown_table, selected_runs
 from deconfound.reports.names import Names
 from deconfound.reports.pictures import (
     DiagnosisSource,

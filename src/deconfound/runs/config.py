@@ -16,7 +16,7 @@ from deconfound.config import (
     validated,
 )
 from deconfound.errors import UserError
-from deconfound.methods.base import MethodOptions
+from deconfound.methods.contract import MethodOptions
 
 
 class RunConfig(Options):

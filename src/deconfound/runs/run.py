@@ -19,7 +19,7 @@ from deconfound.data.tables.table import Roles, listed
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.files.checksums import CHECKSUMS, differs, read_checksums, sha256
-from deconfound.methods.base import Method, Task
+from deconfound.methods.contract import Method, Task
 from deconfound.runs.config import RunConfig, dump_config, read_config
 from deconfound.runs.weights import load_weights
 from deconfound.runtime.seeds import derived_seed

@@ -6,7 +6,7 @@ import torch
 
 from deconfound.data.loading.intensity import Intensity
 from deconfound.errors import UserError
-from deconfound.methods.base import Method
+from deconfound.methods.contract import Method
 from deconfound.runs.checkpoint import read_weights
 
 

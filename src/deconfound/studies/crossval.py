@@ -1,50 +1,63 @@
-"""crossval: the first table of Pernice et al., IST, for any methods on any screen.
+"""The first table of Pernice et al., IST, for any methods on any screen.
 
 In distribution, mixing of the embedding, and macro-F1 on groups held out at every level.
 """
 
-import multiprocessing
-import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any, Unpack
 
 import pandas as pd
-import torch
 import yaml
+from pydantic import Field
 
-from deconfound.config import validated
+from deconfound.config import DataOptions, Options, validated
 from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import open_screen
-from deconfound.embeddings.correct import correct
-from deconfound.embeddings.embed import embed
-from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
-from deconfound.evaluation.measure import measure, prediction_scores
-from deconfound.evaluation.scores import COLUMNS, score_row
-from deconfound.experiments.held_out import (
-    IID,
-    KNN,
-    CrossvalOptions,
-    TableRow,
-    choose_folds,
-    chosen_levels,
-    level_titles,
-    read_rows,
-    sweep_file,
-)
-from deconfound.experiments.plan import Plan, SweepFile, make_plan
-from deconfound.experiments.running.messages import run_directory
-from deconfound.experiments.select import read_result, score_table
-from deconfound.experiments.sweep import ExecutorName, sweep
+from deconfound.experiments.execute import Done, execute
+from deconfound.experiments.held_out import Folds, chosen_levels, level_titles
+from deconfound.experiments.overhead import Summary
+from deconfound.experiments.plan import make_plan
+from deconfound.experiments.plan_file import PlanFile
+from deconfound.experiments.running.executors import ExecutorArguments, executor_options
+from deconfound.experiments.verdict import Difference, paired_differences
+from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
-from deconfound.intervention.relative_style import compared
-from deconfound.runtime.device import available_cores
-from deconfound.runtime.progress import Progress
+from deconfound.intervention.relative_style import style_reference
 from deconfound.studies.ist_table import make_table, shown, write_crossval
+
+IID = "iid"
+
+
+class CrossvalOptions(Options):
+    """What is held out, and how often."""
+
+    levels: tuple[str, ...] = ()
+    """Levels to hold out in turn, also joined by commas; all of the screen's if not given."""
+    folds_per_level: int | None = Field(None, ge=1)
+    """Groups held out at each level, drawn at random; all if not given."""
+    draw_seed: int = 0
+    """Seed of that draw."""
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Seeds of every run."""
+    label: str | None = None
+    """Column to predict; the screen's own label if not given."""
+    environment: tuple[str, ...] = ()
+    """Column or columns (joined) of the nuisance; the screen's own if not given."""
+    steps: int | None = Field(None, ge=1)
+    """Training steps of every method, also of one with a configuration; its own if not given."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images in a batch, for every method; the method's own number if not given."""
+    knn: int = Field(10, ge=1)
+    """Neighbours that vote where a method ends in +knn."""
+
+    @property
+    def data(self) -> DataOptions:
+        """The data options that all runs share."""
+        return DataOptions(label=self.label, environment=self.environment)
 
 
 @dataclass(frozen=True)
@@ -52,13 +65,19 @@ class Crossval:
     """What a cross-validation found."""
 
     table: pd.DataFrame
-    """One row for each method, with the columns of `crossval_table.make_table`."""
+    """One row for each method, with the columns of `ist_table.make_table`."""
     shown: pd.DataFrame
     """The same as text."""
     folds: pd.DataFrame
     """Every group of every level, and the reason where it was not held out."""
-    failed: int
-    """Runs that failed; `sweep/failures.csv` says why."""
+    differences: list[Difference]
+    """Of every other method from the first, over all groups held out."""
+    summary: Summary
+
+    @property
+    def failed(self) -> int:
+        """Runs that failed; failures.csv says why."""
+        return self.summary.failed
 
 
 def crossval(
@@ -67,183 +86,91 @@ def crossval(
     out: Path,
     options: CrossvalOptions | None = None,
     *,
-    executor: ExecutorName = "local",
-    workers: int | None = None,
-    address: str | None = None,
+    intervention: Mapping[str, Any] | None = None,
     quiet: bool = False,
+    started: float | None = None,
+    **executors: Unpack[ExecutorArguments],
 ) -> Crossval:
     """Train `methods` on an IID fold and on every fold of every level, and tabulate.
 
     A method is the name of a trained one, NAME=CONFIG.yaml for a recipe, or either with
     corrections after it: erm+knn, erm+symphony+knn; they are made of the embeddings of its runs.
-    Writes below the directory `out`: `sweep/` (the runs; a killed call resumes, and another call
-    with more methods, seeds or folds trains only what is new), `embeddings/`, `folds.csv`,
-    `scores.parquet` and `table.csv`, `.md` and `.tex`. Raises UserError for an unknown method or
-    level, a screen with one environment or nothing to hold out, if styles cannot be relative as
-    asked, and if `out` holds something else.
+    `intervention` holds values of `InterventionOptions` for methods trained on imputed images.
+    Writes below the directory `out` what `execute` does, embeddings, folds.csv and table.csv, .md
+    and .tex; a killed call resumes, and another call with more methods, seeds or folds trains only
+    what is new. Raises UserError for an unknown method or level, a screen with one environment or
+    nothing to hold out, if styles cannot be relative as asked, if `out` holds something else, and
+    if every run failed.
     """
-    options = options or CrossvalOptions()
+    began = time.time() if started is None else started
+    options, where = options or CrossvalOptions(), executor_options(executors)
     out = Path(out)
-    rows, entries = read_rows(methods)
+    chains, entries = read_rows(methods, options.knn)
     opened = open_screen(screen)
-    levels = chosen_levels(opened, options)
-    folds = choose_folds(opened, levels, options)
-    if options.relative_style is not None:
-        compared(opened, roles_of(opened, options.data), options.relative_style, (), (), None)
+    levels = chosen_levels(opened, options.levels)
+    posed = Folds()
+    folds = posed.choose(
+        opened,
+        levels,
+        options.data,
+        folds_per_level=options.folds_per_level,
+        draw_seed=options.draw_seed,
+    )
+    given = intervention or {}
+    if given.get("relative_style") is not None:
+        style_reference(
+            opened, roles_of(opened, options.data), given["relative_style"], (), (), None
+        )
     file = out / "crossval.yaml"
     if out.exists() and any(out.iterdir()) and not file.is_file():
         raise UserError(f"{out}: exists and is not a cross-validation; choose another --out")
-    held_out = folds[folds["held_out"]]
-    wanted = sweep_file(screen, entries, held_out["fold"].tolist(), options)
-    plan = make_plan(Path("crossval"), validated(SweepFile, wanted, "crossval"))
+    held_out = folds.loc[folds["held_out"], ["level", "fold"]]
+    wanted = plan_values(screen, entries, held_out["fold"].tolist(), options, given)
+    wanted |= {"chains": [chain.word for chain in chains], "knn": options.knn}
+    plan = make_plan(Path("compare"), validated(PlanFile, wanted, "compare"), posed)
+    titles = level_titles(opened, levels)
+    names = [chain.name for chain in chains]
+    of_level = {
+        level: held_out.loc[held_out["level"] == level, "fold"].tolist() for level in levels
+    }
     with atomic.locked(out):
         atomic.write_text(file, yaml.safe_dump(wanted, sort_keys=False))
         atomic.write_text(out / "folds.csv", folds.to_csv(index=False))
-        done = sweep(
-            file, out / "sweep", executor=executor, workers=workers, address=address, quiet=quiet
-        )
-        scores = _scores(plan, rows, out, options.knn, workers, quiet)
-        with atomic.atomic_file(out / "scores.parquet") as temporary:
-            scores.to_parquet(temporary)
-        of_level = {level: held_out.loc[held_out["level"] == level, "fold"] for level in levels}
-        table = make_table(
-            scores,
-            [row.name for row in rows],
-            {level: names.tolist() for level, names in of_level.items()},
-            _blocks(scores),
-        )
-        titles = level_titles(opened, levels)
-        write_crossval(table, titles, out)
-    return Crossval(table, shown(table, titles), folds, done.failed)
+        tables = []
+
+        def view(done: Done) -> None:
+            tables.append(make_table(done.scores, names, of_level))
+            write_crossval(tables[0], titles, out)
+
+        done, summary = execute(plan, out, where, view, quiet=quiet, began=began)
+        if not done.results:
+            raise UserError(f"{out}: every run failed; {out / 'failures.csv'} says why")
+    told = paired_differences(done.scores, names[0], held_out["fold"].tolist())
+    return Crossval(tables[0], shown(tables[0], titles), folds, told, summary)
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A finished run, and the rows of the table that rest on it."""
-
-    name: str
-    screen: Path
-    fold: str
-    rows: tuple[TableRow, ...]
-    own: pd.DataFrame
-    """The scores that the sweep has of it."""
-
-
-def _scores(
-    plan: Plan, rows: list[TableRow], out: Path, knn: int, workers: int | None, quiet: bool
-) -> pd.DataFrame:
-    """The scores of every row on every fold and seed; of mixing, on the IID fold alone.
-
-    Runs are scored in as many processes as train, each with one thread; one where there is one.
-    """
-    runs = []
-    for setting in plan.settings:
-        of_entry = tuple(row for row in rows if row.entry == setting.entry)
-        for name in setting.runs.values():
-            result = read_result(out / "sweep", plan.jobs[name])
-            if of_entry and result is not None:
-                own = score_table([result])
-                runs.append(_Trained(name, plan.jobs[name].screen, setting.fold, of_entry, own))
-    if not runs:
-        raise UserError(f"{out}: every run failed; {out / 'sweep' / 'failures.csv'} says why")
-    processes = min(len(runs), workers or available_cores())
-    threads = 1 if processes > 1 else None
-    score = partial(_scores_of_run, out=out, knn=knn, threads=threads)
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress("crossval", len(runs), "runs", quiet=quiet))
-        found = []
-        scored: Iterable[list[pd.DataFrame]] = map(score, runs)
-        if processes > 1:
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(processes, context, _take_one_thread))
-            scored = pool.map(score, runs)
-        for of_run in scored:
-            found += of_run
-            progress.update(1)
-    records = [record for of_file in found for record in of_file.to_dict("records")]
-    table = pd.DataFrame(records, columns=COLUMNS)
-    key = [column for column in COLUMNS if column not in ("value", "n", "note", "config")]
-    return table.drop_duplicates(key, ignore_index=True)
-
-
-def _take_one_thread() -> None:
-    """What a process does that scores beside others."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-
-
-def _scores_of_run(run: _Trained, out: Path, knn: int, threads: int | None) -> list[pd.DataFrame]:
-    """The scores of every row that rests on a run."""
-    found = []
-    for row in run.rows:
-        scores = [] if row.is_post_hoc else [run.own]
-        if row.is_post_hoc or run.fold == IID:
-            scores += _scores_of_file(run, row, out, knn, threads)
-        found += [one.assign(method=row.name) for one in scores]
-    return found
-
-
-def _scores_of_file(
-    run: _Trained, row: TableRow, out: Path, knn: int, threads: int | None
-) -> list[pd.DataFrame]:
-    """What a row's embeddings of one run score: everything on the IID fold, else predictions."""
-    file = _embedded(run, out, threads)
-    if row.is_post_hoc:
-        file = _corrected(file, row, knn)
-    if run.fold != IID:
-        opened = read_embeddings(file)
-        found = [score_row(opened.about, run.fold, score) for score in prediction_scores(opened)]
-        return [pd.DataFrame(found, columns=COLUMNS)]
-    kept = out / "mixing" / f"{file.stem}.parquet"
-    if not kept.exists():
-        measure([file], kept, quiet=True)
-    return [pd.read_parquet(kept)]
-
-
-def _embedded(run: _Trained, out: Path, threads: int | None) -> Path:
-    file = out / "embeddings" / f"{run.name}.h5ad"
-    if not file.exists():
-        of_run = run_directory(out / "sweep", run.name)
-        embed(of_run, run.screen, file, threads=threads, quiet=True)
-    return file
-
-
-def _corrected(file: Path, row: TableRow, knn: int) -> Path:
-    """The embeddings of a run with a row's correction; content is corrected where there is any."""
-    done = [row.correction, *([f"knn{knn}"] if row.votes else [])]
-    corrected = file.with_name("+".join([file.stem, *filter(None, done)]) + ".h5ad")
-    if not corrected.exists():
-        blocks = read_embeddings(file).representations
-        correct(
-            row.correction or KNN,
-            file,
-            corrected,
-            representation=_block(list(blocks)),
-            knn=knn if row.votes else None,
-        )
-    return corrected
-
-
-def _blocks(scores: pd.DataFrame) -> dict[str, str]:
-    """The representation that counts, of each method that was embedded."""
-    mixing = scores[scores["metric"] == "lisi_ratio"]
+def plan_values(
+    screen: Path,
+    entries: dict[str, dict[str, Any]],
+    folds: list[str],
+    options: CrossvalOptions,
+    intervention: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The plan that a cross-validation needs, as a plan file says it."""
+    data = {"label": options.label, "environment": list(options.environment)}
+    training = {"steps": options.steps, "batch_size": options.batch_size}
+    given = {name: value for name, value in intervention.items() if value is not None}
+    if given and not any("intervene" in entry for entry in entries.values()):
+        flag = "--" + next(iter(given)).replace("_", "-")
+        raise UserError(f"compare: {flag} belongs to METHOD+IMPUTER, such as erm+ist; add one")
     return {
-        str(name): _block(of_name["representation"].unique().tolist())
-        for name, of_name in mixing.groupby("method")
+        "screens": [str(Path(screen).resolve())],
+        "folds": [IID, *folds],
+        "seeds": list(options.seeds),
+        "data": {name: value for name, value in data.items() if value},
+        "training": {name: value for name, value in training.items() if value},
+        "methods": {
+            name: entry | ({"intervention": given} if given and "intervene" in entry else {})
+            for name, entry in entries.items()
+        },
     }
-
-
-def _block(names: list[str]) -> str:
-    return "content" if "content" in names else "representation"
-
-
-def describe_folds(folds: pd.DataFrame) -> list[str]:
-    """What was held out at each level and, by reason, what was not; a line each."""
-    said = []
-    for level, of_level in folds.groupby("level", sort=False):
-        taken = of_level[of_level["held_out"]]
-        names = ", ".join(fold.partition("=")[2] for fold in taken["fold"]) or "none"
-        said.append(f"{level}: {len(taken)} of {len(of_level)} groups held out: {names}")
-        for reason, refused in of_level[~of_level["held_out"]].groupby("reason", sort=False):
-            said.append(f"{level}: {len(refused)} not held out: {reason}")
-    return said

@@ -5,31 +5,30 @@ rates and lengths. The held-out labels are read, so this describes a screen and 
 """
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import yaml
 from pydantic import Field
 
-from deconfound.config import Options
+from deconfound.config import Options, validated
 from deconfound.data.screens.screen import open_screen
 from deconfound.errors import UserError
-from deconfound.experiments.plan import ALL_GROUPS, Plan, make_plan
-from deconfound.experiments.select import read_result
-from deconfound.experiments.sweep import ExecutorName, sweep
+from deconfound.experiments.execute import Done, execute
+from deconfound.experiments.held_out import ALL_GROUPS
+from deconfound.experiments.overhead import Summary
+from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.plan_file import PlanFile
+from deconfound.experiments.running.executors import ExecutorArguments, executor_options
+from deconfound.experiments.verdict import FEWEST, FoldDiagnosis, Verdict, judge
 from deconfound.files import atomic
-from deconfound.runtime.seeds import numpy_stream
 
 FORMAT_VERSION = 1
-RESAMPLES = 2000
-FEWEST = 4
-"""Settings that a correlation needs."""
 ERM, SCBD = "erm", "scbd"
-Verdict = Literal["help", "cost", "cannot tell"]
 WORDS: dict[Verdict, str] = {
     "help": "invariance is likely to help",
     "cost": "invariance is likely to cost",
@@ -60,21 +59,12 @@ class DiagnoseOptions(Options):
 
 
 @dataclass(frozen=True)
-class FoldDiagnosis:
-    """What one fold, or all of them together, shows."""
+class Diagnosis:
+    """What a diagnosis found."""
 
-    fold: str
-    """Name of the fold; "all folds" for their mean."""
-    settings: int
-    """Settings of ERM that are strong in distribution: at least half way from chance to the
-    best."""
-    correlation: float
-    """Pearson's r of accuracy in distribution and on held-out rows, over those settings, each the
-    mean of its seeds; NaN where there are fewer than 4 or one accuracy does not vary."""
-    low: float
-    high: float
-    """Bootstrap interval of 95 %, over settings and their seeds."""
-    verdict: Verdict
+    folds: list[FoldDiagnosis]
+    """Of every fold, and last of all folds together."""
+    summary: Summary
 
 
 def diagnose(
@@ -82,67 +72,72 @@ def diagnose(
     out: Path,
     options: DiagnoseOptions | None = None,
     *,
-    executor: ExecutorName = "local",
-    workers: int | None = None,
-    address: str | None = None,
     quiet: bool = False,
-) -> list[FoldDiagnosis]:
+    started: float | None = None,
+    **executors: Unpack[ExecutorArguments],
+) -> Diagnosis:
     """Train ERM over learning rates and lengths and SCBD over alphas; judge every fold.
 
-    Writes below the directory `out`: `sweep/` (the runs; a killed call resumes), `points.csv` (one
-    row for each run), `diagnosis.json` and `diagnosis.png`. The last of the diagnoses returned is
-    that of all folds. Raises UserError if `out` holds another diagnosis or something else, and for
-    every mistake that a sweep refuses.
+    Writes below the directory `out` what `execute` does, points.csv (one row for each run),
+    diagnosis.json and diagnosis.png; a killed call resumes. Raises UserError if `out` holds another
+    diagnosis or something else, for every mistake that a plan refuses, and if every run failed.
     """
-    options = options or DiagnoseOptions()
+    began = time.time() if started is None else started
+    options, where = options or DiagnoseOptions(), executor_options(executors)
     out = Path(out)
     file = out / "diagnose.yaml"
-    wanted = yaml.safe_dump(_sweep_file(Path(screen), options), sort_keys=False)
+    wanted = _plan_values(Path(screen), options)
+    text = yaml.safe_dump(wanted, sort_keys=False)
     if out.exists() and any(out.iterdir()):
         if not file.is_file():
             raise UserError(f"{out}: exists and is not a diagnosis; choose another --out")
-        if file.read_text(encoding="utf-8") != wanted:
+        if file.read_text(encoding="utf-8") != text:
             raise UserError(f"{out}: holds a diagnosis with other options; choose another --out")
-    atomic.write_text(file, wanted)
-    sweep(file, out / "sweep", executor=executor, workers=workers, address=address, quiet=quiet)
-    plan = make_plan(file)
-    points = _points(plan, out / "sweep")
+    plan = make_plan(Path("compare"), validated(PlanFile, wanted, "compare"))
+    found: list[FoldDiagnosis] = []
+    with atomic.locked(out):
+        atomic.write_text(file, text)
+        _, summary = execute(
+            plan, out, where, lambda done: found.extend(_write(plan, done, out)), quiet=quiet,
+            began=began,
+        )  # fmt: skip
+    if not found:
+        raise UserError(f"{out}: every run failed; {out / 'failures.csv'} says why")
+    return Diagnosis(found, summary)
+
+
+def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Write the trade-off of a plan with entries erm and, perhaps, scbd; no table, and the verdict.
+
+    Raises UserError if the plan has no entry erm.
+    """
+    if ERM not in plan.file.methods:
+        raise UserError("compare: --view trade-off reads an entry erm; add one to the plan")
+    found = _write(plan, done, out)
+    return pd.DataFrame(), sentences(found) if found else []
+
+
+def _write(plan: Plan, done: Done, out: Path) -> list[FoldDiagnosis]:
+    """Write points.csv, diagnosis.json and diagnosis.png; nothing where no run of ERM has ended."""
+    points = _points(done.scores)
+    if points.empty or ERM not in set(points["method"]):
+        return []
     atomic.write_text(out / "points.csv", points.to_csv(index=False))
     found = judge(points)
     _draw(points, found, out / "diagnosis.png")
+    folds = [
+        {name: None if value != value else value for name, value in asdict(one).items()}
+        for one in found
+    ]
     about = {
         "format_version": FORMAT_VERSION,
-        "screen": open_screen(screen).name,
-        "folds": [
-            {name: None if value != value else value for name, value in asdict(one).items()}
-            for one in found
-        ],
+        "screen": plan.screens[next(iter(plan.screens))].name,
+        "folds": folds,
         "sentences": sentences(found),
         "curve": _curve(points).to_dict("records"),
     }
     atomic.write_text(out / "diagnosis.json", json.dumps(about, indent=2, allow_nan=False))
     return found
-
-
-def judge(points: pd.DataFrame) -> list[FoldDiagnosis]:
-    """Diagnose every fold of `points`, and last all folds together (Fisher's mean of their r).
-
-    `points` has a row for each run of ERM or SCBD: method, fold, setting, seed, in_distribution and
-    held_out (accuracies) and chance.
-    """
-    erm = points[points["method"] == ERM]
-    found, replicates = [], []
-    for fold, rows in erm.groupby("fold", sort=False):
-        strong, r, sample = _correlation(rows, str(fold))
-        found.append(_diagnosis(str(fold), strong, r, sample))
-        if np.isfinite(r):
-            replicates.append((r, sample))
-    pooled = [np.arctanh(np.clip(r, -0.999, 0.999)) for r, _ in replicates]
-    overall = float(np.tanh(np.mean(pooled))) if pooled else float("nan")
-    samples = [np.arctanh(np.clip(sample, -0.999, 0.999)) for _, sample in replicates]
-    together = np.tanh(np.mean(samples, axis=0)) if samples else np.array([])
-    settings = sum(one.settings for one in found)
-    return [*found, _diagnosis("all folds", settings, overall, together)]
 
 
 def sentences(found: list[FoldDiagnosis]) -> list[str]:
@@ -167,39 +162,8 @@ def _evidence(one: FoldDiagnosis) -> str:
     )
 
 
-def _diagnosis(
-    fold: str, settings: int, r: float, sample: npt.NDArray[np.float64]
-) -> FoldDiagnosis:
-    low, high = np.nanpercentile(sample, [2.5, 97.5]) if np.isfinite(r) else (np.nan, np.nan)
-    verdict: Verdict = "help" if high < 0 else "cost" if low > 0 else "cannot tell"
-    return FoldDiagnosis(fold, settings, r, float(low), float(high), verdict)
-
-
-def _correlation(rows: pd.DataFrame, fold: str) -> tuple[int, float, npt.NDArray[np.float64]]:
-    """Strong settings, their r, and r of settings and seeds drawn anew, (RESAMPLES,)."""
-    means = rows.groupby("setting", sort=False)["in_distribution"].mean()
-    chance = float(rows["chance"].iloc[0])
-    strong = means.index[means >= chance + (means.max() - chance) / 2]
-    runs = [rows[rows["setting"] == setting] for setting in strong]
-    values = [one[["in_distribution", "held_out"]].to_numpy(dtype=float) for one in runs]
-    if len(values) < FEWEST:
-        return len(values), float("nan"), np.array([])
-    observed = np.array([value.mean(axis=0) for value in values])
-    if np.ptp(observed, axis=0).min() == 0:
-        return len(values), float("nan"), np.array([])
-    stream = numpy_stream(0, "diagnose", fold)
-    sample = np.full(RESAMPLES, np.nan)
-    for draw in range(RESAMPLES):
-        chosen = [values[i] for i in stream.integers(0, len(values), len(values))]
-        again = [one[stream.integers(0, len(one), len(one))].mean(axis=0) for one in chosen]
-        drawn = np.array(again)
-        if np.ptp(drawn, axis=0).min() > 0:
-            sample[draw] = np.corrcoef(drawn.T)[0, 1]
-    return len(values), float(np.corrcoef(observed.T)[0, 1]), sample
-
-
-def _sweep_file(screen: Path, options: DiagnoseOptions) -> dict[str, Any]:
-    """The sweep that a diagnosis needs, as a sweep file says it."""
+def _plan_values(screen: Path, options: DiagnoseOptions) -> dict[str, Any]:
+    """The plan that a diagnosis needs, as a plan file says it."""
     opened = open_screen(screen)
     folds = list(options.folds)
     if not folds and opened.roles.split is not None:
@@ -207,7 +171,9 @@ def _sweep_file(screen: Path, options: DiagnoseOptions) -> dict[str, Any]:
     elif not folds and opened.roles.levels:
         folds = [ALL_GROUPS + opened.roles.levels[0]]
     elif not folds:
-        raise UserError(f"{screen}: has no levels and no split; name what to hold out with --folds")
+        raise UserError(
+            f"{screen}: has no levels and no split; name what to hold out with --hold-out"
+        )
     entries: dict[str, Any] = {
         ERM: _entry(
             options.erm,
@@ -236,26 +202,24 @@ def _entry(config: Path | None, options: DiagnoseOptions, grid: dict[str, Any]) 
     return entry
 
 
-def _points(plan: Plan, out: Path) -> pd.DataFrame:
-    """One row for each finished run."""
+def _points(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row for each finished run, from the long table."""
     rows = []
-    for setting in plan.settings:
-        for seed, name in setting.runs.items():
-            result = read_result(out, plan.jobs[name])
-            if result is None:
-                continue
-            rows.append(
-                {
-                    "method": setting.entry,
-                    "fold": setting.fold,
-                    "setting": json.dumps(setting.values),
-                    **setting.values,
-                    "seed": seed,
-                    "in_distribution": result.value("val", "accuracy"),
-                    "held_out": result.value("test", "accuracy"),
-                    "chance": result.value("val", "accuracy_chance"),
-                }
-            )
+    by_run = scores.groupby(["entry", "fold", "setting", "seed", "run"], sort=False)
+    for (entry, fold, setting, seed, _), run in by_run:
+        value = run.set_index(["part", "metric"])["value"]
+        rows.append(
+            {
+                "method": entry,
+                "fold": fold,
+                "setting": setting,
+                **json.loads(str(setting)),
+                "seed": seed,
+                "in_distribution": value.get(("val", "accuracy"), np.nan),
+                "held_out": value.get(("test", "accuracy"), np.nan),
+                "chance": value.get(("val", "accuracy_chance"), np.nan),
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from deconfound.experiments.table import write_readable
+from deconfound.errors import UserError
+from deconfound.experiments.execute import Done
+from deconfound.experiments.held_out import level_titles
+from deconfound.experiments.plan import Plan
+from deconfound.experiments.running.chain import main_block
+from deconfound.experiments.table import mean_and_sd, write_table_files
+from deconfound.experiments.verdict import paired_differences
 from deconfound.files import atomic
 
 IID_F1, LISI, BATCH_CV = "IID", "cLISI/bLISI", "kNN BatchCV"
@@ -25,20 +31,18 @@ class Cell(NamedTuple):
     """Mean macro-F1 of the same predictions dealt out at random; NaN of other metrics."""
 
 
-def make_table(
-    scores: pd.DataFrame, names: list[str], folds: dict[str, list[str]], blocks: dict[str, str]
-) -> pd.DataFrame:
+def make_table(scores: pd.DataFrame, names: list[str], folds: dict[str, list[str]]) -> pd.DataFrame:
     """One row for each of `names`; the columns NAME_mean, NAME_sd, NAME_runs, NAME_chance.
 
     `scores` has the columns of a scores file; `folds` holds the folds of each level, innermost
-    first; `blocks` the representation whose mixing counts, by name. Means and sds are over all
+    first. Mixing is that of the content block, of methods that have one. Means and sds are over all
     folds of a level and all seeds. NaN where there is no run.
     """
     rows = []
     for name in names:
         own = scores[(scores["method"] == name) & (scores["part"] == "test")]
         in_distribution = own[own["fold"] == "iid"]
-        mixing = in_distribution[in_distribution["representation"] == blocks.get(name)]
+        mixing = _mixing(in_distribution)
         cells = {
             IID_F1: _f1(in_distribution),
             LISI: _cell(mixing[mixing["metric"] == "lisi_ratio"]["value"]),
@@ -51,10 +55,31 @@ def make_table(
     return pd.DataFrame(rows)
 
 
+def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Write the table of a plan's chains, or methods, over its folds by level.
+
+    Returns the table as text and the differences from the first method on held-out groups. Raises
+    UserError if the plan has several screens.
+    """
+    if len(plan.screens) > 1:
+        raise UserError("compare: --view levels shows one screen; name one in the plan")
+    (screen,) = plan.screens.values()
+    folds = list(dict.fromkeys(setting.fold for setting in plan.settings))
+    levels = {level: [f for f in folds if f.startswith(f"{level}=")]
+              for level in reversed(screen.roles.levels)}  # fmt: skip
+    levels = {level: named for level, named in levels.items() if named}
+    names = list(dict.fromkeys(done.scores["method"]))
+    table, titles = make_table(done.scores, names, levels), level_titles(screen, list(levels))
+    write_crossval(table, titles, out)
+    held_out = [fold for named in levels.values() for fold in named]
+    told = paired_differences(done.scores, names[0], held_out) if names else []
+    return shown(table, titles), [one.text() for one in told]
+
+
 def write_crossval(table: pd.DataFrame, levels: dict[str, str], out: Path) -> None:
     """Write table.csv, with everything, and table.md and table.tex, for readers."""
     atomic.write_text(out / "table.csv", table.to_csv(index=False))
-    write_readable(shown(table, levels), out, left=1)
+    write_table_files(shown(table, levels), out, left=1)
 
 
 def shown(table: pd.DataFrame, levels: dict[str, str]) -> pd.DataFrame:
@@ -62,9 +87,18 @@ def shown(table: pd.DataFrame, levels: dict[str, str]) -> pd.DataFrame:
     titles = {IID_F1: IID_F1, LISI: LISI, BATCH_CV: BATCH_CV} | levels
     rows = []
     for row in table.to_dict("records"):
-        cells = {title: _text(row[f"{c}_mean"], row[f"{c}_sd"]) for c, title in titles.items()}
+        cells = {
+            title: mean_and_sd(row[f"{c}_mean"], row[f"{c}_sd"]) for c, title in titles.items()
+        }
         rows.append({"method": str(row["method"])} | cells)
     return pd.DataFrame(rows, columns=["method", *titles.values()])
+
+
+def _mixing(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores of mixing, of the block that follows the label."""
+    of_blocks = scores[scores["metric"].isin(["lisi_ratio", "knn_batch_cv"])]
+    main = main_block(of_blocks["representation"].unique().tolist())
+    return of_blocks[of_blocks["representation"] == main]
 
 
 def _f1(scores: pd.DataFrame) -> Cell:
@@ -82,9 +116,3 @@ def _cell(values: pd.Series) -> Cell:
 
 def _named(cell: Cell) -> list[tuple[str, float]]:
     return list(zip(Cell._fields, cell, strict=True))
-
-
-def _text(mean: float, sd: float) -> str:
-    if math.isnan(mean):
-        return "–"
-    return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"

@@ -1,15 +1,17 @@
-"""The batches of a stage: which rows of a part they draw, and how."""
+"""The batches of a stage: which rows they hold, and how these are drawn."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 
 from deconfound.arrays import Rows
 from deconfound.config import TrainingOptions
 from deconfound.data.folds.problem import Problem
 from deconfound.data.loading.batch import Batch, BatchReader
+from deconfound.data.loading.intensity import Intensity
 from deconfound.data.loading.sampler import (
     EnvironmentBalancedSampler,
     JoinedSampler,
@@ -18,14 +20,17 @@ from deconfound.data.loading.sampler import (
     Sampler,
     UniformSampler,
 )
+from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.methods.base import Group, Stage
+from deconfound.methods.contract import DrawnOver, Stage
 from deconfound.runs.config import RunConfig
 from deconfound.runtime.seeds import derived_seed
 
 
 def refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:
-    """Raise UserError if a batch exceeds the training rows or cannot hold each label it must."""
+    """Raise UserError if a batch exceeds the training rows, or is smaller than the labels or the
+    environments that its sampler puts into each batch.
+    """
     size, rows = training.batch_size, len(problem.fold.rows("train"))
     labels = min(training.classes_per_batch, len(problem.label.names))
     environments = len(problem.environment.names)
@@ -43,10 +48,26 @@ def refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> No
         )
 
 
+def reader_of(
+    screen: Screen, problem: Problem, intensity: Intensity, device: torch.device
+) -> BatchReader:
+    """Reads rows of a screen; labels and environments are those of training and val rows alone."""
+    known = np.isin(problem.fold.part, ("train", "val"))
+    return BatchReader(
+        screen,
+        np.where(known, problem.label.codes, -1),
+        np.where(known, problem.environment.codes, -1),
+        intensity,
+        device,
+        channels_last=True,
+        group=None if problem.group is None else problem.group.codes,
+    )
+
+
 def sampler_of(
     config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
 ) -> Sampler:
-    """Of a part; in training joined by images of test rows where the method sees those."""
+    """Draws the batches of a part; training batches also test rows, if the method sees them."""
     sampler = _part_sampler(config, problem, part, stage)
     if part == "val" or not config.options.sees_held_out:
         return sampler
@@ -63,18 +84,16 @@ def _part_sampler(
     rows: Rows = problem.fold.rows(part)
     seed = derived_seed(config.seed if part == "train" else 0, part, stage.name)
     if stage.draws is not None:
-        own = _uniform(problem, rows, stage.draws, size, seed, "own")
+        own = UniformSampler(rows, _codes(problem, stage.draws)[rows], size, seed, "own")
         if stage.partner is None:
             return own
-        partners = _uniform(
-            problem, rows, stage.partner, size, seed, "partner", stage.partner_draws
-        )
-        return JoinedSampler(own, partners)
+        over, draws = _codes(problem, stage.partner)[rows], stage.partner_draws
+        return JoinedSampler(own, UniformSampler(rows, over, size, seed, "partner", draws))
     if training.sampler == "label_balanced":
         label = problem.label.codes[rows]
         return LabelBalancedSampler(rows, label, size, training.classes_per_batch, seed)
     if training.sampler == "label_uniform":
-        return _uniform(problem, rows, "label", size, seed, "own")
+        return UniformSampler(rows, problem.label.codes[rows], size, seed, "own")
     if training.sampler == "environment_balanced":
         environment = problem.environment.codes[rows]
         return EnvironmentBalancedSampler(rows, environment, size, seed)
@@ -85,21 +104,19 @@ def _size(config: RunConfig, stage: Stage) -> int:
     return stage.batch_size or config.training.batch_size
 
 
-def _uniform(
-    problem: Problem, rows: Rows, group: Group, size: int, seed: int, purpose: str, draws: int = 1
-) -> UniformSampler:
-    match group:
+def _codes(problem: Problem, over: DrawnOver) -> Rows:
+    """(N,) the group of every row of the screen, −1 where it has none."""
+    match over:
         case "label":
-            codes = problem.label.codes
+            return problem.label.codes
         case "environment":
-            codes = problem.environment.codes
+            return problem.environment.codes
         case "control":
-            codes = problem.control
-    return UniformSampler(rows, codes[rows], size, seed, purpose, draws)
+            return problem.control
 
 
 def with_partners(batch: Batch, stage: Stage) -> Batch:
-    """The batch of a stage that draws partners knows how many it has."""
+    """The batch with the number of its partners, in a stage that draws some."""
     if stage.partner is None:
         return batch
     own = len(batch) // (1 + stage.partner_draws)
@@ -109,9 +126,9 @@ def with_partners(batch: Batch, stage: Stage) -> Batch:
 def validation_batches(
     config: RunConfig, problem: Problem, stage: Stage, reader: BatchReader, own: slice
 ) -> Iterator[tuple[Batch, bool]]:
-    """This process's share, `own`, of the validation batches, and whether each is of full size.
+    """The validation batches, the same every time, and whether each is of full size.
 
-    They are the same every time.
+    This process reads the rows `own` of each batch.
     """
     rows = problem.fold.rows("val")
     size = min(_size(config, stage), len(rows))

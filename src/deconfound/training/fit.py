@@ -14,8 +14,9 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.files import atomic
+from deconfound.files.claim import refuse_foreign
 from deconfound.intervention.intervention import begin_intervention
-from deconfound.intervention.source_run import imputing_run, with_imputer
+from deconfound.intervention.source_run import imputing_run, refuse_unfit, with_imputer
 from deconfound.runs.config import RunConfig, dump_config, read_config
 from deconfound.runs.run import Run, open_run, read_json, write_description
 from deconfound.runtime.device import processes, start_fabric
@@ -24,16 +25,16 @@ from deconfound.training.loop import Training
 from deconfound.training.validation import Predictions
 
 FEW_ROWS = 20
-"""A part that was to have fewer rows says little anyway."""
+"""Parts asked to have fewer rows than this are small anyway, and nobody is warned of them."""
 
 
 class Trained(NamedTuple):
     """What a call of `train` did."""
 
     seconds: float = 0.0
-    """Spent on steps, on validation and on waiting for batches; 0 if the run was finished."""
+    """Spent on steps, validation and waiting for batches; 0 if the run was finished before."""
     predicted: Predictions | None = None
-    """What the run predicts of validation rows, as far as this call learned it."""
+    """The run's predictions of validation rows, where this call made them."""
 
 
 def fit(
@@ -44,14 +45,13 @@ def fit(
     quiet: bool = False,
     warn: Callable[[str], None] | None = None,
 ) -> Run:
-    """Train `config` on `screen` into the directory `out`, or resume what is there.
+    """Train `config` on `screen` into the directory `out`, or resume the run in it.
 
     On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
     holds another run or something else, if another process is writing it, if the loss stops being
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
-    of the step and raises Stopped. `warn` is given a sentence about labels that are never scored,
-    one about parts with far fewer rows than asked for, and one about weights that a method finds to
-    have failed.
+    of the step and raises Stopped. `warn` receives each warning as one line: labels that are never
+    scored, parts with far fewer rows than asked for, and weights that the method calls failed.
     """
     out, opened = Path(out), open_screen(screen)
     train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn)
@@ -67,9 +67,10 @@ def train(
     quiet: bool = False,
     warn: Callable[[str], None] | None = None,
 ) -> Trained:
-    """`fit` on an opened screen, posed as `config` asks: raises what `fit` does."""
+    """`fit` on an opened screen, with the problem that `config.data` poses; raises as `fit`."""
     first = processes().rank == 0  # of several processes, the one that writes
-    config = with_imputer(config, out)
+    source = imputing_run(config, out)
+    config = with_imputer(config, out, source)
     if first and _claims(out, config, screen):
         _remove_leftovers(out)
         return Trained()
@@ -81,7 +82,8 @@ def train(
         )
     if methods.load(config.method).CONTROLS:
         _refuse_without_controls(config.method, problem)
-    source = imputing_run(config, screen, problem, out)
+    if source is not None:
+        refuse_unfit(source, config, screen, problem)
     if first and warn is not None:
         for warning in (_of_untrained(problem), _of_thin_parts(problem, config.data)):
             if warning is not None:
@@ -93,26 +95,25 @@ def train(
         options = config.training
         fabric = start_fabric(options.device, options.precision, options.threads)
         intervention = begin_intervention(config, screen, problem, out, source, fabric.device)
-        training = Training(config, screen, problem, out, fabric, quiet, intervention)
+        training = Training(
+            config=config, screen=screen, problem=problem, out=out, fabric=fabric,
+            intervention=intervention, quiet=quiet,
+        )  # fmt: skip
         if first:
-            atomic.sweep(out)
+            atomic.remove_leftovers(out)
             write_description(out, config, screen, problem)
             if intervention is not None:
                 intervention.write(out)
         training.run()
         if first and warn is not None and (alarm := training.alarm()) is not None:
             warn(f"warning: {out}: {alarm}")
-        return Trained(training.seconds - training.resumed_at, training.of_validation())
+        return Trained(training.seconds, training.predicted())
 
 
 def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
     """Whether `out` already holds this run, finished; raises UserError if it holds another."""
-    if not out.exists():
+    if not refuse_foreign(out, "config.yaml", "run"):
         return False
-    if out.is_dir() and all(file.suffix == ".partial" for file in out.iterdir()):
-        return False
-    if not (out / "config.yaml").is_file():
-        raise UserError(f"{out}: exists and is not a run; choose another --out")
     if dump_config(read_config(out / "config.yaml")) != dump_config(config):
         raise UserError(f"{out}: holds a run with another configuration; choose another --out")
     if (out / "classes.json").is_file():
@@ -148,7 +149,7 @@ def _of_untrained(problem: Problem) -> str | None:
 
 
 def _of_thin_parts(problem: Problem, options: DataOptions) -> str | None:
-    """Of random parts with less than half of the rows asked for, in a screen of some size."""
+    """Random parts with less than half of the rows asked for, unless few were asked for."""
     if options.fold == "given":
         return None
     counts = problem.fold.counts()
@@ -168,9 +169,9 @@ def _of_thin_parts(problem: Problem, options: DataOptions) -> str | None:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove what a process that was killed as it finished the run has left of its work."""
+    """Remove the files left by a process that was killed while it finished the run."""
     resume = out / "resume.pt"
     if resume.is_file() or any(file.suffix == ".partial" for file in out.iterdir()):
         with contextlib.suppress(OSError, UserError), atomic.locked(out):
             resume.unlink(missing_ok=True)
-            atomic.sweep(out)
+            atomic.remove_leftovers(out)

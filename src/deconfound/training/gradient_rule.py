@@ -1,4 +1,4 @@
-"""What becomes of gradients that are too large or not finite."""
+"""Skipping or clipping gradients that are too large or not finite."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GradientRule:
-    """Skips the step of a phase whose gradient is beyond use, and clips one that is only large.
+    """Skips the step of a phase whose gradient is unusable, and clips one that is only large.
 
-    Child, Very Deep VAEs, 2021, as Makino et al., SCBD, A.1.2, take it over: skipped above a norm
-    of 1e12, clipped to one of 1e6. Skipped too is what has a loss or a norm that is not finite. A
-    phase is skipped by taking its gradients away, so its weights and the state of its optimizer
-    stay as they are; so do the running statistics of batch norms, which its images have passed.
+    Child, Very Deep VAEs, 2021, used by Makino et al., SCBD, A.1.2: skipped above a norm of 1e12,
+    clipped to a norm of 1e6. A phase whose loss or norm is not finite is skipped too. To skip a
+    phase its gradients are removed, so its weights and its optimizer's state do not change; batch
+    norms get back the running statistics that they had before the step.
     """
 
     def __init__(self, skip_above: float | None, clip_at: float | None, most_skipped: int) -> None:
@@ -19,19 +19,19 @@ class GradientRule:
         self.skipped = 0
         """Steps so far in which a phase was skipped."""
         self.in_a_row = 0
-        """Those after the last step in which none was."""
+        """Skipped steps since the last step that was not skipped."""
         self._skipping = False
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
     def begin_step(self, network: nn.Module) -> None:
-        """Remember the running statistics of `network`, should the step be skipped."""
+        """Copy the running statistics of `network`, in case the step is skipped."""
         if self.skip_above is None:
             return
         norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
         self._statistics = [(kept, kept.clone()) for norm in norms for kept in norm.buffers()]
 
     def apply(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
-        """Take away or scale down the gradients of `parameters`, which `loss` () has left."""
+        """Remove or scale down the gradients of `parameters` with respect to `loss` ()."""
         if self.skip_above is None and self.clip_at is None:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -49,7 +49,7 @@ class GradientRule:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_at, norm)
 
     def end_step(self) -> None:
-        """Count the step that ends, and undo what a skipped one left of its images."""
+        """Count the step; restore the running statistics if it was skipped."""
         if self._skipping:
             for kept, before in self._statistics:
                 kept.copy_(before)
@@ -63,9 +63,9 @@ class GradientRule:
         return self.in_a_row >= self._most
 
     def state(self) -> list[int]:
-        """What `resume` takes."""
+        """The counts, for `resume`."""
         return [self.skipped, self.in_a_row]
 
     def resume(self, state: list[int]) -> None:
-        """Go on counting from a `state`; from 0 if it is empty."""
+        """Continue counting from a `state`; from 0 if it is empty."""
         self.skipped, self.in_a_row = state or (0, 0)

@@ -1,4 +1,4 @@
-"""What a stage scores on validation rows."""
+"""Losses, accuracy and predictions on validation rows."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -10,16 +10,16 @@ from lightning_fabric import Fabric
 
 from deconfound.arrays import Rows
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.base import Method, Phase, Stage, weighted_sum
+from deconfound.methods.contract import Method, Phase, Stage, weighted_sum
 
 
 class Predictions(NamedTuple):
-    """The labels that a network predicted for some rows."""
+    """The labels that a network predicts for some rows."""
 
     row: Rows
     """(N,) rows of the screen."""
     label: Rows
-    """(N,) codes in the labels of training."""
+    """(N,) codes of training labels."""
 
 
 @torch.no_grad()
@@ -31,11 +31,11 @@ def validation_scores(
     fabric: Fabric,
     is_asked: Callable[[], bool],
 ) -> tuple[dict[str, float], Predictions] | None:
-    """The losses of `phase` and the diagnostics, of full batches, and the accuracy, of all.
+    """Scores by name, and this process's predictions.
 
-    With them come the predictions behind the accuracy, of this process. Accuracy is left out where
-    the stage does not classify or no row has a known label. None if `is_asked` says, before any
-    batch, that the run is to stop.
+    The scores are the losses of `phase` and the diagnostics, averaged over full batches, and the
+    accuracy over all rows, unless the stage does not classify or no row has a known label.
+    `is_asked` is called before each batch; once it says that the run is to stop, returns None.
     """
     sums: dict[str, float] = {}
     loss_batches = correct = known = 0

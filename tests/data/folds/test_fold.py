@@ -4,14 +4,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deconfound.data.folds.fold import (
-    PARTS,
-    Fold,
-    groups,
-    make_fold,
-    shared_labels,
-    without_environment,
-)
+from deconfound.data.folds.fold import PARTS, Fold, make_fold, shared_labels, without_environment
+from deconfound.data.folds.groups import groups
 from deconfound.data.tables.table import Roles, coded, nested_ids
 from deconfound.errors import UserError
 

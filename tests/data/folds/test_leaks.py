@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deconfound.data.folds.fold import Fold, groups, make_fold
+from deconfound.data.folds.fold import Fold, make_fold
+from deconfound.data.folds.groups import groups
 from deconfound.data.tables.table import Roles, nested_ids
 
 LEVELS = ("source", "series", "plate", "section")

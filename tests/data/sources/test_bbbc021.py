@@ -8,7 +8,7 @@ import pytest
 
 from deconfound.config import DataOptions
 from deconfound.data.folds.controls import control_rows
-from deconfound.data.folds.fold import groups
+from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import pose
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.sources import bbbc021, discover

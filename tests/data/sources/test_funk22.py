@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from deconfound.config import DataOptions
-from deconfound.data.folds.fold import groups, make_fold
+from deconfound.data.folds.fold import make_fold
+from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import pose
 from deconfound.data.readers import lmdb
 from deconfound.data.readers.image import resized

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from deconfound.config import DataOptions
-from deconfound.data.folds.fold import groups
+from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import pose
 from deconfound.data.screens.screen import Screen
 from deconfound.data.sources import discover, grid, lincs_sc

@@ -1,9 +1,4 @@
-"""Folds: what is held out, at random or one group at one level, without a leak.
-
-Levels follow Pernice et al. (IST, section 5): a fold at a level leaves one group of it out; it is
-of that level only if training keeps a sibling of the same parent, otherwise it tests more than
-its name says.
-"""
+"""Folds: what is held out, at random or one group at one level, without a leak."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,13 +8,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.arrays import Mask, Rows
+from deconfound.data.folds.groups import Group, Level, physical_well
 from deconfound.data.tables.table import (
     Coded,
     Roles,
     joined,
     listed,
     natural_order,
-    nested_ids,
     require_columns,
 )
 from deconfound.errors import UserError
@@ -50,22 +45,6 @@ class Fold:
         return {part: int((self.part == part).sum()) for part in PARTS}
 
 
-@dataclass(frozen=True)
-class Group:
-    """One group that could be held out."""
-
-    column: str
-    identity: str
-    """Globally unique id, made by prefixing the parents: "S1/P2"."""
-    refused: str | None
-    """Why holding it out would not be a fold of this level; None where it is one."""
-
-    @property
-    def fold(self) -> str:
-        """The fold's name, as `make_fold` takes it."""
-        return f"{self.column}={self.identity}"
-
-
 def make_fold(
     table: pd.DataFrame,
     roles: Roles,
@@ -89,8 +68,8 @@ def make_fold(
         return _given(table, roles)
     if name == "iid":
         kept = np.ones(len(table), dtype=bool)
-        part = _random_parts(table, roles, kept, ("test", "val"), (id_test_fraction, val_fraction),
-                             unit, seed)  # fmt: skip
+        fractions: dict[Part, float] = {"test": id_test_fraction, "val": val_fraction}
+        part = _random_parts(table, roles, kept, fractions=fractions, unit=unit, seed=seed)
         return Fold(name, part)
     column, found, identity = name.partition("=")
     if not found or column not in roles.levels:
@@ -98,12 +77,10 @@ def make_fold(
             f"fold {name!r}: expected iid, given or COLUMN=GROUP with one of the levels "
             f"{', '.join(roles.levels) or '(this screen has none: pass --levels)'}"
         )
-    group = _find_group(table, roles, column, identity)
-    held_out, leaking = separated(table, roles, group)
-    part = _random_parts(
-        table, roles, ~held_out & ~leaking, ("id_test", "val"), (id_test_fraction, val_fraction),
-        unit, seed,
-    )  # fmt: skip
+    level = Level(table, roles, column)
+    held_out, leaking = level.separated(_find_group(level, column, identity))
+    kept, fractions = ~held_out & ~leaking, {"id_test": id_test_fraction, "val": val_fraction}
+    part = _random_parts(table, roles, kept, fractions=fractions, unit=unit, seed=seed)
     part[held_out] = "test"
     return Fold(name, part)
 
@@ -133,53 +110,6 @@ def without_environment(table: pd.DataFrame, roles: Roles, fold: Fold, name: str
     return Fold(f"{fold.name} without {name}", part)
 
 
-def groups(table: pd.DataFrame, roles: Roles, column: str) -> list[Group]:
-    """Every group of a level, in natural order, each with the reason why it cannot be a fold.
-
-    Raises UserError if `column` is not one of the levels or the levels are not nested.
-    """
-    if column not in roles.levels:
-        raise UserError(f"{column!r} is not a level; the levels are {', '.join(roles.levels)}")
-    depth = roles.levels.index(column)
-    identities = nested_ids(table, roles.levels)
-    own = identities[column]
-    ids = sorted(own.dropna().unique(), key=natural_order)
-    if depth == 0:
-        alone = "it is the only group of its level, nothing is left to train on"
-        return [Group(column, i, alone if len(ids) == 1 else None) for i in ids]
-    parent = identities[roles.levels[depth - 1]]
-    found = []
-    for identity in ids:
-        held_out = np.asarray((own == identity).fillna(False), dtype=bool)
-        leaking = _leaking(table, roles, held_out, column)
-        siblings = np.asarray((parent == parent[held_out].iloc[0]) & own.notna(), dtype=bool)
-        reason = None
-        if not (siblings & ~held_out).any():
-            reason = f"{parent[held_out].iloc[0]} has no other group of {column} to train on"
-        elif not (siblings & ~held_out & ~leaking).any():
-            reason = "every sibling shares its wells"
-        found.append(Group(column, identity, reason))
-    return found
-
-
-def separated(table: pd.DataFrame, roles: Roles, group: Group) -> tuple[Mask, Mask]:
-    """Rows that holding a group out tests, and rows outside it that would leak: (N,) bool each."""
-    own = nested_ids(table, roles.levels)[group.column]
-    held_out = np.asarray((own == group.identity).fillna(False), dtype=bool)
-    return held_out, _leaking(table, roles, held_out, group.column)
-
-
-def physical_well(table: pd.DataFrame, roles: Roles) -> pd.Series:
-    """Ids of wells: prefixed by the levels down to the plate, or by all where none is a plate.
-
-    The roles must name a well.
-    """
-    assert roles.well is not None
-    levels = [level for level in roles.levels if level != roles.well]
-    plates = [depth for depth, level in enumerate(levels) if "plate" in level.lower()]
-    return joined(table, [*levels[: plates[0] + 1 if plates else len(levels)], roles.well])
-
-
 def shared_labels(label: Coded, fold: Fold, part: Part) -> Rows:
     """Codes of the labels present both in training and in `part`, ascending."""
     train = np.unique(label.codes[fold.rows("train")])
@@ -188,43 +118,26 @@ def shared_labels(label: Coded, fold: Fold, part: Part) -> Rows:
     return both[both >= 0]
 
 
-def _find_group(table: pd.DataFrame, roles: Roles, column: str, identity: str) -> Group:
-    known = groups(table, roles, column)
-    for group in known:
+def _find_group(level: Level, column: str, identity: str) -> Group:
+    for group in level.groups:
         if group.identity == identity:
             if group.refused:
                 raise UserError(f"fold {group.fold}: {group.refused}; hold out a coarser level")
             return group
-    names = ", ".join(group.identity for group in known[:12])
+    names = ", ".join(group.identity for group in level.groups[:12])
     raise UserError(f"fold {column}={identity}: no such group; {column} has {names}")
-
-
-def _leaking(
-    table: pd.DataFrame, roles: Roles, held_out: npt.NDArray[np.bool_], column: str
-) -> npt.NDArray[np.bool_]:
-    """Rows outside a group that would leak: of a well inside it, or perhaps of it.
-
-    A row is perhaps of the group if every level down to `column` is missing or the group's.
-    """
-    perhaps = np.ones(len(table), dtype=bool)
-    for level in roles.levels[: roles.levels.index(column) + 1]:
-        values = table[level].astype("string")
-        perhaps &= np.asarray(values.isna() | (values == values[held_out].iloc[0]), dtype=bool)
-    if roles.well is not None:
-        well = physical_well(table, roles)
-        perhaps |= np.asarray(well.isin(well[held_out].dropna().unique()), dtype=bool)
-    return perhaps & ~held_out
 
 
 def _random_parts(
     table: pd.DataFrame,
     roles: Roles,
-    kept: npt.NDArray[np.bool_],
-    parts: tuple[Part, Part],
-    fractions: tuple[float, float],
+    kept: Mask,
+    *,
+    fractions: dict[Part, float],
     unit: Unit,
     seed: int,
 ) -> npt.NDArray[np.str_]:
+    """The parts of the rows `kept`: two with a fraction each, and train; unused for other rows."""
     part = np.full(len(table), "unused", dtype="U7")
     rows = np.flatnonzero(kept)
     strata_columns = [c for c in (roles.label, *roles.environment) if c is not None]
@@ -242,11 +155,12 @@ def _random_parts(
         stratum = _codes(joined(table.iloc[drawn], strata_columns))
     else:
         stratum = np.zeros(len(drawn), dtype=np.int64)
-    fewest = max([1.0, *(1 / fraction for fraction in fractions if fraction > 0)])
+    (first, first_fraction), (second, second_fraction) = fractions.items()
+    fewest = max([1.0, *(1 / fraction for fraction in fractions.values() if fraction > 0)])
     place = _place_in_stratum(stratum, seed, fewest)
     choice = np.full(len(drawn), "train", dtype="U7")
-    choice[place < fractions[0] + fractions[1]] = parts[1]
-    choice[place < fractions[0]] = parts[0]
+    choice[place < first_fraction + second_fraction] = second
+    choice[place < first_fraction] = first
     part[rows] = choice[np.searchsorted(np.unique(owner), owner)]
     return part
 
@@ -258,9 +172,9 @@ def _codes(text: pd.Series) -> Rows:
 def _place_in_stratum(stratum: Rows, seed: int, fewest: float) -> npt.NDArray[np.float64]:
     """A random place in (0, 1) within its stratum for every member, evenly spaced.
 
-    The first place of a stratum of 3 to `fewest` is random too: with one fixed, all strata of a
-    size would give a row to the same part, and those of a gene in the wells of a pooled screen have
-    one size. Smaller ones stay in training. Places depend on no row of another stratum.
+    Small strata (3 to `fewest` rows) start at a random offset; otherwise every stratum of one size
+    would send its rows to the same part, and the cells of one gene in one well of a pooled screen
+    all number the same. Smaller strata stay in training. A place depends on no other stratum.
     """
     stream = numpy_stream(seed, "split")
     keys, phases = stream.random(len(stratum)), stream.random(len(stratum))

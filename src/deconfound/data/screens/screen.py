@@ -151,7 +151,7 @@ def open_screen(path: Path) -> Screen:
     if not file.is_file():
         raise UserError(
             f"{path}: not a screen (no screen.json); make one with `deconfound ingest`, "
-            "`deconfound source` or `deconfound simulate`"
+            "`deconfound ingest source` or `deconfound simulate`"
         )
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))

@@ -55,7 +55,7 @@ def _renderer_of(screen: Screen) -> Renderer:
         return injected_cells(screen)
     raise UserError(
         f"{screen.path}: not a simulated screen, nor an injected one, so its cells cannot be "
-        "rendered elsewhere; make one with `deconfound simulate` or `deconfound inject`"
+        "rendered elsewhere; make one with `deconfound simulate`"
     )
 
 

@@ -1,4 +1,4 @@
-"""One run of a sweep: trained, then scored by its own predictions, in a process that stays."""
+"""One run of an experiment: trained, scored, embedded and corrected, in a process that stays."""
 
 import json
 import time
@@ -18,18 +18,20 @@ from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import classification
+from deconfound.experiments.running.chain import do_tasks, tasks_of
 from deconfound.experiments.running.messages import (
     Order,
     Outcome,
     predictions_file,
     result_file,
     run_directory,
+    stored_result,
 )
 from deconfound.files import atomic
 from deconfound.intervention.at_test_time import correction_of, represent
-from deconfound.methods.base import Imputer
+from deconfound.methods.contract import Imputer
 from deconfound.metrics import seen_in_training
-from deconfound.runs.config import config_model
+from deconfound.runs.config import RunConfig, config_model
 from deconfound.runs.run import Run, group_codes, open_run, read_json
 from deconfound.runtime.device import start_fabric
 from deconfound.training.fit import train
@@ -50,32 +52,46 @@ class Runner:
         self._problems: dict[tuple[str, DataOptions], Problem] = {}
 
     def run(self, order: Order) -> Outcome:
-        """Train or resume, predict and score; a mistake or a fault becomes the outcome's reason.
+        """Train or resume, predict, score, and do the run's chains.
 
-        The traceback of a fault is written to `failures/NAME.txt`.
+        A mistake or a fault becomes the outcome's reason; the traceback of a fault is written to
+        `failures/NAME.txt`.
         """
         started = time.time()
+        reason, spent = "", (0.0, 0.0)
         try:
-            training, evaluation = self._run(order)
+            spent = self._run(order)
         except UserError as error:
-            return Outcome(order.name, self._worker, started, time.time(), reason=_line(error))
+            reason = _line(error)
         except Exception as error:  # one run's fault must not end the others
             file = Path(order.out) / "failures" / f"{order.name}.txt"
             atomic.write_text(file, traceback.format_exc())
             reason = f"{type(error).__name__}: {_line(error)}; see {file}"
-            return Outcome(order.name, self._worker, started, time.time(), reason=reason)
-        return Outcome(order.name, self._worker, started, time.time(), training, evaluation)
+        return Outcome(order.name, self._worker, started, time.time(), *spent, reason)
 
     def _run(self, order: Order) -> tuple[float, float]:
+        """Seconds of training and of evaluation."""
         out = Path(order.out)
         config = validated(config_model(order.method), json.loads(order.config), order.name)
+        training, scoring = 0.0, 0.0
+        if stored_result(out, order.name) is None:
+            training, scoring = self._train(order, config, out)
+        started = time.perf_counter()
+        options = config.training
+        do_tasks(
+            tasks_of(order.chains),
+            out,
+            order.name,
+            Path(order.screen),
+            device=options.device,
+            threads=options.threads,
+        )
+        return training, scoring + time.perf_counter() - started
+
+    def _train(self, order: Order, config: RunConfig, out: Path) -> tuple[float, float]:
+        """Train and score; seconds of both."""
         screen = self._screen(order)
-        key = (order.screen, config.data)
-        if key not in self._problems:
-            if len(self._problems) == KEPT:
-                self._problems.clear()
-            self._problems[key] = pose(screen, config.data)
-        problem = self._problems[key]
+        problem = self._problem(order.screen, screen, config.data)
         path = run_directory(out, order.name)
         trained = train(config, screen, problem, path, quiet=True)
         started = time.perf_counter()
@@ -97,12 +113,22 @@ class Runner:
         atomic.write_text(result_file(out, order.name), json.dumps(result))
         return trained.seconds, time.perf_counter() - started
 
+    def _problem(self, path: str, screen: Screen, data: DataOptions) -> Problem:
+        key = (path, data)
+        if key not in self._problems:
+            if len(self._problems) == KEPT:
+                self._problems.clear()
+            self._problems[key] = pose(screen, data)
+        return self._problems[key]
+
     def _screen(self, order: Order) -> Screen:
         if order.screen not in self._screens:
             self._screens[order.screen] = open_screen(Path(order.screen))
         screen = self._screens[order.screen]
         if screen.identity != order.identity:
-            raise UserError(f"{order.screen}: changed since the sweep began; start the sweep again")
+            raise UserError(
+                f"{order.screen}: changed since the sweep began; start the command again"
+            )
         return screen
 
 

@@ -1,7 +1,8 @@
-"""What a sweep and its processes tell each other, and where a run's files lie."""
+"""What an experiment and its processes tell each other, and where the files of a run lie."""
 
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Order(NamedTuple):
@@ -14,7 +15,9 @@ class Order(NamedTuple):
     config: str
     """JSON."""
     out: str
-    """Directory of the sweep."""
+    """Directory of the experiment."""
+    chains: str = "[]"
+    """JSON: the chains to embed, correct and measure when the run is trained."""
 
 
 class Outcome(NamedTuple):
@@ -34,15 +37,41 @@ class Outcome(NamedTuple):
 
 
 def run_directory(out: Path, name: str) -> Path:
-    """Where a sweep keeps a run."""
-    return out / "runs" / name
+    """Where an experiment keeps a run."""
+    return _home(out) / "runs" / name
 
 
 def result_file(out: Path, name: str) -> Path:
     """The result of a run; its presence means that the run is trained and scored."""
-    return out / "results" / f"{name}.json"
+    return _home(out) / "results" / f"{name}.json"
+
+
+def stored_result(out: Path, name: str) -> dict[str, Any] | None:
+    """What the result file of a run holds; None if there is none that is whole."""
+    try:
+        found = json.loads(result_file(out, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and {"scores", "validation_loss"} <= found.keys()
+    return found if whole else None
 
 
 def predictions_file(out: Path, name: str) -> Path:
     """The predictions that a result rests on."""
-    return out / "results" / f"{name}.npz"
+    return _home(out) / "results" / f"{name}.npz"
+
+
+def embeddings_file(out: Path, stem: str) -> Path:
+    """The embeddings of a run, or what a chain made of them."""
+    return out / "embeddings" / f"{stem}.h5ad"
+
+
+def chain_scores_file(out: Path, stem: str) -> Path:
+    """The scores of a chain's embeddings."""
+    return out / "chains" / f"{stem}.parquet"
+
+
+def _home(out: Path) -> Path:
+    """The folder that holds runs: `out`, or `out/sweep` where release 0.1 wrote them there."""
+    former = out / "sweep"
+    return former if (former / "sweep.yaml").is_file() else out

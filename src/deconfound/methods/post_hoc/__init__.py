@@ -1,17 +1,16 @@
-"""Post hoc methods: every file here but base.py is one, by its own name; there is no registry."""
+"""Post hoc methods: every file in this folder is one, by its own name; there is no registry."""
 
 import importlib
-import pkgutil
 
 from deconfound.config import nearest
 from deconfound.errors import UserError
-from deconfound.methods.base import only_class
-from deconfound.methods.post_hoc.base import PostHoc
+from deconfound.methods.contract.discovery import file_names, only_class
+from deconfound.methods.contract.post_hoc import PostHoc
 
 
 def names() -> list[str]:
     """The names of all post hoc methods, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return file_names(__path__)
 
 
 def load(name: str) -> type[PostHoc]:

@@ -8,7 +8,14 @@ import numpy as np
 from pydantic import Field
 
 from deconfound.errors import UserError
-from deconfound.methods.post_hoc.base import Codes, Doubles, Floats, Mask, PostHoc, PostHocOptions
+from deconfound.methods.contract.post_hoc import (
+    Codes,
+    Doubles,
+    Floats,
+    Mask,
+    PostHoc,
+    PostHocOptions,
+)
 from deconfound.methods.post_hoc.pca import Components
 from deconfound.runtime.seeds import derived_seed
 
@@ -20,13 +27,13 @@ class HarmonyOptions(PostHocOptions):
     """Options of Harmony, and of the reference of Symphony."""
 
     components: int = Field(20, ge=1)
-    """Principal components of the standardised embedding that are kept; all if it has fewer."""
+    """Principal components of the standardised embedding that are kept; all if there are fewer."""
     theta: float = Field(2.0, ge=0)
     """Penalty on clusters that do not mix the environments."""
     clusters: int | None = Field(None, ge=2)
-    """Soft clusters; one for 30 rows, at least 2 and at most 100, if not given."""
+    """Soft clusters; if not given one for every 30 rows, at least 2 and at most 100."""
     iterations: int = Field(10, ge=1)
-    """Rounds of clustering and correction at most."""
+    """Most rounds of clustering and correction."""
     seed: int = 0
     """Seed of the first clusters."""
 
@@ -34,9 +41,8 @@ class HarmonyOptions(PostHocOptions):
 class Harmony(PostHoc):
     """Harmony by harmonypy: Korsunsky et al. 2019, algorithms 1 to 3. It maps no new rows.
 
-    The embedding is standardised and reduced to principal components first. `theta` and the rest
-    are passed on to harmonypy, whose own defaults hold for what is no option; numbers differ
-    between its versions.
+    The embedding is standardised and reduced to principal components first. The options are passed
+    on to harmonypy, whose defaults hold for everything else; its versions differ in numbers.
     """
 
     Options: ClassVar[type[PostHocOptions]] = HarmonyOptions
@@ -70,14 +76,14 @@ class Harmony(PostHoc):
     def transform(
         self, embedding: Floats, environment: Codes, control: Mask | None = None
     ) -> Floats:
-        """Raises UserError: Harmony has no model of rows that it was not fitted on."""
+        """Raises UserError: Harmony cannot map rows that it was not fitted on."""
         del embedding, environment, control
         raise UserError("harmony: cannot map rows that it was not fitted on; use symphony")
 
 
 @dataclass(frozen=True)
 class Harmonised:
-    """What Harmony made of rows."""
+    """Rows corrected by Harmony."""
 
     corrected: Doubles
     """(N, d)."""
@@ -114,7 +120,7 @@ def harmonise(
 
 
 def run_harmony(method: str) -> Callable[..., Any]:
-    """That of harmonypy; raises UserError, in the name of `method`, where it is not installed."""
+    """`harmonypy.run_harmony`; raises UserError, in the name of `method`, if not installed."""
     try:
         import harmonypy
     except ImportError as error:
@@ -126,7 +132,7 @@ def run_harmony(method: str) -> Callable[..., Any]:
 
 
 def rows_first(result: Any, values: Doubles) -> Harmonised:
-    """A result of harmonypy, a row for each row of `values`: before version 0.1 it had columns."""
+    """A result of harmonypy with a row for each row of `values`; before 0.1 it had columns."""
     original = np.asarray(result.Z_orig, dtype=np.float64)
     corrected, assignment = np.asarray(result.Z_corr), np.asarray(result.R)
     as_given = original.shape == values.shape and np.allclose(original, values, 1e-3, 1e-3)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from deconfound.methods.post_hoc.base import (
+from deconfound.methods.contract.post_hoc import (
     Codes,
     Doubles,
     Floats,
@@ -21,15 +21,14 @@ class PcaOptions(PostHocOptions):
     """Options of PCA."""
 
     components: int = Field(64, ge=1)
-    """Principal components of the standardised features that are kept; all if it has fewer."""
+    """Principal components of the standardised features that are kept; all if there are fewer."""
 
 
 class Pca(PostHoc):
     """Principal components of standardised features: Hotelling 1933; Makino et al., SCBD, A.3.
 
-    The baseline of that paper for features of CellProfiler, with 64 components. Mean, sd and
-    loadings are those of the rows fitted; the environment is not looked at, and nothing is
-    corrected.
+    The baseline of that paper for CellProfiler features, with 64 components. Mean, sd and loadings
+    are those of the rows fitted; environments are ignored, and nothing is corrected.
     """
 
     Options: ClassVar[type[PostHocOptions]] = PcaOptions
@@ -54,7 +53,7 @@ class Pca(PostHoc):
 
 @dataclass(frozen=True)
 class Components:
-    """Standardisation and principal components, as some rows gave them."""
+    """Standardisation and principal components, fitted on some rows."""
 
     mean: Doubles
     """(D,)."""
@@ -65,7 +64,7 @@ class Components:
 
     @classmethod
     def of(cls, embedding: Floats, most: int) -> "Components":
-        """Those of the rows (N, D), `most` at most."""
+        """Fitted on rows (N, D); at most `most` components."""
         from sklearn.decomposition import PCA
 
         mean, sd = centre_and_scale(embedding)

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from deconfound.methods.post_hoc.base import (
+from deconfound.methods.contract.post_hoc import (
     Codes,
     Doubles,
     Floats,
@@ -21,16 +21,16 @@ class SpheringOptions(PostHocOptions):
     """Options of sphering."""
 
     regularisation: float = Field(0.01, gt=0)
-    """Added to the variances of controls before their root is taken; the smaller, the more
-    directions in which controls hardly vary are magnified."""
+    """Added to the variances of controls before their root is taken; the smaller it is, the more
+    the directions in which controls hardly vary are magnified."""
 
 
 class Sphering(PostHoc):
     """Sphering (ZCA-cor) on controls: Kessy et al. 2018, table 1; as in Ando et al. 2017.
 
     x ↦ (R + λI)^(−½) (x − μ) / σ, with mean μ, sd σ and correlation R of the controls among the
-    rows fitted, of all environments together. What varies among controls of different
-    environments is thus scaled down; an environment's own controls are not needed.
+    rows fitted, of all environments together. Directions in which controls of different
+    environments vary are scaled down; a new environment needs no controls of its own.
     """
 
     Options: ClassVar[type[PostHocOptions]] = SpheringOptions

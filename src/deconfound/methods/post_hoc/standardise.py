@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from deconfound.methods.post_hoc.base import (
+from deconfound.methods.contract.post_hoc import (
     Codes,
     Doubles,
     Floats,
@@ -16,14 +16,14 @@ from deconfound.methods.post_hoc.base import (
 )
 
 FEWEST = 2
-"""Rows of an environment from which a spread can be taken."""
+"""Least rows of an environment that have a spread."""
 
 
 class StandardiseOptions(PostHocOptions):
     """Options of standardisation."""
 
     by: Literal["controls", "all"] = "controls"
-    """Rows of an environment that its mean and sd are of: its controls, or all."""
+    """Rows that an environment's mean and sd are taken over: its controls, or all."""
 
 
 class Scale(NamedTuple):
@@ -36,9 +36,9 @@ class Scale(NamedTuple):
 class Standardise(PostHoc):
     """Centre and scale every environment: Caicedo et al. 2017; Celik et al. 2024, "centre-scale".
 
-    An environment of `fit` keeps the mean and sd that it had there. One that `fit` never saw has
-    those of its own rows, those of controls where `by` says so, among the rows that are mapped
-    together; of rows without an environment (−1) it is those of all rows fitted.
+    An environment of `fit` keeps the mean and sd that it had there. For one that `fit` never saw
+    they are taken over its own rows, or its controls, among the rows that are mapped together. Rows
+    without an environment (−1) take those of all environments fitted, together.
     """
 
     Options: ClassVar[type[PostHocOptions]] = StandardiseOptions
@@ -49,7 +49,7 @@ class Standardise(PostHoc):
     scales: dict[int, Scale]
 
     def needs_controls(self) -> bool:
-        """Unless all rows of an environment are taken."""
+        """True unless `by` is "all"."""
         return self.options.by == "controls"
 
     def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:

@@ -1,23 +1,30 @@
-"""Symphony: Harmony of the training rows as a reference, and new rows mapped onto it."""
+"""Symphony: training rows are corrected by Harmony, and new rows mapped onto them."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from deconfound.methods.post_hoc.base import Codes, Doubles, Floats, Mask, PostHoc, PostHocOptions
+from deconfound.methods.contract.post_hoc import (
+    Codes,
+    Doubles,
+    Floats,
+    Mask,
+    PostHoc,
+    PostHocOptions,
+)
 from deconfound.methods.post_hoc.harmony import BANDWIDTH, HarmonyOptions, harmonise, run_harmony
 from deconfound.methods.post_hoc.pca import Components
 
 RIDGE = 1.0
-"""Lambda on the terms of environments; there is none on the intercept."""
+"""Ridge penalty on the terms of environments; the intercept has none."""
 
 
 class Symphony(PostHoc):
-    """Symphony: Kang et al. 2021, "Symphony mapping". New rows are mapped, the reference stays.
+    """Symphony: Kang et al. 2021, "Symphony mapping". New rows do not change the reference.
 
-    Genes are not chosen (topn is the number of dimensions, as in Pernice et al., IST, section
-    5.2), and nothing is log-normalised: these are features of a network.
+    As the rows are features of a network, no genes are selected (topn is the number of dimensions,
+    as in Pernice et al., IST, section 5.2) and nothing is log-normalised.
     """
 
     Options: ClassVar[type[PostHocOptions]] = HarmonyOptions
@@ -34,10 +41,10 @@ class Symphony(PostHoc):
         run_harmony("symphony")
 
     def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
-        """Build the reference of rows (N, D); returns them as Harmony corrected them, (N, d).
+        """Build the reference from rows (N, D); returns them corrected by Harmony, (N, d).
 
-        A row without an environment (−1) is no part of the reference; it is mapped onto it.
-        Raises UserError for fewer than two environments and where harmonypy is not installed.
+        Rows without an environment (−1) are not in the reference, but mapped onto it. Raises
+        UserError for fewer than two environments and where harmonypy is not installed.
         """
         del control
         known = environment >= 0
@@ -62,18 +69,18 @@ class Symphony(PostHoc):
 
 @dataclass(frozen=True)
 class Reference:
-    """What is kept of a reference: clusters, not rows."""
+    """The clusters of a reference; its rows are not kept."""
 
     centroids: Doubles
     """(K, d), of length 1."""
     size: Doubles
-    """(K,) N_k: rows of each cluster, softly counted."""
+    """(K,) N_k: sum of the assignments to each cluster."""
     total: Doubles
-    """(K, d) C_k: sum of the corrected rows of each cluster, softly."""
+    """(K, d) C_k: sum of the corrected rows, weighted by their assignment to each cluster."""
 
     @classmethod
     def of(cls, corrected: Doubles, assignment: Doubles) -> "Reference":
-        """The reference that corrected rows (N, d) and their clusters (N, K) make."""
+        """The reference of corrected rows (N, d) with soft clusters (N, K)."""
         total = assignment.T @ corrected
         return cls(unit_length(total), assignment.sum(axis=0), total)
 

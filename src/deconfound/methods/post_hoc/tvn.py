@@ -1,4 +1,4 @@
-"""Typical variation normalisation: controls of every environment are made to look alike."""
+"""Typical variation normalisation: controls of all environments get one mean and covariance."""
 
 from typing import ClassVar, NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from deconfound.errors import UserError
-from deconfound.methods.post_hoc.base import (
+from deconfound.methods.contract.post_hoc import (
     Codes,
     Doubles,
     Floats,
@@ -32,7 +32,7 @@ class TvnOptions(PostHocOptions):
 
 
 class Alignment(NamedTuple):
-    """What brings one environment to the others."""
+    """The affine map that aligns one environment with the others."""
 
     mean: Doubles
     """(d,)."""
@@ -45,13 +45,13 @@ class Alignment(NamedTuple):
 class Tvn(PostHoc):
     """TVN: Ando et al. 2017, section 3.2, in the form of EFAAR (Celik et al. 2024).
 
-    Rows are standardised and projected on principal components, those of all controls fitted. Then
+    Rows are standardised and projected on the principal components of all controls fitted. Then
     every environment is centred and scaled on its own controls and, by CORAL, multiplied by
-    (C_e + ½I)^(−½) (C + ½I)^(½), with the covariance C_e of its controls and that C of all
-    controls, both after the scaling (ddof 1).
+    (C_e + ½I)^(−½) (C + ½I)^(½), with the covariance C_e of its controls and C of all controls,
+    both after the scaling (ddof 1).
 
-    An environment of `fit` keeps what it had there. One that `fit` never saw is aligned by its own
-    controls among the rows that are mapped together, and without controls cannot be mapped.
+    An environment of `fit` keeps its alignment. One that `fit` never saw is aligned by its own
+    controls among the rows that are mapped together, and cannot be mapped without controls.
     """
 
     Options: ClassVar[type[PostHocOptions]] = TvnOptions

@@ -1,4 +1,4 @@
-"""What a post hoc method is: it corrects embeddings that another method made."""
+"""What a post hoc method is: a correction of embeddings that another method made."""
 
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ class TooFewControls(UserError):
         super().__init__(self.line("all environments" if environment is None else str(environment)))
 
     def line(self, environment: str) -> str:
-        """What is missing, with the name of the environment."""
+        """The message, with the name of the environment."""
         return (
             f"{self.found} controls in {environment}; expected {self.least} or more, name the "
             "controls with --control COLUMN=VALUE or leave these rows out"
@@ -34,7 +34,7 @@ class TooFewControls(UserError):
 
 
 class PostHoc:
-    """A correction of embeddings; a file in this folder with one subclass is one, by its name.
+    """A correction of embeddings; a file of `methods/post_hoc` with one subclass is one, by name.
 
     A subclass sets `Options`, `SUMMARY` and `PAPER`, and defines `fit` and, if it can map rows that
     `fit` never saw, `transform`.
@@ -47,29 +47,29 @@ class PostHoc:
     """Authors, title, year."""
     MAPS: ClassVar[bool] = True
     """Whether `transform` takes rows and environments that `fit` never saw. Otherwise all rows are
-    fitted, those held out too, and everything made of it says so."""
+    fitted, held-out ones too, and the method's name and scores say so."""
 
     def __init__(self, options: PostHocOptions) -> None:
         self.options = options
 
     @classmethod
     def require(cls) -> None:
-        """Raise UserError where an extra that it needs is not installed."""
+        """Raise UserError if an extra that the method needs is not installed."""
 
     @classmethod
     def title(cls, name: str) -> str:
-        """What `name` adds to the name of the method that it corrects."""
+        """The part of a corrected method's name that stands for the correction `name`."""
         return name if cls.MAPS else f"{name}-refit"
 
     def needs_controls(self) -> bool:
-        """Whether `fit` and `transform` have to be told which rows are controls."""
+        """Whether `fit` and `transform` need to know which rows are controls."""
         return False
 
     def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
         """Learn from rows (N, D) float32 of environments (N,) int64; returns them corrected (N, d).
 
-        `control` (N,) bool says which rows are controls, to a method that needs them. Raises
-        UserError where the rows cannot be learnt from, TooFewControls where that is why.
+        `control` (N,) bool marks the controls, for a method that needs them. Raises UserError for
+        rows that the method cannot be fitted on, TooFewControls if they lack controls.
         """
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class PostHoc:
     ) -> Floats:
         """New rows (Q, D), corrected: (Q, d) float32; learns nothing.
 
-        `environment` (Q,) int64 has any codes, those of `fit` or others; −1 is an unknown one.
+        `environment` (Q,) int64 may hold codes that `fit` saw and others; −1 is unknown.
         """
         raise NotImplementedError
 

@@ -5,13 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deconfound.data.folds.fold import physical_well
+from deconfound.data.folds.groups import physical_well
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.experiments.plan import Job, Plan, Setting, SweepFile
+from deconfound.experiments.plan import Job, Plan, Setting
+from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.messages import predictions_file
+from deconfound.experiments.search_table import make_table, read_shown_table, write_table
 from deconfound.experiments.select import Choice, Result
-from deconfound.experiments.table import bootstrap, make_table, read_shown_table, write_table
+from deconfound.experiments.verdict import bootstrap
 from deconfound.runs.config import RunConfig
 
 
@@ -74,7 +76,7 @@ def table(screen: Screen, tmp_path: Path) -> pd.DataFrame:
         choices.append(Choice("erm & co_1", screen.path, fold, "loss", setting, 0.1, 3, 4))
     choices.append(Choice("none", screen.path, "iid", "loss", None, math.nan, 0, 4))
     values = {"screens": ["s"], "folds": ["iid"], "methods": {"erm": {}}}
-    plan = Plan(SweepFile.model_validate(values), {screen.path: screen}, [], {})
+    plan = Plan(PlanFile.model_validate(values), {screen.path: screen}, [], {})
     return make_table(plan, choices, results, tmp_path)
 
 

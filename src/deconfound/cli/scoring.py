@@ -1,0 +1,76 @@
+"""The verb measure: words of the command line to calls."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deconfound.cli.arguments import (
+    ImputationArguments,
+    MeasureArguments,
+    RelationsArguments,
+    RetrievalArguments,
+)
+from deconfound.cli.parsing import parse
+from deconfound.cli.printing import print_table, say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def call_measure(words: list[str]) -> None:
+    """Score embeddings, relations, retrieval or imputed images, by what is given."""
+    form = _form(words)
+    if form is not None:
+        form([word for word in words if word != "--retrieval"])
+        return
+    from deconfound.evaluation.measure import measure
+
+    parsed = parse(MeasureArguments, words, "measure")
+    scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_relations(words: list[str]) -> None:
+    """Score genes against known complexes and print the scores."""
+    from deconfound.evaluation.relations import relations
+
+    parsed = parse(RelationsArguments, words, "measure")
+    scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_retrieval(words: list[str]) -> None:
+    """Score the retrieval of profiles and print the scores."""
+    from deconfound.evaluation.retrieval import retrieval
+
+    parsed = parse(RetrievalArguments, words, "measure")
+    asked = {name: value for name, value in dict(parsed).items() if name != "quiet"}
+    scores = retrieval(**asked)
+    _say_scores(scores, parsed.out, parsed.quiet)
+
+
+def call_imputation(words: list[str]) -> None:
+    """Score imputed images and print the scores."""
+    from deconfound.counterfactuals.judge import imputation
+
+    parsed = parse(ImputationArguments, words, "measure")
+    _say_scores(imputation(**dict(parsed)), parsed.out, parsed.quiet)
+
+
+def _form(words: list[str]) -> Callable[[list[str]], None] | None:
+    """What else than embeddings the words give to score: a run, complexes, or retrieval."""
+    if any(word.partition("=")[0] == "--complexes" for word in words):
+        return call_relations
+    asks = {"--retrieval", "--target", "--details", "--null-size", "--parts"}
+    if asks & {word.partition("=")[0] for word in words}:
+        return call_retrieval
+    if words and not words[0].startswith("-") and (Path(words[0]) / "config.yaml").is_file():
+        return call_imputation
+    return None
+
+
+def _say_scores(scores: "pd.DataFrame", out: Path, quiet: bool) -> None:
+    if not quiet:
+        shown = ["method", "fold", "seed", "representation", "metric", "part", "value", "note"]
+        print_table([*map(str, shown)], scores[shown].round(4).astype(str).to_numpy().tolist())
+    say(f"{len(scores)} scores in {out}")

@@ -1,0 +1,194 @@
+"""One runner of every experiment: missing runs, chains of the settings taken, one table."""
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from deconfound.experiments.overhead import Summary, summarise
+from deconfound.experiments.plan import Job, Plan, Setting
+from deconfound.experiments.running.chain import Task, embedded, tasks_text, waiting
+from deconfound.experiments.running.executors import ExecutorOptions
+from deconfound.experiments.running.messages import Order, Outcome
+from deconfound.experiments.select import Choice, Result, choose, read_result
+from deconfound.experiments.table import long_table, score_table
+from deconfound.files import atomic
+from deconfound.runtime.device import available_cores
+from deconfound.runtime.progress import Progress
+from deconfound.runtime.stop import Stopped
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an experiment has reached."""
+
+    results: dict[str, Result]
+    """By name of the run."""
+    choices: list[Choice]
+    scores: pd.DataFrame
+    """The long table; see `table.long_table`."""
+
+
+def execute(
+    plan: Plan,
+    out: Path,
+    executors: ExecutorOptions,
+    view: Callable[[Done], None],
+    *,
+    quiet: bool,
+    began: float,
+) -> tuple[Done, Summary]:
+    """Do every run of the plan that the directory `out` does not hold yet, and its chains.
+
+    Settings are searched, one is taken for each entry and rule, and the chains of those taken are
+    done; each run is scored when it ends. Writes scores.parquet, loto.parquet, failures.csv, what
+    `view` writes of them, and summary.json. A run that fails does not stop the others; the next
+    call tries it again. The summary counts from `began`, in seconds since the epoch. Raises Stopped
+    on SIGTERM and Ctrl-C, when runs under way are saved.
+    """
+    rounds = _Rounds(plan, out, executors, quiet)
+    jobs = plan.search()
+    places = Counter(map(_place, plan.settings))
+    taken = [one for one in plan.settings if places[_place(one)] == 1]
+    rounds.do(jobs, taken, "search" if len(jobs) < len(plan.jobs) else "")
+    choices = choose(plan, rounds.results(jobs))
+    taken = [one.setting for one in choices if one.setting is not None]
+    searched = {job.name for job in jobs}
+    of_taken = {name for setting in taken for name in setting.runs.values()}
+    chosen = [job for name, job in plan.jobs.items() if name in of_taken - searched]
+    chained = {n for setting in taken if plan.tasks(setting) for n in setting.runs.values()}
+    more = chained | {job.name for job in chosen}
+    if more:
+        rounds.do([plan.jobs[name] for name in plan.jobs if name in more], taken, "chosen settings")
+    jobs += chosen
+    ended = time.time()
+    results = rounds.results(jobs)
+    _write_failures(plan, rounds.outcomes, out)
+    done = Done(results, choices, _write_scores(plan, results, out))
+    view(done)
+    summary = summarise(len(jobs), rounds.rounds, began, ended)
+    about = asdict(summary) | {"overhead": summary.overhead}
+    atomic.write_text(out / "summary.json", json.dumps(about, indent=2))
+    return done, summary
+
+
+def embed_taken(done: Done, out: Path) -> None:
+    """Embed every run of the settings taken that is not embedded yet."""
+    for choice in done.choices:
+        for name in choice.setting.runs.values() if choice.setting else ():
+            if name in done.results:
+                embedded(out, name, choice.screen, device="auto", threads=None)
+
+
+def _place(setting: Setting) -> tuple[str, Path, str]:
+    """What the settings of one entry's grid share."""
+    return setting.entry, setting.screen, setting.fold
+
+
+class _Rounds:
+    """Rounds of runs, each begun when the one before has ended."""
+
+    def __init__(self, plan: Plan, out: Path, executors: ExecutorOptions, quiet: bool) -> None:
+        self._plan, self._out, self._executors, self._quiet = plan, out, executors, quiet
+        self.rounds: list[list[Outcome]] = []
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of all rounds."""
+        return [outcome for of_round in self.rounds for outcome in of_round]
+
+    def results(self, jobs: Sequence[Job]) -> dict[str, Result]:
+        """Of the jobs that are trained and scored."""
+        found = {job.name: read_result(self._out, job) for job in jobs}
+        return {name: result for name, result in found.items() if result is not None}
+
+    def do(self, jobs: Sequence[Job], taken: Sequence[Setting], part: str) -> None:
+        """Do what waits of `jobs`, and the chains of the settings `taken` among them.
+
+        `part` says which of the experiment's jobs they are, if not all. Raises Stopped when a
+        signal ends them.
+        """
+        tasks: dict[str, list[Task]] = {}
+        for setting in taken:
+            for name in setting.runs.values():
+                tasks.setdefault(name, []).extend(self._plan.tasks(setting))
+        failed = {one.name for one in self.outcomes if one.reason}
+        open_jobs = [
+            job
+            for job in jobs
+            if job.name not in failed
+            and (
+                read_result(self._out, job) is None
+                or waiting(tasks.get(job.name, []), self._out, job.name)
+            )
+        ]
+        names = {job.name for job in open_jobs}
+        done = len(jobs) - len(open_jobs)
+        first = [job for job in open_jobs if job.needs not in names]
+        later = [job for job in open_jobs if job.needs in names]
+        for group in filter(None, (first, later)):
+            orders = [self._order(job, tasks.get(job.name, [])) for job in group]
+            self._do_together(group, orders, len(jobs), done, part)
+            done += sum(not one.reason for one in self.rounds[-1])
+
+    def _order(self, job: Job, tasks: Sequence[Task]) -> Order:
+        out = str(self._out.resolve())
+        config = job.config_in(self._out).model_dump_json()
+        method = job.config.method
+        return Order(
+            job.name, str(job.screen), job.identity, method, config, out, tasks_text(tasks)
+        )
+
+    def _do_together(
+        self, jobs: Sequence[Job], orders: list[Order], total: int, done: int, part: str
+    ) -> None:
+        training = [job.config.training for job in jobs]
+        threads = max(one.threads or available_cores() for one in training)
+        running = self._executors.run(orders, threads=threads, devices={t.device for t in training})
+        outcomes: list[Outcome] = []
+        self.rounds.append(outcomes)
+        title = f"{self._out.name}, {part}" if part else self._out.name
+        try:
+            with (
+                Progress(title, total, "runs", done, self._quiet) as progress,
+                contextlib.closing(running),
+            ):
+                for outcome in running:
+                    outcomes.append(outcome)
+                    failed = sum(bool(one.reason) for one in outcomes)
+                    progress.update(1, f"{failed} failed" if failed else "")
+        except KeyboardInterrupt:
+            ready = done + sum(not one.reason for one in outcomes)
+            of = f" of the {part}" if part else ""
+            raise Stopped(
+                f"{self._out}: {ready} of {total} runs{of} done, those under way are saved; "
+                "the same command resumes"
+            ) from None
+
+
+def _write_failures(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> None:
+    failures = []
+    for outcome in outcomes:
+        config = plan.jobs[outcome.name].config
+        about = {"run": outcome.name, "fold": config.data.fold, "without": config.data.without}
+        failures.append(about | {"seed": config.seed, "reason": outcome.reason})
+    columns = ["run", "fold", "without", "seed", "reason"]
+    failed = pd.DataFrame([one for one in failures if one["reason"]], columns=columns)
+    atomic.write_text(out / "failures.csv", failed.to_csv(index=False))
+
+
+def _write_scores(plan: Plan, results: dict[str, Result], out: Path) -> pd.DataFrame:
+    """Write scores.parquet and, where environments were left out in turn, loto.parquet."""
+    left_out = [name for name, job in plan.jobs.items() if job.config.data.without is not None]
+    without = score_table(results[name] for name in left_out if name in results)
+    scores = long_table(plan, results, out)
+    for file, table in (("scores", scores), ("loto", without)):
+        if len(table) or file == "scores":
+            with atomic.atomic_file(out / f"{file}.parquet") as temporary:
+                table.to_parquet(temporary)
+    return scores

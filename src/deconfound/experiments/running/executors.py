@@ -1,0 +1,64 @@
+"""Where the runs of an experiment are done: processes of this machine, or a Ray cluster."""
+
+from collections.abc import Generator, Sequence
+from typing import Literal, TypedDict
+
+import torch
+from pydantic import Field
+
+from deconfound.config import Options, validated
+from deconfound.errors import UserError
+from deconfound.experiments.running.local import run_local
+from deconfound.experiments.running.messages import Order, Outcome
+from deconfound.experiments.running.ray import run_ray
+from deconfound.runtime.device import available_cores
+
+ExecutorName = Literal["local", "ray"]
+
+
+class ExecutorOptions(Options):
+    """Who does the runs, and how many at a time."""
+
+    executor: ExecutorName = "local"
+    """Processes of this machine, or a Ray cluster."""
+    workers: int | None = Field(None, ge=1)
+    """Runs at a time; if not given, as many as cores hold the threads of a run, one on each CUDA
+    device, or what the cluster holds."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
+
+    def run(
+        self, orders: Sequence[Order], *, threads: int, devices: set[str]
+    ) -> Generator[Outcome, None, None]:
+        """Outcomes of all orders as they come.
+
+        `threads` are those of the run that takes most, `devices` the names that runs may train on.
+        Closing the iterator stops the runs under way, which resume later. Raises UserError where
+        Ray is not installed or cannot be reached.
+        """
+        if self.executor == "ray":
+            return run_ray(orders, self.workers, threads, self.address)
+        return run_local(orders, self.workers or _processes(devices, threads))
+
+
+class ExecutorArguments(TypedDict, total=False):
+    """The same as keyword arguments of a function."""
+
+    executor: ExecutorName
+    workers: int | None
+    address: str | None
+
+
+def executor_options(given: ExecutorArguments) -> ExecutorOptions:
+    """Checked options; raises UserError for an address without Ray."""
+    options = validated(ExecutorOptions, dict(given), "executor")
+    if options.address is not None and options.executor != "ray":
+        raise UserError("--address is of a Ray cluster; add --executor ray")
+    return options
+
+
+def _processes(devices: set[str], threads: int) -> int:
+    """As many as there are CUDA devices if runs may use them, else as cores hold `threads`."""
+    if devices & {"auto", "cuda"} and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return max(1, available_cores() // threads)

@@ -1,0 +1,232 @@
+"""One table of verbs: what the command line, its help, the public functions and the docs list."""
+
+from typing import NamedTuple
+
+
+class Form(NamedTuple):
+    """One way to use a verb."""
+
+    call: str
+    """MODULE:FUNCTION in `deconfound.cli`, which takes the words after the verb."""
+    page: str
+    """Name of its page in docs/."""
+    functions: dict[str, str]
+    """Public functions and classes of `deconfound`, and the module each is in."""
+    usage: str
+    """The words after `deconfound`, in short."""
+
+
+class Verb(NamedTuple):
+    """A verb of the command line."""
+
+    summary: str
+    forms: tuple[Form, ...]
+    """The first is the verb by itself."""
+    resumes: bool = False
+    """Whether the same command goes on where it was stopped."""
+    saves: bool = False
+    """Whether a command that is told to end has saved its work and ends with 0."""
+
+
+VERBS = {
+    "compare": Verb(
+        "methods × folds × seeds of a plan, a screen or a demonstration, to a table and a verdict",
+        (
+            Form(
+                "comparing:call_compare",
+                "compare",
+                {"compare": "studies.compare"},
+                "compare FILE.yaml | SCREEN | demo --out DIR",
+            ),
+        ),
+        resumes=True,
+        saves=True,
+    ),
+    "simulate": Verb(
+        "make a screen with planted truth; --cells SCREEN puts technical effects into real cells",
+        (
+            Form(
+                "screens:call_simulate",
+                "simulate",
+                {"simulate": "data.simulation.simulate"},
+                "simulate --out SCREEN",
+            ),
+            Form(
+                "screens:call_inject",
+                "inject",
+                {"inject": "data.simulation.inject"},
+                "simulate --cells CLEAN --out SCREEN",
+            ),
+        ),
+    ),
+    "ingest": Verb(
+        "make a screen of your table and images, a public data set, or CellProfiler's features",
+        (
+            Form(
+                "screens:call_ingest",
+                "ingest",
+                {
+                    "ingest": "data.ingest.images",
+                    "ingest_profiles": "data.ingest.profiles",
+                    "ingest_array": "data.ingest.arrays",
+                    "Screen": "data.screens.screen",
+                    "open_screen": "data.screens.screen",
+                },
+                "ingest TABLE --images-root DIR --out SCREEN",
+            ),
+            Form("screens:call_source", "source", {}, "ingest source NAME --root DIR --out SCREEN"),
+            Form(
+                "screens:call_cellprofiler",
+                "cellprofiler",
+                {"cellprofiler": "data.ingest.cellprofiler"},
+                "ingest cellprofiler IMAGES --out SCREEN",
+            ),
+        ),
+        resumes=True,
+    ),
+    "describe": Verb(
+        "what a screen holds, what can be held out, what is confounded",
+        (
+            Form(
+                "screens:call_describe",
+                "describe",
+                {"describe": "description.describe"},
+                "describe SCREEN",
+            ),
+        ),
+    ),
+    "fit": Verb(
+        "train one method on one fold with one seed",
+        (
+            Form(
+                "runs:call_fit",
+                "fit",
+                {"fit": "training.fit"},
+                "fit METHOD SCREEN --hold-out COLUMN=GROUP --out RUN",
+            ),
+        ),
+        resumes=True,
+        saves=True,
+    ),
+    "embed": Verb(
+        "embed every image of a screen with a run; of a screen of profiles, take them as they are",
+        (
+            Form(
+                "runs:call_embed",
+                "embed",
+                {"embed": "embeddings.embed", "embed_shards": "embeddings.embed_shards"},
+                "embed RUN SCREEN --out FILE.h5ad",
+            ),
+            Form(
+                "runs:call_profiles",
+                "profiles",
+                {"profiles": "embeddings.profiles"},
+                "embed PROFILES --out FILE.h5ad",
+            ),
+        ),
+        resumes=True,
+    ),
+    "correct": Verb(
+        "take the environment out of embeddings after training",
+        (
+            Form(
+                "runs:call_correct",
+                "correct",
+                {"correct": "embeddings.correct"},
+                "correct METHOD FILE.h5ad --out FILE.h5ad",
+            ),
+        ),
+    ),
+    "aggregate": Verb(
+        "from cells to guides to genes",
+        (
+            Form(
+                "runs:call_aggregate",
+                "aggregate",
+                {"aggregate": "embeddings.aggregate"},
+                "aggregate FILE.h5ad --out FILE.h5ad",
+            ),
+        ),
+    ),
+    "measure": Verb(
+        "score embeddings, gene relations, retrieval or imputed images, by what is given",
+        (
+            Form(
+                "scoring:call_measure",
+                "measure",
+                {"measure": "evaluation.measure"},
+                "measure FILE.h5ad … --out SCORES.parquet",
+            ),
+            Form(
+                "scoring:call_relations",
+                "relations",
+                {"relations": "evaluation.relations"},
+                "measure GENES.h5ad … --complexes FILE --out SCORES.parquet",
+            ),
+            Form(
+                "scoring:call_retrieval",
+                "retrieval",
+                {"retrieval": "evaluation.retrieval"},
+                "measure FILE.h5ad … --retrieval --out SCORES.parquet",
+            ),
+            Form(
+                "scoring:call_imputation",
+                "imputation",
+                {"imputation": "counterfactuals.judge"},
+                "measure RUN SCREEN --out SCORES.parquet",
+            ),
+        ),
+    ),
+    "transfer": Verb(
+        "counterfactual images: swap content and style, or impute into an environment",
+        (
+            Form(
+                "runs:call_transfer",
+                "transfer",
+                {"transfer": "counterfactuals.swap", "impute": "counterfactuals.impute"},
+                "transfer RUN SCREEN --out DIR",
+            ),
+        ),
+    ),
+    "report": Verb(
+        "one HTML page of runs, embeddings and scores",
+        (
+            Form(
+                "comparing:call_report",
+                "report",
+                {"report": "reports.report"},
+                "report PATH … --out PAGE.html",
+            ),
+        ),
+    ),
+    "export": Verb(
+        "a screen as OME-TIFF files and a table, or profiles as Parquet",
+        (
+            Form(
+                "screens:call_export",
+                "export",
+                {"export": "data.screens.export"},
+                "export SCREEN --out DIR",
+            ),
+        ),
+    ),
+    "check": Verb(
+        "verify that every file of a screen or a run is whole",
+        (Form("screens:call_check", "check", {"check": "verification"}, "check PATH"),),
+    ),
+    "list": Verb(
+        "list methods, metrics or sources",
+        (Form("lists:call_list", "list", {}, "list methods | metrics | sources"),),
+    ),
+}
+
+PUBLIC = {
+    name: f"deconfound.{module}"
+    for verb in VERBS.values()
+    for form in verb.forms
+    for name, module in form.functions.items()
+}
+"""The module of every public function and class."""
+
+FORMER = {"sweep": "deconfound.studies.compare", "crossval": "deconfound.studies.crossval"}
+"""Public functions of release 0.1 whose work `compare` does now."""
