@@ -1,4 +1,4 @@
-"""check: whether every file of a screen, a run or a directory of embeddings is whole."""
+"""check: verify every file of a screen, a run or a directory of embeddings."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from deconfound.runs.run import open_run, read_json
 
 
 def check(path: Path) -> str:
-    """Verify every file of a screen, a run (finished or not) or embeddings; says what is whole.
+    """Verify every file of a screen, a run (finished or not) or embeddings; returns a sentence.
 
     Raises UserError that names what is missing or damaged, and what to do.
     """

@@ -15,7 +15,8 @@ from PIL import Image
 from deconfound import cli, open_screen
 from deconfound.counterfactuals import impute as impute_module
 from deconfound.counterfactuals import landing
-from deconfound.counterfactuals.impute import _stored, impute
+from deconfound.counterfactuals.impute import impute
+from deconfound.counterfactuals.imputed_screen import stored
 from deconfound.counterfactuals.landing import Landing
 from deconfound.counterfactuals.swap import transfer
 from deconfound.data.folds.problem import pose
@@ -44,7 +45,7 @@ def _plain_map() -> Iterator[None]:
 @pytest.fixture
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("draw_imputed", "draw_landing"):
-        monkeypatch.setattr(impute_module, name, lambda *_: None)
+        monkeypatch.setattr(impute_module, name, lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +194,10 @@ def test_values_that_the_type_cannot_hold_are_clipped_and_counted() -> None:
     import torch
 
     image = torch.tensor([[[[-3.0, -0.4, 0.6, 254.7, 255.4, 260.0]]]])
-    pixels, clipped = _stored(image, np.dtype("uint8"))
+    pixels, clipped = stored(image, np.dtype("uint8"))
     assert pixels.ravel().tolist() == [0, 0, 1, 255, 255, 255]
     assert (pixels.dtype, clipped) == (np.uint8, 2)
-    same, none = _stored(image, np.dtype("float32"))
+    same, none = stored(image, np.dtype("float32"))
     np.testing.assert_array_equal(same, image.numpy())
     assert none == 0
 

@@ -133,7 +133,8 @@ def test_finished_chunks_of_other_draws_are_not_taken(
 ) -> None:
     """The weights are the same, the embeddings are not."""
     streams = [
-        EmbeddingStream(runs(draws).path, screen.path, None, "cpu", "32", 1) for draws in (0, 1, 2)
+        EmbeddingStream(runs(draws).path, screen.path, device="cpu", threads=1)
+        for draws in (0, 1, 2)
     ]
     assert len({tuple(stream.identity()) for stream in streams}) == 3
     models = {(runs(draws).path / "model.safetensors").read_bytes() for draws in (0, 1, 2)}

@@ -27,9 +27,10 @@ from deconfound.reports.figures import training_curves
 from deconfound.reports.map import draw_maps, thumbnails
 from deconfound.reports.names import Names
 from deconfound.reports.report import _json_in_page, report
-from deconfound.reports.sources import SCORE_COLUMNS, find_sources
+from deconfound.reports.scores import SCORE_COLUMNS
+from deconfound.reports.sources import find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
-from deconfound.reports.tables import Level, Spread, levels, number, spread, with_levels
+from deconfound.reports.tables import Level, Spread, levels, spread, with_levels
 from deconfound.runs.config import config_model, dump_config
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "</script>")
@@ -277,15 +278,6 @@ def test_imputed_images_come_first_with_their_baselines(tmp_path: Path) -> None:
     assert "ist 0.40 (5% hallucinated)" in page[places[0] : places[1]]
     assert "Imputed images" not in page[places[2] :]
     assert "Only one seed of erm and ist" in page
-
-
-def test_numbers_keep_their_digits() -> None:
-    assert number(0.12345, 3) == "0.123"
-    assert number(0.0, 3) == "0.000"
-    assert number(12.3456, 3) == "12.35"
-    assert number(123456.7, 3) == "123457"
-    assert number(1.234e-5, 3) == "1.2e-05"
-    assert number(math.inf, 3) == "∞"
 
 
 def test_alarms(tmp_path: Path) -> None:

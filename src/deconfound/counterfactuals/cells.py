@@ -1,4 +1,4 @@
-"""Which cells a picture shows, and what is written beside them."""
+"""The cells that a picture shows, and what is written beside it."""
 
 from typing import Any
 
@@ -12,25 +12,29 @@ from deconfound.errors import UserError
 from deconfound.runs.run import Run
 from deconfound.runtime.seeds import numpy_stream
 
+FORMAT_VERSION = 1
+"""Format version of transfer.json and imputed.json."""
+
 
 def names(screen: Screen, columns: Any) -> pd.Series:
-    """Values of the columns joined, missing everywhere if the screen lacks one of them."""
+    """Values of the joined columns; all missing if the screen lacks one of the columns."""
     if not columns or any(column not in screen.table.columns for column in columns):
         return pd.Series(pd.NA, index=screen.table.index, dtype="string")
     return joined(screen.table, columns)
 
 
 def texts(values: pd.Series, rows: Rows) -> tuple[str, ...]:
-    """The values of rows, empty where they are missing."""
+    """The values of rows; empty text where a value is missing."""
     return tuple(values.iloc[rows].fillna("").tolist())
 
 
 def diverse(
     candidates: Rows, label: pd.Series, environment: pd.Series, images: int, seed: int
 ) -> Rows:
-    """Rows drawn one by one, each of the label, pair and environment drawn least often so far.
+    """Draw `images` rows that differ in label and environment, by `seed`.
 
-    They come back ordered by environment, then label.
+    Each next row has the label, then the pair of both, then the environment drawn least often so
+    far. Rows are returned ordered by environment, then label.
     """
     left = numpy_stream(seed, "transfer cells").permutation(candidates)
     labels, environments = coded(label).codes, coded(environment).codes
@@ -49,9 +53,22 @@ def diverse(
 
 
 def refuse_percentile(run: Run) -> None:
-    """Raise UserError if what the run draws cannot be put back into stored units."""
+    """Raise UserError if images that the run draws cannot be put back into stored units."""
     if run.transform == "percentile":
         raise UserError(
             f"{run.path}: transform percentile forgets how bright images were, so none can be "
             "put back into stored units; fit it again with --transform none or arcsinh"
         )
+
+
+def about_run(run: Run, screen: Screen) -> dict[str, Any]:
+    """What the JSON file beside a picture says first: the run, and the screen of its cells."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": run.config.method,
+        "fold": run.fold,
+        "seed": run.config.seed,
+        "run": run.path.resolve().name,
+        "config": run.config.model_dump(mode="json"),
+        "screen": screen.name,
+    }

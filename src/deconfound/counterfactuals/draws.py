@@ -1,4 +1,4 @@
-"""Which held-out cells `imputation` judges, and where and by which images they are imputed."""
+"""Which cells `imputation` judges, their target environments and their style images."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,16 @@ from deconfound.runtime.seeds import numpy_stream
 
 @dataclass(frozen=True)
 class Interventions:
-    """Which cell is imputed into which environment, by which style image."""
+    """Cells, with the environment and the style images by which each is imputed."""
 
     rows: Rows
     """(N,) int64, the cells."""
     style: Rows
-    """(N, K) int64, the training rows over whose images the style is averaged."""
+    """(N, K) int64, the training rows whose style codes are averaged."""
     environment: Rows
-    """(N,) int64, the code of the run's environment that the style is of."""
+    """(N,) int64, the code of the training environment that each cell is imputed into."""
     rendering: npt.NDArray[np.str_]
-    """(N,) the planted environment of the first style image, where the true one is rendered."""
+    """(N,) the planted environment of the first style image; the true image is rendered in it."""
 
 
 def interventions(
@@ -35,9 +35,9 @@ def interventions(
     seed: int,
     style_images: int = 1,
 ) -> Interventions:
-    """At most `most` rows of a part, each with an environment and style images of training.
+    """At most `most` rows of a part, each with a training environment and style images of it.
 
-    All draws are by `seed`; the same rows, environments and first styles come whatever the run and
+    Draws are by `seed`: rows, environments and first style images depend neither on the run nor on
     `style_images`. Where there are too few style images they are repeated. A row whose own
     environment is the only one of training is left out.
     """

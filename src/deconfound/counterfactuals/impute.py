@@ -1,30 +1,24 @@
-"""transfer --to: a screen as if all of it had been taken in one environment."""
+"""transfer --to: the images of a screen imputed into one environment."""
 
 import json
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deconfound.arrays import Rows
 from deconfound.config import RelativeTo, nearest
-from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
-from deconfound.counterfactuals.landing import Encoder, Landing, draw_landing, find_landing
+from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_percentile, texts
+from deconfound.counterfactuals.imputed_screen import Imputation
+from deconfound.counterfactuals.landing import Landing, draw_landing, find_landing
 from deconfound.counterfactuals.pictures import draw_imputed
 from deconfound.data.folds.problem import Problem, pose
-from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import Screen, open_screen
-from deconfound.data.screens.writer import ScreenWriter
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.files.checksums import sha256
 from deconfound.intervention.intervention import Intervention, frozen
 from deconfound.intervention.relative_style import (
-    SourceStyles,
     refuse_absolute,
     source_styles_of,
     style_reference,
@@ -33,35 +27,30 @@ from deconfound.intervention.relative_style import (
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import mean_styles, styles_of
 from deconfound.methods.contract import Imputer
-from deconfound.runs.run import Run, open_run, read_json
+from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
-from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
 
-FORMAT_VERSION = 1
-BATCH = 256
 STYLES = 32
-"""Style images at most; half of the target's rows stay real cells to compare with."""
+"""Style images at most; half of the target's rows are kept as real cells to compare with."""
 SHOWN = 8
 """Cells in the picture."""
-TARGET, SOURCE_ROW = "deconfound_imputed_to", "deconfound_source_row"
-"""Columns that the table of an imputed screen has more."""
 
 
 @dataclass(frozen=True)
 class Imputed:
-    """A screen of imputed images, and what became of them."""
+    """A screen of imputed images, and how they were made."""
 
     screen: Screen
     rows: Rows
     """(N,) int64 rows of the source screen, ascending."""
     style_rows: Rows
-    """(N,) int64 rows of the run's own screen whose style each image was given; with relative
-    styles, images of the target to look at."""
+    """(N,) int64 rows of the run's own screen: the style image of each image; with relative styles,
+    an image of the target for the picture only."""
     clipped: float
-    """Share of pixel values that the stored type cannot hold; they were clipped."""
+    """Share of pixel values that were clipped to the range of the stored type."""
     landing: Landing
-    """Where the images lie among real ones."""
+    """Representations of the imputed and of real cells."""
 
 
 def impute(
@@ -77,14 +66,14 @@ def impute(
 ) -> Imputed:
     """Impute images of `screen` into the training environment `to` and write the directory `out`.
 
-    All images, or `images` drawn by `seed`; each gets the style of an image drawn from at most 32
-    training rows of `to` in the run's own screen. With `relative_style` images keep how their style
-    differs from the mean style of their environment, over all of its images or its negative
-    controls, and that becomes the mean style of `to`. Writes the screen imputed/, transfer.png,
-    umap.png and imputed.json. Pernice et al., Interventional Style Transfer, 2023, Figure 4B.
-    Raises UserError if `out` exists, if the method cannot impute, for an environment that training
-    lacks, if the screen does not fit the run, if styles cannot be relative as asked, and if the
-    run's own screen is no longer there.
+    All images are imputed, or `images` of them drawn by `seed`. Each gets the style of an image
+    drawn from at most 32 training rows of `to` in the run's own screen. With `relative_style` the
+    mean style of an image's environment, over all of its images or its negative controls, is
+    replaced by that of `to`, and the image keeps how its own style differs from it. Writes the
+    screen imputed/, transfer.png, umap.png and imputed.json. Pernice et al., Interventional Style
+    Transfer, 2023, Figure 4B. Raises UserError if `out` exists, if the method cannot impute, for an
+    environment that training lacks, if the screen does not fit the run, if styles cannot be
+    relative as asked, and if the run's own screen is no longer there.
     """
     out = Path(out)
     atomic.refuse_existing(out)
@@ -129,28 +118,37 @@ def impute(
         )
     with atomic.atomic_directory(out) as temporary:
         folder = temporary / "imputed"
-        clipped = _write(opened, source, imputer, source_styles, rows, style, to, folder, quiet)
+        planned = Imputation(opened, source, imputer, source_styles, rows, style, to)
+        clipped = planned.write(folder, quiet)
         written = open_screen(folder)
         shown = _shown(opened, source, rows, others, seed)
         draw_imputed(
             source.read(rows[shown]),
             own.read(style_rows[shown]),
             written.read(shown),
-            source.channels,
-            texts(environment, rows[shown]),
-            to,
             temporary / "transfer.png",
+            channels=source.channels,
+            environments=texts(environment, rows[shown]),
+            to=to,
         )
         landing = find_landing(
-            Encoder(imputer.imputer, imputer.intensity, fabric.device),
+            imputer,
+            fabric,
             (source, rows[others], texts(environment, rows[others])),
             (written, others),
             (own, of_target[styles:] if len(of_target) > 1 else of_target),
             seed,
         )
         draw_landing(landing, to, temporary / "umap.png", seed)
-        about = _about(opened, source, to, len(rows), len(bank), clipped, landing, seed)
-        about["relative_style"] = relative_style
+        about = about_run(opened, source) | {
+            "imputed_to": to,
+            "images": len(rows),
+            "styles": len(bank),
+            "cells_seed": seed,
+            "clipped": clipped,
+            "neighbors_of_target": landing.shares(),
+            "relative_style": relative_style,
+        }
         (temporary / "imputed.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return Imputed(open_screen(out / "imputed"), rows, style_rows, clipped, landing)
 
@@ -183,15 +181,12 @@ def _rows(screen: Screen, images: int | None, seed: int) -> Rows:
 
 
 def _own_screen(run: Run, screen: Screen) -> Screen:
-    """The screen the run was trained on, which styles come from."""
-    fold = read_json(run.path / "fold.json")
-    if fold["screen_identity"] == screen.identity:
+    """The screen that the run was trained on; styles come from it."""
+    if run.trained_on(screen):
         return screen
-    path = Path(str(fold["screen"]))
-    if (path / "screen.json").is_file():
-        own = open_screen(path)
-        if own.identity == fold["screen_identity"]:
-            return own
+    path = run.screen_path
+    if (path / "screen.json").is_file() and run.trained_on(own := open_screen(path)):
+        return own
     raise UserError(
         f"{path}: the screen that the run was trained on, where styles come from, is not there or "
         "has changed; put it back"
@@ -206,99 +201,14 @@ def _training_rows(problem: Problem, environment: str, seed: int) -> Rows:
     return np.asarray(numpy_stream(seed, "style images").permutation(rows), dtype=np.int64)
 
 
-def _write(
-    run: Run,
-    source: Screen,
-    imputer: Intervention,
-    source_styles: SourceStyles | None,
-    rows: Rows,
-    style: Rows,
-    to: str,
-    folder: Path,
-    quiet: bool,
-) -> float:
-    """Write the imputed screen; returns the share of values that were clipped."""
-    provenance = {
-        "made_by": f"deconfound transfer {version('deconfound')}",
-        "run": run.path.resolve().name,
-        "method": run.config.method,
-        "model_sha256": sha256(run.path / "model.safetensors"),
-        "imputed_to": to,
-        "source": source.name,
-        "source_identity": source.identity,
-        "source_provenance": source.provenance,
-    }
-    nothing = np.full(len(source), -1, dtype=np.int64)
-    device = imputer.bank.device
-    reader = BatchReader(source, nothing, nothing, imputer.intensity, device, channels_last=True)
-    parts = np.split(np.arange(len(rows)), np.arange(BATCH, len(rows), BATCH))
-    beyond = values = 0
-    name = f"{source.name} as {to}"
-    with (
-        ScreenWriter(folder, name, source.channels, source.roles, provenance) as writer,
-        Progress("impute", len(rows), "images", quiet=quiet) as progress,
-    ):
-        batches = reader.stream(rows[part] for part in parts)
-        for part, batch in zip(parts, batches, strict=True):
-            taken_in = None if source_styles is None else source_styles.of(batch.row)
-            imputed = imputer.impute(batch.image, torch.from_numpy(style[part]), taken_in)
-            pixels, clipped = _stored(imputer.intensity.inverse(imputed), source.dtype)
-            writer.append(pixels)
-            beyond, values = beyond + clipped, values + pixels.size
-            progress.update(len(part))
-        table = source.table.iloc[rows].reset_index(drop=True)
-        table[TARGET] = to
-        table[SOURCE_ROW] = rows
-        writer.finish(table, source.index.transform, source.index.percentile_by)
-    return beyond / values
-
-
-def _stored(image: torch.Tensor, dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
-    """Float images in stored units as the stored type, and how many values that clipped."""
-    pixels = image.cpu().contiguous().numpy()
-    if dtype.kind != "u":
-        return pixels.astype(dtype), 0
-    pixels = pixels.round()
-    largest = float(np.iinfo(dtype).max)
-    clipped = int(((pixels < 0) | (pixels > largest)).sum())
-    return np.clip(pixels, 0, largest).astype(dtype), clipped
-
-
 def _shown(run: Run, source: Screen, rows: Rows, others: Rows, seed: int) -> Rows:
-    """Places in `rows` of the cells of the picture: of other environments, unseen if there are."""
-    fold = read_json(run.path / "fold.json")
+    """Places in `rows` of the cells in the picture.
+
+    They are of other environments than the target, and not of training where there are such cells.
+    """
     candidates = rows[others]
-    if fold["screen_identity"] == source.identity:
-        part = pose(source, run.config.data).fold.part[candidates]
-        unseen = candidates[part != "train"]
-        candidates = unseen if len(unseen) else candidates
+    unseen = candidates[run.parts(source)[candidates] != "train"]
+    candidates = unseen if len(unseen) else candidates
     label = names(source, [str(run.roles.label)])
     environment = names(source, run.roles.environment)
     return np.searchsorted(rows, diverse(candidates, label, environment, SHOWN, seed))
-
-
-def _about(
-    run: Run,
-    source: Screen,
-    to: str,
-    images: int,
-    styles: int,
-    clipped: float,
-    landing: Landing,
-    seed: int,
-) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "method": run.config.method,
-        "fold": run.fold,
-        "seed": run.config.seed,
-        "run": run.path.resolve().name,
-        "config": run.config.model_dump(mode="json"),
-        "screen": source.name,
-        "imputed_to": to,
-        "images": images,
-        "styles": styles,
-        "cells_seed": seed,
-        "clipped": clipped,
-        "neighbors_of_target": landing.shares(),
-    }

@@ -1,4 +1,4 @@
-"""imputation: how good a run's imputed images are, where the true ones can be rendered.
+"""imputation: scores of a run's imputed images, where the true images can be rendered.
 
 Imputing is that of Pernice et al., IST, 2023, eq. 1.
 """
@@ -16,15 +16,16 @@ from deconfound.arrays import Images, Rows
 from deconfound.config import RelativeTo
 from deconfound.counterfactuals.cells import refuse_percentile
 from deconfound.counterfactuals.draws import Interventions, interventions
+from deconfound.counterfactuals.imputed_scores import Judged, imputation_scores
 from deconfound.counterfactuals.oracle import Oracle, oracle_of
 from deconfound.data.folds.fold import Part
 from deconfound.data.folds.groups import physical_well
-from deconfound.data.folds.problem import Problem, pose
+from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, Row, score_row
+from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, NamedScore, score_row
 from deconfound.files import atomic
 from deconfound.intervention.relative_style import (
     SourceStyles,
@@ -35,17 +36,8 @@ from deconfound.intervention.relative_style import (
 )
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.methods.contract import Imputer
-from deconfound.metrics import (
-    Score,
-    absolute_distance,
-    hallucination_rate,
-    label_agreement,
-    label_probability,
-    matched_moments,
-    relative_error,
-    squared_distance,
-)
-from deconfound.runs.run import Run, open_run, read_json
+from deconfound.metrics import matched_moments
+from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress
 
@@ -60,7 +52,7 @@ class _Imputer:
     method: Imputer
     intensity: Intensity
     environments: tuple[str, ...]
-    """Of training."""
+    """Names of the training environments, by code."""
     source_styles: SourceStyles | None
     """Where the rows of the screen were taken; None where styles are not relative."""
 
@@ -68,8 +60,9 @@ class _Imputer:
     def __call__(
         self, rows: Rows, source: Images, style: Images, environment: Rows
     ) -> npt.NDArray[np.float32]:
-        """The source images (B, C, H, W) of `rows` in the styles of images (B, K, C, H, W) taken in
-        `environment` (B,), in stored units.
+        """Impute the source images (B, C, H, W) of `rows`; stored units.
+
+        `style` (B, K, C, H, W) holds the style images of each, taken in `environment` (B,).
         """
         device = self.intensity.offset.device
         source_pixels, style_pixels, taken_in = (
@@ -88,21 +81,6 @@ class _Imputer:
         return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
 
 
-class _Judged:
-    """What is known of the images of one imputer, filled batch after batch."""
-
-    def __init__(self, rows: int, channels: int, labels: int) -> None:
-        self.absolute = np.zeros((rows, channels))
-        self.squared = np.zeros((rows, channels))
-        self.probability = np.zeros((rows, labels), dtype=np.float32)
-
-    def put(self, places: Rows, image: npt.NDArray[Any], true: Images, oracle: Oracle) -> None:
-        """Compare images with the true ones of the same rows."""
-        self.absolute[places] = absolute_distance(image, true)
-        self.squared[places] = squared_distance(image, true)
-        self.probability[places] = oracle.probabilities(image)
-
-
 def imputation(
     run: Path,
     screen: Path,
@@ -119,23 +97,22 @@ def imputation(
 ) -> pd.DataFrame:
     """Score the images that `run` imputes for held-out cells of the screen it saw.
 
-    Of each of the parts id_test and test at most `images` cells, drawn by `seed`, are imputed each
-    into one training environment other than its own, drawn uniformly, in the style, averaged over
-    codes, of `style_images` training images of it, drawn uniformly; from the second on they are of
-    the planted environment of the first. With `relative_style` the style images are of the baseline
-    alone, and images of the run keep how their style differs from the mean style of their
-    environment, over all of its images or its negative controls. The true image is the same cell
-    rendered there. Both are compared in stored units, the imputed one clipped to the range of the
-    stored type. The oracle of `oracle_of`, trained in `oracle_steps` steps and kept beside `out`,
-    says which label an image shows.
+    At most `images` cells of each of the parts id_test and test are drawn by `seed`. Each is
+    imputed into one training environment other than its own, drawn uniformly. Its style is the mean
+    of the style codes of `style_images` training images of that environment, drawn uniformly; all
+    of them come from the planted environment of the first. With `relative_style` only the baseline
+    uses the style images: the run's images keep how their style differs from the mean style of
+    their environment, taken over all of its images or its negative controls. The true image is the
+    same cell rendered in the planted environment. Both are compared in stored units, the imputed
+    one clipped to the range of the stored type. The oracle of `oracle_of`, trained for
+    `oracle_steps` steps and kept beside `out`, says which label an image shows.
 
-    Returns, and writes to the Parquet file `out`, the columns of `measure`: the representation is
-    "image", or "channel NAME" where only that is compared. Beside the run's scores stand those of
-    `BASELINES`, the images left alone and `matched_moments`; they depend on the fold, `seed`
-    and `style_images` alone, and their seed is `seed`. Raises UserError if `out` exists, if the run
-    cannot impute, or not as asked, if the screen was neither simulated nor injected, has other
-    channels or is not the run's, if there is no cell to judge, or if pixels cannot be put back into
-    stored units.
+    Returns, and writes to the Parquet file `out`, the columns of `measure`; the representation is
+    "image" for all channels together and "channel NAME" for one. The scores of `BASELINES`, the
+    images left alone and `matched_moments`, stand beside the run's; they depend only on the fold,
+    `seed` and `style_images`, and carry `seed`. Raises UserError if `out` exists, if the run cannot
+    impute as asked, if the screen was neither simulated nor injected, has other channels or is not
+    the run's, if there is no cell to judge, or if pixels cannot be put back into stored units.
     """
     with atomic.claimed(Path(out)):
         opened_run, opened_screen = open_run(run), open_screen(screen)
@@ -172,15 +149,24 @@ def imputation(
             quiet=quiet,
         )
         records = []
+        asked = {"style_images": style_images, "relative_style": relative_style}
+        imputer = _Imputer(method, intensity, opened_run.environments, source_styles)
         total = sum(len(drawn.rows) for drawn in planned.values())
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():
-                imputer = _Imputer(method, intensity, opened_run.environments, source_styles)
                 judged = _judged(opened_screen, imputer, drawn, oracle, progress, threads)
-                asked = {"style_images": style_images, "relative_style": relative_style}
+                well = physical_well(opened_screen.table, opened_screen.roles).iloc[drawn.rows]
                 for name in ("run", *BASELINES):
-                    rows = _scores(judged, name, opened_screen, problem, drawn, part, seed)
-                    records += _records(opened_run, name, rows, seed, asked)
+                    scores = imputation_scores(
+                        judged,
+                        name,
+                        part,
+                        label=problem.label.codes[drawn.rows],
+                        unit=np.asarray(well.astype("category").cat.codes, dtype=np.int64),
+                        channels=opened_screen.channels,
+                        seed=seed,
+                    )
+                    records += _records(opened_run, name, scores, seed, asked)
         table = pd.DataFrame(records, columns=COLUMNS)
         with atomic.atomic_file(Path(out)) as temporary:
             table.to_parquet(temporary)
@@ -188,13 +174,13 @@ def imputation(
 
 
 def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
-    """The run's method, able to impute on this screen."""
+    """The run's method; raises UserError if it cannot impute this screen."""
     refuse_unable(run.config.method, run.config.method, str(run.path))
     counterfactual(screen, [], "none")
     method, intensity = run.load(screen)
     assert isinstance(method, Imputer)
     refuse_percentile(run)
-    if read_json(run.path / "fold.json")["screen_identity"] != screen.identity:
+    if not run.trained_on(screen):
         raise UserError(
             f"{screen.path}: not the screen that {run.path} was fitted on, so which of its cells "
             "were held out is unknown; give that one"
@@ -209,10 +195,10 @@ def _judged(
     oracle: Oracle,
     progress: Progress,
     threads: int | None,
-) -> dict[str, _Judged]:
-    """Every imputer on every row; "run" is the method, "true" the images that are to be met."""
+) -> dict[str, Judged]:
+    """Impute every row with the run and the baselines, and judge them and the true images."""
     size = len(drawn.rows), len(screen.channels), oracle.head.out_features
-    judged = {name: _Judged(*size) for name in ("run", "true", *BASELINES)}
+    judged = {name: Judged(*size) for name in ("run", "true", *BASELINES)}
     for rendering in np.unique(drawn.rendering):
         of_rendering = np.flatnonzero(drawn.rendering == rendering)
         for places in np.split(of_rendering, np.arange(BATCH, len(of_rendering), BATCH)):
@@ -233,60 +219,17 @@ def _judged(
 
 
 def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """What the stored type could hold of the images, unrounded."""
+    """The images clipped to the range of an unsigned stored type; not rounded."""
     if dtype.kind != "u":
         return image
     clipped: npt.NDArray[Any] = np.clip(image, 0, np.iinfo(dtype).max)
     return clipped
 
 
-def _scores(
-    judged: dict[str, _Judged],
-    name: str,
-    screen: Screen,
-    problem: Problem,
-    drawn: Interventions,
-    part: str,
-    seed: int,
-) -> list[Row]:
-    """The scores of one imputer against the images left alone and the true ones."""
-    well = physical_well(screen.table, screen.roles).iloc[drawn.rows]
-    unit = np.asarray(well.astype("category").cat.codes, dtype=np.int64)
-    label = problem.label.codes[drawn.rows]
-    absolute, of_alone = judged[name].absolute, judged[ALONE].absolute
-    squared, squared_alone = judged[name].squared, judged[ALONE].squared
-    probability, true = judged[name].probability, judged["true"].probability
-    error = relative_error(absolute.sum(axis=1), of_alone.sum(axis=1), unit, seed)
-    square = relative_error(squared.sum(axis=1), squared_alone.sum(axis=1), unit, seed)
-    over = f"95 % interval over {len(np.unique(unit))} wells"
-    rows = [
-        Row("image", "imputation_error", part, error.score),
-        Row("image", "imputation_error_low", part, Score(error.low, error.score.n, over)),
-        Row("image", "imputation_error_high", part, Score(error.high, error.score.n, over)),
-        Row("image", "imputation_squared_error", part, square.score),
-        Row("image", "imputation_label_probability", part, label_probability(probability, label)),
-        Row("image", "imputation_label_probability_true", part, label_probability(true, label)),
-        Row("image", "imputation_agreement", part, label_agreement(probability, true)),
-        Row("image", "imputation_hallucination", part,
-            hallucination_rate(probability, true, label)),
-    ]  # fmt: skip
-    for place, channel in enumerate(screen.channels):
-        here = relative_error(absolute[:, place], of_alone[:, place], unit, seed)
-        square = relative_error(squared[:, place], squared_alone[:, place], unit, seed)
-        name = f"channel {channel}"
-        rows += [
-            Row(name, "imputation_error", part, here.score),
-            Row(name, "imputation_error_low", part, Score(here.low, here.score.n, over)),
-            Row(name, "imputation_error_high", part, Score(here.high, here.score.n, over)),
-            Row(name, "imputation_squared_error", part, square.score),
-        ]
-    return rows
-
-
 def _records(
-    run: Run, name: str, rows: list[Row], seed: int, asked: dict[str, Any]
+    run: Run, name: str, scores: list[NamedScore], seed: int, asked: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of a scores file, whose configuration also says how the run was `asked` to impute.
+    """Lines of a scores file; the configuration also says how the run was `asked` to impute.
 
     A baseline has no configuration.
     """
@@ -298,6 +241,6 @@ def _records(
         "config": config.model_dump(mode="json") | {"imputation": asked},
     }
     if name == "run":
-        return [score_row(about, run.fold, row) for row in rows]
+        return [score_row(about, run.fold, one) for one in scores]
     baseline = about | {"method": name, "seed": seed, "saw_held_out": False}
-    return [score_row(baseline, run.fold, row) | {"config": None} for row in rows]
+    return [score_row(baseline, run.fold, one) | {"config": None} for one in scores]

@@ -1,50 +1,35 @@
-"""Where imputed images land among real ones, in the space of the encoder that imputes."""
+"""Where imputed images lie among real ones, in the representation of the imputer's encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from deconfound.arrays import Floats, Rows
-from deconfound.data.loading.batch import BatchReader
-from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import natural_order
 from deconfound.display.umap import coordinates
-from deconfound.methods.contract import Imputer
+from deconfound.intervention.embedder import Embedder, in_batches
+from deconfound.intervention.intervention import Intervention
 from deconfound.metrics.neighbors import nearest
 from deconfound.runtime.seeds import numpy_stream
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 BATCH = 256
 MOST = 500
 """Cells of each kind on a map."""
 NEIGHBORS = 10
 COLOURED = 8
-"""Source environments with a colour of their own."""
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What `embed` of an imputer makes of pixels."""
-
-    method: Imputer
-    intensity: Intensity
-    device: torch.device
-
-    @torch.no_grad()
-    def __call__(self, screen: Screen, rows: Rows) -> Floats:
-        """The representations (B, D) float32 of rows of a screen."""
-        nothing = np.full(len(screen), -1, dtype=np.int64)
-        reader = BatchReader(screen, nothing, nothing, self.intensity, self.device, True)
-        parts = np.split(rows, np.arange(BATCH, len(rows), BATCH))
-        found = [self.method.embed(one.image)["representation"] for one in reader.stream(parts)]
-        return torch.cat(found).float().cpu().numpy()
+"""Source environments drawn in a colour of their own; the others are grey."""
 
 
 @dataclass(frozen=True)
 class Landing:
-    """Representations of cells before and after they were imputed, and of the target's own."""
+    """Representations of cells before and after imputation, and of the target environment."""
 
     originals: Floats
     """(N, D)."""
@@ -53,14 +38,14 @@ class Landing:
     target: Floats
     """(T, D) of real cells of the target environment."""
     environments: tuple[str, ...]
-    """(N,) where the originals are from."""
+    """(N,) of the originals."""
 
     def shares(self) -> dict[str, float]:
-        """Of how many of the nearest real cells the target is the environment, on average.
+        """Mean share of target-environment cells among the k nearest real cells.
 
-        Of the `neighbors` nearest originals and target cells, those of imputed cells; of the
-        originals themselves, each without itself; and `chance`, the share of the target among all.
-        An imputed cell's own original is among those near it, and counts against it.
+        `imputed` is that of imputed cells, `originals` that of the originals (without the cell
+        itself), `chance` the share of the target among all real cells, and `neighbors` is k. The
+        original of an imputed cell is a real cell near it, and lowers the share.
         """
         real = np.concatenate([self.originals, self.target])
         count = len(self.originals)
@@ -76,16 +61,23 @@ class Landing:
 
 
 def find_landing(
-    encode: Encoder,
+    imputer: Intervention,
+    fabric: "Fabric",
     originals: tuple[Screen, Rows, tuple[str, ...]],
     imputed: tuple[Screen, Rows],
     target: tuple[Screen, Rows],
     seed: int,
 ) -> Landing:
-    """Embed at most 500 cells of each kind, drawn by `seed`.
+    """Embed at most 500 cells of each kind, drawn by `seed`, with the imputer's own encoder.
 
     `originals` (with their environments) and `imputed` are the same cells in the same order.
     """
+
+    def encode(screen: Screen, rows: Rows) -> Floats:
+        embedder = Embedder(imputer.imputer, imputer.intensity, screen, fabric)
+        embedded = embedder.stream(in_batches(rows, BATCH))
+        return torch.cat([one.representations["representation"] for one in embedded]).cpu().numpy()
+
     screen, rows, environments = originals
     kept = np.sort(numpy_stream(seed, "landing cells").permutation(len(rows))[:MOST])
     some = np.sort(numpy_stream(seed, "landing target").permutation(target[1])[:MOST])
@@ -98,7 +90,7 @@ def find_landing(
 
 
 def draw_landing(landing: Landing, to: str, file: Path, seed: int) -> None:
-    """Draw the UMAP of all cells: Pernice et al., 2023, Figure 4B, there fitted to real ones."""
+    """Draw the UMAP of all cells, fitted to all (Pernice et al., 2023, Figure 4B: to real ones)."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -145,6 +137,6 @@ def draw_landing(landing: Landing, to: str, file: Path, seed: int) -> None:
 
 
 def _said(name: str, most: int = 34) -> str:
-    """A name without markup of the plotting library, cut where it is long."""
+    """A name that matplotlib shows as it is, cut to `most` characters."""
     short = name if len(name) <= most else name[: most - 1] + "…"
     return short.replace("$", r"\$")

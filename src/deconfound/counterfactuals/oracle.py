@@ -1,4 +1,4 @@
-"""The oracle that says which label an image shows, in whichever environment it was taken."""
+"""The oracle: a classifier that names the label of an image taken in any environment."""
 
 import hashlib
 import json
@@ -24,9 +24,9 @@ from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import derived_seed, numpy_stream, torch_stream
 
 ROWS = 3_000
-"""Training rows it learns from, at most."""
+"""Training rows that the oracle learns from, at most."""
 RENDERINGS = 4
-"""Environments that each of them is rendered in."""
+"""Environments in which each training row is rendered."""
 BATCH = 64
 LEARNING_RATE = 1e-3
 
@@ -34,8 +34,8 @@ LEARNING_RATE = 1e-3
 class Oracle(nn.Module):
     """The encoder `small` and a linear head on stored pixels, standardised by channel.
 
-    Of Pernice et al., IST, 2023, it is the encoder's label head, had that seen every cell in every
-    environment.
+    It stands for the label head of the encoder of Pernice et al., IST, 2023, had that head seen
+    every cell in every environment.
     """
 
     offset: Tensor
@@ -73,14 +73,15 @@ def oracle_of(
 ) -> Oracle:
     """The oracle of a simulated or injected screen and a fold, trained here or read from `folder`.
 
-    It learns from true renderings of training rows alone, so never from a cell that is judged:
-    each in several environments, drawn uniformly from those of training and from "none", which has
-    no technical variation. An oracle of clean images alone would meet imputed images, which lie in
-    a technical environment, as something never seen, and would call staining another phenotype;
-    this one has seen each phenotype in all the environments that are imputed into, whatever the
-    plates held. Batches are balanced over the labels, so that its probabilities lean to none.
+    The oracle learns from true renderings of training rows, never from a cell that is judged. Each
+    row is rendered in several environments, drawn uniformly from those of training and from "none",
+    which has no technical variation. An oracle of clean images alone has never seen a technical
+    environment, and would take the staining of imputed images for another phenotype; this one has
+    seen every phenotype in every target environment. Batches are balanced over the labels, so that
+    its probabilities favour none.
 
-    The file is `oracle-IDENTITY.safetensors`, of all that the weights depend on but the machine.
+    The file is `oracle-IDENTITY.safetensors`; the identity stands for all that the weights depend
+    on except the machine.
     Raises UserError if the screen was neither simulated nor injected, or the file is damaged.
     """
     train = problem.fold.rows("train")

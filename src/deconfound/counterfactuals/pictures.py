@@ -1,4 +1,4 @@
-"""The picture of an imputation: what went in, whose style it got, what came out, the difference."""
+"""The picture of an imputation: source, style image, imputed image and their difference."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from deconfound.display.pixels import contrast, rgb
 
 SIDE, DPI = 1.25, 120
-"""Inches of a cell, and pixels of an inch."""
+"""Side of a cell in inches, and pixels in an inch."""
 TIGHT = {"wspace": 0.04, "hspace": 0.04}
 
 
@@ -17,14 +17,16 @@ def draw_imputed(
     source: npt.NDArray[Any],
     style: npt.NDArray[Any],
     imputed: npt.NDArray[Any],
+    file: Path,
+    *,
     channels: tuple[str, ...],
     environments: tuple[str, ...],
     to: str,
-    file: Path,
 ) -> None:
-    """Draw a row for each cell of (B, C, H, W) in stored units, one contrast for all.
+    """Draw a row for each cell; images are (B, C, H, W) in stored units, with one contrast.
 
-    The difference is imputed − source, in the mean over channels of each one's contrast range.
+    The last column shows imputed − source, as a share of each channel's contrast range, in the mean
+    over channels.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""transfer: counterfactual cells, the content of one in the style of another."""
+"""transfer: counterfactual cells, the content of one cell in the style of another."""
 
 import json
 from dataclasses import dataclass
@@ -11,22 +11,20 @@ import torch
 
 from deconfound import methods
 from deconfound.arrays import Bytes, Rows
-from deconfound.counterfactuals.cells import diverse, names, refuse_percentile, texts
-from deconfound.data.folds.problem import pose
+from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_percentile, texts
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.display.pixels import contrast, rgb
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods.contract import Imputer, Method
-from deconfound.runs.run import Run, open_run, read_json
+from deconfound.runs.run import Run, open_run
 
-FORMAT_VERSION = 1
 # The drawn grid, in pixels.
 TILE, GAP, LEFT, TOP, DPI = 96, 5, 125, 58, 110
 FRAME = "#1a7f5a"
 CELLS = 8
-"""Cells drawn if the user does not say how many."""
+"""Number of cells drawn by default."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ def transfer(
 ) -> Swap:
     """Swap content and style between cells of `screen` and write the directory `out`.
 
-    `images` cells (8 if not given), drawn by `seed` from the rows that training did not see (of the
-    training's environments, where the screen is the run's own) to differ in label and environment.
+    `images` cells (8 if not given) are drawn by `seed` to differ in label and environment: from the
+    parts val and id_test of the run's own screen, from all rows of another screen.
     Writes swap.png, originals.npy, swapped.npy and transfer.json. Makino et al., SCBD, Figure 2b.
     Raises UserError if `out` exists, if the method cannot swap or if there are fewer than 2 cells.
     """
@@ -90,17 +88,20 @@ def transfer(
         np.save(temporary / "originals.npy", originals, allow_pickle=False)
         np.save(temporary / "swapped.npy", swapped, allow_pickle=False)
         _draw(swap, opened_screen.channels, temporary / "swap.png")
-        about = _about(opened_run, opened_screen, swap, seed)
+        about = about_run(opened_run, opened_screen) | {
+            "channels": opened_screen.channels,
+            "cells_seed": seed,
+            "rows": rows.tolist(),
+            "labels": swap.labels,
+            "environments": swap.environments,
+        }
         (temporary / "transfer.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return swap
 
 
 def _candidates(run: Run, screen: Screen) -> Rows:
-    fold = read_json(run.path / "fold.json")
-    if fold["screen_identity"] != screen.identity:
-        return np.arange(len(screen), dtype=np.int64)
-    part = pose(screen, run.config.data).fold
-    return np.concatenate([part.rows("val"), part.rows("id_test")])
+    part = run.parts(screen)
+    return np.concatenate([np.flatnonzero(part == name) for name in ("val", "id_test", "new")])
 
 
 @torch.inference_mode()
@@ -133,7 +134,7 @@ def _swapped(
 
 
 def _draw(swap: Swap, channels: tuple[str, ...], file: Path) -> None:
-    """Row i shows content i, column j style j; originals lead both, one contrast for all."""
+    """Draw content i in row i and style j in column j, after the originals, with one contrast."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -179,20 +180,3 @@ def _paste(sheet: Bytes, top: int, left: int, shown: Bytes) -> None:
 
 def _short(name: str, most: int = 16) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _about(run: Run, screen: Screen, swap: Swap, seed: int) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "method": run.config.method,
-        "fold": run.fold,
-        "seed": run.config.seed,
-        "run": run.path.resolve().name,
-        "config": run.config.model_dump(mode="json"),
-        "screen": screen.name,
-        "channels": screen.channels,
-        "cells_seed": seed,
-        "rows": swap.rows.tolist(),
-        "labels": swap.labels,
-        "environments": swap.environments,
-    }

@@ -1,4 +1,4 @@
-"""What every HTML page is made with: templates that escape, and files inside the page."""
+"""HTML pages: templates that escape, and files inside the page."""
 
 import base64
 from importlib import resources
@@ -18,10 +18,10 @@ def templates() -> jinja2.Environment:
 
 
 def template_text(name: str) -> str:
-    """A style sheet or script that goes into a page as it is."""
+    """The text of a style sheet or script, which goes into a page unchanged."""
     return (resources.files("deconfound") / "templates" / name).read_text(encoding="utf-8")
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """A file of media type `kind` as an address that holds it."""
+    """A data URI of `content`, of media type `kind`."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

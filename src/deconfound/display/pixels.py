@@ -28,8 +28,8 @@ STAINS = {
 def contrast(pixels: Pixels, channels: Sequence[str]) -> Doubles:
     """Darkest and brightest value shown, (C, 2), of pixels (B, C, H, W) as they are stored.
 
-    The whole range of the type for the channels of a photograph (R, G, B), so that hues stay
-    true; else the 0.5th and 99.8th percentile of each channel over all images.
+    For a photograph (R, G, B) that is the whole range of the type, so that hues stay true; else the
+    0.5th and 99.8th percentile of each channel over all images.
     """
     if is_photograph(channels):
         largest = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1.0
@@ -40,8 +40,8 @@ def contrast(pixels: Pixels, channels: Sequence[str]) -> Doubles:
 def rgb(pixels: Pixels, channels: Sequence[str], bounds: Doubles) -> Bytes:
     """Pixels (B, C, H, W) in stored units as pictures (B, H, W, 3) uint8.
 
-    One channel is grey, a photograph stays as it is; the channels of any other image are added in
-    the colours of their stains. `bounds` (C, 2) comes from `contrast`; values beyond are clipped.
+    A single channel is grey and a photograph keeps its colours; other channels are added in the
+    colours of their stains. `bounds` (C, 2) comes from `contrast`; values beyond are clipped.
     """
     low, high = bounds[:, 0, None, None], bounds[:, 1, None, None]
     share = np.clip((pixels - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)

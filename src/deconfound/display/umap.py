@@ -1,4 +1,4 @@
-"""Points of an embedding on a plane (UMAP)."""
+"""Embeddings in two dimensions (UMAP)."""
 
 import warnings
 
@@ -13,9 +13,9 @@ NEIGHBORS = 15
 
 
 def coordinates(values: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float32]:
-    """UMAP (McInnes et al. 2018) of values (P, D) to (P, 2), from their exact neighbours.
+    """UMAP (McInnes et al. 2018) of values (P, D), from their exact neighbours, as (P, 2) float32.
 
-    The same values and seed give the same map on one machine. Raises UserError for fewer than 4
+    On one machine equal values and seeds give equal maps. Raises UserError for fewer than 4
     rows, for NaN, and where all rows coincide.
     """
     if len(values) < 4:

@@ -1,4 +1,4 @@
-"""aggregate: embeddings of cells to those of guides and genes."""
+"""aggregate: means of the embeddings of cells, for every guide or gene."""
 
 import json
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ CELLS, GUIDES = "Metadata_Object_Count", "Metadata_Guide_Count"
 ALIGNED_BY = {"centre-scale": "standardise", "tvn": "tvn"}
 CHUNK_ROWS = 65_536
 ABOUT = b"deconfound"
-"""Key of what is known of an aggregate, in the metadata of a Parquet file."""
+"""Key of `Aggregate.about` in the metadata of a Parquet file."""
 
 
 class AggregateOptions(Options):
@@ -72,7 +72,7 @@ class AggregateOptions(Options):
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Guides or genes: a row each."""
+    """Guides or genes, one row for each."""
 
     table: pd.DataFrame
     """Metadata_Gene, Metadata_sgRNA of guides, the columns kept apart, Metadata_Control_Type
@@ -81,7 +81,7 @@ class Aggregate:
     """(G, D)."""
     representation: str
     about: dict[str, Any]
-    """That of the embeddings, and under "aggregated" what was done."""
+    """What the embeddings file holds of its run; under "aggregated", how cells were averaged."""
 
     @property
     def control(self) -> Mask:
@@ -98,11 +98,12 @@ class Aggregate:
 def aggregate(
     embeddings: Path, out: Path, options: AggregateOptions | None = None, *, quiet: bool = False
 ) -> Aggregate:
-    """Average the cells of an embeddings file per guide and these per gene; write `out`.
+    """Average the cells of an embeddings file by guide, and guides by gene; write `out`.
 
-    Makino et al., SCBD, A.3: the control is subtracted and every dimension standardised over the
-    rows; or, with `align`, the field's alignment of cells on controls before (Celik et al. 2024),
-    learnt from training rows unless `align_on` says otherwise. `out` is AnnData (.h5ad, an
+    The mean of the controls is subtracted and every dimension standardised over the rows (Makino et
+    al., SCBD, A.3). With `align`, cells are aligned on controls before they are averaged instead
+    (Celik et al. 2024); the alignment learns from training rows unless `align_on` says otherwise.
+    `out` is AnnData (.h5ad, an
     embeddings file whose rows are genes) or Parquet (Metadata_ columns, then features). Raises
     UserError if `out` exists or is being written, for a missing column or block, for what
     `group_cells` and `control_rows` refuse, and for an environment without controls to align on.
@@ -167,7 +168,7 @@ def _block(opened: Embeddings, asked: str | None, where: str) -> str:
 
 
 def _columns(opened: Embeddings, options: AggregateOptions, where: str) -> tuple[str, str | None]:
-    """The columns of genes and of guides."""
+    """The names of the columns of genes and of guides."""
     table = opened.table
     gene = options.gene or (GENE if GENE in table.columns else opened.roles.label)
     guide = options.guide or (GUIDE if GUIDE in table.columns else None)
@@ -190,7 +191,7 @@ def _taken(opened: Embeddings, parts: tuple[str, ...], where: str) -> Mask:
 def _aligned(
     opened: Embeddings, name: str, control: Mask, options: AggregateOptions, where: str
 ) -> npt.NDArray[np.float32]:
-    """The block's rows, aligned on controls."""
+    """The representation `name` of all rows, aligned on controls if asked."""
     values = opened.representations[name]
     if options.align == "none":
         return values
@@ -215,7 +216,7 @@ def _aligned(
 def _levelled(
     means: GroupMeans, groups: Groups, control: Mask, level: str, guided: bool
 ) -> tuple[pd.DataFrame, npt.NDArray[np.float64]]:
-    """The table and the values of guides or genes that have cells."""
+    """The table and the values of the guides or genes that have cells."""
     found = means.rows > 0
     values, cells = means.means(), means.rows
     table = groups.guides

@@ -1,4 +1,4 @@
-"""correct: embeddings with the environment taken out after training, and a vote of neighbours."""
+"""correct: post hoc removal of the environment from embeddings, and a vote of neighbours."""
 
 from importlib import metadata
 from pathlib import Path
@@ -19,12 +19,12 @@ from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions, TooFew
 from deconfound.metrics.neighbors import nearest, refuse_malformed, vote
 
 KNN = "knn"
-"""The name under which `correct` leaves the embedding as it is and only takes the vote."""
+"""The name under which `correct` only takes the vote and leaves the embedding as it is."""
 NEIGHBORS = 10
 
 
 def names() -> list[str]:
-    """What `correct` can do: every post hoc method, and "knn"."""
+    """Names that `correct` takes: every post hoc method, and "knn"."""
     return [*post_hoc.names(), KNN]
 
 
@@ -77,13 +77,21 @@ def correct(
         if knn is not None:
             predicted = _voted(fitted, learnt, values, opened, knn)
         table = opened.table.assign(**{PREDICTED: predicted})
-        about = _about(opened, correction, method, knn, representation, reference, control)
+        about = _about(
+            opened,
+            correction,
+            method,
+            representation,
+            knn=knn,
+            reference=reference,
+            control=control,
+        )
         write_embeddings(out, Embeddings(table, {representation: values}, about))
     return read_embeddings(out)
 
 
 def _fitting(reference: Path, embeddings: Path, opened: Embeddings) -> Embeddings:
-    """The file to learn from, of the same run as the one to correct."""
+    """Read the file to learn from; raises UserError if it is of another run than `embeddings`."""
     found = read_embeddings(reference)
     if (opened.part == "train").any():
         raise UserError(
@@ -141,7 +149,7 @@ def _corrected(
     source, target = learnt.representations[representation], opened.representations[representation]
     if correction is None:
         return source[training], target
-    # Numbered together, so that a code stands for one environment in both files.
+    # Codes of both files are numbered together, so that a code stands for one environment.
     both = coded(pd.concat([learnt.environment(), opened.environment()], ignore_index=True))
     of_source, of_target = both.codes[: len(training)], both.codes[len(training) :]
     if not correction.MAPS:
@@ -167,7 +175,7 @@ def _corrected(
 
 
 def named_line(error: TooFewControls, names: tuple[str, ...]) -> str:
-    """What is missing where, with the environment's name instead of its code."""
+    """The error's line, with the name of the environment instead of its code."""
     one = error.environment
     return error.line("all environments" if one is None or one < 0 else names[one])
 
@@ -192,7 +200,7 @@ def _voted(
 
 
 def _word(method: str) -> str:
-    """What a method adds to the name of what it corrected."""
+    """What a method adds to the name of the corrected method."""
     return method if method == KNN else post_hoc.load(method).title(method)
 
 
@@ -200,12 +208,13 @@ def _about(
     opened: Embeddings,
     correction: PostHoc | None,
     method: str,
-    knn: int | None,
     representation: str,
+    *,
+    knn: int | None,
     reference: Path | None,
     control: str | None,
 ) -> dict[str, Any]:
-    """What is known of the embeddings, and what was done to them."""
+    """What the corrected file holds of its run, and of the correction."""
     done: dict[str, Any] = {}
     if correction is not None:
         done[_word(method)] = correction.options.model_dump(mode="json")

@@ -1,21 +1,28 @@
-"""embed: the representations of every image of a screen in one file, resumable."""
+"""embed: the representations of every image of a screen in one file; a killed call resumes."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from deconfound.embeddings.file import Embeddings, read_embeddings, write_embeddings
-from deconfound.embeddings.stream import CODES, Arrays, EmbeddingStream, Span, spans_of
+from deconfound.embeddings.stream import (
+    CODES,
+    Arrays,
+    EmbeddingStream,
+    Span,
+    StreamOptions,
+    spans_of,
+)
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.runtime.device import Precision
 
 CHUNK = 8192
 MOST_ROWS = 2_000_000
-"""Rows of one file, which is put together in memory; a directory of shards has no limit."""
+"""Most rows of one file, which is assembled in memory; a directory of shards has no limit."""
 
 
 def embed(
@@ -23,18 +30,16 @@ def embed(
     screen: Path,
     out: Path,
     *,
-    selection: str | None = None,
-    device: str = "auto",
-    precision: Precision = "32",
-    threads: int | None = None,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    **options: Unpack[StreamOptions],
 ) -> Embeddings:
     """Embed all images of `screen` with `run` into the `.h5ad` file `out`.
 
     Finished chunks are kept beside `out` until it is whole, so a killed call resumes. `say` is
-    given a sentence about the speed. Raises UserError if `out` exists, is being written or does not
-    end in .h5ad, if the screen has more than `MOST_ROWS` rows, or if run and screen do not fit.
+    given a sentence about the speed; the options are those of `StreamOptions`. Raises UserError if
+    `out` exists, is being written or does not end in .h5ad, if the screen has more than `MOST_ROWS`
+    rows, or if run and screen do not fit.
     """
     out = Path(out)
     if out.suffix != ".h5ad":
@@ -42,7 +47,7 @@ def embed(
             f"{out}: expected a name ending in .h5ad, or one without an end, for a directory"
         )
     atomic.refuse_existing(out)
-    stream = EmbeddingStream(run, screen, selection, device, precision, threads)
+    stream = EmbeddingStream(run, screen, **options)
     if len(stream.screen) > MOST_ROWS:
         raise UserError(
             f"{out}: {len(stream.screen):,} rows are too many for one file (at most "
@@ -71,7 +76,7 @@ def _assemble(stream: EmbeddingStream, chunks: Path) -> Embeddings:
     loaded = [load_file(_chunk(chunks, span)) for span in _spans(stream)]
     arrays = {name: np.concatenate([chunk[name] for chunk in loaded]) for name in loaded[0]}
     codes = arrays.pop(CODES, None)
-    table = stream.table((0, len(stream.screen)), stream.part(), codes)
+    table = stream.table((0, len(stream.screen)), stream.run.parts(stream.screen), codes)
     return Embeddings(table, arrays, stream.about())
 
 

@@ -1,10 +1,10 @@
-"""embed into a directory: constant memory, resumable a shard at a time, by several processes."""
+"""embed into a directory of shards: constant memory, several processes, resumed by shard."""
 
 import json
 from collections.abc import Callable
 from hashlib import sha256 as digest
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +21,24 @@ from deconfound.embeddings.shards import (
     write_index,
     write_shard,
 )
-from deconfound.embeddings.stream import CODES, Arrays, EmbeddingStream, Span, spans_of
+from deconfound.embeddings.stream import (
+    CODES,
+    Arrays,
+    EmbeddingStream,
+    Span,
+    StreamOptions,
+    spans_of,
+)
 from deconfound.errors import UserError
 from deconfound.files import atomic, lock
 from deconfound.files.checksums import sha256
-from deconfound.runtime.device import Precision, Processes, processes
+from deconfound.runtime.device import Processes, processes
 
 SHARD_ROWS = 65_536
 
 
 class _Done(BaseModel):
-    """What is noted of a shard that is whole."""
+    """What the note beside a whole shard holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,29 +52,26 @@ def embed_shards(
     screen: Path,
     out: Path,
     *,
-    selection: str | None = None,
-    device: str = "auto",
-    precision: Precision = "32",
-    threads: int | None = None,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    **options: Unpack[StreamOptions],
 ) -> ShardsIndex | None:
     """Embed all images of `screen` with `run` into `out`, a directory of Parquet files.
 
     Each file has `SHARD_ROWS` rows, in the order of the screen: the columns of its table, called
-    Metadata_…, and one column for each feature. Started by torchrun or srun, each process embeds
-    its share of the files, and the one that is done last makes `out` of them; the others return
-    None. Finished files are kept beside `out` until it is whole, so the same command, of as many
-    processes or others, resumes after any of them was killed. `say` is given a sentence about the
-    speed.
+    Metadata_…, and one column for each feature. Under torchrun or srun each process embeds its
+    share of the files; the process that finishes last publishes `out`, and the others return None.
+    Finished files are kept beside `out` until it is whole, so the same command resumes after a
+    process was killed, also with another number of processes. `say` is given a sentence about the
+    speed; the options are those of `StreamOptions`.
 
-    Raises UserError if `out` exists and is not what this very command makes, if another command is
-    writing it, or if run and screen do not fit.
+    Raises UserError if `out` exists and holds embeddings of another run, screen or option, if
+    another command is writing it, or if run and screen do not fit.
     """
     out, own = Path(out), processes()
     if own.world == 1 or (out.exists() and not (out / INDEX).is_file()):
         atomic.refuse_existing(out)
-    stream = EmbeddingStream(run, screen, selection, device, precision, threads)
+    stream = EmbeddingStream(run, screen, **options)
     made_of = json.dumps([*stream.identity(), SHARD_ROWS])
     with atomic.resumable_together(out, made_of) as folder:
         made = out if out.exists() else None
@@ -87,7 +91,7 @@ def _embed_missing(stream: EmbeddingStream, folder: Path, own: Processes, quiet:
     (folder / "shards").mkdir(exist_ok=True)
     spans = spans_of(len(stream.screen), SHARD_ROWS)[own.rank :: own.world]
     missing = [span for span in spans if _done(folder, span) is None]
-    part = stream.part() if missing else np.empty(0, "U7")
+    part = stream.run.parts(stream.screen) if missing else np.empty(0, "U7")
 
     def keep(span: Span, arrays: Arrays) -> None:
         _write(stream, folder, span, arrays, part)
@@ -103,7 +107,7 @@ def _write(
     arrays: dict[str, npt.NDArray[Any]],
     part: npt.NDArray[np.str_],
 ) -> None:
-    """Write a shard, and then the note that it is whole."""
+    """Write a shard, and then the note that says it is whole."""
     table = stream.table(span, part, arrays.pop(CODES, None))
     file = folder / "shards" / _name(span)
     with atomic.atomic_file(file) as temporary:
@@ -115,7 +119,7 @@ def _write(
 
 
 def _done(folder: Path, span: Span) -> _Done | None:
-    """What is noted of a shard, if it is there and whole."""
+    """The note of a shard; None if the shard is missing or cut short."""
     try:
         note = _Done.model_validate_json(_note(folder, span).read_bytes())
         whole = (folder / "shards" / note.shard.file).stat().st_size == note.bytes
@@ -125,7 +129,7 @@ def _done(folder: Path, span: Span) -> _Done | None:
 
 
 def _published(stream: EmbeddingStream, folder: Path, out: Path, made_of: str) -> Path | None:
-    """Make `out` of all shards, if they are there and no process has; None if some are missing."""
+    """Publish `out` if all shards are there, unless a process has; None if some are missing."""
     if out.exists():
         return out
     notes = [_done(folder, span) for span in spans_of(len(stream.screen), SHARD_ROWS)]

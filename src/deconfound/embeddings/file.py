@@ -70,9 +70,10 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read an embeddings file, or a directory of them; all of it is in memory then.
+    """Read an embeddings file, or a directory of embeddings, into memory.
 
-    Raises UserError if it is missing, damaged, another's or larger than the memory that is free.
+    Raises UserError if it is missing, damaged, not written by `deconfound embed`, or a directory
+    larger than the free memory.
     """
     import anndata
 

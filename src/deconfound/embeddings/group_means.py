@@ -1,4 +1,4 @@
-"""From cells to guides to genes: means by group, fed chunk by chunk, and what is made of them."""
+"""Means of cells by guide and of guides by gene, summed chunk by chunk, and standardised."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from deconfound.errors import UserError
 
 
 class GroupMeans:
-    """Means of rows by group; rows come in chunks of any size and in any order."""
+    """Means of rows by group; rows may be added in chunks of any size and in any order."""
 
     def __init__(self, groups: int, dimensions: int) -> None:
         self._total = np.zeros((groups, dimensions))
@@ -21,10 +21,7 @@ class GroupMeans:
         """(G,) rows of each group."""
 
     def add(self, values: npt.NDArray[np.floating[Any]], group: Codes) -> None:
-        """Take in rows (B, D) of groups (B,); those of group −1 are left out.
-
-        A product with a sparse matrix of memberships: no loop over groups.
-        """
+        """Add rows (B, D) of groups (B,); rows of group −1 are left out."""
         known = group >= 0
         values, group = values[known], group[known]
         shape = len(self.rows), len(group)
@@ -47,15 +44,15 @@ class Groups:
     gene: Codes
     """(guides,) gene of each guide."""
     guides: pd.DataFrame
-    """A row a guide: its gene, its name and the columns that means are taken within."""
+    """One row for each guide: its gene, its name and the columns kept apart."""
     genes: pd.DataFrame
-    """A row a gene: its name and the columns that means are taken within."""
+    """One row for each gene: its name and the columns kept apart."""
 
 
 def group_cells(
     table: pd.DataFrame, gene: str, guide: str | None, within: tuple[str, ...], where: str
 ) -> Groups:
-    """The guides and genes of the rows of `table`, apart by the columns `within`.
+    """The guides and genes of the rows of `table`, kept apart by the columns `within`.
 
     Without a column of guides a gene is its own guide. Raises UserError for a guide without a
     gene, a gene without a guide, a guide of two genes, a missing value of `within`, or if no row
@@ -96,9 +93,9 @@ def group_cells(
 
 
 def refuse_half_controls(groups: Groups, control: Mask, where: str) -> None:
-    """Raise UserError naming the first gene of which some rows are controls and others not.
+    """Raise UserError naming the first gene of which some rows are controls and others are not.
 
-    `control` (N,) is of the rows that `groups` was made of.
+    `control` (N,) says which of the rows that `groups` was made of are controls.
     """
     gene = np.where(groups.guide >= 0, groups.gene[groups.guide], -1)
     known = gene >= 0
@@ -123,11 +120,11 @@ def _numbered(keys: pd.DataFrame) -> tuple[Codes, pd.DataFrame]:
 
 
 def standardised(values: Doubles, control: Mask) -> Doubles:
-    """Rows (G, D) less the mean of the controls, each dimension divided by its sd over all rows.
+    """Subtract the mean of the controls from rows (G, D), then standardise every dimension.
 
-    Makino et al., SCBD, A.3, and the authors' code: the mean is subtracted too, the sd has ddof 1,
-    and controls count as rows, so that subtracting them changes nothing but the digits. A
-    dimension that does not vary is 0.
+    Makino et al., SCBD, A.3, and the authors' code: mean and sd (ddof 1) are over all rows, with
+    the controls, so that the first subtraction changes only the last digits. A dimension that does
+    not vary is 0.
     """
     moved = values - values[control].mean(axis=0)
     sd = moved.std(axis=0, ddof=1)

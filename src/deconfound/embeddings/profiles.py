@@ -1,4 +1,4 @@
-"""profiles: the profiles of a screen as they are, as an embeddings file."""
+"""profiles: the profiles of a screen, unchanged, as an embeddings file."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from deconfound.data.screens.screen import open_screen
 from deconfound.embeddings.file import PART, PREDICTED, Embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.runs.run import software
+from deconfound.runs.software import software
 
 METHOD = "profiles"
 
@@ -19,8 +19,8 @@ METHOD = "profiles"
 def profiles(screen: Path, out: Path, data: DataOptions | None = None) -> Embeddings:
     """Write the profiles of `screen` and the parts of a fold as an embeddings file `out`.
 
-    The baseline of untrained features: "representation" holds them as they are, and nothing is
-    predicted. Corrections, such as pca, and scores take it as they take any other. Raises UserError
+    This is the baseline of untrained features: "representation" holds the profiles unchanged, and
+    no label is predicted. `correct` and `measure` take the file like any other. Raises UserError
     if `out` exists or is being written, for a screen of images, and for what `pose` refuses.
     """
     data, out = data or DataOptions(), Path(out)

@@ -18,10 +18,10 @@ from deconfound.runtime.device import free_memory
 
 FORMAT_VERSION = 1
 INDEX = "_embeddings.json"
-"""Readers of a directory of Parquet files pass over a name that begins so."""
+"""Readers of a directory of Parquet files skip names that begin with an underscore."""
 PREFIX = "Metadata_"
 BYTES_A_CELL = 16
-"""Of a table in memory, about, a value of a column."""
+"""Bytes that a value of a table takes in memory, roughly."""
 
 
 class ShardsIndex(BaseModel):
@@ -32,9 +32,9 @@ class ShardsIndex(BaseModel):
     format_version: int
     rows: int
     columns: dict[str, str]
-    """Name in the files, which begins with Metadata_, of every column of the table, in order."""
+    """For every column of the table, in order, its name in the files; it begins with Metadata_."""
     representations: dict[str, int]
-    """Width of each; its columns are `feature_names`."""
+    """Width of each representation; `feature_names` gives the names of its columns."""
     shards: tuple[Shard, ...]
     """In the order of the screen's rows."""
     made_of: str
@@ -50,7 +50,7 @@ def feature_names(name: str, width: int) -> list[str]:
 
 
 def metadata_names(columns: Sequence[str]) -> dict[str, str]:
-    """By own name the name in the files: Metadata_ stands before it, unless it does already."""
+    """The name of each column in the files: prefixed with Metadata_ unless it begins so."""
     found = {name: name for name in columns if name.startswith(PREFIX)}
     taken = set(found)
     for name in columns:
@@ -64,7 +64,7 @@ def metadata_names(columns: Sequence[str]) -> dict[str, str]:
 
 
 def write_shard(file: Path, table: pd.DataFrame, representations: dict[str, Floats]) -> None:
-    """Write rows of a table and their representations (B, D), a column each, as Parquet."""
+    """Write rows of a table and their representations (B, D) as Parquet, one column a feature."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,8 +94,8 @@ def write_index(folder: Path, index: ShardsIndex) -> None:
 def open_index(path: Path) -> ShardsIndex:
     """The index of a directory of embeddings.
 
-    Raises UserError if it is none, damaged or of another version, or if a file is missing or cut
-    short.
+    Raises UserError if the directory holds no embeddings, if the index is damaged or of another
+    version, or if a file is missing or cut short.
     """
     import pyarrow.parquet as pq
 
@@ -130,7 +130,7 @@ def open_index(path: Path) -> ShardsIndex:
 
 
 def check_shards(path: Path) -> ShardsIndex:
-    """`open_index`, with the checksum of every file; raises UserError naming one that differs."""
+    """`open_index`, and verify every file's checksum; raises UserError naming one that differs."""
     index = open_index(path)
     for shard in index.shards:
         if sha256(Path(path) / shard.file) != shard.sha256:
@@ -139,9 +139,9 @@ def check_shards(path: Path) -> ShardsIndex:
 
 
 def read_shards(path: Path) -> tuple[pd.DataFrame, dict[str, Floats], dict[str, Any]]:
-    """The table, the representations and what is said of the run, all in memory.
+    """The table, the representations and what the index holds of the run, all in memory.
 
-    Raises UserError as `check_shards` does, and if they need more memory than there is.
+    Raises UserError as `check_shards` does, and if they need more memory than is free.
     """
     import pyarrow.parquet as pq
 
@@ -171,7 +171,7 @@ def read_shards(path: Path) -> tuple[pd.DataFrame, dict[str, Floats], dict[str, 
 
 
 def _joined(tables: list[Any]) -> pd.DataFrame:
-    """Tables of Arrow below each other; text becomes sorted categories."""
+    """Concatenate Arrow tables; text becomes sorted categories."""
     import pyarrow as pa
 
     table: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas(

@@ -1,10 +1,11 @@
-"""A run and a screen, opened: the embeddings of its rows as a stream of parts, in order."""
+"""The embeddings of the rows of a screen, computed span by span in constant memory."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -12,63 +13,58 @@ import pandas as pd
 import torch
 
 from deconfound.arrays import Rows
-from deconfound.data.folds.problem import pose
-from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import open_screen
 from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.files.checksums import sha256
-from deconfound.intervention.at_test_time import correction_of, represent
+from deconfound.intervention.embedder import Embedder, in_batches
 from deconfound.intervention.intervention import WEIGHTS
-from deconfound.runs.run import group_codes, open_run, read_json, software
+from deconfound.runs.run import open_run
+from deconfound.runs.software import software
 from deconfound.runtime.device import Precision, device_name, start_fabric_alone
 from deconfound.runtime.progress import Progress
 
 BATCH, GPU_BATCH = 64, 512
-"""Images embedded at a time; few on a CPU, whose caches then hold their maps."""
+"""Images embedded at a time; few on a CPU, so that their feature maps fit its caches."""
 CODES = "predicted"
-"""Name of the predicted labels, beside those of the representations."""
+"""Name under which the predicted labels stand beside the representations."""
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Span = tuple[int, int]
 """First row, and the one after the last."""
 
 
-class EmbeddingStream:
-    """Embeds rows of a screen with a run, a part at a time, in constant memory.
+class StreamOptions(TypedDict, total=False):
+    """How a run embeds a screen."""
 
-    Raises UserError as `embed` does.
+    selection: str | None
+    """"loss", "accuracy" or "last" for another checkpoint than the one that the run selected."""
+    device: str
+    """Where the network runs: auto, cpu, cuda or mps; auto if not given."""
+    precision: Precision
+    """Precision of the network; "32" if not given."""
+    threads: int | None
+    """Processor threads; all cores if not given."""
+
+
+class EmbeddingStream:
+    """Embeds spans of rows of a screen with a run, in constant memory.
+
+    Raises UserError if run and screen do not fit.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        screen: Path,
-        selection: str | None,
-        device: str,
-        precision: Precision,
-        threads: int | None,
-    ) -> None:
+    def __init__(self, run: Path, screen: Path, **options: Unpack[StreamOptions]) -> None:
+        selection, precision = options.get("selection"), options.get("precision", "32")
         self.run, self.screen = open_run(run), open_screen(screen)
         self.selection = selection
         self._precision = precision
-        self._fabric = start_fabric_alone(device, precision, threads)
-        self._method, intensity = self.run.load(self.screen, selection)
-        self._method.to(self._fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._correction = correction_of(self.run, self.screen, self._fabric.device)
-        nothing = np.full(len(self.screen), -1, dtype=np.int64)
-        self._reader = BatchReader(
-            self.screen,
-            nothing,
-            nothing,
-            intensity,
-            self._fabric.device,
-            channels_last=True,
-            group=group_codes(self.run, self.screen),
+        self._fabric = start_fabric_alone(
+            options.get("device", "auto"), precision, options.get("threads")
         )
+        self._embedder = Embedder.of_run(self.run, self.screen, self._fabric, selection)
         self.rows = 0
         """Rows embedded so far."""
         self.seconds = 0.0
-        """Spent on them."""
+        """Time that embedding them took."""
 
     @property
     def unit(self) -> str:
@@ -76,7 +72,7 @@ class EmbeddingStream:
         return "profiles" if self.screen.holds_profiles else "images"
 
     def identity(self) -> list[object]:
-        """What embeddings depend on."""
+        """Everything that the embeddings depend on; equal lists mean equal embeddings."""
         run = self.run
         model = sha256(run.path / "model.safetensors")
         found: list[object] = [model, self.screen.identity, self.selection, self._precision]
@@ -87,54 +83,43 @@ class EmbeddingStream:
             found += ["mean"] if asked.impute_into == "mean" else []
         return found
 
-    @torch.inference_mode()
     def embed(
         self, spans: list[Span], keep: Callable[[Span, Arrays], None], done: int, quiet: bool
     ) -> None:
         """Embed `spans` of rows and hand each, in order, to `keep`.
 
         `keep` gets the representations (B, D) float32 by name and, where the method predicts,
-        `CODES` (B,) int64; it works in a thread beside the next span. `done` rows were embedded
-        before.
+        `CODES` (B,) int64. It runs in a thread while the next span is embedded. `done` is the
+        number of rows embedded by earlier calls.
         """
         started = time.perf_counter()
         total = done + sum(stop - start for start, stop in spans)
         size = batch_size(self._fabric.device.type)
-        batches = self._reader.stream(_batches(spans, size))
         with (
-            contextlib.closing(batches),
+            contextlib.closing(self._embedder.stream(_batches(spans, size))) as stream,
             _Keeper(keep) as keeper,
             Progress(f"embed {self.screen.name}", total, self.unit, done, quiet) as progress,
         ):
             for span in spans:
                 found: dict[str, list[torch.Tensor]] = {}
-                for _ in _batches([span], size):
-                    batch = next(batches)
-                    with self._fabric.autocast():
-                        embedded, predicted = represent(self._method, batch, self._correction)
-                    named = {name: values.float() for name, values in embedded.items()}
+                for rows in _batches([span], size):
+                    named, predicted = next(stream)
                     if predicted is not None:
-                        named[CODES] = predicted.long()
+                        named[CODES] = predicted
                     for name, values in named.items():
                         found.setdefault(name, []).append(values)
-                    progress.update(len(batch))
-                    self.rows += len(batch)
+                    progress.update(len(rows))
+                    self.rows += len(rows)
                 keeper.take(span, found)
         self.seconds += time.perf_counter() - started
 
     def speed(self) -> str:
-        """What was embedded, in words."""
+        """A sentence that says how many rows were embedded, and how fast."""
         rate = self.rows / max(self.seconds, 1e-9)
         return (
             f"{self.rows:,} {self.unit} in {self.seconds:,.1f} s, {rate:,.0f} {self.unit}/s on "
             f"{device_name(self._fabric)}"
         )
-
-    def part(self) -> npt.NDArray[np.str_]:
-        """(N,) the fold's part of each row of the screen; "new" for another than trained on."""
-        if read_json(self.run.path / "fold.json")["screen_identity"] == self.screen.identity:
-            return pose(self.screen, self.run.config.data).fold.part
-        return np.full(len(self.screen), "new", dtype="U3")
 
     def table(self, span: Span, part: npt.NDArray[np.str_], codes: Rows | None) -> pd.DataFrame:
         """Rows of the screen's table with `PART` and `PREDICTED`."""
@@ -148,7 +133,7 @@ class EmbeddingStream:
         return table
 
     def about(self) -> dict[str, object]:
-        """What an embeddings file says of the run."""
+        """What an embeddings file holds of the run."""
         run = self.run
         return {
             "method": run.config.title,
@@ -168,7 +153,7 @@ class EmbeddingStream:
 
 
 class _Keeper:
-    """Brings what was computed to the processor and keeps it, in a thread, one span at a time."""
+    """Copies results to the CPU and hands them to `keep`, in a thread, one span at a time."""
 
     def __init__(self, keep: Callable[[Span, Arrays], None]) -> None:
         self._keep = keep
@@ -208,5 +193,4 @@ def spans_of(rows: int, size: int) -> list[Span]:
 
 def _batches(spans: Iterable[Span], size: int) -> Iterator[Rows]:
     for start, stop in spans:
-        for first, last in spans_of(stop - start, size):
-            yield np.arange(start + first, start + last, dtype=np.int64)
+        yield from in_batches(np.arange(start, stop, dtype=np.int64), size)

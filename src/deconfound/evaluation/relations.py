@@ -1,4 +1,4 @@
-"""relations: do the embeddings of genes that act together lie together."""
+"""relations: scores of how near genes of one complex lie to each other in an embedding."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 from deconfound.data.tables.complexes import Complexes, pairs_among, read_complexes
 from deconfound.embeddings.aggregate import GENE, Aggregate, read_aggregate
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import COLUMNS, Row, score_row
+from deconfound.evaluation.scores import COLUMNS, NamedScore, score_row
 from deconfound.files import atomic
 from deconfound.metrics.corum import (
     relation_average_precision,
@@ -20,10 +20,10 @@ from deconfound.metrics.corum import (
 
 
 def relations(aggregates: Iterable[Path], out: Path | None, *, complexes: Path) -> pd.DataFrame:
-    """Score files of genes against known complexes; one row a score.
+    """Score files of genes against known complexes, one row for each score.
 
     Returns, and writes to the Parquet file `out`, the columns of a scores file; the note says how
-    many genes and pairs were compared. Controls are no genes. Raises UserError if `out` exists or
+    many genes and pairs were compared. Controls are left out. Raises UserError if `out` exists or
     is being written, for a file that `aggregate` did not write with rows of genes, for a file of
     complexes that cannot be read, and if no two genes share a complex.
     """
@@ -52,8 +52,13 @@ def _scored(paths: list[Path], source: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def relation_scores(made: Aggregate, known: Complexes, path: Path, source: Path) -> list[Row]:
-    """The scores of one file of genes; raises UserError for a gene with two rows, or no pair."""
+def relation_scores(
+    made: Aggregate, known: Complexes, path: Path, source: Path
+) -> list[NamedScore]:
+    """The scores of one file of genes.
+
+    Raises UserError if a gene has two rows, and if no two genes share a complex.
+    """
     genes = made.table[GENE].astype(str)[~made.control].tolist()
     if len(set(genes)) < len(genes):
         raise UserError(
@@ -78,5 +83,5 @@ def relation_scores(made: Aggregate, known: Complexes, path: Path, source: Path)
     rows = []
     for metric, score in scores.items():
         note = "; ".join(filter(None, (compared, score.note)))
-        rows.append(Row(made.representation, metric, made.part, score._replace(note=note)))
+        rows.append(NamedScore(made.representation, metric, made.part, score._replace(note=note)))
     return rows

@@ -1,6 +1,7 @@
-"""retrieval: do profiles of one perturbation or target find each other first."""
+"""retrieval: scores of how profiles of one perturbation, or of one target, retrieve each other."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from deconfound.data.folds.controls import control_rows
 from deconfound.data.tables.table import coded, joined, require_columns
 from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import COLUMNS, Row, score_row
+from deconfound.evaluation.scores import COLUMNS, NamedScore, score_row
 from deconfound.files import atomic
 from deconfound.metrics.retrieval import Form, load_copairs, profile_retrieval
 
@@ -31,12 +32,13 @@ def retrieval(
     null_size: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score how profiles of a perturbation, the label, are retrieved; one row a score.
+    """Score how profiles of one perturbation (the label) retrieve each other, one row a score.
 
-    Activity always; across environments where there are two or more; consistency with the column
-    `target`. Written to the Parquet file `out`, with a row for each perturbation or target in
-    `details`. Raises UserError without copairs, if an output exists or is being written, for a
-    file, column or part that is missing, without controls, and for too many profiles.
+    Scored are activity; cross-batch activity where there are two environments or more; and, with
+    the column `target`, consistency. Scores are returned and written to the Parquet file `out`,
+    those of each perturbation or target to `details`. Raises UserError without copairs, if an
+    output exists or is being written, for a file, column or part that is missing, without controls,
+    and for more profiles than `profile_retrieval` takes.
     """
     paths = [Path(path) for path in embeddings]
     if not paths:
@@ -44,11 +46,14 @@ def retrieval(
     load_copairs()
     if details is not None:
         atomic.refuse_existing(Path(details))
+    asked = _Asked(target, control, parts, null_size, seed)
     rows: list[dict[str, Any]] = []
     groups: list[dict[str, Any]] = []
     with atomic.claimed(Path(out)):
         for path in paths:
-            _score(path, target, control, parts, null_size, seed, rows, groups)
+            scores, found = _scored(path, asked)
+            rows += scores
+            groups += found
         table = pd.DataFrame(rows, columns=COLUMNS)
         with atomic.atomic_file(Path(out)) as temporary:
             table.to_parquet(temporary)
@@ -58,30 +63,34 @@ def retrieval(
     return table
 
 
-def _score(
-    path: Path,
-    target: str | None,
-    control: str | None,
-    parts: tuple[str, ...],
-    null_size: int,
-    seed: int,
-    rows: list[dict[str, Any]],
-    groups: list[dict[str, Any]],
-) -> None:
-    """Add the scores of one file to `rows`, and a line for each group to `groups`."""
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `retrieval` that decide scores."""
+
+    target: str | None
+    control: str | None
+    parts: tuple[str, ...]
+    null_size: int
+    seed: int
+
+
+def _scored(path: Path, asked: _Asked) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines of the scores of one file, and a line of details for each group in it."""
+    rows: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
     opened = read_embeddings(path)
     label, part = opened.roles.label, opened.part
     if label is None:
         raise UserError(f"{path}: no label, which is the perturbation; ingest with --label")
-    for one in parts:
+    for one in asked.parts:
         if one not in part:
             raise UserError(
                 f"{path}: no row is of part {one!r}; {nearest(one, sorted({*part.tolist()}))}"
             )
-    taken = np.isin(part, parts) if parts else np.ones(len(part), dtype=bool)
-    scored = parts[0] if len(parts) == 1 else "all"
+    taken = np.isin(part, asked.parts) if asked.parts else np.ones(len(part), dtype=bool)
+    scored = asked.parts[0] if len(asked.parts) == 1 else "all"
     table = opened.table[taken]
-    controls = control_rows(table, label, control, str(path))
+    controls = control_rows(table, label, asked.control, str(path))
     perturbation = coded(joined(table, [label]))
     codes: dict[Form, dict[str, Any]] = {"activity": {}}
     names = {"activity": perturbation.names, "cross_batch": perturbation.names}
@@ -89,18 +98,18 @@ def _score(
         environment = coded(opened.environment()[taken])
         if len(environment.names) > 1:
             codes["cross_batch"] = {"environment": environment.codes}
-    if target is not None:
-        require_columns(table, [target], str(path))
-        of_target = coded(joined(table, [target]))
+    if asked.target is not None:
+        require_columns(table, [asked.target], str(path))
+        of_target = coded(joined(table, [asked.target]))
         codes["consistency"], names["consistency"] = {"target": of_target.codes}, of_target.names
     for block, values in sorted(opened.representations.items()):
         for form, named in codes.items():
             found = profile_retrieval(
                 values[taken], perturbation.codes, controls, form,
-                null_size=null_size, seed=seed, **named,
+                null_size=asked.null_size, seed=asked.seed, **named,
             )  # fmt: skip
             for metric, score in (("map", found.mean()), ("share", found.share())):
-                row = Row(block, f"retrieval_{form}_{metric}", scored, score)
+                row = NamedScore(block, f"retrieval_{form}_{metric}", scored, score)
                 rows.append(score_row(opened.about, str(opened.about["fold"]), row))
             setting = {name: rows[-1][name] for name in SETTING} | {"form": form}
             groups += [
@@ -113,3 +122,4 @@ def _score(
                     strict=True,
                 )
             ]
+    return rows, groups

@@ -1,4 +1,4 @@
-"""The form of a table of scores: one row for each score."""
+"""The columns of a scores file, which has one row for each score."""
 
 import json
 from typing import Any, NamedTuple
@@ -25,13 +25,16 @@ COLUMNS = [
     "note",
     "config",
 ]
-
-
 SAW_HELD_OUT = "trained with images of test rows"
+"""Note of a score whose method saw held-out images."""
+ALONE, MOMENTS = "left alone", "moments"
+BASELINES = (MOMENTS, ALONE)
+"""Names under which a scores file holds the images left alone and those of matched moments, which
+any imputer must beat."""
 
 
-class Row(NamedTuple):
-    """One score and what it is of."""
+class NamedScore(NamedTuple):
+    """A score with the representation, the metric and the part that it is of."""
 
     representation: str
     metric: str
@@ -39,8 +42,8 @@ class Row(NamedTuple):
     score: Score
 
 
-def score_row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
-    """One line of a scores file; `about` has method, seed and config, and perhaps saw_held_out."""
+def score_row(about: dict[str, Any], fold: str, row: NamedScore) -> dict[str, Any]:
+    """One row of a scores file; `about` holds method, seed, config and perhaps saw_held_out."""
     notes = (row.score.note, SAW_HELD_OUT if about.get("saw_held_out") else "")
     return {
         "method": about["method"],
@@ -56,22 +59,15 @@ def score_row(about: dict[str, Any], fold: str, row: Row) -> dict[str, Any]:
     }
 
 
-def classification(truth: Codes, predicted: Codes, seen: Mask, part: str) -> list[Row]:
+def classification(truth: Codes, predicted: Codes, seen: Mask, part: str) -> list[NamedScore]:
     """The scores of predictions on the rows of one part.
 
     Codes (N,) int64 of one numbering; `seen` (N,) comes from `seen_in_training`.
     """
     return [
-        Row("prediction", "accuracy", part, accuracy(truth, predicted, seen)),
-        Row("prediction", "macro_f1", part, macro_f1(truth, predicted, seen)),
-        Row("prediction", "accuracy_chance", part, accuracy_chance(truth, predicted, seen)),
-        Row("prediction", "macro_f1_chance", part, macro_f1_chance(truth, predicted, seen)),
-        Row("prediction", "class_coverage", part, class_coverage(truth, seen)),
+        NamedScore("prediction", "accuracy", part, accuracy(truth, predicted, seen)),
+        NamedScore("prediction", "macro_f1", part, macro_f1(truth, predicted, seen)),
+        NamedScore("prediction", "accuracy_chance", part, accuracy_chance(truth, predicted, seen)),
+        NamedScore("prediction", "macro_f1_chance", part, macro_f1_chance(truth, predicted, seen)),
+        NamedScore("prediction", "class_coverage", part, class_coverage(truth, seen)),
     ]
-
-
-ALONE, MOMENTS = "left alone", "moments"
-
-
-BASELINES = (MOMENTS, ALONE)
-"""Names under which a scores file holds what any imputer must beat."""

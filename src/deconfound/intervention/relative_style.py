@@ -16,14 +16,13 @@ from deconfound import methods
 from deconfound.arrays import Mask, Rows
 from deconfound.config import RelativeTo
 from deconfound.data.folds.controls import CONTROL_TYPE, control_rows
-from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.intervention.styles import Styles, mean_styles, styles_of
 from deconfound.methods.contract import Imputer
-from deconfound.runs.run import Run, group_codes, read_json
+from deconfound.runs.run import Run, group_codes
 
 
 @dataclass(frozen=True)
@@ -164,8 +163,7 @@ def source_styles_of(
     all rows for others; in another screen always over all rows. Labels are used only to find
     controls, where `over` is "controls". Raises UserError as `style_reference`.
     """
-    own = read_json(run.path / "fold.json")["screen_identity"] == screen.identity
-    train = pose(screen, run.config.data).fold.rows("train") if own else None
+    train = np.flatnonzero(run.parts(screen) == "train") if run.trained_on(screen) else None
     found = style_reference(
         screen, run.roles, over, run.config.data.controls, run.environments, train
     )

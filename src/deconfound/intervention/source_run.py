@@ -68,7 +68,7 @@ def refuse_unfit(run: Run, config: RunConfig, screen: Screen, problem: Problem) 
             f"--intervene {path}: {name} was itself trained with --intervene; give a run of "
             f"{run.config.method} that was not"
         )
-    if read_json(run.path / "fold.json")["screen_identity"] != screen.identity:
+    if not run.trained_on(screen):
         raise UserError(
             f"--intervene {path}: was trained on another screen than {screen.path}; fit "
             f"{name} on this one"

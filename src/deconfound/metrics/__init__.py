@@ -1,7 +1,7 @@
 """Scores of embeddings and predictions: pure functions over NumPy arrays, no file access.
 
-Beside each function stands a `Metric` that declares its direction and range; `all_metrics` lists
-them by walking this package. Undefined is NaN with the reason in the score's note.
+A `Metric` beside each function declares its direction and range; `all_metrics` finds them in the
+modules of this package. An undefined score is NaN, with the reason in its note.
 """
 
 from deconfound.metrics.accuracy import (

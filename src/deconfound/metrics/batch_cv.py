@@ -1,4 +1,4 @@
-"""kNN BatchCV: labels read from the neighbours that sit in other environments."""
+"""kNN BatchCV: labels predicted from the nearest neighbours in other environments."""
 
 import math
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ def knn_batch_cv(
     environment: NDArray[np.integer[Any]],
     is_reference: NDArray[np.bool_],
     is_query: NDArray[np.bool_],
+    *,
     k: int = 5,
     graph: NeighborGraph | None = None,
 ) -> KnnBatchCV:

@@ -1,4 +1,4 @@
-"""Two alarms for a contrastive embedding that has shrunk to a point."""
+"""Alarms for a contrastive embedding that has collapsed to a point."""
 
 import math
 from typing import Any
@@ -30,8 +30,8 @@ SUPCON_COLLAPSE = Metric(
 def mean_resultant_length(z: NDArray[np.floating[Any]]) -> Score:
     """|mean of z_i / |z_i||, in [0, 1], for embeddings `z` (N, D) of any float dtype.
 
-    The note raises the alarm from 0.99 on. Rows of length zero have no direction and are left
-    out; NaN if none remains.
+    From 0.99 on the note says that the embedding has collapsed. Rows of length zero have no
+    direction and are left out; NaN if no row remains.
     """
     length = np.linalg.norm(z.astype(np.float64), axis=1)
     pointed = length > 0
@@ -49,8 +49,8 @@ def supcon_against_collapse(value: float, batch_size: int, include_self: bool = 
 
     `value` is the mean over anchors in nats, `batch_size` the B it was computed on. With all
     embeddings equal the loss is log B if the softmax denominator includes the anchor itself and
-    log(B - 1) if not, provided every anchor has a positive. The note raises the alarm within 1 %
-    of 1. NaN if that reference is 0.
+    log(B - 1) if not, provided every anchor has a positive. Within 1 % of 1 the note says that the
+    embedding has collapsed. NaN if the value at collapse is 0.
     """
     reference = math.log(batch_size if include_self else batch_size - 1) if batch_size > 1 else 0.0
     if reference == 0.0:

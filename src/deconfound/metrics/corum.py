@@ -1,4 +1,4 @@
-"""Known relations among genes: do those that act together lie together, in three named forms.
+"""How near genes of one complex lie to each other: a curve, average precision, recall in the tails.
 
 "CORUM" stands for any source of complexes. Similarity is the cosine.
 """
@@ -20,11 +20,11 @@ Pairs = NDArray[np.int64]
 PAPER = "Makino et al., SCBD, section 4.2.1 (detecting known biological relationships)"
 EFAAR = "Celik et al. 2024, Building, benchmarking, and exploring perturbative maps (EFAAR)"
 CODE_PERCENTILES = tuple(range(80, 100))
-"""Those of the authors' code."""
+"""The percentiles of the authors' code."""
 PAPER_PERCENTILES = tuple(range(80, 101))
-"""Those that the paper states."""
+"""The percentiles that the paper states."""
 FEWEST_GENES = 20
-"""Fewer annotated genes than EFAAR intends give a caveat."""
+"""With fewer annotated genes the note holds a caveat; EFAAR intends more."""
 
 CORUM_CURVE_AREA = Metric(
     "corum_curve_area",
@@ -72,7 +72,7 @@ class RelationCurve:
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
     genes: int
-    """Genes in a pair, which alone were compared."""
+    """Number of genes in a pair; the others were left out."""
 
     def area(self) -> Score:
         """Trapezoids of precision over recall, in [0, 1]; NaN without pairs."""

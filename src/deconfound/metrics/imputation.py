@@ -1,9 +1,9 @@
-"""How good imputed images are where the true ones are known: distance, phenotype, hallucination.
+"""Scores of imputed images whose true images are known: distance, phenotype, hallucination.
 
 Pernice et al., IST, 2023, eq. 1 imputes an image under do(C = c) and cannot score it, because no
 cell is imaged twice. On a simulated screen the same cell can be rendered in both environments; the
-measures of this file are ours. An image that changed nothing keeps its phenotype and one that
-changed too much comes near in pixels: the distance and the phenotype are read together.
+measures of this file are ours. Read the distance and the phenotype together: an image left alone
+keeps its phenotype, and an image changed too much may still come near the true one in pixels.
 """
 
 import math
@@ -17,7 +17,7 @@ from deconfound.metrics.score import Metric, Score
 OURS = "ours, for eq. 1 of Pernice et al., IST, 2023"
 REPLICATES = 2_000
 CONFIDENT = 0.8
-"""Probability from which on the oracle is sure of a label."""
+"""Least probability with which the oracle counts as sure of a label."""
 
 IMPUTATION_ERROR = Metric(
     "imputation_error",
@@ -82,11 +82,11 @@ Codes = NDArray[np.int64]
 
 
 class RelativeError(NamedTuple):
-    """A distance relative to that of leaving the images alone, and its 95 % interval."""
+    """Distance from the true images over that of images left alone, and its 95 % interval."""
 
     score: Score
     low: float
-    """NaN where there are fewer than two units to draw again."""
+    """NaN where there are fewer than two units to resample."""
     high: float
 
 
@@ -167,12 +167,12 @@ def hallucination_rate(
 ) -> Score:
     """Share of images on which imputation shows a phenotype that the cell does not have, in [0, 1].
 
-    Counted are rows whose true image the oracle gives the cell's own label: there the phenotype can
-    be seen in the target environment, and only the imputation can have changed it. Of these an
-    image is hallucinated if another label has the probability `confident` or more on the imputed
-    one; a phenotype that has merely faded, with no label above it, is not. `n` is the number of
+    Counted are the rows whose true image the oracle gives the cell's own label: their phenotype can
+    be seen in the target environment, so only the imputation can have changed it. Such an image is
+    hallucinated if another label has the probability `confident` or more on the imputed image; a
+    phenotype that has merely faded, so that no label is that probable, is not. `n` is the number of
     rows counted. `imputed` and `true` (N, K) are the oracle's probabilities, `label` (N,) int64, −1
-    for none, which is left out. NaN if no row is counted. Ours, see the module.
+    for rows without a label, which are left out. NaN if no row is counted. Ours, see the module.
     """
     known = label >= 0
     right = known & (true.argmax(axis=1) == label)
@@ -188,8 +188,8 @@ def hallucination_rate(
 def matched_moments(source: NDArray[Any], style: NDArray[Any]) -> NDArray[np.float32]:
     """The source images with the mean and sd of each channel of the style images, float32.
 
-    (N, C, H, W) and (N, K, C, H, W), in one unit, to (N, C, H, W): what an imputer must beat, as
-    it is fitted on nothing. Of the K style images of a row means and sds are averaged. A channel of
+    (N, C, H, W) and (N, K, C, H, W), in one unit, to (N, C, H, W). Nothing is fitted, so any
+    imputer must beat it. Means and sds of the K style images of a row are averaged. A channel of
     `source` that does not vary takes the mean of `style`. Reinhard et al., Color Transfer between
     Images, 2001, eq. 10-11, per channel instead of in lαβ.
     """

@@ -1,4 +1,4 @@
-"""LISI: how many groups the neighbourhood of a row holds, and the summaries made of it."""
+"""LISI: the effective number of groups in the neighbourhood of a row, and its summaries."""
 
 import math
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ CLISI = Metric(
 
 
 class LisiRatio(NamedTuple):
-    """IST's ratio and the two factors it is made of."""
+    """The LISI ratio of IST and its two factors."""
 
     ratio: Score
     environment: Score

@@ -1,4 +1,4 @@
-"""The k nearest neighbours of every row: computed once, read by every neighbour metric."""
+"""The k nearest neighbours of rows, shared by all neighbour metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ class NeighborGraph:
     """The k nearest other rows of each row, nearest first.
 
     `indices` (N, k) int64 and `distances` (N, k) float64, Euclidean. A row is never its own
-    neighbour, whatever duplicates it has; ties go to the lower row number.
+    neighbour, even where other rows equal it; ties go to the lower row number.
     """
 
     indices: NDArray[np.int64]

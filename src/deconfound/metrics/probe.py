@@ -1,4 +1,4 @@
-"""Linear probe: what a multinomial logistic regression can read from a frozen embedding."""
+"""Linear probe: a multinomial logistic regression on a frozen embedding."""
 
 import math
 import warnings
@@ -67,12 +67,12 @@ BATCH_PREDICTION_MACRO_F1 = Metric(
     summary="macro-F1 of the environment by the paper's probe: 60 % of all rows predict the others",
 )
 BATCH_PREDICTION_ROWS = 200_000
-"""Rows that the paper's probe is fitted and scored on at most."""
+"""Most rows that the paper's probe is fitted and scored on."""
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Scores of a probe and the probe itself, in units of the embedding as given.
+    """Scores of a probe and the probe itself, in the units of the embedding.
 
     The logits of a row x are `coefficients @ x + intercept`: `coefficients` (C, D) and
     `intercept` (C,) float64 for `classes` (C,) int64, or (1, D) and (1,), the logit of the second
@@ -95,6 +95,7 @@ def linear_probe(
     target: NDArray[np.integer[Any]],
     is_train: NDArray[np.bool_],
     is_test: NDArray[np.bool_],
+    *,
     seed: int = 0,
     max_train_rows: int = 20_000,
     max_iterations: int = 1_000,

@@ -1,4 +1,4 @@
-"""Retrieval: do profiles of one perturbation, or of one target, find each other first."""
+"""Retrieval: how profiles of one perturbation, or of one target, rank before all others."""
 
 import math
 import tempfile
@@ -18,7 +18,7 @@ Codes = NDArray[np.integer[Any]]
 Form = Literal["activity", "consistency", "cross_batch"]
 PAPER = "Kalinin et al. 2025, A versatile information retrieval framework (copairs)"
 MOST_PROFILES = 20_000
-"""Pairs grow with the square of the profiles."""
+"""The number of pairs grows with the square of the profiles."""
 
 
 def _metrics(form: Form, what: str) -> tuple[Metric, Metric]:
@@ -53,7 +53,7 @@ CROSS_BATCH_MAP, CROSS_BATCH_SHARE = _metrics(
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A value for every group, perturbations or targets, that has two profiles to compare."""
+    """Values for every perturbation or target (a group) that has two profiles to compare."""
 
     group: NDArray[np.int64]
     """(G,) codes."""
@@ -161,7 +161,7 @@ def _needed(codes: Codes | None, form: Form, what: str) -> Codes:
 
 
 def _lacking(profiles: pd.DataFrame, group: str, apart: list[str], form: Form) -> str:
-    """Why no pair can be made; empty if some can."""
+    """The reason why no profiles can be compared; empty if some can."""
     treated = profiles[profiles["control"] == 0]
     of_group = treated.groupby(group)
     several = of_group[apart[0]].nunique() if apart else of_group.size()

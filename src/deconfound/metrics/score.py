@@ -1,4 +1,4 @@
-"""What every metric hands back, and how it says which way is better."""
+"""The result of every metric, and the declaration of its direction and range."""
 
 import importlib
 import pkgutil
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 
 class Score(NamedTuple):
-    """One raw number, never rescaled; NaN where it is undefined, with the reason in `note`.
+    """One raw value, never rescaled; NaN where it is undefined, with the reason in `note`.
 
     `n` is the number of rows that entered it. A defined score may carry a caveat in `note`.
     """
@@ -21,7 +21,7 @@ class Score(NamedTuple):
 class Metric:
     """The declaration beside a metric function: its direction and its range.
 
-    `better` is "higher", "lower", or "context" for a number that only helps to read another one
+    `better` is "higher", "lower", or "context" for a value that only helps to read another score
     (chance level, coverage). `range` holds the smallest and the largest possible value.
     """
 

@@ -1,13 +1,15 @@
 """Plots of a report as data for plotly.js: training curves, scores of every fold and seed."""
 
+import html
 import math
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from deconfound.data.tables.table import natural_order
+from deconfound.display.numbers import number
 from deconfound.reports.sources import RunSource
-from deconfound.reports.tables import level_title, number, part_title, plain_text
+from deconfound.reports.tables import level_title, part_title
 
 Json = dict[str, Any]
 COLOURS = (
@@ -89,7 +91,7 @@ def _curves(history: pd.DataFrame, colours: dict[str, str], selected: float | No
                 "x": rows["step"].tolist(),
                 "y": [_finite(value) for value in rows["value"]],
                 "yaxis": "y2" if accuracy else "y",
-                "name": plain_text(f"{name} ({part})"),
+                "name": _plain_text(f"{name} ({part})"),
                 "line": {"color": colours[str(name)], "width": 2.0 if part == "val" else 1.2},
                 "marker": {"size": 4},
                 "opacity": SHADES.get(str(part), 1.0),
@@ -128,8 +130,8 @@ def _dots(rows: pd.DataFrame, methods: list[str]) -> Json:
         "type": "scatter",
         "mode": "markers",
         "x": defined["value"].tolist(),
-        "y": [plain_text(method) for method in defined["method"]],
-        "text": [plain_text(f"{row.fold}, seed {row.seed}") for row in defined.itertuples()],
+        "y": [_plain_text(method) for method in defined["method"]],
+        "text": [_plain_text(f"{row.fold}, seed {row.seed}") for row in defined.itertuples()],
         "marker": {
             "size": 9, "opacity": 0.65, "color": [chosen[method] for method in defined["method"]],
         },
@@ -139,7 +141,7 @@ def _dots(rows: pd.DataFrame, methods: list[str]) -> Json:
         "type": "scatter",
         "mode": "markers",
         "x": means.tolist(),
-        "y": [plain_text(str(method)) for method in means.index],
+        "y": [_plain_text(str(method)) for method in means.index],
         "text": [number(mean, 3) for mean in means],
         "marker": {
             "symbol": "line-ns", "size": 20,
@@ -157,10 +159,15 @@ def _dots(rows: pd.DataFrame, methods: list[str]) -> Json:
         },
         "yaxis": {
             "type": "category", "categoryorder": "array", "automargin": True, "gridcolor": GRID,
-            "categoryarray": [plain_text(method) for method in methods],
+            "categoryarray": [_plain_text(method) for method in methods],
         },
     }  # fmt: skip
     return {"data": [dots, bars], "layout": layout}
+
+
+def _plain_text(text: str) -> str:
+    """Text escaped for plotly.js, which reads < and & as markup."""
+    return html.escape(text, quote=False)
 
 
 def _finite(value: float) -> float | None:

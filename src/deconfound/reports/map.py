@@ -1,4 +1,4 @@
-"""Maps of a report: UMAP of each method's embedding, with the cell behind every point."""
+"""Maps in a report: UMAP of each method's embedding, with a picture of the cell at each point."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ class Map:
     title: str
     caption: str
     points: dict[str, Any] | None
-    """What the page draws; None where nothing could be, with the reason in the caption."""
+    """What the page draws; None where no map could be drawn, with the reason in the caption."""
 
 
 class Sprite(NamedTuple):
@@ -46,7 +46,7 @@ class Sprite(NamedTuple):
 def draw_maps(
     samples: list[Sample], runs: list[RunSource], seed: int
 ) -> tuple[list[Map], list[Sprite]]:
-    """One map a method, all of the fold and seed that most methods share, and the thumbnails."""
+    """One map for each method, of the fold and seed that most methods have, and the thumbnails."""
     chosen = _one_each(samples)
     screens: dict[Path, list[tuple[Sample, Screen]]] = {}
     absent: dict[str, str] = {}
@@ -112,7 +112,7 @@ def _split(sample: Sample) -> tuple[str, int]:
 
 
 def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
-    """The screen a sample is of: its run's own. Raises UserError if it cannot be found."""
+    """The screen that a sample is of, its run's own; raises UserError if it cannot be found."""
     about = sample.about
     if "new" in sample.part:
         raise UserError(f"{about['screen']} is not the screen of the run")
@@ -123,12 +123,12 @@ def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
     ]
     if not of_sample:
         raise UserError(f"its run ({about.get('run')}) is not among the paths reported on")
-    fold = of_sample[0].fold
-    path = Path(str(fold["screen"]))
+    run = of_sample[0].run
+    path = run.screen_path
     if not path.is_dir():
         raise UserError(f"the screen is no longer at {path}")
     screen = open_screen(path)
-    if screen.identity != fold["screen_identity"]:
+    if not run.trained_on(screen):
         raise UserError(f"the screen at {path} has changed since")
     if screen.holds_profiles:
         raise UserError("the screen holds profiles, which have no pictures")
@@ -166,7 +166,7 @@ def _map(
 
 
 def _numbered(values: list[str]) -> dict[str, Any]:
-    """Names in natural order, and the number of each value's name."""
+    """The distinct values in natural order, and the place of each value among them."""
     names = sorted(set(values), key=natural_order)
     lookup = {name: number for number, name in enumerate(names)}
     return {"names": names, "codes": [lookup[value] for value in values]}

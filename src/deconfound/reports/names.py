@@ -1,10 +1,10 @@
-"""What a report calls a method that comes in several settings."""
+"""Names by which a report tells the settings of a method apart."""
 
 from typing import Any
 
 import yaml
 
-# What may differ between runs of one method without making them different settings of it.
+# Options that may differ between runs of one setting of a method.
 INCIDENTAL = (
     "method", "seed", "data.fold", "training.device", "training.precision", "training.threads",
     "training.validate_every", "training.checkpoint_every", "intervention.intervene", "imputer",
@@ -37,10 +37,7 @@ class Names:
 
 
 def _title(config: dict[str, Any]) -> str:
-    """As `RunConfig.title`: a method that saw images of test rows is another one.
-
-    So is a corrected one.
-    """
+    """`RunConfig.title` of a configuration as JSON, and the names of post hoc corrections."""
     adapted = config.get("options", {}).get("domain_adaptation", False)
     name = f"{config['method']}-da" if adapted else str(config["method"])
     imputer = [config["imputer"]] if config.get("imputer") else []
@@ -48,7 +45,7 @@ def _title(config: dict[str, Any]) -> str:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """What is not None; that is as good as an option which an earlier release did not have."""
+    """Options by dotted name, as text. None is left out: older releases lack such options."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):

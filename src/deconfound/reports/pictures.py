@@ -1,4 +1,4 @@
-"""Pictures that other verbs drew, for a report: swapped cells, imputed cells, a diagnosis."""
+"""Pictures of other verbs in a report: swapped cells, imputed cells, a diagnosis."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ class SwapSource:
 
     path: Path
     name: str
-    """As in `report_sources.RunSource`."""
+    """As in `RunSource`."""
     about: dict[str, Any]
     picture: bytes
     """PNG."""
@@ -36,16 +36,16 @@ class ImputedSource:
 
     path: Path
     name: str
-    """As in `report_sources.RunSource`."""
+    """As in `RunSource`."""
     about: dict[str, Any]
     picture: bytes
-    """PNG of cells, their styles, what was imputed, and the difference."""
+    """PNG of cells, style images, imputed images and differences."""
     landing: bytes
-    """PNG of the map on which imputed cells land."""
+    """PNG of the map of imputed and real cells."""
 
 
 def read_diagnosis(path: Path) -> DiagnosisSource:
-    """Raises UserError if a file of the directory is missing."""
+    """Read a directory of `diagnose`; raises UserError if a file is missing or damaged."""
     about = read_json(path / "diagnosis.json")
     file = path / "diagnosis.png"
     if missing := {"screen", "folds", "sentences"} - about.keys():
@@ -56,7 +56,7 @@ def read_diagnosis(path: Path) -> DiagnosisSource:
 
 
 def read_swap(path: Path) -> SwapSource:
-    """Raises UserError if a file of the directory is missing."""
+    """Read a directory of `transfer`; raises UserError if a file is missing or damaged."""
     file = path / "swap.png"
     if not file.is_file():
         raise UserError(f"{file}: missing; `deconfound transfer` again")
@@ -67,7 +67,7 @@ def read_swap(path: Path) -> SwapSource:
 
 
 def read_imputed(path: Path) -> ImputedSource:
-    """Raises UserError if a file of the directory is missing."""
+    """Read a directory of `transfer --to`; raises UserError if a file is missing or damaged."""
     about = read_json(path / "imputed.json")
     wanted = {"method", "fold", "seed", "screen", "imputed_to", "images", "config"}
     if missing := wanted - about.keys():

@@ -1,4 +1,4 @@
-"""report: one self-contained HTML page of runs, embeddings, scores and swaps."""
+"""report: one self-contained HTML page of runs, embeddings, scores and pictures."""
 
 import base64
 import hashlib
@@ -17,7 +17,8 @@ from deconfound.evaluation.scores import BASELINES
 from deconfound.files import atomic
 from deconfound.reports.figures import score_dots, training_curves
 from deconfound.reports.map import draw_maps
-from deconfound.reports.sources import SCORE_COLUMNS, RunSource, Sources, find_sources
+from deconfound.reports.scores import SCORE_COLUMNS
+from deconfound.reports.sources import RunSource, Sources, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import IMPUTATION, levels, with_levels
 from deconfound.runtime.escaping import csv_text
@@ -30,9 +31,9 @@ def report(paths: Iterable[Path], out: Path, *, points: int = 3_000, seed: int =
     """Write the page `out` from everything found under `paths`.
 
     Directories are searched for runs, `.h5ad` embeddings, `scores*.parquet` and directories of
-    `transfer` and `sweep`; of a sweep's runs those it selected are taken. Files are taken as they
-    are. The page needs no network. Maps show at most `points`
-    images, drawn by `seed`. Raises UserError if `out` exists or does not end in .html, if nothing
+    `transfer` and `sweep`; of the runs of a sweep only the selected ones are shown. Nothing is
+    computed anew but the maps, which show at most `points` images, drawn by `seed`. The page needs
+    no network. Raises UserError if `out` exists or does not end in .html, if nothing
     is found, or if files contradict each other.
     """
     out = Path(out)
@@ -98,7 +99,7 @@ def _page(sources: Sources, seed: int) -> str:
 
 
 def _policy(scripts: list[str]) -> str:
-    """A Content-Security-Policy under which these scripts run, no other, and nothing is fetched."""
+    """A Content-Security-Policy that allows these scripts alone and fetches nothing."""
     digests = [hashlib.sha256(text.encode()).digest() for text in scripts]
     allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return (
@@ -115,8 +116,8 @@ def _json_in_page(data: Any) -> Markup:
 
 
 def _environment_name(sources: Sources) -> str:
-    """The environment's columns as a reader says them."""
-    found: list[tuple[str, ...]] = [run.environment for run in sources.runs]
+    """Names of the environment's columns without Metadata_; "Environment" if runs differ."""
+    found: list[tuple[str, ...]] = [run.run.roles.environment for run in sources.runs]
     found += [tuple(sample.about["roles"]["environment"]) for sample in sources.samples]
     if len(set(found)) != 1:
         return "Environment"
@@ -124,7 +125,7 @@ def _environment_name(sources: Sources) -> str:
 
 
 def _facts(run: RunSource) -> list[tuple[str, str]]:
-    """What matters most of a run, for the table of runs."""
+    """Names and values for the table of a run."""
     provenance = run.provenance
     counts = {part: count for part, count in run.fold["counts"].items() if count}
     commit = str(provenance.get("commit") or "")[:10]
@@ -149,8 +150,8 @@ def _pixels(run: RunSource) -> str:
     done = [f"cut to {crop} px"] if crop else []
     done += [f"resized to {size} px"] if size else []
     done += [f"technical effects injected into {clean}"] if (clean := clean_name(made)) else []
-    shared = f" of each {run.percentile_by[-1]}" if run.percentile_by else ""
-    done.append(f"transform {run.transform}{shared}")
+    by = run.run.percentile_by
+    done.append(f"transform {run.run.transform}" + (f" of each {by[-1]}" if by else ""))
     return ", ".join([*done, f"scaling {run.config['data']['scaling']}"])
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: runs, embeddings, scores and swaps found under some paths."""
+"""Everything that a report shows: runs, embeddings, scores and pictures found under paths."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.tables.table import require_columns
 from deconfound.embeddings.file import read_embeddings
 from deconfound.embeddings.shards import INDEX
 from deconfound.errors import UserError
@@ -27,33 +26,36 @@ from deconfound.reports.pictures import (
     read_imputed,
     read_swap,
 )
+from deconfound.reports.scores import (
+    SCORE_COLUMNS,
+    joined_scores,
+    read_scores,
+    without_repeats,
+)
 from deconfound.runs.history import read_history
-from deconfound.runs.run import open_run, read_json
+from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.seeds import numpy_stream
-
-SCORE_COLUMNS = ("method", "fold", "seed", "representation", "metric", "part", "value", "n", "note")
-SCORE_KEY = ["method", "fold", "seed", "representation", "metric", "part"]
 
 
 @dataclass(frozen=True)
 class RunSource:
     """One run directory."""
 
-    path: Path
+    run: Run
     name: str
     """The method, with the options that tell its settings apart where there are several."""
     config: dict[str, Any]
+    """The configuration as JSON."""
     history: pd.DataFrame
     selection: dict[str, Any]
     provenance: dict[str, Any]
     fold: dict[str, Any]
-    """What fold.json holds: counts of the parts, path and identity of the screen."""
-    environment: tuple[str, ...]
-    """Columns of the environment."""
-    transform: str
-    """Intensity transform before the network."""
-    percentile_by: tuple[str, ...]
-    """Columns whose groups share the transform's percentiles."""
+    """Contents of fold.json: counts of the parts, path and identity of the screen."""
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.run.path
 
     @property
     def title(self) -> str:
@@ -69,14 +71,14 @@ class RunSource:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of one embeddings file, few enough to draw."""
+    """Rows of one embeddings file, drawn for a map."""
 
     path: Path
     name: str
     """As in `RunSource`."""
     about: dict[str, Any]
     representation: str
-    """content where the method has it, else representation."""
+    """content if the file holds it, else representation."""
     values: npt.NDArray[np.float32]
     """(P, D)."""
     rows: npt.NDArray[np.int64]
@@ -92,7 +94,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything found."""
+    """Everything that was found."""
 
     runs: list[RunSource]
     samples: list[Sample]
@@ -101,18 +103,18 @@ class Sources:
     swaps: list[SwapSource]
     imputed: list[ImputedSource]
     sweeps: list[tuple[Path, pd.DataFrame]]
-    """Directories of sweeps, and the table of each as text."""
+    """Directory and table, as text, of each sweep."""
     diagnoses: list[DiagnosisSource]
     left_out: list[str]
-    """Why something found could not be used."""
+    """Reasons why something found could not be read."""
 
 
 def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
-    """Read everything under `paths`; of embeddings at most `points` rows, drawn by `seed`.
+    """Read everything under `paths`; at most `points` rows of each embeddings file, by `seed`.
 
-    A file or directory that cannot be read is left out with the reason if it was found by
-    searching, and raises UserError if it was named. Raises UserError too if nothing is found or
-    if two files disagree about a score.
+    A file or directory that cannot be read is left out, with the reason, if it was found by
+    searching. Raises UserError if such a path was named, if nothing is found, or if two files
+    disagree about a score.
     """
     runs: list[RunSource] = []
     samples: list[Sample] = []
@@ -146,7 +148,7 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                     case "embeddings":
                         samples.append(_read_sample(path, points, seed))
                     case "scores":
-                        scores.append(_read_scores(path))
+                        scores.append(read_scores(path))
             except UserError as error:
                 if path == named:
                     raise
@@ -158,12 +160,12 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
             "directories, .h5ad embeddings, scores*.parquet or directories of `deconfound transfer`"
         )
     return _with_names(
-        Sources(runs, samples, _joined(scores), swaps, imputed, sweeps, diagnoses, left_out)
+        Sources(runs, samples, joined_scores(scores), swaps, imputed, sweeps, diagnoses, left_out)
     )
 
 
 def _candidates(named: Path) -> Iterator[Path]:
-    """The path itself, or every directory and file under it that a report can hold, sorted."""
+    """The path itself, or every directory and file under it that a report can show, sorted."""
     if named.is_file():
         if _kind(named) is None:
             raise UserError(f"{named}: not something to report on; expected .h5ad or .parquet")
@@ -207,16 +209,13 @@ def _kind(path: Path) -> str | None:
 def _read_run(path: Path) -> RunSource:
     opened = open_run(path)
     return RunSource(
-        path,
+        opened,
         opened.config.method,
         opened.config.model_dump(mode="json"),
         read_history(path / "metrics.csv"),
         read_json(path / "selection.json"),
         opened.provenance(),
         read_json(path / "fold.json"),
-        opened.roles.environment,
-        opened.transform,
-        opened.percentile_by,
     )
 
 
@@ -248,29 +247,8 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
     )
 
 
-def _read_scores(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as scores ({reason}); measure again") from error
-    require_columns(table, SCORE_COLUMNS, str(path))
-    kept = [*SCORE_COLUMNS, *(["config"] if "config" in table.columns else [])]
-    table = table[kept].copy()
-    for column in ("method", "fold", "representation", "metric", "part", "note"):
-        table[column] = table[column].astype("string").fillna("").astype(object)
-    table["value"] = table["value"].astype(float)
-    return table.assign(file=str(path))
-
-
-def _joined(scores: list[pd.DataFrame]) -> pd.DataFrame:
-    if not scores:
-        return pd.DataFrame(columns=[*SCORE_COLUMNS, "file"])
-    return pd.concat(scores, ignore_index=True)
-
-
 def _with_names(sources: Sources) -> Sources:
-    """The same, each method that comes in several settings named after the options that differ."""
+    """Name each method that comes in several settings after the options that differ."""
     scores = sources.scores
     texts: set[str] = set(scores["config"].dropna()) if "config" in scores.columns else set()
     of_scores = {text: json.loads(text) for text in texts}
@@ -289,7 +267,7 @@ def _with_names(sources: Sources) -> Sources:
     return Sources(
         [replace(run, name=names.of(run.config)) for run in sources.runs],
         [replace(sample, name=names.of(_config(sample.about))) for sample in sources.samples],
-        _without_repeats(scores[[*SCORE_COLUMNS, "file"]]),
+        without_repeats(scores[[*SCORE_COLUMNS, "file"]]),
         [replace(swap, name=names.of(swap.about["config"])) for swap in sources.swaps],
         [replace(one, name=names.of(one.about["config"])) for one in sources.imputed],
         sources.sweeps,
@@ -299,21 +277,6 @@ def _with_names(sources: Sources) -> Sources:
 
 
 def _config(about: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of an embedding; the method alone where nothing was trained."""
+    """The run configuration of embeddings; only the method where nothing was trained."""
     found: dict[str, Any] = about.get("config") or {"method": about["method"]}
     return found
-
-
-def _without_repeats(scores: pd.DataFrame) -> pd.DataFrame:
-    """Each score once; raises UserError where two files give it different values."""
-    once = scores.drop_duplicates([*SCORE_KEY, "value"])
-    twice = once[once.duplicated(SCORE_KEY, keep=False)]
-    if len(twice):
-        first = twice.iloc[0]
-        both = twice[(twice[SCORE_KEY] == first[SCORE_KEY]).all(axis=1)]
-        raise UserError(
-            f"{first.metric} of {first.method}, fold {first.fold}, seed {first.seed} is "
-            f"{both.value.iloc[0]:.4g} in {both.file.iloc[0]} and {both.value.iloc[1]:.4g} in "
-            f"{both.file.iloc[1]}; report one setting of a method, or one file of its scores"
-        )
-    return once.reset_index(drop=True)

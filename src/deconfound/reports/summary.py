@@ -1,4 +1,4 @@
-"""The scores in plain words, and the alarms a reader must not miss."""
+"""The summary of a report: scores in sentences, and warnings."""
 
 import math
 from typing import Literal, NamedTuple
@@ -19,7 +19,7 @@ from deconfound.reports.tables import (
 
 FULL_COVERAGE = 0.999
 STILL_FALLING = 0.02
-"""Share of the whole fall of a loss that its last step may hold."""
+"""Largest share of a loss's whole fall that its last step may have if it has levelled off."""
 PROBED = ("id_test", "id", "test", "val")
 
 
@@ -31,7 +31,7 @@ class Statement(NamedTuple):
 
 
 def statements(scores: pd.DataFrame, environment: str) -> list[Statement]:
-    """What was found: held-out rows level by level, in-distribution rows, environment left.
+    """Scores on held-out rows by level, on in-distribution rows, and of the environment's probe.
 
     `scores` comes from `with_levels`; `environment` names the environment's columns.
     """
@@ -102,7 +102,7 @@ def imputation_statements(scores: pd.DataFrame) -> list[Statement]:
 
 
 def warnings(sources: Sources, scores: pd.DataFrame) -> list[str]:
-    """What the reader must know before believing the numbers."""
+    """Sentences about what limits the scores or their comparison."""
     return [
         *_adapted(sources, scores),
         *_alarms(scores),

@@ -1,6 +1,5 @@
-"""Scores as a report shows them: by level of the fold, mean ± sd over folds and seeds."""
+"""Tables of scores in a report: one for each level and kind, mean ± sd over folds and seeds."""
 
-import html
 import math
 import re
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.data.tables.table import natural_order
+from deconfound.display.numbers import mean_and_sd, number
 from deconfound.metrics.score import Metric, all_metrics
 
 PARTS = {
@@ -27,14 +27,14 @@ _POOLED = re.compile(r"(.+) \(pooled over \d+ folds\)")
 _LEADING = ("macro_f1", "accuracy", "class_coverage")
 _CHANCE = "_chance"
 IMPUTATION = "imputation_"
-"""How the metrics of imputed images begin."""
+"""Beginning of the names of the metrics of imputed images."""
 _IMPUTED = tuple(
     IMPUTATION + name
     for name in ("error", "squared_error", "label_probability", "agreement", "hallucination")
 )
 _REFERENCE = (_CHANCE, "_low", "_high", "_true")
-"""How metrics end that are shown in brackets after another: its chance level, the ends of its
-interval, or what it is on true images."""
+"""Endings of metrics that are shown in brackets after another one: its chance level, the ends of
+its interval, or its value on true images."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,11 @@ class Spread:
     folds: int
     seeds: int
     detail: str
-    """Every value with its fold and seed, and the reason and caveat of each."""
+    """One line for each value, with fold, seed, n and note."""
 
     def text(self, digits: int) -> str:
-        """Mean ± sd; the mean alone where there is no sd; a dash where there is no mean."""
-        if math.isnan(self.mean):
-            return "–"
-        if math.isnan(self.sd):
-            return number(self.mean, digits)
-        return f"{number(self.mean, digits)} ± {self.sd:.{_decimals(self.mean, digits)}f}"
+        """Mean ± sd as `mean_and_sd` writes them."""
+        return mean_and_sd(self.mean, self.sd, digits)
 
 
 @dataclass(frozen=True)
@@ -77,20 +73,20 @@ class Cell:
 
     text: str
     aside: str
-    """In brackets: chance level, interval or what true images give; empty where none is known."""
+    """In brackets: chance level, interval or value on true images; empty where none is known."""
     detail: str
     best: bool
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a table."""
+class MethodRow:
+    """The row of one method and one of its representations."""
 
     method: str
     representation: str
     cells: list[Cell]
     over: str
-    """How many folds and seeds."""
+    """Number of folds and seeds."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ class Table:
 
     title: str
     columns: list[Column]
-    rows: list[Row]
+    rows: list[MethodRow]
 
     @property
     def parts(self) -> list[tuple[str, int]]:
@@ -197,24 +193,6 @@ def over(spreads: Iterable[Spread]) -> str:
     return " and ".join(words)
 
 
-def number(value: float, digits: int) -> str:
-    """A number with `digits` decimals, fewer for large ones and more for tiny ones."""
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "–"
-    if value and abs(value) < 10.0**-digits:
-        return f"{value:.1e}"
-    return f"{value:.{_decimals(value, digits)}f}"
-
-
-def plain_text(text: str) -> str:
-    """Text that a plot shows as it is: plots read < and & as markup."""
-    return html.escape(text, quote=False)
-
-
-def _decimals(value: float, digits: int) -> int:
-    return max(0, digits - len(str(int(abs(value)))) + 1)
-
-
 def _level(fold: str) -> str:
     pooled = _POOLED.fullmatch(fold)
     return pooled[1] if pooled else fold.partition("=")[0]
@@ -262,7 +240,7 @@ def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric])
             text = number(one.mean, 3) if context else one.text(3)
             cells.append(Cell(text, aside, one.detail, leads))
         of_row = [spreads[key] for key in spreads if key[:2] == (method, representation)]
-        shown.append(Row(method, representation, cells, _counts(of_row)))
+        shown.append(MethodRow(method, representation, cells, _counts(of_row)))
     columns = []
     for part, metric in pairs:
         declared = known.get(metric)
@@ -296,7 +274,7 @@ def _best(spreads: list[Spread | None], metric: Metric | None) -> float:
 
 
 def _aside(references: dict[str, Spread]) -> str:
-    """What stands in brackets; an interval only if it is of a single value."""
+    """What stands in brackets; an interval only where the score is a single value."""
     if {"_low", "_high"} <= references.keys():
         low, high = references["_low"], references["_high"]
         return f"{number(low.mean, 2)} to {number(high.mean, 2)}" if low.values == 1 else ""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, verified before they are used."""
+"""Checkpoints on disk, whose checksums are verified when they are read."""
 
 import hashlib
 import zipfile
@@ -14,7 +14,7 @@ from deconfound.errors import UserError
 
 
 def read_resume(run: Path) -> dict[str, Any]:
-    """The state in `resume.pt`, on the CPU; raises UserError if a bit of it changed."""
+    """The state in `resume.pt`, on the CPU; raises UserError if the file is damaged."""
     file = run / "resume.pt"
     try:
         with zipfile.ZipFile(file) as members:
@@ -29,7 +29,7 @@ def read_resume(run: Path) -> dict[str, Any]:
 
 
 def damaged_resume(run: Path, error: Exception) -> UserError:
-    """The line that says that `resume.pt` cannot be used."""
+    """The error that `resume.pt` is damaged."""
     return UserError(
         f"{run / 'resume.pt'}: damaged ({type(error).__name__}); remove {run} and fit again"
     )
@@ -41,7 +41,7 @@ def save_weights(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU; raises UserError if a bit of one changed."""
+    """The tensors of a safetensors file, on the CPU; raises UserError if the file is damaged."""
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping

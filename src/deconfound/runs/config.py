@@ -1,4 +1,4 @@
-"""The configuration of a run, and how YAML becomes one."""
+"""The configuration of a run, and how it is read from and written to YAML."""
 
 from functools import cache
 from pathlib import Path
@@ -31,9 +31,9 @@ class RunConfig(Options):
     intervention: InterventionOptions = Field(
         InterventionOptions(), exclude_if=lambda given: given == InterventionOptions()
     )
-    """Which run's interventional distribution it is trained on, if any."""
+    """The run whose interventional distribution this run is trained on, if any."""
     imputer: str | None = Field(None, exclude_if=lambda given: given is None)
-    """Method of the run that is intervened with; fit fills it in."""
+    """Method of the run that imputes; `fit` fills it in."""
     training: TrainingOptions = Field(TrainingOptions(), validate_default=True)
     """How it is trained."""
     options: SerializeAsAny[MethodOptions] = MethodOptions()
@@ -60,7 +60,7 @@ class RunConfig(Options):
 
 
 def config_model(method: str) -> type[RunConfig]:
-    """RunConfig with the options of `method`, typed and with its defaults."""
+    """The RunConfig of `method`, with the types and defaults of the method's own options."""
     return _config_model(method, methods.load(method).Options)
 
 

@@ -10,7 +10,7 @@ COLUMNS = ["stage", "step", "part", "name", "value"]
 
 
 class History:
-    """Rows (stage, step, part, name, value), kept in memory and written whole."""
+    """Rows (stage, step, part, name, value), kept in memory and written all at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,22 +1,18 @@
-"""A run: one method, one fold, one seed, in one directory that explains itself."""
+"""A run directory: one method, one fold, one seed, and everything needed to use it."""
 
 import json
-import platform
-import subprocess
-import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from deconfound import methods
 from deconfound.arrays import Rows
-from deconfound.config import (
-    TransformName,
-)
-from deconfound.data.folds.problem import Problem
+from deconfound.config import TransformName
+from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles, listed
@@ -29,7 +25,7 @@ from deconfound.runs.weights import load_weights
 from deconfound.runtime.seeds import derived_seed
 
 FORMAT_VERSION = 1
-"""Of a run directory; `classes.json` holds it."""
+"""Version of a run directory, as `classes.json` holds it."""
 
 
 def build_method(
@@ -39,10 +35,10 @@ def build_method(
     environments: int,
     controls: tuple[int, ...] = (),
 ) -> Method:
-    """The method of a run with its initial weights; raises UserError for images not square.
+    """The method of a run with its initial weights.
 
-    Raises it too for an option that images have and profiles have not. `controls` are needed to
-    train, not to load weights.
+    `controls` are needed for training, not for loading weights. Raises UserError for images that
+    are not square, and for augmentation of profiles.
     """
     channels, *sides = screen.image_shape
     if screen.holds_profiles and config.training.augment != "none":
@@ -71,16 +67,31 @@ class Run:
     roles: Roles
     channels: tuple[str, ...]
     dtype: str | None
-    """Stored type of the values trained on, such as "uint8"; None in runs that do not tell."""
+    """Stored type of the values trained on, such as "uint8"; None in runs of older releases."""
     transform: TransformName
     percentile_by: tuple[str, ...]
     groups: tuple[str, ...]
-    """Groups of `percentile_by` that training had."""
+    """The groups of `percentile_by` in training rows."""
 
     @property
     def fold(self) -> str:
         """Name of the run's fold."""
         return self.config.data.fold
+
+    @property
+    def screen_path(self) -> Path:
+        """Where the screen that the run was trained on was at the time."""
+        return Path(str(read_json(self.path / "fold.json")["screen"]))
+
+    def trained_on(self, screen: Screen) -> bool:
+        """Whether the run was trained on this very screen, wherever it is now."""
+        return bool(read_json(self.path / "fold.json")["screen_identity"] == screen.identity)
+
+    def parts(self, screen: Screen) -> npt.NDArray[np.str_]:
+        """(N,) the fold's part of each row; "new" in a screen that the run was not trained on."""
+        if self.trained_on(screen):
+            return pose(screen, self.config.data).fold.part
+        return np.full(len(screen), "new", dtype="U3")
 
     def provenance(self) -> dict[str, Any]:
         """Versions, commit, device and times."""
@@ -90,8 +101,8 @@ class Run:
         """The method and intensity, on the CPU in evaluation mode.
 
         `selection` "loss", "accuracy" or "last" takes that checkpoint of the last stage that learns
-        to classify instead of the one the run selected. Raises UserError if the screen's channels
-        differ from training, or the stored type of its pixels, whose scale the run then knows not.
+        to classify instead of the one the run selected. Raises UserError if the channels differ
+        from those of training, or the stored type of the pixels, on which their scaling depends.
         """
         if screen.channels != self.channels:
             raise UserError(
@@ -119,9 +130,9 @@ class Run:
 
 
 def group_codes(run: Run, screen: Screen) -> Rows | None:
-    """What `Intensity` needs of every row of a screen, (N,); None where it has no groups.
+    """The percentile group of every row of a screen, (N,), for `Intensity`; None without groups.
 
-    Raises UserError if the screen lacks the column.
+    Raises UserError if the screen lacks a column of the groups.
     """
     if not run.percentile_by:
         return None
@@ -129,7 +140,7 @@ def group_codes(run: Run, screen: Screen) -> Rows | None:
 
 
 def open_run(path: Path) -> Run:
-    """Open a finished run; raises UserError if `path` is none or is not finished."""
+    """Open a finished run; raises UserError if `path` is not a run or the run is not finished."""
     path = Path(path)
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: not a run (no config.yaml); make one with `deconfound fit`")
@@ -158,7 +169,7 @@ def open_run(path: Path) -> Run:
 
 
 def refuse_changed(file: Path) -> None:
-    """Raise UserError if a file of a finished run is not as it was when the run ended."""
+    """Raise UserError if a file of a finished run has changed since the run ended."""
     recorded = read_checksums(file.parent) if (file.parent / CHECKSUMS).is_file() else {}
     if file.name in recorded and differs(file, recorded[file.name]):
         raise UserError(f"{file}: changed since the run ended; restore a copy, or fit again")
@@ -208,25 +219,3 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "config_sha256": sha256(path / "config.yaml"),
     }
     atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
-
-
-def software() -> dict[str, Any]:
-    """Versions of Python, of the packages that decide numbers, and the commit if there is one."""
-    packages = ("deconfound", "torch", "numpy", "lightning-fabric", "scikit-learn", "faiss-cpu")
-    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform()}
-    found["packages"] = {package: metadata.version(package) for package in packages}
-    folder = Path(__file__).parent
-    commit = _git(folder, "rev-parse", "HEAD")
-    found["commit"] = commit
-    found["git_clean"] = None if commit is None else _git(folder, "status", "--porcelain") == ""
-    return found
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Weights of a run, by name."""
+"""Weights of a method and its intensity, to and from tensors by name."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from deconfound.runs.checkpoint import read_weights
 
 
 def load_weights(file: Path, method: Method, intensity: Intensity) -> None:
-    """Load a checkpoint into a method and its intensity.
+    """Load a checkpoint file into a method and its intensity.
 
-    Raises UserError if it is damaged or does not fit.
+    Raises UserError if the file is damaged or does not fit the method.
     """
     take_weights(read_weights(file), file, method, intensity)
 
@@ -21,7 +21,10 @@ def load_weights(file: Path, method: Method, intensity: Intensity) -> None:
 def take_weights(
     tensors: dict[str, torch.Tensor], file: Path, method: Method, intensity: Intensity
 ) -> None:
-    """Set a method and its intensity to what was read from `file`; raises UserError if unfit."""
+    """Put tensors read from `file` into a method and its intensity.
+
+    Raises UserError if they do not fit.
+    """
     try:
         modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
         modules.load_state_dict(tensors)
@@ -31,6 +34,6 @@ def take_weights(
 
 
 def weights(method: Method, intensity: Intensity) -> dict[str, torch.Tensor]:
-    """Everything a checkpoint holds, by name, contiguous and on the CPU."""
+    """The tensors that a checkpoint holds, by name, contiguous and on the CPU."""
     modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
     return {k: v.detach().cpu().clone().contiguous() for k, v in modules.state_dict().items()}

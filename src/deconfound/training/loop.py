@@ -23,7 +23,7 @@ from deconfound.methods.contract import Stage
 from deconfound.runs.checkpoint import save_weights
 from deconfound.runs.config import RunConfig
 from deconfound.runs.history import History
-from deconfound.runs.run import software
+from deconfound.runs.software import software
 from deconfound.runtime.device import device_name, precision_name
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import derived_seed
