@@ -228,9 +228,7 @@ def _write(
         "source_identity": source.identity,
         "source_provenance": source.provenance,
     }
-    nothing = np.full(len(source), -1, dtype=np.int64)
-    device = imputer.bank.device
-    reader = BatchReader(source, nothing, nothing, imputer.intensity, device, channels_last=True)
+    reader = BatchReader.of_images(source, imputer.intensity, imputer.bank.device)
     parts = np.split(np.arange(len(rows)), np.arange(BATCH, len(rows), BATCH))
     beyond = values = 0
     name = f"{source.name} as {to}"

@@ -35,8 +35,7 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, screen: Screen, rows: Rows) -> Floats:
         """The representations (B, D) float32 of rows of a screen."""
-        nothing = np.full(len(screen), -1, dtype=np.int64)
-        reader = BatchReader(screen, nothing, nothing, self.intensity, self.device, True)
+        reader = BatchReader.of_images(screen, self.intensity, self.device)
         parts = np.split(rows, np.arange(BATCH, len(rows), BATCH))
         found = [self.method.embed(one.image)["representation"] for one in reader.stream(parts)]
         return torch.cat(found).float().cpu().numpy()

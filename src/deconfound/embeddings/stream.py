@@ -55,15 +55,8 @@ class EmbeddingStream:
         self._method, intensity = self.run.load(self.screen, selection)
         self._method.to(self._fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._correction = correction_of(self.run, self.screen, self._fabric.device)
-        nothing = np.full(len(self.screen), -1, dtype=np.int64)
-        self._reader = BatchReader(
-            self.screen,
-            nothing,
-            nothing,
-            intensity,
-            self._fabric.device,
-            channels_last=True,
-            group=group_codes(self.run, self.screen),
+        self._reader = BatchReader.of_images(
+            self.screen, intensity, self._fabric.device, group=group_codes(self.run, self.screen)
         )
         self.rows = 0
         """Rows embedded so far."""

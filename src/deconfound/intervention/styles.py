@@ -35,10 +35,7 @@ def styles_of(
     `environment` and `group` are the codes (N,) of every row: the environments of training, −1
     where unknown, and what `Intensity` may need.
     """
-    nothing = np.full(len(screen), -1, dtype=np.int64)
-    reader = BatchReader(
-        screen, nothing, environment, intensity, device, channels_last=True, group=group
-    )
+    reader = BatchReader.of_images(screen, intensity, device, environment=environment, group=group)
 
     @torch.no_grad()
     def styles(rows: Rows) -> Tensor:

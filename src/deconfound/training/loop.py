@@ -80,10 +80,10 @@ class Training:
         known = np.isin(problem.fold.part, ("train", "val"))
         self.reader = BatchReader(
             screen,
-            np.where(known, problem.label.codes, -1),
-            np.where(known, problem.environment.codes, -1),
-            self.intensity,
-            fabric.device,
+            label=np.where(known, problem.label.codes, -1),
+            environment=np.where(known, problem.environment.codes, -1),
+            intensity=self.intensity,
+            device=fabric.device,
             channels_last=True,
             group=None if problem.group is None else problem.group.codes,
         )

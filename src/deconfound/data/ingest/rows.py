@@ -1,10 +1,7 @@
 """The image of every row, from one file or from one per channel, all of one form."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -13,13 +10,11 @@ from deconfound.data.ingest.columns import ImageColumns
 from deconfound.data.readers.image import read_image, resized
 from deconfound.data.readers.ome_names import ome_channel_names
 from deconfound.errors import UserError
+from deconfound.runtime.prefetch import in_order
 
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 16 * 2**20
 _COLOUR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class RowReader:
@@ -143,22 +138,5 @@ def whole_images(
 
 
 def images_per_chunk(image_bytes: int) -> int:
-    """How many images of so many bytes are handled at a time."""
+    """Number of images of `image_bytes` bytes each that are handled at a time."""
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
-
-
-def in_order(
-    task: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """`task` of every item in the order of `items`, in several threads, few of them ahead."""
-    pending: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for item in items:
-            pending.append(pool.submit(task, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

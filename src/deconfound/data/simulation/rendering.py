@@ -1,9 +1,7 @@
 """Rendering the cells of a screen in environments, a chunk at a time and the same bits always."""
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +10,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from deconfound.arrays import Images, Rows
 from deconfound.data.simulation.optics import Optics
+from deconfound.runtime.prefetch import in_order
 
 CHUNK = 128  # cells rendered at a time
 
@@ -46,12 +45,5 @@ def rendered(
     render: Renderer, work: Iterable[tuple[Rows, Optics]], threads: int | None
 ) -> Iterator[Images]:
     """The images of every piece of work, in order, few ahead; one BLAS thread fixes the bits."""
-    threads = threads or os.cpu_count() or 1
-    ahead: deque[Future[Images]] = deque()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        for rows, optics in work:
-            ahead.append(pool.submit(render, rows, optics))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    with threadpool_limits(1, "blas"):
+        yield from in_order(lambda piece: render(*piece), work, threads or os.cpu_count() or 1)
