@@ -9,7 +9,7 @@ from deconfound.cli import runs as runs
 from deconfound.cli import screens as screens
 from deconfound.cli import tables as tables
 from deconfound.cli.printing import complain
-from deconfound.config import nearest
+from deconfound.config import did_you_mean
 from deconfound.errors import UserError
 from deconfound.runtime import stop
 from deconfound.runtime.escaping import for_terminal
@@ -119,6 +119,6 @@ def _dispatch(words: list[str]) -> None:
     elif words[0] == "--version":
         print(f"deconfound {__version__}")
     elif words[0] not in VERBS:
-        raise UserError(f"unknown verb {words[0]!r}; {nearest(words[0], list(VERBS))}")
+        raise UserError(f"unknown verb {words[0]!r}; {did_you_mean(words[0], list(VERBS))}")
     else:
         VERBS[words[0]][0](words[1:])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deconfound.config import nearest
+from deconfound.config import did_you_mean
 from deconfound.data.folds.controls import control_rows
 from deconfound.data.tables.table import coded, joined, require_columns
 from deconfound.embeddings.file import read_embeddings
@@ -76,7 +76,7 @@ def _score(
     for one in parts:
         if one not in part:
             raise UserError(
-                f"{path}: no row is of part {one!r}; {nearest(one, sorted({*part.tolist()}))}"
+                f"{path}: no row is of part {one!r}; {did_you_mean(one, sorted({*part.tolist()}))}"
             )
     taken = np.isin(part, parts) if parts else np.ones(len(part), dtype=bool)
     scored = parts[0] if len(parts) == 1 else "all"

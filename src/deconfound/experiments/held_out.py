@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound import methods
-from deconfound.config import DataOptions, ImputeInto, Options, RelativeTo, nearest
+from deconfound.config import DataOptions, ImputeInto, Options, RelativeTo, did_you_mean
 from deconfound.data.folds.groups import Group, groups
 from deconfound.data.folds.problem import pose, roles_of
 from deconfound.data.screens.screen import Screen
@@ -130,9 +130,8 @@ def _row(word: str, named: list[str]) -> TableRow:
     for step in done:
         if step not in corrections and step not in imputers:
             known = [*imputing_methods(), *corrections]
-            raise UserError(
-                f"crossval: {word}: {step!r} neither imputes nor corrects; {nearest(step, known)}"
-            )
+            hint = did_you_mean(step, known)
+            raise UserError(f"crossval: {word}: {step!r} neither imputes nor corrects; {hint}")
     corrected = [step for step in done if step in post_hoc.names()]
     if len(corrected) > 1 or done != [*corrected, *[KNN] * (KNN in done)]:
         raise UserError(
@@ -183,7 +182,7 @@ def chosen_levels(screen: Screen, options: CrossvalOptions) -> list[str]:
                 f"crossval: column {level!r} is not nested in the levels of {screen.path}, which "
                 f"are {listed(own)}; hold out one of these, or ingest with other --levels"
             )
-        raise UserError(f"crossval: unknown level {level!r}; {nearest(level, list(own))}")
+        raise UserError(f"crossval: unknown level {level!r}; {did_you_mean(level, list(own))}")
     return [level for level in reversed(own) if level in (wanted or own)]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from deconfound.config import DataOptions, Options, nearest, read_yaml, validated
+from deconfound.config import DataOptions, Options, did_you_mean, read_yaml, validated
 from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import pose, roles_of
 from deconfound.data.screens.screen import Screen, open_screen
@@ -261,7 +261,7 @@ def _imputer(
         return None
     where, wanted = f"{path}: methods.{name}", entry.intervene
     if wanted not in file.methods:
-        hint = nearest(wanted, list(file.methods))
+        hint = did_you_mean(wanted, list(file.methods))
         raise UserError(f"{where}: intervene names {wanted!r}, which is no entry; {hint}")
     other = file.methods[wanted]
     method = other.method or wanted
@@ -292,7 +292,7 @@ def _points(path: Path, file: SweepFile, name: str, entry: Entry) -> Iterator[di
                 f"{OWN_LISTS[option]}"
             )
         if option not in sections:
-            hint = nearest(option, sorted(sections))
+            hint = did_you_mean(option, sorted(sections))
             raise UserError(f"{path}: methods.{name}: unknown option {option!r} in grid; {hint}")
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))

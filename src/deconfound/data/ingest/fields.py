@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deconfound.arrays import Doubles, Pixels, Rows
 from deconfound.data.ingest.rows import RowReader, images_per_chunk
-from deconfound.data.readers.image import resized
+from deconfound.data.readers.image import resampled
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
 from deconfound.files import atomic, growing
@@ -250,7 +250,7 @@ class FieldCrops:
                 continue
             cell = field[:, top:bottom, left:right]
             if self._size is not None:
-                cell = resized(cell, self._size)
+                cell = resampled(cell, self._size)
             cells.append((row, cell.tobytes()))
         return cells
 

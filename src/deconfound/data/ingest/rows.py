@@ -7,7 +7,7 @@ import numpy as np
 
 from deconfound.arrays import Pixels
 from deconfound.data.ingest.columns import ImageColumns
-from deconfound.data.readers.image import read_image, resized
+from deconfound.data.readers.image import read_image, resampled
 from deconfound.data.readers.ome_names import ome_channel_names
 from deconfound.errors import UserError
 from deconfound.runtime.prefetch import in_order
@@ -127,7 +127,7 @@ def whole_images(
         images = np.empty((len(rows), *shape), reader.first.dtype)
         for position, row in enumerate(rows):
             pixels = reader.read(row, any_size=size is not None)
-            images[position] = resized(pixels, size) if size else pixels
+            images[position] = resampled(pixels, size) if size else pixels
         return images
 
     per_chunk = images_per_chunk(int(np.prod(shape)) * reader.first.itemsize)

@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound.arrays import Images, Rows
-from deconfound.config import nearest, validated
+from deconfound.config import did_you_mean, validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
@@ -225,7 +225,7 @@ def _layout(clean: Screen, label: str, config: InjectConfig) -> tuple[pd.DataFra
         raise UserError(f"{clean.path}: {label} has {len(names)} value; inject needs two or more")
     control = config.control
     if control is not None and control not in names:
-        raise UserError(f"{clean.path}: no {label} is {control!r}; {nearest(control, names)}")
+        raise UserError(f"{clean.path}: no {label} is {control!r}; {did_you_mean(control, names)}")
     if control is not None:
         names.insert(0, names.pop(names.index(control)))
     series, plates, wells, seed = config.series, config.plates, config.wells, config.seed

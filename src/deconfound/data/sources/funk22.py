@@ -20,7 +20,7 @@ from deconfound.data.ingest.images import refuse_empty
 from deconfound.data.ingest.provenance import identity_of
 from deconfound.data.ingest.rows import CHUNK_IMAGES
 from deconfound.data.ingest.writing import THREADS, kept_if_stopped, refuse_full_disk
-from deconfound.data.readers.image import resized
+from deconfound.data.readers.image import resampled
 from deconfound.data.readers.lmdb import LmdbImages
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
@@ -128,7 +128,7 @@ def _written(
     def chunk(part: tuple[int, slice]) -> Pixels:
         store, some = part
         images = stores[store].read(_keys(tables[store], some))
-        return np.stack([resized(image, size) for image in images])
+        return np.stack([resampled(image, size) for image in images])
 
     roles = Roles(
         label=GENE, environment=(PLATE, WELL), levels=(PLATE, WELL), well=WELL, split=SPLIT
