@@ -128,8 +128,7 @@ def forward(run: Run, screen: Screen, device: str, precision: Precision, threads
     fabric = start_fabric_alone(device, precision, threads)
     method, intensity = run.load(screen)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    nothing = np.full(len(screen), -1, dtype=np.int64)
-    reader = BatchReader(screen, nothing, nothing, intensity, fabric.device, channels_last=True)
+    reader = BatchReader.of_images(screen, intensity, fabric.device)
     size = batch_size(device)
     batch = reader.read(np.arange(size, dtype=np.int64))
 

@@ -93,7 +93,8 @@ def measure(folder: Path) -> dict[str, float]:
     screen = make_screen(folder / "uint16", 64, "uint16")
     code = screen.coded(["Metadata_Label"]).codes
     intensity = fit_intensity(screen, rows, "none", "standardise", 0)
-    reader = BatchReader(screen, code, code, intensity, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    reader = BatchReader(screen, label=code, environment=code, intensity=intensity, device=cpu)
     small = PlainSampler(rows, 512, 0)
 
     def deliver() -> None:

@@ -92,7 +92,11 @@ def sample(path: Path) -> dict[str, float]:
     label, environment = problem.label.codes[rows], problem.environment.codes[rows]
     intensity = fit_intensity(screen, rows, "none", "standardise", 0)
     reader = BatchReader(
-        screen, problem.label.codes, problem.environment.codes, intensity, torch.device("cpu")
+        screen,
+        label=problem.label.codes,
+        environment=problem.environment.codes,
+        intensity=intensity,
+        device=torch.device("cpu"),
     )
     for name in ("label_balanced", "environment_balanced"):
         started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import difflib
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional, TypeVar
 
@@ -191,10 +192,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """A hint for a misspelt name: the nearest one, or all there are."""
+def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:
+    """A hint for a misspelt name: the nearest name, else `otherwise`, by default all names."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"expected one of {', '.join(known)}" if otherwise is None else otherwise
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
@@ -205,5 +208,5 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         owner: Any = model
         for part in place[:-1]:
             owner = owner.model_fields[part].annotation
-        return f"unknown option {name!r}; {nearest(place[-1], list(owner.model_fields))}"
+        return f"unknown option {name!r}; {did_you_mean(place[-1], list(owner.model_fields))}"
     return f"option {name!r} = {_brief.repr(problem['input'])}: {problem['msg']}"

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from deconfound.experiments.sweep import sweep
 from safetensors.torch import load_file
 
 from deconfound.config import DataOptions, read_yaml

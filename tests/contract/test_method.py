@@ -41,7 +41,11 @@ def built(
     counts = len(problem.label.names), len(problem.environment.names)
     method = build_method(config, screen, *counts, problem.controls)
     reader = BatchReader(
-        screen, problem.label.codes, problem.environment.codes, intensity, torch.device("cpu")
+        screen,
+        label=problem.label.codes,
+        environment=problem.environment.codes,
+        intensity=intensity,
+        device=torch.device("cpu"),
     )
     return method.train(), reader.read(rows[::3].copy()), config, problem, intensity
 

@@ -51,8 +51,7 @@ def runs(
 
 def parts(run: Run, screen: Screen) -> tuple[Any, Batch, Correction | None]:
     method, intensity = run.load(screen)
-    nothing = np.full(len(screen), -1, dtype=np.int64)
-    reader = BatchReader(screen, nothing, nothing, intensity, CPU, channels_last=True)
+    reader = BatchReader.of_images(screen, intensity, CPU)
     return method, reader.read(np.arange(len(screen))), correction_of(run, screen, CPU)
 
 

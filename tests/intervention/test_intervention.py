@@ -61,7 +61,13 @@ def problem(screen: Screen, make_config: MakeConfig) -> Problem:
 def batch(run: Path, screen: Screen, problem: Problem) -> Batch:
     """All training rows."""
     scaling = load_intervention(run, screen).intensity
-    reader = BatchReader(screen, problem.label.codes, problem.environment.codes, scaling, CPU)
+    reader = BatchReader(
+        screen,
+        label=problem.label.codes,
+        environment=problem.environment.codes,
+        intensity=scaling,
+        device=CPU,
+    )
     return reader.read(problem.fold.rows("train"))
 
 

@@ -64,8 +64,14 @@ def problem(screen: Screen, run: Run) -> Problem:
 def batch(run: Run, screen: Screen, problem: Problem) -> Batch:
     """All rows; those held out have no environment."""
     scaling = load_intervention(run.path, screen).intensity
-    codes = problem.environment.codes
-    return BatchReader(screen, problem.label.codes, codes, scaling, CPU).read(np.arange(96))
+    reader = BatchReader(
+        screen,
+        label=problem.label.codes,
+        environment=problem.environment.codes,
+        intensity=scaling,
+        device=CPU,
+    )
+    return reader.read(np.arange(96))
 
 
 @pytest.fixture

@@ -63,7 +63,11 @@ def trained(config: RunConfig, screen: Screen, rank: int, ranks: int) -> dict[st
         synchronise_batch_norm(method)
     method.double().train()
     reader = BatchReader(
-        screen, problem.label.codes, problem.environment.codes, intensity, torch.device("cpu")
+        screen,
+        label=problem.label.codes,
+        environment=problem.environment.codes,
+        intensity=intensity,
+        device=torch.device("cpu"),
     )
     rows = problem.fold.rows("train")[:39]
     batch = reader.read(rows[rank::ranks].copy())

@@ -8,7 +8,6 @@ import traceback
 
 from deconfound.cli.former import FORMER
 from deconfound.cli.printing import complain
-from deconfound.config import nearest
 from deconfound.errors import UserError
 from deconfound.runtime import stop
 from deconfound.runtime.escaping import for_terminal
@@ -75,7 +74,7 @@ def _dispatch(words: list[str]) -> None:
     elif words[0] == "--version":
         print(f"deconfound {__version__}")
     elif words[0] not in VERBS:
-        raise UserError(f"unknown verb {words[0]!r}; {nearest(words[0], list(VERBS))}")
+        raise UserError(f"unknown verb {words[0]!r}; {did_you_mean(words[0], list(VERBS))}")
     else:
         forms = VERBS[words[0]].forms
         if words[1:2] in (["-h"], ["--help"]) and len(forms) > 1:

@@ -11,7 +11,7 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 from deconfound.cli.printing import one_line
-from deconfound.config import Options, nearest
+from deconfound.config import Options, did_you_mean
 from deconfound.errors import UserError
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -27,7 +27,7 @@ def name_first(words: list[str], verb: str, what: str, known: list[str]) -> str:
             sys.exit(0)
         raise UserError(f"{verb}: name a {what} first; there are {', '.join(known)}")
     if words[0] not in known:
-        raise UserError(f"unknown {what} {words[0]!r}; {nearest(words[0], known)}")
+        raise UserError(f"unknown {what} {words[0]!r}; {did_you_mean(words[0], known)}")
     return words[0]
 
 

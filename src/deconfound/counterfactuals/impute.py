@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from deconfound.arrays import Rows
-from deconfound.config import RelativeTo, nearest
+from deconfound.config import RelativeTo, did_you_mean
 from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_percentile, texts
 from deconfound.counterfactuals.imputed_screen import Imputation
 from deconfound.counterfactuals.landing import Landing, draw_landing, find_landing
@@ -164,7 +164,7 @@ def _refuse_unable(run: Run, screen: Screen, to: str, relative: bool) -> None:
     if to not in run.environments:
         raise UserError(
             f"--to {to}: no environment of the run's training; "
-            f"{nearest(to, list(run.environments))}"
+            f"{did_you_mean(to, list(run.environments))}"
         )
     refuse_percentile(run)
 

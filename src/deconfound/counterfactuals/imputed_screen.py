@@ -55,9 +55,8 @@ class Imputation:
             "source_identity": source.identity,
             "source_provenance": source.provenance,
         }
-        nothing = np.full(len(source), -1, dtype=np.int64)
-        intensity, device = self.imputer.intensity, self.imputer.bank.device
-        reader = BatchReader(source, nothing, nothing, intensity, device, channels_last=True)
+        intensity = self.imputer.intensity
+        reader = BatchReader.of_images(source, intensity, self.imputer.bank.device)
         beyond = values = 0
         name = f"{source.name} as {self.to}"
         with (

@@ -74,11 +74,17 @@ def describe(
         shared_information=information,
         warnings=tuple(
             find_warnings(
-                opened.table, roles, labels, environments, information, level_table, folds,
-                statistics,
+                table=opened.table,
+                roles=roles,
+                label=labels,
+                environment=environments,
+                information=information,
+                levels=level_table,
+                folds=folds,
+                statistics=statistics,
             )
         ),
-    )  # fmt: skip
+    )
     if out is not None:
         from deconfound.description.page import write_page
 

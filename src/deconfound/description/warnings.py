@@ -13,6 +13,7 @@ NAMED = 5
 
 
 def find_warnings(
+    *,
     table: pd.DataFrame,
     roles: Roles,
     label: Coded,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deconfound.arrays import Mask
-from deconfound.config import Options, nearest
+from deconfound.config import Options, did_you_mean
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE, control_rows
 from deconfound.data.tables.table import coded, require_columns
 from deconfound.embeddings.correct import named_line
@@ -161,7 +161,7 @@ def _block(opened: Embeddings, asked: str | None, where: str) -> str:
     known = opened.representations
     name = asked or ("content" if "content" in known else "representation")
     if name not in known:
-        hint = nearest(name, sorted(known))
+        hint = did_you_mean(name, sorted(known))
         raise UserError(f"{where}: holds no representation {name!r}; {hint}")
     refuse_malformed(known[name], where)
     return name
@@ -184,7 +184,7 @@ def _taken(opened: Embeddings, parts: tuple[str, ...], where: str) -> Mask:
     for name in parts:
         if name not in part:
             known = sorted(set(part.tolist()))
-            raise UserError(f"{where}: no row is of part {name!r}; {nearest(name, known)}")
+            raise UserError(f"{where}: no row is of part {name!r}; {did_you_mean(name, known)}")
     return np.isin(part, parts) if parts else np.ones(len(part), dtype=bool)
 
 

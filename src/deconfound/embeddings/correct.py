@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.arrays import Floats, Mask
-from deconfound.config import nearest as nearest_name
+from deconfound.config import did_you_mean
 from deconfound.data.folds.controls import control_rows
 from deconfound.data.tables.table import Coded, coded
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings, write_embeddings
@@ -54,7 +54,7 @@ def correct(
     if out.suffix != ".h5ad":
         raise UserError(f"{out}: expected a name ending in .h5ad")
     if method not in names():
-        raise UserError(f"unknown post hoc method {method!r}; {nearest_name(method, names())}")
+        raise UserError(f"unknown post hoc method {method!r}; {did_you_mean(method, names())}")
     if method == KNN and knn is None:
         knn = NEIGHBORS
     if knn is not None and knn < 1:
@@ -109,7 +109,7 @@ def _fitting(reference: Path, embeddings: Path, opened: Embeddings) -> Embedding
 
 def _require(opened: Embeddings, representation: str, path: Path) -> None:
     if representation not in opened.representations:
-        hint = nearest_name(representation, sorted(opened.representations))
+        hint = did_you_mean(representation, sorted(opened.representations))
         raise UserError(f"{path}: holds no representation {representation!r}; {hint}")
     refuse_malformed(opened.representations[representation], str(path))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deconfound.config import nearest
+from deconfound.config import did_you_mean
 from deconfound.data.folds.controls import control_rows
 from deconfound.data.tables.table import coded, joined, require_columns
 from deconfound.embeddings.file import read_embeddings
@@ -85,7 +85,7 @@ def _scored(path: Path, asked: _Asked) -> tuple[list[dict[str, Any]], list[dict[
     for one in asked.parts:
         if one not in part:
             raise UserError(
-                f"{path}: no row is of part {one!r}; {nearest(one, sorted({*part.tolist()}))}"
+                f"{path}: no row is of part {one!r}; {did_you_mean(one, sorted({*part.tolist()}))}"
             )
     taken = np.isin(part, asked.parts) if asked.parts else np.ones(len(part), dtype=bool)
     scored = asked.parts[0] if len(asked.parts) == 1 else "all"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from deconfound.config import DataOptions, nearest
+from deconfound.config import DataOptions
 from deconfound.data.folds.groups import Group, groups
 from deconfound.data.folds.problem import pose, roles_of
 from deconfound.data.screens.screen import Screen
@@ -139,7 +139,7 @@ def chosen_levels(screen: Screen, wanted: Sequence[str] = ()) -> list[str]:
                 f"compare: column {level!r} is not nested in the levels of {screen.path}, which "
                 f"are {listed(own)}; hold out one of these, or ingest with other --levels"
             )
-        raise UserError(f"compare: unknown level {level!r}; {nearest(level, list(own))}")
+        raise UserError(f"compare: unknown level {level!r}; {did_you_mean(level, list(own))}")
     return [level for level in reversed(own) if level in (named or own)]
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deconfound.config import nearest
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.experiments.held_out import Folds, spelled_out
@@ -178,7 +177,7 @@ class _Layout:
         file = self.plan.file
         where, wanted = f"{self.path}: methods.{name}", entry.intervene
         if wanted not in file.methods:
-            hint = nearest(wanted, list(file.methods))
+            hint = did_you_mean(wanted, list(file.methods))
             raise UserError(f"{where}: intervene names {wanted!r}, which is no entry; {hint}")
         other = file.methods[wanted]
         method = other.method or wanted

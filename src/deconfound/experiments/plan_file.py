@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from deconfound.config import Options, nearest, read_yaml, validated
+from deconfound.config import Options, read_yaml, validated
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.runs.config import RunConfig, config_model, read_config
@@ -111,7 +111,7 @@ def points(path: Path, file: PlanFile, name: str, entry: Entry) -> Iterator[dict
                 f"{OWN_LISTS[option]}"
             )
         if option not in sections:
-            hint = nearest(option, sorted(sections))
+            hint = did_you_mean(option, sorted(sections))
             raise UserError(f"{path}: methods.{name}: unknown option {option!r} in grid; {hint}")
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))

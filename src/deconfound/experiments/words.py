@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deconfound import methods
-from deconfound.config import nearest, validated
+from deconfound.config import validated
 from deconfound.embeddings.correct import KNN
 from deconfound.errors import UserError
 from deconfound.experiments.running.chain import Chain
@@ -57,12 +57,14 @@ def read_chain(
     fitting = [name for name in entries if word == name or word.startswith(f"{name}+")]
     if not fitting:
         first = word.split("+")[0]
-        raise UserError(f"chain {word}: unknown entry {first!r}; {nearest(first, list(entries))}")
+        raise UserError(
+            f"chain {word}: unknown entry {first!r}; {did_you_mean(first, list(entries))}"
+        )
     entry = max(fitting, key=len)
     steps = word[len(entry) + 1 :].split("+") if word != entry else []
     for step in steps:
         if step not in (known := [*post_hoc.names(), KNN]):
-            raise UserError(f"chain {word}: {step!r} corrects nothing; {nearest(step, known)}")
+            raise UserError(f"chain {word}: {step!r} corrects nothing; {did_you_mean(step, known)}")
     options = corrections.get(steps[0], {}) if steps else {}
     if options:
         where = f"corrections.{steps[0]}"
@@ -79,7 +81,7 @@ def _entry_and_steps(word: str, named: list[str]) -> tuple[str, list[str]]:
         if step not in corrections and step not in imputers:
             known = [*imputing_methods(), *corrections]
             raise UserError(
-                f"compare: {word}: {step!r} neither imputes nor corrects; {nearest(step, known)}"
+                f"compare: {word}: {step!r} neither imputes nor corrects; {did_you_mean(step, known)}"
             )
     if rest and rest[0] in imputers:
         return f"{first}+{rest[0]}", rest[1:]

@@ -45,10 +45,7 @@ class Embedder:
         """`group` (N,) is what `group_codes` gives, and `correction` what `correction_of` gives."""
         self.method = method
         self._fabric, self._correction = fabric, correction
-        nothing = np.full(len(screen), -1, dtype=np.int64)
-        self._reader = BatchReader(
-            screen, nothing, nothing, intensity, fabric.device, channels_last=True, group=group
-        )
+        self._reader = BatchReader.of_images(screen, intensity, fabric.device, group=group)
 
     @classmethod
     def of_run(

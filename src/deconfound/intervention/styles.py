@@ -35,10 +35,7 @@ def styles_of(
     `environment` (N,) holds each row's training environment, −1 where unknown. `group` (N,) holds
     each row's percentile group, where `intensity` has groups.
     """
-    nothing = np.full(len(screen), -1, dtype=np.int64)
-    reader = BatchReader(
-        screen, nothing, environment, intensity, device, channels_last=True, group=group
-    )
+    reader = BatchReader.of_images(screen, intensity, device, environment=environment, group=group)
 
     @torch.no_grad()
     def styles(rows: Rows) -> Tensor:

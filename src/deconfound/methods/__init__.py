@@ -6,7 +6,7 @@ trained.
 
 import importlib
 
-from deconfound.config import nearest
+from deconfound.config import did_you_mean
 from deconfound.errors import UserError
 from deconfound.methods import post_hoc
 from deconfound.methods.contract import Method
@@ -31,5 +31,5 @@ def load(name: str) -> type[Method]:
     """The method class of the file `name`.py; raises UserError naming the nearest method."""
     refuse_post_hoc(name)
     if name not in names():
-        raise UserError(f"unknown method {name!r}; {nearest(name, names())}")
+        raise UserError(f"unknown method {name!r}; {did_you_mean(name, names())}")
     return only_class(importlib.import_module(f"{__name__}.{name}"), Method)

@@ -55,10 +55,10 @@ def reader_of(
     known = np.isin(problem.fold.part, ("train", "val"))
     return BatchReader(
         screen,
-        np.where(known, problem.label.codes, -1),
-        np.where(known, problem.environment.codes, -1),
-        intensity,
-        device,
+        label=np.where(known, problem.label.codes, -1),
+        environment=np.where(known, problem.environment.codes, -1),
+        intensity=intensity,
+        device=device,
         channels_last=True,
         group=None if problem.group is None else problem.group.codes,
     )

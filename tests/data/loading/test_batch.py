@@ -29,11 +29,18 @@ def numbered(make_screen: Callable[..., Screen], tmp_path: Path) -> Screen:
 
 @pytest.fixture
 def reader(numbered: Screen) -> BatchReader:
-    return BatchReader(numbered, LABEL, ENVIRONMENT, Intensity(1, "none"), torch.device("cpu"))
+    return reader_of(numbered, Intensity(1, "none"), label=LABEL, environment=ENVIRONMENT)
+
+
+def reader_of(screen: Screen, intensity: Intensity, **given: Any) -> BatchReader:
+    """A reader on the CPU; labels and environments are all 0 unless given."""
+    codes = np.zeros(len(screen), dtype=np.int64)
+    given = {"label": codes, "environment": codes} | given
+    return BatchReader(screen, intensity=intensity, device=torch.device("cpu"), **given)
 
 
 def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == READ_AHEAD]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(READ_AHEAD)]
 
 
 def wait_for_no_reader(seconds: float = 5.0) -> None:
@@ -126,12 +133,9 @@ def test_channels_last_changes_the_layout_alone(
     images = np.random.default_rng(0).integers(0, 255, (6, 3, 4, 4)).astype(np.uint8)
     table = pd.DataFrame({"y": ["a"] * 6, "e": ["p"] * 6})
     screen = make_screen(tmp_path / "s", images, table, Roles(label="y", environment=("e",)))
-    codes = np.zeros(6, dtype=np.int64)
     rows = np.arange(6)
     plain, last = (
-        BatchReader(screen, codes, codes, Intensity(3, "none"), torch.device("cpu"), layout)
-        .read(rows)
-        .image
+        reader_of(screen, Intensity(3, "none"), channels_last=layout).read(rows).image
         for layout in (False, True)
     )
     assert last.is_contiguous(memory_format=torch.channels_last)
@@ -163,14 +167,10 @@ def test_images_scaled_in_parts_are_those_scaled_at_once(
     images = np.random.default_rng(0).integers(0, 255, (75, 3, 9, 9)).astype(np.uint8)
     table = pd.DataFrame({"y": ["a"] * 75, "e": ["p"] * 75})
     screen = make_screen(tmp_path / "s", images, table, Roles(label="y", environment=("e",)))
-    codes = np.zeros(75, dtype=np.int64)
     group = np.arange(75) % 2
     intensity = Intensity(3, "percentile", groups=2)
     intensity.limits.copy_(torch.rand(3, 2, 3).cumsum(dim=1) * 100)
-    cpu = torch.device("cpu")
-    reader = BatchReader(
-        screen, codes, codes, intensity, cpu, channels_last=channels_last, group=group
-    )
+    reader = reader_of(screen, intensity, channels_last=channels_last, group=group)
     found = reader.read(np.arange(rows)).image
     expected = intensity(torch.from_numpy(images[:rows]), torch.from_numpy(group[:rows]))
     assert torch.equal(found, expected)
@@ -193,4 +193,18 @@ def test_images_are_the_same_whichever_thread_scales_them(
     monkeypatch.setattr(reader, "_scaled", noted)
     (batch,) = reader.stream([np.array([3, 1])])
     assert batch.image[:, 0, 0, 0].tolist() == [3, 1]
-    assert (scaled_in == [READ_AHEAD]) is (threads == 1)
+    (name,) = scaled_in
+    assert name.startswith(READ_AHEAD) is (threads == 1)
+
+
+def test_a_reader_of_images_alone_knows_no_label_and_the_environments_given(
+    numbered: Screen,
+) -> None:
+    intensity, cpu, rows = Intensity(1, "none"), torch.device("cpu"), np.array([4, 0])
+    batch = BatchReader.of_images(numbered, intensity, cpu).read(rows)
+    assert batch.image[:, 0, 0, 0].tolist() == [4, 0]
+    assert batch.image.is_contiguous(memory_format=torch.channels_last)
+    assert batch.label.tolist() == batch.environment.tolist() == [-1, -1]
+    given = BatchReader.of_images(numbered, intensity, cpu, environment=ENVIRONMENT).read(rows)
+    assert given.label.tolist() == [-1, -1]
+    assert given.environment.tolist() == ENVIRONMENT[rows].tolist()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deconfound.arrays import Pixels
-from deconfound.data.readers.image import read_image, resized
+from deconfound.data.readers.image import read_image, resampled
 from deconfound.errors import UserError
 
 
@@ -402,12 +402,12 @@ def test_damaged_bytes_give_an_image_or_a_user_error(
 def test_shrinking_takes_the_mean_of_the_area() -> None:
     values = noise(2, 8, 8, dtype="uint16")
     means = values.astype(np.float64).reshape(2, 4, 2, 4, 2).mean(axis=(2, 4))
-    found = resized(values, 4)
+    found = resampled(values, 4)
     assert found.dtype == np.uint16
     np.testing.assert_allclose(found, means, atol=0.501)
     floats = values.astype(np.float32)
-    np.testing.assert_allclose(resized(floats, 4), means, rtol=1e-6)
-    np.testing.assert_allclose(resized(floats, 3).mean((1, 2)), floats.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(resampled(floats, 4), means, rtol=1e-6)
+    np.testing.assert_allclose(resampled(floats, 3).mean((1, 2)), floats.mean((1, 2)), rtol=1e-5)
 
 
 def test_growing_is_linear_between_pixel_centres() -> None:
@@ -415,7 +415,7 @@ def test_growing_is_linear_between_pixel_centres() -> None:
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(values)[None], (11, 11), mode="bilinear", align_corners=False
     )[0]
-    np.testing.assert_allclose(resized(values, 11), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(resampled(values, 11), expected.numpy(), atol=1e-5)
 
 
 @settings(deadline=None)
@@ -430,7 +430,7 @@ def test_resizing_keeps_a_flat_image_flat(
     height: int, width: int, size: int, dtype: str, value: int
 ) -> None:
     top = value * 257 if dtype == "uint16" else value
-    found = resized(np.full((1, height, width), top, dtype), size)
+    found = resampled(np.full((1, height, width), top, dtype), size)
     assert found.shape == (1, size, size)
     assert found.dtype == np.dtype(dtype)
     assert (found == top).all()

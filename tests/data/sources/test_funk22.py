@@ -18,7 +18,7 @@ from deconfound.data.folds.fold import make_fold
 from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import pose
 from deconfound.data.readers import lmdb
-from deconfound.data.readers.image import resized
+from deconfound.data.readers.image import resampled
 from deconfound.data.screens.screen import Screen
 from deconfound.data.sources import funk22
 from deconfound.data.tables.table import joined
@@ -105,7 +105,7 @@ def test_every_cell_kept_has_its_own_pixels_and_metadata(archive: Path, tmp_path
     given = pd.concat([key_table("perturbed", 40), key_table("ntc", 10)], ignore_index=True)
     kept = given[given["plate"].isin(PLATES)].reset_index(drop=True)
     assert (len(screen), screen.image_shape, screen.dtype) == (45, (4, 8, 8), np.uint16)
-    expected = np.stack([resized(crop(key), 8) for key in keys_of(kept)])
+    expected = np.stack([resampled(crop(key), 8) for key in keys_of(kept)])
     np.testing.assert_array_equal(screen.read(np.arange(45)), expected)
     assert screen.channels == ("DNA damage", "F-actin", "DNA content", "Microtubules")
     table = screen.table
@@ -177,9 +177,9 @@ def test_a_stopped_call_goes_on_and_ends_with_the_same_bytes(
         calls += 1
         if calls == call:
             raise KeyboardInterrupt
-        return resized(image, size)
+        return resampled(image, size)
 
-    monkeypatch.setattr(funk22, "resized", stopping)
+    monkeypatch.setattr(funk22, "resampled", stopping)
     with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         funk22.make(archive, tmp_path / "screen", CONFIG)
     assert not (tmp_path / "screen").exists()
@@ -196,14 +196,14 @@ from deconfound.files import growing
 from deconfound.data.sources import funk22
 growing.MARK_SECONDS = 0
 funk22.CHUNK_IMAGES = 2
-read = funk22.resized
+read = funk22.resampled
 calls = []
-def resized(image, size):
+def resampled(image, size):
     calls.append(1)
     if len(calls) == 31:
         os.kill(os.getpid(), signal.SIGKILL)
     return read(image, size)
-funk22.resized = resized
+funk22.resampled = resampled
 funk22.make(Path(sys.argv[1]), Path(sys.argv[2]), funk22.Config(size=8, threads=1))
 """
 
@@ -219,9 +219,9 @@ def test_a_killed_call_goes_on(
 
     def counting(image: Any, size: int) -> Any:
         read.append(1)
-        return resized(image, size)
+        return resampled(image, size)
 
-    monkeypatch.setattr(funk22, "resized", counting)
+    monkeypatch.setattr(funk22, "resampled", counting)
     screen = funk22.make(archive, out, CONFIG)
     screen.check()
     assert 15 <= len(read) < 30

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.arrays import Rows
-from deconfound.config import nearest
+from deconfound.config import did_you_mean
 from deconfound.data.tables.table import Coded, require_columns
 from deconfound.errors import UserError
 
@@ -64,7 +64,7 @@ def control_codes(
         if name not in label.names:
             raise UserError(
                 f"--controls {name}: no training row has this label; "
-                f"{nearest(name, list(label.names))}"
+                f"{did_you_mean(name, list(label.names))}"
             )
     if named:
         return tuple(sorted({label.names.index(name) for name in named}))

@@ -19,7 +19,7 @@ from deconfound.data.ingest.provenance import provenance_of
 from deconfound.data.ingest.rows import CHUNK_BYTES
 from deconfound.data.ingest.writing import refuse_full_disk
 from deconfound.data.readers.array import open_array
-from deconfound.data.readers.image import resized
+from deconfound.data.readers.image import resampled
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import DTYPES, ScreenWriter
 from deconfound.data.tables.row_ids import refuse_repeated_ids
@@ -83,7 +83,15 @@ def ingest_array(
                 yield _as_float32(part)[:, columns]
 
         return write_profiles(
-            Path(out), config.name, names, chunks, metadata, roles, provenance, str(array), quiet
+            names,
+            chunks,
+            metadata,
+            Path(out),
+            roles,
+            provenance,
+            name=config.name,
+            where=str(array),
+            quiet=quiet,
         )
     last = _is_channels_last(values.shape, axes, array)
     shape = _channels_first(np.broadcast_to(np.uint8(0), values.shape), last).shape
@@ -99,7 +107,7 @@ def ingest_array(
         for stored in values.parts(CHUNK_BYTES):
             part = _pixels(_channels_first(stored, last), writer.rows, array)
             if size is not None:
-                part = np.stack([resized(image, size) for image in part])
+                part = np.stack([resampled(image, size) for image in part])
             writer.append(part)
             progress.update(len(part))
         writer.finish(metadata, config.transform, config.percentile_by)

@@ -74,7 +74,7 @@ def cellprofiler(
                     yield kept["values"][:, columns]
 
         return write_profiles(
-            out, None, names, chunks, opened.table, opened.roles, about, str(screen), quiet
+            names, chunks, opened.table, out, opened.roles, about, where=str(screen), quiet=quiet
         )
 
 

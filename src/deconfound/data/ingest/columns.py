@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from deconfound.config import nearest
+from deconfound.config import did_you_mean
 from deconfound.data.ingest.paths import image_files
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
@@ -75,7 +75,7 @@ def image_columns(
             if name not in by_channel:
                 raise UserError(
                     f"{where}: there is no column FileName_{name} for channel {name!r} of "
-                    f"--channels; {nearest(name, list(by_channel))}"
+                    f"--channels; {did_you_mean(name, list(by_channel))}"
                 )
         return ImageColumns(tuple(by_channel[name] for name in chosen), chosen)
     what = f"columns {' and '.join(found)} could both be" if found else "there is no column of"

@@ -13,12 +13,13 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from deconfound.arrays import Doubles, Pixels, Rows
-from deconfound.data.ingest.rows import RowReader, images_per_chunk, in_order
-from deconfound.data.readers.image import resized
+from deconfound.data.ingest.rows import RowReader, images_per_chunk
+from deconfound.data.readers.image import resampled
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
 from deconfound.files import atomic, growing
 from deconfound.files.growing import Damaged, GrowingFile, Mark
+from deconfound.runtime.prefetch import in_order
 
 ROW_BYTES = 8
 """Before the pixels of a crop its row is written."""
@@ -249,7 +250,7 @@ class FieldCrops:
                 continue
             cell = field[:, top:bottom, left:right]
             if self._size is not None:
-                cell = resized(cell, self._size)
+                cell = resampled(cell, self._size)
             cells.append((row, cell.tobytes()))
         return cells
 

@@ -79,24 +79,34 @@ def ingest_profiles(
         "features": list(features),
     }
     return write_profiles(
-        Path(out), config.name, names, opened.chunks, metadata, roles, provenance, where, quiet
+        names,
+        opened.chunks,
+        metadata,
+        Path(out),
+        roles,
+        provenance,
+        name=config.name,
+        where=where,
+        quiet=quiet,
     )
 
 
 def write_profiles(
-    out: Path,
-    name: str | None,
     names: Sequence[str],
     chunks: Chunks,
     metadata: pd.DataFrame,
+    out: Path,
     roles: Roles,
     provenance: dict[str, Any],
+    *,
+    name: str | None = None,
     where: str,
-    quiet: bool,
+    quiet: bool = False,
 ) -> Screen:
-    """Write the usable of the features `names` as a screen; `chunks` yields them (B, D) in order.
+    """Write the features `names` that can be used as the screen `out`, and open it.
 
-    Raises UserError if none is usable.
+    `chunks` yields the values (B, D) of the features asked for, in the order of `metadata`. Raises
+    UserError, which calls the table `where`, if no feature can be used.
     """
     usable = _usable(names, chunks)
     if not usable.kept:

@@ -1,25 +1,20 @@
 """The image of every row, from one file or from one per channel, all of one form."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from deconfound.arrays import Pixels
 from deconfound.data.ingest.columns import ImageColumns
-from deconfound.data.readers.image import read_image, resized
+from deconfound.data.readers.image import read_image, resampled
 from deconfound.data.readers.ome_names import ome_channel_names
 from deconfound.errors import UserError
+from deconfound.runtime.prefetch import in_order
 
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 16 * 2**20
 _COLOUR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class RowReader:
@@ -132,7 +127,7 @@ def whole_images(
         images = np.empty((len(rows), *shape), reader.first.dtype)
         for position, row in enumerate(rows):
             pixels = reader.read(row, any_size=size is not None)
-            images[position] = resized(pixels, size) if size else pixels
+            images[position] = resampled(pixels, size) if size else pixels
         return images
 
     per_chunk = images_per_chunk(int(np.prod(shape)) * reader.first.itemsize)
@@ -143,22 +138,5 @@ def whole_images(
 
 
 def images_per_chunk(image_bytes: int) -> int:
-    """How many images of so many bytes are handled at a time."""
+    """Number of images of `image_bytes` bytes each that are handled at a time."""
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
-
-
-def in_order(
-    task: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """`task` of every item in the order of `items`, in several threads, few of them ahead."""
-    pending: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for item in items:
-            pending.append(pool.submit(task, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
 from deconfound.arrays import Pixels
-from deconfound.config import TransformName
-from deconfound.data.ingest.columns import FileColumn, ImageColumns, row_files
+from deconfound.config import Options, TransformName
+from deconfound.data.ingest.columns import FileColumn, ImageColumns, image_columns, row_files
 from deconfound.data.ingest.fields import FieldCrops
 from deconfound.data.ingest.paths import FOLDER_PATH
 from deconfound.data.ingest.provenance import identity_of
@@ -20,11 +21,24 @@ from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing, unfinished
+from deconfound.files.checksums import sha256
 from deconfound.runtime.progress import Progress
 
 THREADS = 4
 PATH_COLUMNS = ImageColumns((FileColumn(FOLDER_PATH),))
 """One file a row, named in `Metadata_Path`."""
+
+
+class IndexOptions(Options):
+    """Options of a source whose images an index table lists."""
+
+    index: str = "index.csv"
+    """Table of the images, in the root: .csv, .tsv or .parquet."""
+    size: int = Field(128, ge=1)
+    """Resize to SIZE × SIZE pixels; the paper states no size."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels, where one file holds all; those X of FileName_X, in this order, where
+    each has its own."""
 
 
 @contextmanager
@@ -63,6 +77,30 @@ def screen_of_files(
     files = row_files(table, columns, root, where)
     reader = RowReader(files, columns, where, channels=channels, rgb=rgb)
     return write_screen(reader, table, Path(out), roles, made, name=Path(out).name, size=size)
+
+
+def screen_of_index(
+    table: pd.DataFrame, root: Path, out: Path, roles: Roles, config: IndexOptions, **made: str
+) -> Screen:
+    """Write the images that `table`, read from the index in `root`, lists as the screen `out`.
+
+    `made` is provenance besides the options and the checksum of the index. Raises UserError as
+    `screen_of_files` and `image_columns` do.
+    """
+    index = root / config.index
+    columns = image_columns(table, str(index), channels=config.channels)
+    about = {"options": config.model_dump(mode="json"), "index_sha256": sha256(index)}
+    return screen_of_files(
+        table,
+        root,
+        out,
+        roles,
+        made | about,
+        size=config.size,
+        columns=columns,
+        channels=config.channels,
+        where=str(index),
+    )
 
 
 def write_screen(

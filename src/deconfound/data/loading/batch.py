@@ -1,25 +1,28 @@
 """Batches of a screen, read ahead of the step that needs them."""
 
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deconfound.arrays import Rows
+from deconfound.arrays import Codes, Rows
 from deconfound.data.loading.augment import dihedral, random_turns
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
+from deconfound.runtime.prefetch import in_order
 from deconfound.runtime.seeds import torch_stream
 
 PART = 262_144
 """Values scaled at a time on a CPU; so few stay in its cache."""
 READ_AHEAD = "read ahead"
-"""Name of the thread that reads a batch before it is asked for."""
+"""Start of the name of the thread that reads a batch before it is asked for."""
+AHEAD = 3
+"""Batches begun or read while one is in use."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Batch:
     row: Tensor
     """(B,) int64 row of the screen's table."""
     held_out: int = 0
-    """So many rows at the end are held-out images, without label and environment."""
+    """Number of trailing rows that are held-out images, without label and environment."""
     partners: int = 0
-    """So many rows at the end are drawn by themselves, to be the style of those before them."""
+    """Number of trailing rows that serve as style images for the rows before them."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -49,12 +52,13 @@ class BatchReader:
     def __init__(
         self,
         screen: Screen,
-        label: Rows,
-        environment: Rows,
+        *,
+        label: Codes,
+        environment: Codes,
         intensity: Intensity,
         device: torch.device,
         channels_last: bool = False,
-        group: Rows | None = None,
+        group: Codes | None = None,
     ) -> None:
         """`label` and `environment` are the codes (N,) of every row of the screen.
 
@@ -69,17 +73,51 @@ class BatchReader:
         channels_last = channels_last and not screen.holds_profiles
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
+    @classmethod
+    def of_images(
+        cls,
+        screen: Screen,
+        intensity: Intensity,
+        device: torch.device,
+        *,
+        environment: Codes | None = None,
+        group: Codes | None = None,
+    ) -> Self:
+        """A reader of images without labels, channels last; environments are missing if not given.
+
+        `environment` and `group` are codes (N,) as in the constructor.
+        """
+        missing = np.full(len(screen), -1, dtype=np.int64)
+        return cls(
+            screen,
+            label=missing,
+            environment=missing if environment is None else environment,
+            intensity=intensity,
+            device=device,
+            channels_last=True,
+            group=group,
+        )
+
     def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
         """One batch for every array of rows, in order; the next is read while one is in use."""
         # A second thread of the processor has time for it where the network takes one.
         scales_ahead = self._device.type == "cpu" and torch.get_num_threads() == 1
 
-        def read(rows: Rows) -> Tensor:
-            pixels = self._pixels(rows)
-            return self._scaled(rows, pixels) if scales_ahead else pixels
+        remaining = iter(batches)
 
-        with closing(_ahead(read, batches)) as ready:
-            for rows, image in ready:
+        def read_next(_: None) -> tuple[Rows, Tensor] | None:
+            """Draws the rows in the thread too; None behind the last batch."""
+            if (rows := next(remaining, None)) is None:
+                return None
+            pixels = self._pixels(rows)
+            return rows, self._scaled(rows, pixels) if scales_ahead else pixels
+
+        work = in_order(read_next, repeat(None), threads=1, ahead=AHEAD, name=READ_AHEAD)
+        with closing(work) as ready:
+            for read in ready:
+                if read is None:
+                    return
+                rows, image = read
                 yield self._assemble(rows, image if scales_ahead else self._scaled(rows, image))
 
     def read(self, rows: Rows) -> Batch:
@@ -134,41 +172,6 @@ def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1)
     turns = random_turns(batch.image, len(batch) * ranks, generator)[rank::ranks]
     image = dihedral(batch.image, turns[: len(batch)])
     return replace(batch, image=image)
-
-
-def _ahead(
-    read: Callable[[Rows], Tensor], batches: Iterable[Rows], depth: int = 2
-) -> Generator[tuple[Rows, Tensor], None, None]:
-    """`read` in a thread, at most `depth` batches ahead; its errors are raised here."""
-    ready: queue.Queue[tuple[Rows, Tensor] | BaseException | None] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item: tuple[Rows, Tensor] | BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    def fill() -> None:
-        try:
-            for rows in batches:
-                if stopped.is_set():
-                    return
-                put((rows, read(rows)))
-            put(None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            put(error)
-
-    reader = threading.Thread(target=fill, name=READ_AHEAD, daemon=True)
-    reader.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        reader.join()
 
 
 def _contiguous(rows: Rows) -> Tensor:

@@ -101,7 +101,7 @@ def _stored(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def resized(pixels: Pixels, size: int) -> Pixels:
+def resampled(pixels: Pixels, size: int) -> Pixels:
     """(C, H, W) as (C, size, size) of the same dtype; the aspect ratio is not kept.
 
     An axis that shrinks takes the mean of the area each pixel covers; one that grows is

@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound.arrays import Images, Rows
-from deconfound.config import nearest, validated
+from deconfound.config import did_you_mean, validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
@@ -32,11 +32,10 @@ from deconfound.data.simulation.layout import (
     lincs_layout,
 )
 from deconfound.data.simulation.optics import Optics, apply_optics, digitised, draw_optics
-from deconfound.data.simulation.rendering import CHUNK, chunks_by_environment, rendered
+from deconfound.data.simulation.rendering import CHUNK, draw_environments, render_screen
 from deconfound.data.tables.table import Roles, joined
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
-from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
 
 INJECTED = "injected"
@@ -102,9 +101,7 @@ def inject(
     brightest = _brightest(source)
     identities = joined(table, levels)
     render = InjectedCells(table, source, config, brightest)
-    environments = {
-        identity: render.draw(identity.split("/")) for identity in identities.unique().tolist()
-    }
+    environments = draw_environments(render, identities)
     provenance = {
         "made_by": f"deconfound inject {version('deconfound')}",
         INJECTED: {
@@ -119,14 +116,10 @@ def inject(
         "source_provenance": source.provenance,
         "environments": {name: optics.as_dict() for name, optics in environments.items()},
     }
-    work = chunks_by_environment(identities, environments)
-    with (
-        ScreenWriter(Path(out), Path(out).name, source.channels, roles, provenance) as writer,
-        Progress("inject", len(table), "cells", quiet=quiet) as progress,
-    ):
-        for images in rendered(render, work, threads):
-            writer.append(images)
-            progress.update(len(images))
+    with ScreenWriter(Path(out), Path(out).name, source.channels, roles, provenance) as writer:
+        render_screen(
+            writer, render, identities, environments, title="inject", threads=threads, quiet=quiet
+        )
         by = source.index.percentile_by
         writer.finish(table, source.index.transform, by if by in table else None)
     return open_screen(Path(out))
@@ -225,7 +218,7 @@ def _layout(clean: Screen, label: str, config: InjectConfig) -> tuple[pd.DataFra
         raise UserError(f"{clean.path}: {label} has {len(names)} value; inject needs two or more")
     control = config.control
     if control is not None and control not in names:
-        raise UserError(f"{clean.path}: no {label} is {control!r}; {nearest(control, names)}")
+        raise UserError(f"{clean.path}: no {label} is {control!r}; {did_you_mean(control, names)}")
     if control is not None:
         names.insert(0, names.pop(names.index(control)))
     series, plates, wells, seed = config.series, config.plates, config.wells, config.seed

@@ -1,9 +1,7 @@
-"""Rendering the cells of a screen in environments, a chunk at a time and the same bits always."""
+"""Rendering the cells of a screen in environments, a chunk at a time, bit-reproducibly."""
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +9,10 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from deconfound.arrays import Images, Rows
+from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.simulation.optics import Optics
+from deconfound.runtime.prefetch import in_order
+from deconfound.runtime.progress import Progress
 
 CHUNK = 128  # cells rendered at a time
 
@@ -42,16 +43,32 @@ def chunks_by_environment(
         yield from chunks(rows, environments[str(identities.iloc[start])])
 
 
+def draw_environments(render: Renderer, identities: pd.Series) -> dict[str, Optics]:
+    """The optics of every environment that `identities` (N,) names, its groups joined by "/"."""
+    return {one: render.draw(one.split("/")) for one in identities.unique().tolist()}
+
+
+def render_screen(
+    writer: ScreenWriter,
+    render: Renderer,
+    identities: pd.Series,
+    environments: Mapping[str, Optics],
+    *,
+    title: str,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Append every cell, in the optics of its environment, to the screen being written."""
+    work = chunks_by_environment(identities, environments)
+    with Progress(title, len(identities), "cells", quiet=quiet) as progress:
+        for images in rendered(render, work, threads):
+            writer.append(images)
+            progress.update(len(images))
+
+
 def rendered(
     render: Renderer, work: Iterable[tuple[Rows, Optics]], threads: int | None
 ) -> Iterator[Images]:
-    """The images of every piece of work, in order, few ahead; one BLAS thread fixes the bits."""
-    threads = threads or os.cpu_count() or 1
-    ahead: deque[Future[Images]] = deque()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        for rows, optics in work:
-            ahead.append(pool.submit(render, rows, optics))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    """The images of every piece of `work`, in order; one BLAS thread makes them reproducible."""
+    with threadpool_limits(1, "blas"):
+        yield from in_order(lambda piece: render(*piece), work, threads or os.cpu_count() or 1)

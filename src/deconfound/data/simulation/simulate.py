@@ -42,11 +42,10 @@ from deconfound.data.simulation.pooled_layout import (
     draw_library,
     pooled_cells,
 )
-from deconfound.data.simulation.rendering import chunks_by_environment, rendered
+from deconfound.data.simulation.rendering import draw_environments, render_screen
 from deconfound.data.tables.table import Roles, joined
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
-from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
 
 PERTURBATION = "Metadata_Perturbation"
@@ -75,9 +74,7 @@ def simulate(
     table = _with_cells(plan.table, plan.shift, config)
     identities = joined(table, plan.roles.levels)
     render = SimulatedCells(table, config)
-    environments = {
-        identity: render.draw(identity.split("/")) for identity in identities.unique().tolist()
-    }
+    environments = draw_environments(render, identities)
     provenance = {
         "made_by": f"deconfound simulate {version('deconfound')}",
         SIMULATE: config.model_dump(mode="json"),
@@ -87,16 +84,12 @@ def simulate(
         },
         "environments": {name: optics.as_dict() for name, optics in environments.items()},
     }
-    work = chunks_by_environment(identities, environments)
-    with (
-        ScreenWriter(Path(out), Path(out).name, CHANNELS, plan.roles, provenance) as writer,
-        Progress("simulate", len(table), "cells", quiet=quiet) as progress,
-    ):
+    with ScreenWriter(Path(out), Path(out).name, CHANNELS, plan.roles, provenance) as writer:
         if plan.complexes is not None:
             (writer.kept / COMPLEX_FILE).write_text(plan.complexes, encoding="utf-8")
-        for images in rendered(render, work, threads):
-            writer.append(images)
-            progress.update(len(images))
+        render_screen(
+            writer, render, identities, environments, title="simulate", threads=threads, quiet=quiet
+        )
         writer.finish(table)
     return open_screen(Path(out))
 

@@ -85,9 +85,8 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     }
     roles = Roles(label=MECHANISM, environment=(WEEK,), levels=(WEEK, PLATE), well=WELL)
     features = feature_columns(opened, (), str(profiles))
-    where = str(profiles)
     return write_profiles(
-        Path(out), None, features, opened.chunks, table, roles, made, where, quiet=False
+        features, opened.chunks, table, Path(out), roles, made, where=str(profiles)
     )
 
 

@@ -18,9 +18,9 @@ from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.ingest.images import refuse_empty
 from deconfound.data.ingest.provenance import identity_of
-from deconfound.data.ingest.rows import CHUNK_IMAGES, in_order
+from deconfound.data.ingest.rows import CHUNK_IMAGES
 from deconfound.data.ingest.writing import THREADS, kept_if_stopped, refuse_full_disk
-from deconfound.data.readers.image import resized
+from deconfound.data.readers.image import resampled
 from deconfound.data.readers.lmdb import LmdbImages
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
@@ -31,6 +31,7 @@ from deconfound.data.tables.table import Roles, require_columns
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.files.checksums import sha256
+from deconfound.runtime.prefetch import in_order
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
 
@@ -127,7 +128,7 @@ def _written(
     def chunk(part: tuple[int, slice]) -> Pixels:
         store, some = part
         images = stores[store].read(_keys(tables[store], some))
-        return np.stack([resized(image, size) for image in images])
+        return np.stack([resampled(image, size) for image in images])
 
     roles = Roles(
         label=GENE, environment=(PLATE, WELL), levels=(PLATE, WELL), well=WELL, split=SPLIT

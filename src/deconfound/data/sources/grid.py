@@ -6,16 +6,11 @@ alone. It takes an index table with the columns named below, one row an image.
 
 from pathlib import Path
 
-from pydantic import Field
-
-from deconfound.config import Options
-from deconfound.data.ingest.columns import image_columns
 from deconfound.data.ingest.images import refuse_empty
-from deconfound.data.ingest.writing import screen_of_files
+from deconfound.data.ingest.writing import IndexOptions, screen_of_index
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.nesting import refuse_divided
 from deconfound.data.tables.table import Roles, read_table, require_columns
-from deconfound.files.checksums import sha256
 
 SUMMARY = "GRID: 17,030 images of fibroblasts of 19 patients, 8 inherited diseases and controls"
 PAPER = "Pernice et al., Out of Distribution Generalization via Interventional Style Transfer, 2023"
@@ -25,16 +20,8 @@ WELL = "Metadata_Well"
 COLUMNS = (DISEASE, PATIENT, SERIES, PLATE, SECTION, WELL)
 
 
-class Config(Options):
+class Config(IndexOptions):
     """Options of GRID."""
-
-    index: str = "index.csv"
-    """Table of the images, in the root: .csv, .tsv or .parquet."""
-    size: int = Field(128, ge=1)
-    """Resize to SIZE × SIZE pixels; the paper states no size."""
-    channels: tuple[str, ...] = ()
-    """Names of the channels, where one file holds all; those X of FileName_X, in this order, where
-    each has its own."""
 
 
 def make(root: Path, out: Path, config: Config | None = None) -> Screen:
@@ -62,21 +49,4 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     well = (SERIES, PLATE, WELL)
     for inner, outer in (((PATIENT,), DISEASE), (well, SECTION), (well, PATIENT)):
         refuse_divided(table, inner, (outer,), where)
-    columns = image_columns(table, where, channels=config.channels)
-    made = {
-        "made_by": "source grid",
-        "paper": PAPER,
-        "options": config.model_dump(mode="json"),
-        "index_sha256": sha256(index),
-    }
-    return screen_of_files(
-        table,
-        root,
-        out,
-        roles,
-        made,
-        size=config.size,
-        columns=columns,
-        channels=config.channels,
-        where=where,
-    )
+    return screen_of_index(table, root, out, roles, config, made_by="source grid", paper=PAPER)

@@ -8,14 +8,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from deconfound.config import Options
-from deconfound.data.ingest.columns import image_columns
 from deconfound.data.ingest.images import refuse_empty
-from deconfound.data.ingest.writing import screen_of_files
+from deconfound.data.ingest.writing import IndexOptions, screen_of_index
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.nesting import refuse_divided
 from deconfound.data.tables.table import Roles, read_table, require_columns
-from deconfound.files.checksums import sha256
 
 SUMMARY = "LINCS-SC: 200,000 single cells in Cell Painting under 101 compounds, 25 plate maps"
 PAPER = "Pernice et al., Out of Distribution Generalization via Interventional Style Transfer, 2023"
@@ -24,11 +21,9 @@ SERIES, PLATE, WELL = "Metadata_Series", "Metadata_Plate", "Metadata_Well"
 COLUMNS = (COMPOUND, SERIES, PLATE, PLATE_MAP, WELL)
 
 
-class Config(Options):
+class Config(IndexOptions):
     """Options of LINCS-SC."""
 
-    index: str = "index.csv"
-    """Table of the crops, in the root: .csv, .tsv or .parquet."""
     size: int = Field(96, ge=1)
     """Resize to SIZE × SIZE pixels; the paper states no size."""
     channels: tuple[str, str, str, str, str] = ("DNA", "ER", "RNA", "AGP", "Mito")
@@ -61,21 +56,4 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     refuse_divided(table, levels, (PLATE_MAP,), where)
     for plan in (levels, (PLATE_MAP,)):
         refuse_divided(table, (*plan, WELL), (COMPOUND,), where)
-    columns = image_columns(table, where, channels=config.channels)
-    made = {
-        "made_by": "source lincs_sc",
-        "paper": PAPER,
-        "options": config.model_dump(mode="json"),
-        "index_sha256": sha256(index),
-    }
-    return screen_of_files(
-        table,
-        root,
-        out,
-        roles,
-        made,
-        size=config.size,
-        columns=columns,
-        channels=config.channels,
-        where=where,
-    )
+    return screen_of_index(table, root, out, roles, config, made_by="source lincs_sc", paper=PAPER)

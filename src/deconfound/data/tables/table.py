@@ -1,7 +1,6 @@
 """The table of a screen: columns, their roles, and the codes made from them."""
 
 import csv
-import difflib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from natsort import natsort_keygen
 from pydantic import BaseModel, ConfigDict
 
 from deconfound.arrays import Codes
+from deconfound.config import did_you_mean
 from deconfound.data.tables.compressed import (
     compression,
     open_text,
@@ -23,6 +24,8 @@ from deconfound.data.tables.compressed import (
 from deconfound.errors import UserError
 from deconfound.runtime.escaping import from_spreadsheet
 
+natural_order = natsort_keygen()
+"""Sort key under which "week2" comes before "week10"."""
 EXPORTED_PATH = "deconfound_path"
 """Column of image paths in a table written by export."""
 
@@ -104,8 +107,8 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> 
     """Raise UserError naming the first column that `table` lacks and the nearest one it has."""
     for column in columns:
         if column not in table.columns:
-            near = difflib.get_close_matches(column, [str(name) for name in table.columns], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {listed(table.columns)}"
+            known = [str(name) for name in table.columns]
+            hint = did_you_mean(column, known, f"it has {listed(known)}")
             raise UserError(f"{where}: there is no column {column!r}; {hint}")
 
 
@@ -148,17 +151,6 @@ def coded(values: pd.Series, names: Sequence[str] | None = None) -> Coded:
     lookup = {name: code for code, name in enumerate(names)}
     codes = text.map(lookup).fillna(-1)
     return Coded(np.asarray(codes, dtype=np.int64), tuple(names))
-
-
-def natural_order(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key under which "week2" comes before "week10"."""
-    parts: list[str] = []
-    for character in text:
-        if parts and parts[-1][-1].isdecimal() == character.isdecimal():
-            parts[-1] += character
-        else:
-            parts.append(character)
-    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts)
 
 
 def listed(columns: Iterable[object], most: int = 12) -> str:

@@ -146,19 +146,11 @@ def _predict(
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     correction = correction_of(run, screen, fabric.device)
     rows = np.flatnonzero(np.isin(problem.fold.part, SCORED)).astype(np.int64)
-    nothing = np.full(len(screen), -1, dtype=np.int64)
-    label = nothing.copy()
+    label = np.full(len(screen), -1, dtype=np.int64)
     if known is not None:
         label[known.row] = known.label
-    reader = BatchReader(
-        screen,
-        nothing,
-        nothing,
-        intensity,
-        fabric.device,
-        channels_last=True,
-        group=group_codes(run, screen),
-    )
+    group = group_codes(run, screen)
+    reader = BatchReader.of_images(screen, intensity, fabric.device, group=group)
     for batch in reader.stream(_batches(rows[label[rows] < 0])):
         _, predicted = represent(method, batch, correction)
         if predicted is None and isinstance(method, Imputer):  # what it imputes is scored elsewhere

@@ -2,7 +2,7 @@
 
 import importlib
 
-from deconfound.config import nearest
+from deconfound.config import did_you_mean
 from deconfound.errors import UserError
 from deconfound.methods.contract.discovery import file_names, only_class
 from deconfound.methods.contract.post_hoc import PostHoc
@@ -16,5 +16,5 @@ def names() -> list[str]:
 def load(name: str) -> type[PostHoc]:
     """The class of the file `name`.py; raises UserError naming the nearest post hoc method."""
     if name not in names():
-        raise UserError(f"unknown post hoc method {name!r}; {nearest(name, names())}")
+        raise UserError(f"unknown post hoc method {name!r}; {did_you_mean(name, names())}")
     return only_class(importlib.import_module(f"{__name__}.{name}"), PostHoc)
