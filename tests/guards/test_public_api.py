@@ -19,14 +19,14 @@ MODULES = re.compile(r"\b(?:[a-z_][a-z_0-9]*\.)+(?=[A-Za-z_])")
 
 
 def written(name: str) -> str:
-    """The signature of a public function, one parameter a line; * marks those that are named."""
+    """The signature of a public function, a parameter a line; * marks those given by name."""
     value = getattr(deconfound, name)
     if inspect.isclass(value):
         return f"class {name}\n"
     signature = inspect.signature(value)
     lines = [name]
     for parameter in signature.parameters.values():
-        named = "*" if parameter.kind is parameter.KEYWORD_ONLY else " "
+        named = "*" if parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) else " "
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         lines.append(f"  {named} {parameter.name}: {type_name(parameter.annotation)}{default}")
     lines.append(f"    -> {type_name(signature.return_annotation)}")
@@ -34,6 +34,8 @@ def written(name: str) -> str:
 
 
 def type_name(annotation: object) -> str:
+    if typing.get_origin(annotation) is typing.Unpack:
+        return f"Unpack[{type_name(typing.get_args(annotation)[0])}]"
     return MODULES.sub("", inspect.formatannotation(annotation))
 
 
