@@ -8,7 +8,7 @@ demo: install
 	$(BIN)/deconfound compare demo --out demo
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov
 
 check: install
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from deconfound import cli
 from deconfound.data.screens.screen import Screen
 from deconfound.runs.config import RunConfig
 from deconfound.runtime import stop
@@ -46,7 +47,7 @@ def test_a_terminated_process_saves_its_run_and_the_same_command_resumes(
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
     assert [file.name for file in tmp_path.iterdir()] == ["stopped"]
     for name in ("stopped", "whole"):
-        subprocess.run([*command, str(tmp_path / name)], check=True, env=ENVIRONMENT)
+        cli.main([*command[len(VERB) :], str(tmp_path / name)])
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 

@@ -8,6 +8,7 @@ import traceback
 
 from deconfound.cli.former import FORMER
 from deconfound.cli.printing import complain
+from deconfound.config import did_you_mean
 from deconfound.errors import UserError
 from deconfound.runtime import stop
 from deconfound.runtime.escaping import for_terminal

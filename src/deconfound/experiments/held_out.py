@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from deconfound.config import DataOptions
+from deconfound.config import DataOptions, did_you_mean
 from deconfound.data.folds.groups import Group, groups
 from deconfound.data.folds.problem import pose, roles_of
 from deconfound.data.screens.screen import Screen

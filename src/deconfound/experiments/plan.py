@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deconfound.config import did_you_mean
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.experiments.held_out import Folds, spelled_out

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from deconfound.config import Options, read_yaml, validated
+from deconfound.config import Options, did_you_mean, read_yaml, validated
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.runs.config import RunConfig, config_model, read_config

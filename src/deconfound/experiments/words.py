@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deconfound import methods
-from deconfound.config import validated
+from deconfound.config import did_you_mean, validated
 from deconfound.embeddings.correct import KNN
 from deconfound.errors import UserError
 from deconfound.experiments.running.chain import Chain
@@ -80,9 +80,8 @@ def _entry_and_steps(word: str, named: list[str]) -> tuple[str, list[str]]:
     for step in rest:
         if step not in corrections and step not in imputers:
             known = [*imputing_methods(), *corrections]
-            raise UserError(
-                f"compare: {word}: {step!r} neither imputes nor corrects; {did_you_mean(step, known)}"
-            )
+            hint = did_you_mean(step, known)
+            raise UserError(f"compare: {word}: {step!r} neither imputes nor corrects; {hint}")
     if rest and rest[0] in imputers:
         return f"{first}+{rest[0]}", rest[1:]
     return first, rest
