@@ -35,7 +35,8 @@ def written(name: str) -> str:
 
 def type_name(annotation: object) -> str:
     if typing.get_origin(annotation) is typing.Unpack:
-        return f"Unpack[{type_name(typing.get_args(annotation)[0])}]"
+        named = typing.get_type_hints(typing.get_args(annotation)[0])
+        return ", ".join(f"{name}: {type_name(hint)}" for name, hint in named.items())
     return MODULES.sub("", inspect.formatannotation(annotation))
 
 
