@@ -36,7 +36,7 @@ def describe(
 ) -> Description:
     """Describe a screen; with `out`, write that directory of tables, a picture and a page.
 
-    `label`, `environment` and `levels` stand in for the screen's own. Statistics of pixels come
+    `label`, `environment` and `levels` replace the screen's own columns. Statistics of pixels come
     from at most `images` images, evenly over the environments, a chunk at a time. Raises UserError
     for a path that is no screen, an unknown column, fewer than 1 image, or an `out` that exists.
     """
@@ -151,7 +151,7 @@ def _levels(
 
 
 def _tallied(reasons: list[str]) -> str:
-    """The first reasons, each with the groups it holds for."""
+    """The most frequent reasons, each with its number of groups."""
     tally = Counter(reasons).most_common()
     said = [f"{reason} ({count})" if count > 1 else reason for reason, count in tally]
     return "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
@@ -160,12 +160,12 @@ def _tallied(reasons: list[str]) -> str:
 def _folds(
     table: pd.DataFrame, roles: Roles, label: Coded, environment: Coded
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Every fold, and the levels that have too many groups for that, each with the reason."""
+    """One row for every fold; and, by level, the reason why its folds were not worked out."""
     rows = [_fold("iid", table, roles, label, environment)]
     if roles.split is not None:
         rows.append(_fold("given", table, roles, label, environment))
     refused: dict[str, str] = {}
-    # Only which combinations occur matters to a fold of a level, so each is looked at once.
+    # Rows with equal levels, well, label and environment are on one side of every fold: one each.
     columns = [c for c in (*roles.levels, roles.well) if c is not None]
     distinct = table[list(dict.fromkeys(columns))].astype("string")
     distinct = distinct.assign(**{_LABEL: label.codes, _ENVIRONMENT: environment.codes})
@@ -220,7 +220,7 @@ def _fold(
 def _contents(
     label: Rows, environment: Rows, weight: Rows, kept: Mask, test: Mask, names: tuple[str, ...]
 ) -> dict[str, object]:
-    """What a fold keeps and tests; a fold that cannot be trained has a reason."""
+    """Counts of the rows and labels a fold keeps and tests, and why it cannot be trained, if so."""
     trained, tested = (np.unique(label[part & (label >= 0)]) for part in (kept, test))
     untrained, untested = np.setdiff1d(tested, trained), np.setdiff1d(trained, tested)
     reason = None

@@ -10,7 +10,7 @@ from deconfound.data.tables.table import Roles
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe` finds."""
+    """The findings of `describe`."""
 
     screen: Screen
     roles: Roles
@@ -27,11 +27,12 @@ class Description:
     folds: pd.DataFrame
     """One row per fold: level, fold, possible, reason, kept (rows left to train and select on),
     test, unused, training_environments, untrained (labels of test rows that training lacks),
-    untested (labels without a test row), and the names of the first of both."""
+    untested (labels without a test row), untrained_labels and untested_labels (the first names of
+    each)."""
     statistics: pd.DataFrame
     """One row per environment and channel, see `pixel_statistics`."""
     images_read: int
-    """Images the statistics come from."""
+    """Number of images that the statistics come from."""
     shared_information: float
     """Mutual information of label and environment over the smaller of their entropies, 0 … 1; 1 if
     one determines the other, NaN if either has fewer than 2 values."""

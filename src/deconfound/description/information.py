@@ -1,4 +1,4 @@
-"""How much one column tells of another."""
+"""How much one column tells about another."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from deconfound.arrays import Rows
 def shared_information(label: Rows, environment: Rows) -> float:
     """Mutual information over the smaller entropy, of codes (N,) int64 with −1 for missing: 0 … 1.
 
-    With the correction of Miller (1955) for counts that are few; NaN if either side has fewer than
-    2 values among the rows that have both.
+    With Miller's correction (1955) for small counts; NaN if either side has fewer than 2 values
+    among the rows that have both.
     """
     both = (label >= 0) & (environment >= 0)
     label, environment = label[both], environment[both]
@@ -21,7 +21,7 @@ def shared_information(label: Rows, environment: Rows) -> float:
 
 
 def _entropy(codes: Rows) -> float:
-    """In nats, with Miller's correction."""
+    """Entropy in nats, with Miller's correction."""
     count = np.unique(codes, return_counts=True)[1]
     share = count / count.sum()
     return float(-(share * np.log(share)).sum() + (len(count) - 1) / (2 * count.sum()))

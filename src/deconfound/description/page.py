@@ -26,14 +26,14 @@ PAGE_ROWS, PAGE_WIDTH = 500, 500
 
 
 class Grid(NamedTuple):
-    """Images per label and environment, the largest of both where there are too many."""
+    """Images per label and environment; of too many, the largest labels and environments."""
 
     labels: list[str]
     environments: list[str]
     images: npt.NDArray[np.int64]
     """(labels, environments)."""
     left_out: str
-    """What is not shown; empty if everything is."""
+    """A sentence on what is not shown; empty if everything is shown."""
 
 
 class TextTable(NamedTuple):
@@ -192,7 +192,7 @@ def _statistics(description: Description, most: int) -> TextTable:
 
 
 def _all_alike(statistics: pd.DataFrame) -> pd.DataFrame:
-    """One row a channel in which every environment counts the same."""
+    """One row for each channel; every environment has the same weight."""
     squares = statistics.assign(square=statistics["sd"] ** 2 + statistics["mean"] ** 2)
     how = dict.fromkeys(("images", "black", "constant"), "sum")
     how |= dict.fromkeys(("mean", "square", "saturated"), "mean")
@@ -248,7 +248,7 @@ def _write_counts(axes: Any, grid: Grid, most: int) -> None:
 
 
 def _plain(name: str, most: int = 28) -> str:
-    """A name matplotlib draws as it is: no mathematics, no control characters, not too long."""
+    """`name` shortened and escaped so that matplotlib draws it as text, not as mathematics."""
     text = "".join(letter if letter.isprintable() else "�" for letter in name)
     text = text if len(text) <= most else text[: most - 1] + "…"
     return text.replace("$", r"\$")

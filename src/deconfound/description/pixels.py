@@ -16,7 +16,7 @@ CHUNK_PIXELS = 2**22
 
 
 def sample_rows(environment: Coded, most: int) -> Rows:
-    """At most `most` rows, ascending: the same number of every environment, as far as they go."""
+    """At most `most` rows, ascending: equally many from every environment that has enough rows."""
     count = len(environment.codes)
     if count <= most:
         return np.arange(count, dtype=np.int64)
@@ -56,7 +56,7 @@ _MEASURED = ("mean", "square", "saturated", "black", "constant")
 
 
 def _measured(pixels: npt.NDArray[Any]) -> dict[str, Doubles]:
-    """What is added up, (B, C) each, of pixels (B, C, H, W); or of profiles (B, C)."""
+    """Sums and counts, (B, C) each, of pixels (B, C, H, W) or of profiles (B, C)."""
     if pixels.ndim == 2:
         values, none = pixels.astype(np.float64), np.zeros(pixels.shape)
         return {"mean": values, "square": values**2, "saturated": none + np.nan} | {

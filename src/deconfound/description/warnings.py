@@ -1,4 +1,4 @@
-"""What a reader of a screen's description must not miss."""
+"""Warnings of a screen's description: what makes labels and environments hard to tell apart."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ import pandas as pd
 from deconfound.data.tables.table import Coded, Roles, nested_ids
 
 CONFOUNDED = 0.5
-"""Shared information of label and environment from which on the reader is warned."""
+"""Shared information of label and environment at which the warning begins."""
 NAMED = 5
 
 
@@ -23,7 +23,7 @@ def find_warnings(
     folds: pd.DataFrame,
     statistics: pd.DataFrame,
 ) -> Iterator[str]:
-    """Plain sentences; the arguments are the parts of a `Description`."""
+    """Yield one sentence for each warning; the arguments are parts of a `Description`."""
     yield from _roles(roles, label, environment)
     if len(label.names) > 1 and len(environment.names) > 1:
         yield from _confounding(label, environment, information)

@@ -12,7 +12,7 @@ from deconfound.errors import UserError
 from deconfound.files import lock
 
 LITTLE = 2**20
-"""Bytes; a disk with less free is full."""
+"""A disk with fewer free bytes counts as full."""
 
 
 class Unwritable(UserError):
@@ -50,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`, claimed; on success rename it to `path`.
+    """Claim `path` and yield a temporary directory beside it; on success rename it to `path`.
 
     Raises UserError as `claimed` does, and if the disk becomes full.
     """
@@ -69,9 +69,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 def resumable(path: Path, identity: str) -> Iterator[Path]:
     """Claim `path` and yield a folder `.NAME.unfinished` beside it that outlives the process.
 
-    It holds what an earlier call of the same `identity` left in it; what any other call left is
-    removed first. It is gone when the block ends without an exception, and else is kept. Raises
-    UserError as `claimed` does, and if the disk becomes full.
+    It holds the files that an earlier call of the same `identity` left; files of any other call are
+    removed first. The folder is removed when the block ends without an exception, otherwise it is
+    kept. Raises UserError as `claimed` does, and if the disk becomes full.
     """
     path = Path(path)
     folder = unfinished(path)
@@ -88,8 +88,9 @@ def resumable(path: Path, identity: str) -> Iterator[Path]:
 def resumable_together(path: Path, identity: str) -> Iterator[Path]:
     """`resumable` for processes of one command, each of which makes a part of `path`.
 
-    The folder stays until one of them has made `path` of it. Raises UserError if a process of
-    another `identity` is writing `path`, if its folder cannot be written or the disk becomes full.
+    The folder stays until one of the processes has renamed it to `path`. Raises UserError if a
+    process of another `identity` is writing `path`, if its folder cannot be written or the disk
+    becomes full.
     """
     path = Path(path)
     folder = unfinished(path)
@@ -111,7 +112,7 @@ def resumable_together(path: Path, identity: str) -> Iterator[Path]:
 
 
 def _keep_only(folder: Path, identity: str) -> None:
-    """Make `folder`, or empty it if it was of another identity."""
+    """Make `folder`, or empty it if it belongs to another identity."""
     if _identity_of(folder) != identity:
         discard(folder)
         folder.mkdir()
@@ -124,7 +125,7 @@ def _identity_of(folder: Path) -> str | None:
 
 
 def unfinished(path: Path) -> Path:
-    """Where what a later call goes on from is kept while `path` is made."""
+    """The folder beside `path` that keeps half-written files for a later call to continue from."""
     return path.with_name(f".{path.name}.unfinished")
 
 
@@ -139,7 +140,7 @@ def publish(folder: Path, path: Path) -> None:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Hold the right to make `path`; what killed processes left half-written of it is removed.
+    """Hold the right to make `path`; half-written files of killed processes are removed.
 
     Raises UserError if `path` exists, as nothing is ever overwritten, if another process is writing
     it, or if its folder cannot be written.
@@ -159,7 +160,7 @@ def _claimed(path: Path, keep: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, which may exist; its folder is made if need be.
+    """Hold the lock of `path`, which may exist; its folder is made if it is missing.
 
     Raises UserError if another process holds it or if the folder cannot be written.
     """
@@ -172,7 +173,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left half-written in `folder`, of all files or of `name`.
+    """Remove half-written files of killed processes from `folder`, of all outputs or of `name`.
 
     The caller holds the lock of the output that the leftovers belong to.
     """
@@ -182,7 +183,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def is_leftover(left: str, name: str | None = None) -> bool:
-    """Whether `left` is the name of a temporary file of `atomic_file`, of any file or of `name`."""
+    """Whether `left` names a temporary file of any output, or of the output `name`."""
     of = ".+" if name is None else re.escape(name)
     return re.fullmatch(rf"\.{of}\.\d+\.partial", left) is not None
 
@@ -198,7 +199,7 @@ def discard(left: Path) -> None:
 def refuse_existing(path: Path) -> None:
     """Raise UserError if `path` exists.
 
-    A process killed as soon as it was whole left its temporary files; they are removed.
+    Temporary files of a process that was killed just after it made `path` are removed.
     """
     path = Path(path)
     if path.exists():
@@ -209,7 +210,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def _remove_all_leftovers(path: Path, keep: Path | None = None) -> None:
-    """Remove all that killed processes left of `path`; the caller holds its lock."""
+    """Remove all half-written files of `path` but `keep`; the caller holds its lock."""
     remove_leftovers(path.parent, path.name)
     if unfinished(path) != keep:
         discard(unfinished(path))
@@ -221,7 +222,7 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def _explained(path: Path, temporary: Path, kept: str = "") -> Iterator[None]:
-    """Turn errors of the file system, in whichever library they arise, into one line."""
+    """Turn errors of the file system, whichever library raises them, into one line."""
     try:
         yield
     except UserError:
@@ -236,7 +237,7 @@ def _explained(path: Path, temporary: Path, kept: str = "") -> Iterator[None]:
 
 
 def _reason(error: Exception, path: Path, temporary: Path) -> str | None:
-    """What the file system said; None if the error is of something else."""
+    """The file system's reason; None if the error has another cause."""
     if isinstance(error, OSError) and error.filename is not None:
         place = Path(os.fsdecode(error.filename))
         known = (path, temporary, *path.parents, *temporary.parents)

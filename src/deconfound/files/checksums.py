@@ -11,7 +11,7 @@ CHECKSUMS = "checksums.json"
 
 
 def write_checksums(run: Path, model: Path) -> None:
-    """Record the SHA-256 of every file of `run`, and of `model`, which becomes its weights."""
+    """Record the SHA-256 of every file of `run`, and of `model`, the future model.safetensors."""
     files = sorted(file for file in run.iterdir() if _counts(file))
     found = {file.name: sha256(file) for file in files} | {"model.safetensors": sha256(model)}
     atomic.write_text(run / CHECKSUMS, json.dumps(found, indent=2))

@@ -1,4 +1,4 @@
-"""Refusing an output directory that holds something other than what a command is to make."""
+"""Refusing an output directory that holds something other than the command's output."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from deconfound.files.atomic import is_leftover
 
 
 def refuse_foreign(out: Path, marker: str, kind: str, content: str | None = None) -> bool:
-    """Whether `out` already holds a `kind`, such as "sweep", that the command can go on with.
+    """Whether `out` already holds a `kind`, such as "sweep", that the command can continue.
 
     A `kind` is known by its file `marker`, which must hold the text `content` if that is given. A
     directory that is missing, or holds only what killed processes left half-written, is free.

@@ -1,4 +1,4 @@
-"""A file that grows by appending and can go on, after a kill, from what was surely on the disk."""
+"""A file that grows by appending and, after a kill, continues from its last flushed bytes."""
 
 import hashlib
 import os
@@ -12,11 +12,11 @@ from deconfound.files.atomic import flush
 
 READ_BYTES = 2**20
 MARK_SECONDS = 5.0
-"""How much work a killed process loses at most: a mark is written this often."""
+"""Seconds between marks: the most work that a killed process loses."""
 
 
 class Mark(BaseModel):
-    """The first bytes of a file, which are on the disk."""
+    """Number and checksum of the first bytes of a file, which are on the disk."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,14 +25,14 @@ class Mark(BaseModel):
 
 
 class Damaged(Exception):
-    """The file does not hold what its mark says."""
+    """The file does not hold the bytes of its mark."""
 
 
 class GrowingFile:
     """A file whose first bytes are `head`; used as a context manager, which closes it.
 
-    With `mark` it goes on behind the bytes marked, and what was written later is cut off. Raises
-    Damaged if those bytes are missing or have another checksum.
+    With `mark` it continues after the bytes marked; bytes written later are cut off. Raises Damaged
+    if those bytes are missing or have another checksum.
     """
 
     def __init__(self, path: Path, head: bytes = b"", mark: Mark | None = None) -> None:
@@ -78,7 +78,7 @@ class GrowingFile:
             self._bytes += written
 
     def mark(self) -> Mark:
-        """Flush what was appended to the disk, and say what it is."""
+        """Flush the bytes appended to the disk, and return the mark that describes them."""
         flush(self._path)
         return Mark(bytes=self._bytes, sha256=self._digest.hexdigest())
 
@@ -88,7 +88,7 @@ class GrowingFile:
         self._digest = self._hashed(self._bytes)
 
     def read(self, count: int, place: int) -> bytes:
-        """So many bytes from a place; raises Damaged where the file ends before."""
+        """`count` bytes from `place`; raises Damaged if the file ends before."""
         data = os.pread(self._descriptor, count, place)
         if len(data) < count:
             raise Damaged(f"{self._path} is cut short")

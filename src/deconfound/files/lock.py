@@ -1,6 +1,6 @@
 """One writer at a time: a lock that the system releases when its holder ends, however it ends.
 
-Or several processes of one command, that make an output together.
+Several processes of one command may also share the lock and make an output together.
 """
 
 import errno
@@ -15,11 +15,11 @@ from pathlib import Path
 from deconfound.errors import UserError
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""What file systems without locks answer; there two writers are not kept apart."""
+"""Errors of file systems that have no locks; two writers are not kept apart there."""
 PATIENCE = 30.0
-"""Seconds that a process waits for another one to prepare what they make together."""
+"""Seconds that a process waits for another one to prepare their common output."""
 AT_ODDS = 1.0
-"""Seconds for which others must hold the lock of something else to be taken to make that."""
+"""Seconds after which the holders of the lock are taken to make another output."""
 
 
 @contextmanager
@@ -46,8 +46,8 @@ def held(path: Path) -> Iterator[None]:
 def joined(path: Path, prepare: Callable[[], None], fits: Callable[[], bool]) -> Iterator[None]:
     """Hold the lock of the output `path` beside other processes that make it together.
 
-    The first one runs `prepare` alone. Raises UserError, naming a process, if those that hold the
-    lock make something else: if then `fits` says no.
+    The first one runs `prepare` alone. Raises UserError, naming a process, if the holders make
+    another output: if `fits` returns False while they hold the lock.
     """
     file = file_of(path)
     descriptor = _lock_together(file, prepare, fits)
@@ -61,7 +61,7 @@ def joined(path: Path, prepare: Callable[[], None], fits: Callable[[], bool]) ->
 
 @contextmanager
 def in_turn(file: Path) -> Iterator[None]:
-    """Hold the lock of `file`, made if need be, waiting for the processes that hold it."""
+    """Hold the lock of `file`, creating the file if it is missing; waits for other holders."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _flock(descriptor, fcntl.LOCK_EX)
@@ -97,7 +97,7 @@ def _lock(file: Path, how: int) -> int | None:
 
 
 def _lock_together(file: Path, prepare: Callable[[], None], fits: Callable[[], bool]) -> int | None:
-    """The lock, held together, once all is prepared; None if others keep it, who make another."""
+    """The shared lock, once the output is prepared; None if the holders make another output."""
     started = time.monotonic()
     while True:
         if (descriptor := _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)) is not None:
@@ -132,7 +132,7 @@ def _flock(descriptor: int, how: int) -> None:
 
 
 def _leave(file: Path, descriptor: int) -> None:
-    """Release a lock held together; the last one to leave removes the file."""
+    """Release a shared lock; the last process to release it removes the file."""
     with suppress(BlockingIOError, FileNotFoundError):
         _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _lies_at(file, descriptor):

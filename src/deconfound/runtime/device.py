@@ -19,14 +19,14 @@ class Processes(NamedTuple):
     """The place of this process among those of one command."""
 
     rank: int = 0
-    """From 0, over all nodes."""
+    """Number of this process, from 0, over all nodes."""
     world: int = 1
-    """How many there are, over all nodes."""
+    """Number of processes, over all nodes."""
     local_rank: int = 0
-    """From 0, on this node."""
+    """Number of this process, from 0, on this node."""
     local_count: int = 1
     launcher: Literal["torchrun", "srun"] | None = None
-    """What started them; None for a process alone."""
+    """The launcher that started the processes; None for a process alone."""
 
 
 def processes() -> Processes:
@@ -100,7 +100,7 @@ def start_fabric_alone(device: str, precision: Precision, threads: int | None) -
 
 
 def _found(device: str) -> str:
-    """The device meant, which is there."""
+    """The name of a device that this machine has; resolves "auto"."""
     known = ("auto", "cpu", "cuda", "mps")
     if device not in known:
         raise UserError(f"device {device!r}; expected one of {', '.join(known)}")

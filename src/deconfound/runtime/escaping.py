@@ -11,10 +11,10 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def for_terminal(text: str) -> str:
-    """`text` with every character that is not printed as itself written out: "\\x1b", "\\u202e".
+    """`text` with every character that is not printed as itself written out: "\x1b", "\u202e".
 
-    So no name of a file, column or label can colour, clear or reorder what a terminal shows, or
-    begin another line.
+    So no name of a file, column or label can colour, clear or reorder a terminal's text, or begin
+    another line.
     """
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
@@ -25,8 +25,8 @@ def for_terminal(text: str) -> str:
 def for_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with "'" before each text, or column name, that a spreadsheet would compute.
 
-    Those are texts that begin with =, +, -, @, tab or carriage return and are no number.
-    `from_spreadsheet` takes the marks away again.
+    A spreadsheet computes texts that begin with =, +, -, @, tab or carriage return and are not
+    numbers. `from_spreadsheet` takes the marks away again.
     """
     return _each_text(table, _marked)
 

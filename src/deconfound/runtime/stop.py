@@ -53,7 +53,7 @@ class Request:
             signal.signal(number, handler)
 
     def answered(self) -> None:
-        """The work ends now; the time it still takes is its own."""
+        """The request is answered: the work ends by itself and is no longer interrupted."""
         if self._previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
 

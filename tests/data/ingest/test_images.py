@@ -8,20 +8,16 @@ import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
-from pydantic import ValidationError
 
 from deconfound.arrays import Pixels
 from deconfound.config import DataOptions
 from deconfound.data.folds.problem import pose
 from deconfound.data.ingest import rows
-from deconfound.data.ingest.images import IngestConfig, ingest, resolve_roles
+from deconfound.data.ingest.images import IngestConfig, ingest
 from deconfound.data.ingest.provenance import remarks
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
-
-PACS = Path(__file__).parents[3].parent / "shared" / "data" / "pacs_64px"
-VLCS = PACS.parent / "vlcs_mini"
 
 
 def cells(folder: Path, rows: int = 10, side: int = 6) -> tuple[Path, Pixels]:
@@ -296,101 +292,6 @@ def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.Monkey
     usage = shutil.disk_usage(tmp_path)._replace(free=10 * 36 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert_refused(table, table.parent, "GiB are free; make room")
-
-
-def test_usual_roles_come_outermost_first() -> None:
-    names = ["Metadata_Gene", "Metadata_Section", "Metadata_Plate", "Metadata_Series"]
-    roles = resolve_roles(pd.DataFrame({name: ["a"] for name in names}), IngestConfig(), "t.csv")
-    assert roles.label == "Metadata_Gene"
-    assert roles.levels == ("Metadata_Series", "Metadata_Plate", "Metadata_Section")
-    assert roles.environment == roles.levels
-    assert roles.well is None
-
-
-def test_given_roles_win() -> None:
-    names = ["Metadata_Perturbation", "Metadata_Plate", "Metadata_Well", "Metadata_Split", "drug"]
-    table = pd.DataFrame({name: ["a"] for name in [*names, "day", "site"]})
-    given = IngestConfig(label="drug", environment=("day", "site"), levels=("day",), well="site")
-    assert resolve_roles(table, given, "t.csv") == Roles(
-        label="drug",
-        environment=("day", "site"),
-        levels=("day",),
-        well="site",
-        split="Metadata_Split",
-    )
-    with pytest.raises(UserError, match="'drg'; did you mean 'drug'"):
-        resolve_roles(table, IngestConfig(label="drg"), "t.csv")
-
-
-def test_roles_that_nothing_fills() -> None:
-    with pytest.raises(UserError, match=r"no label column .* --label"):
-        resolve_roles(pd.DataFrame({"Metadata_Plate": ["a"]}), IngestConfig(), "t.csv")
-    with pytest.raises(UserError, match=r"no environment column .* --environment"):
-        resolve_roles(pd.DataFrame({"Metadata_Gene": ["a"]}), IngestConfig(), "t.csv")
-
-
-def test_config_is_strict() -> None:
-    with pytest.raises(ValidationError):
-        IngestConfig(sise=4)  # type: ignore[call-arg]
-    with pytest.raises(ValidationError):
-        IngestConfig(size=0)
-    assert all(field.description for field in IngestConfig.model_fields.values())
-
-
-def test_class_folders(tmp_path: Path) -> None:
-    for number, path in enumerate(["art/cat", "art/dog", "photo/cat"]):
-        (tmp_path / "images" / path).mkdir(parents=True)
-        Image.new("L", (4, 4), number).save(tmp_path / "images" / path / "a.png")
-    screen = ingest(None, tmp_path / "images", tmp_path / "s", quiet=True)
-    assert screen.roles.label == "Metadata_Label"
-    assert screen.roles.environment == screen.roles.levels == ("Metadata_Environment",)
-    assert screen.table["Metadata_Label"].tolist() == ["cat", "dog", "cat"]
-    assert screen.read([0, 1, 2])[:, 0, 0, 0].tolist() == [0, 1, 2]
-    assert screen.provenance["table"] is None
-
-
-def test_class_folders_and_a_table_of_environments(tmp_path: Path) -> None:
-    for number, path in enumerate(["cat/a.png", "dog/b.png", "cat/c.png", "cat/left.png"]):
-        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4), number).save(tmp_path / "images" / path)
-    table = tmp_path / "t.csv"
-    table.write_text("File,Hospital\nc.png,h1\ndog/b.png,h2\na.png,h2\n")
-    config = IngestConfig(class_folders=True, environment=("Hospital",))
-    screen = ingest(table, tmp_path / "images", tmp_path / "s", config=config, quiet=True)
-    assert screen.roles.label == "Metadata_Label"
-    assert screen.roles.environment == ("Hospital",)
-    assert screen.table["Metadata_Label"].tolist() == ["cat", "dog", "cat"]
-    assert screen.read([0, 1, 2])[:, 0, 0, 0].tolist() == [2, 1, 0]
-    assert "1 images in class folders have no row" in remarks(screen.provenance)[0]
-    assert_refused(None, tmp_path / "images", "--class-folders needs a table", config)
-
-
-@pytest.mark.skipif(not PACS.is_dir(), reason=f"needs {PACS}")
-def test_pacs(tmp_path: Path) -> None:
-    kept = [(domain, kind) for domain in ("photo", "sketch") for kind in ("guitar", "house")]
-    for domain, kind in kept:
-        (tmp_path / "images" / domain).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "images" / domain / kind).symlink_to((PACS / domain / kind).resolve())
-    config = IngestConfig(size=32, allow_outside=True)
-    screen = ingest(None, tmp_path / "images", tmp_path / "s", config=config, quiet=True)
-    counts = screen.table.groupby(["Metadata_Environment", "Metadata_Label"]).size()
-    for domain, kind in kept:
-        assert counts[domain, kind] == len(list((PACS / domain / kind).iterdir()))
-    row = len(screen) - 1
-    with Image.open(PACS / screen.table["Metadata_Path"][row]) as image:
-        whole = np.asarray(image, dtype=np.float64).transpose(2, 0, 1)
-    means = whole.reshape(3, 32, 2, 32, 2).mean((2, 4))
-    np.testing.assert_allclose(screen.read([row])[0], means, atol=0.501)
-
-
-@pytest.mark.skipif(not VLCS.is_dir(), reason=f"needs {VLCS}")
-def test_vlcs_mixes_grey_and_colour(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="pass --rgb"):
-        ingest(None, VLCS, tmp_path / "s", quiet=True)
-    config = IngestConfig(rgb=True, size=64)
-    screen = ingest(None, VLCS, tmp_path / "s", config=config, quiet=True)
-    assert (len(screen), screen.image_shape) == (187, (3, 64, 64))
-    assert screen.channels == ("R", "G", "B")
 
 
 def test_the_transform_of_runs_to_come_is_recorded_and_pixels_stay(tmp_path: Path) -> None:

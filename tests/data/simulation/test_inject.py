@@ -20,7 +20,6 @@ from deconfound.data.tables.table import Roles, joined
 from deconfound.errors import UserError
 from deconfound.runtime.seeds import numpy_stream
 
-HEP2 = Path(__file__).parents[4] / "shared" / "data" / "hep2" / "hep2_78px.npz"
 SMALL = {"series": 2, "plates": 2, "sections": 2, "wells": 1}
 ROLES = Roles(label="pattern", environment=("Metadata_Plate",), levels=("Metadata_Plate",))
 
@@ -294,25 +293,3 @@ def test_a_report_says_of_a_run_that_its_effects_were_injected(screen: Screen) -
         run: Any = SimpleNamespace(fold=fold, config=config, percentile_by=(), transform="none")
         begun = f"technical effects {said}" if said else ""
         assert _pixels(run) == f"{begun}transform none, scaling unit"
-
-
-@pytest.mark.skipif(not HEP2.is_file(), reason=f"no public data in {HEP2}")
-def test_real_cells_become_a_screen_with_exact_counterfactuals(tmp_path: Path) -> None:
-    from deconfound.data.ingest.arrays import ingest_array
-    from deconfound.data.ingest.images import IngestConfig
-
-    with np.load(HEP2) as stored:
-        few = np.concatenate([np.flatnonzero(stored["label"] == one)[:40] for one in
-                              np.unique(stored["label"])])  # fmt: skip
-        table = pd.DataFrame({"Metadata_Perturbation": stored["label"][few], "Metadata_Batch": "1"})
-        np.save(tmp_path / "cells.npy", stored["image"][few])
-    table.to_csv(tmp_path / "cells.csv", index=False)
-    config = IngestConfig(size=48)
-    cells = tmp_path / "cells.npy"
-    ingest_array(tmp_path / "cells.csv", cells, tmp_path / "clean", config=config, quiet=True)
-    screen = inject(tmp_path / "clean", tmp_path / "screen", threads=1, quiet=True)
-    assert len(screen) == 240
-    assert screen.provenance["injected"]["clean"]["name"] == "clean"
-    own = joined(screen.table, screen.roles.levels)[100]
-    np.testing.assert_array_equal(counterfactual(screen, [100], own), screen.read([100]))
-    assert screen.table["Metadata_Perturbation"].nunique() == 6

@@ -57,8 +57,9 @@ def control_codes(
 ) -> tuple[int, ...]:
     """Codes of the labels that are `named`, ascending.
 
-    If none is named, of those whose training rows all have "negcon" in Metadata_Control_Type; no
-    label where the table lacks that column. Raises UserError if training lacks a label named.
+    If `named` is empty, the codes of the labels whose training rows all have "negcon" in
+    Metadata_Control_Type; no label where the table lacks that column. Raises UserError if training
+    lacks a label named.
     """
     for name in named:
         if name not in label.names:

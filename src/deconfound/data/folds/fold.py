@@ -32,9 +32,9 @@ class Fold:
     name: str
     """"iid", "given" or "COLUMN=GROUP", with " without ENVIRONMENT" where one is left out."""
     part: npt.NDArray[np.str_]
-    """(N,) of `PARTS`: train; val (in-distribution, for selection); ood_val (a training environment
-    left out, for selection); id_test (in-distribution); test (held out); unused (would leak, or
-    left out by a given split)."""
+    """(N,) one of `PARTS` for each row: train; val (in-distribution, for selection); ood_val (a
+    training environment left out, for selection); id_test (in-distribution); test (held out);
+    unused (would leak, or left out by a given split)."""
 
     def rows(self, part: Part) -> Rows:
         """Row numbers of one part, ascending."""
@@ -59,9 +59,9 @@ def make_fold(
 
     In an "iid" fold `id_test_fraction` of the rows are the test; in a "COLUMN=GROUP" fold all rows
     of the group are the test and `val_fraction` and `id_test_fraction` of the others are val and
-    id_test, drawn within each label × environment. `unit` "well" draws whole wells instead. Nothing
-    but the metadata of rows outside the test decides who is val. Raises UserError for an unknown
-    fold or one that is not of its level.
+    id_test, drawn within each label × environment. `unit` "well" draws whole wells instead of rows.
+    Nothing but the metadata of rows outside the test decides who is val. Raises UserError for an
+    unknown fold or one that is not of its level.
     """
     require_columns(table, roles.columns(), "table")
     if name == "given":
@@ -137,7 +137,8 @@ def _random_parts(
     unit: Unit,
     seed: int,
 ) -> npt.NDArray[np.str_]:
-    """The parts of the rows `kept`: two with a fraction each, and train; unused for other rows."""
+    """The part of every row: of the rows `kept`, each part in `fractions` gets its fraction and
+    train the rest; other rows are unused."""
     part = np.full(len(table), "unused", dtype="U7")
     rows = np.flatnonzero(kept)
     strata_columns = [c for c in (roles.label, *roles.environment) if c is not None]

@@ -22,15 +22,15 @@ class Problem:
     label: Coded
     """Codes of all rows, numbered by the labels of training rows; −1 for any other."""
     environment: Coded
-    """The same of environments."""
+    """Codes of all rows, numbered by the environments of training rows; −1 for any other."""
     all_labels: Coded
     """Labels of all rows, whether training has them or not."""
     transform: TransformName
     """Intensity transform."""
     percentile_by: tuple[str, ...]
-    """Columns (joined) whose groups share percentiles; of a level, with those around it."""
+    """Columns (joined) whose groups share percentiles; a level comes with the levels around it."""
     group: Coded | None
-    """Its codes of all rows, numbered by the groups of training rows; −1 for any other."""
+    """Percentile group of every row; −1 for a group training does not have."""
     controls: tuple[int, ...] = ()
     """Codes of the labels that are controls."""
 
@@ -128,7 +128,8 @@ def _refuse_unscorable(problem: Problem) -> None:
 
 
 def _same_partition(label: Rows, environment: Rows) -> bool:
-    """Whether two codes (−1 for missing), the first of 2 values or more, decide each other."""
+    """Whether each label has one environment and each environment one label; −1 is missing. False
+    if there is only one label."""
     both = (label >= 0) & (environment >= 0)
     label, environment = label[both], environment[both]
     pairs = len(set(zip(label.tolist(), environment.tolist(), strict=True)))
@@ -138,7 +139,7 @@ def _same_partition(label: Rows, environment: Rows) -> bool:
 def _transform(
     screen: Screen, options: DataOptions, roles: Roles
 ) -> tuple[TransformName, tuple[str, ...]]:
-    """The transform and the columns of its groups: the options', else the screen's."""
+    """The transform and the columns of its percentile groups, by the options or the screen."""
     transform = options.transform or screen.index.transform
     by = options.percentile_by
     if by is None and options.transform is None:

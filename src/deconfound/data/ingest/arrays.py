@@ -137,7 +137,7 @@ def _channels_first(values: Pixels, last: bool) -> Pixels:
 
 
 def _pixels(images: Pixels, start: int, file: Path) -> Pixels:
-    """Images in memory, in a type that a screen holds and in this machine's byte order."""
+    """A copy of the images in a type that a screen stores and in this machine's byte order."""
     if images.dtype.kind == "f":
         images = _as_float32(images)
         wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))

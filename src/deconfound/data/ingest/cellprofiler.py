@@ -1,4 +1,4 @@
-"""cellprofiler: the features of CellProfiler, measured of every image of a screen."""
+"""cellprofiler: the features of CellProfiler, measured on every image of a screen."""
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -15,7 +15,7 @@ from deconfound.files import atomic
 from deconfound.runtime.progress import Progress
 
 CHUNK = 64
-"""Images measured before they are kept."""
+"""Images measured between two writes to the disk."""
 OBJECT = "Cell"
 
 Measure = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int32]], tuple[Any, list[str]]]
@@ -27,11 +27,11 @@ def cellprofiler(
     """Measure every image of `screen` by cp_measure; write a screen of profiles at `out`.
 
     Muñoz et al. 2025. The object is the whole image or, with `mask`, the pixels above 0 of that
-    channel, which is not measured itself; where its middle pixel has a value, those of that value.
-    Images are divided by the maximum of their type. `slow` adds granularity and Costes'
+    channel, which is not measured itself; if its middle pixel is not 0, only the pixels of that
+    value. Images are divided by the maximum of their type. `slow` adds granularity and Costes'
     correlation. Features that are constant, or missing or infinite in some row, are dropped, as by
-    ingest. Stopped, the same call goes on. Raises UserError without cp_measure, if `out` exists or
-    is being written, for a screen of profiles, and for an image whose mask is empty.
+    ingest. If stopped, the same call resumes. Raises UserError without cp_measure, if `out` exists
+    or is being written, for a screen of profiles, and for an image whose mask is empty.
     """
     out, opened = Path(out), open_screen(screen)
     atomic.refuse_existing(out)
@@ -101,7 +101,7 @@ def _objects(
 
 
 def _featurizer(channels: list[str], slow: bool) -> Measure:
-    """What measures images and objects; raises UserError where cp_measure is not installed."""
+    """A function that measures images and objects; raises UserError if cp_measure is missing."""
     try:
         from cp_measure.featurizer import featurize, make_featurizer_config
     except ImportError as error:

@@ -40,13 +40,13 @@ def image_columns(
     per_channel: Sequence[str] = (),
     channels: Sequence[str] = (),
 ) -> ImageColumns:
-    """The columns of image files: those given, or else those with one of the usual names.
+    """The columns of image files: those given, otherwise those with one of the usual names.
 
     `path` is a column whose files hold all channels, `per_channel` are columns of one channel each
     (named by `channels`, or like the columns). If neither is given, the one column called as in
     `PATH_COLUMNS` (in any case) is taken, or CellProfiler's FileName_X and PathName_X, also with
-    the prefix Image_, of which `channels` chooses some X and their order.
-    Raises UserError if a column or channel is missing, or several forms fit.
+    the prefix Image_; `channels` chooses the X taken and their order. Raises UserError if a column
+    or channel is missing, or several forms fit.
     """
     if path is not None and per_channel:
         raise UserError(f"{where}: --path-column and --channel-columns were both given; give one")

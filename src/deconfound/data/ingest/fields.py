@@ -22,7 +22,7 @@ from deconfound.files.growing import Damaged, GrowingFile, Mark
 from deconfound.runtime.prefetch import in_order
 
 ROW_BYTES = 8
-"""Before the pixels of a crop its row is written."""
+"""Bytes of the row number that is written before the pixels of a crop."""
 CENTRE_COLUMNS = tuple(
     (f"{name}X", f"{name}Y")
     for name in (
@@ -122,12 +122,12 @@ class FieldCrops:
         self._note = Path()
         self._cut = 0
         self._place = np.full(len(table), -1, dtype=np.int64)
-        """(N,) where the crop of a row lies in the spool; -1 without one."""
+        """(N,) position of each row's crop in the spool; −1 for a row without a crop."""
         self._spooled = 0
 
     @property
     def inside(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether the crop of a cell lies in its field; known once all fields are cut."""
+        """(N,) whether each cell's crop lies in its field; known once all fields are cut."""
         return self._place >= 0
 
     @property

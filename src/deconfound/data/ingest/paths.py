@@ -1,4 +1,4 @@
-"""Which image file belongs to which row, and that no path leaves the folder of the images."""
+"""The image file of each row, and the check that no path leaves the folder of the images."""
 
 import os
 import stat

@@ -31,7 +31,7 @@ Chunks = Callable[[Sequence[str]], Iterator[npt.NDArray[np.float32]]]
 
 
 class Usable(NamedTuple):
-    """Features by what they are good for."""
+    """Features that can be used, and those that cannot, by reason."""
 
     kept: list[str]
     constant: list[str]
@@ -56,7 +56,7 @@ def ingest_profiles(
     in the provenance under "dropped". Of `config` roles, name and image table are used.
 
     Raises UserError, and leaves nothing at `out`, for a table that cannot be read, a feature that
-    is no number, a role without a column, an empty label, environment or level, or if no feature
+    is not a number, a role without a column, an empty label, environment or level, or if no feature
     is left.
     """
     config = config or IngestConfig()

@@ -1,4 +1,4 @@
-"""What an ingested screen records of its making, and what of it the user should be told."""
+"""The provenance of an ingested screen, and the remarks on it that the user is shown."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from deconfound.data.tables.table import listed
 def provenance_of(
     table: Path | None, images_root: Path | None, config: Options, size: int | None
 ) -> dict[str, Any]:
-    """What is known before the images are read: files, options, resizing and versions."""
+    """The provenance known before the images are read: files, options, resizing and versions."""
     sha256 = None
     if table is not None:
         with Path(table).open("rb") as stream:
@@ -54,7 +54,7 @@ def identity_of(made: dict[str, Any], files: Iterable[tuple[Path, ...]]) -> str:
 
 
 def remarks(made: dict[str, Any]) -> list[str]:
-    """What the user should know of a screen just made: what was dropped, images that are black."""
+    """Remarks for the user on a screen just made: dropped rows or features, black images."""
     said = [
         f"dropped {len(features)} features, {why.replace('_', ' ')}: {listed(features)}"
         for why, features in made.get("dropped", {}).items()

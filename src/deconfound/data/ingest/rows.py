@@ -1,4 +1,4 @@
-"""The image of every row, from one file or from one per channel, all of one form."""
+"""Reads the image of every row, from one file or one per channel, and requires one form."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ _COLOUR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 class RowReader:
-    """Reads the image of a row and holds it to the channels and the type of row 0.
+    """Reads the image of a row; its channels and type must be those of row 0.
 
     `files` has the files of every row, one for each of `columns`. Raises UserError, naming row,
     column and file, for a file that cannot be read, and for a form other than row 0's.
@@ -66,7 +66,7 @@ class RowReader:
         )
 
     def place(self, row: int, position: int = 0, column: str | None = None) -> str:
-        """Where a message points: table, row, column (that of the file unless given) and file."""
+        """The place that a message names: table, row, column (the file's unless given) and file."""
         named = self._columns.columns
         column = column or (named[position].name if named else None)
         return (

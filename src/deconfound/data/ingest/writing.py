@@ -26,7 +26,7 @@ from deconfound.runtime.progress import Progress
 
 THREADS = 4
 PATH_COLUMNS = ImageColumns((FileColumn(FOLDER_PATH),))
-"""One file a row, named in `Metadata_Path`."""
+"""One file for each row, named in `Metadata_Path`."""
 
 
 class IndexOptions(Options):
@@ -43,7 +43,7 @@ class IndexOptions(Options):
 
 @contextmanager
 def kept_if_stopped() -> Iterator[None]:
-    """Say, where a signal ends the work, that it need not be done again."""
+    """Add to the message of a signal that ends the work that the same command resumes."""
     try:
         yield
     except KeyboardInterrupt as request:
@@ -121,9 +121,9 @@ def write_screen(
     """Write what `reader` reads, or `crops` cuts out of it, as the screen `out`, and open it.
 
     `made` is the provenance, with "options"; the numbers of rows and of black images are added to
-    it. What a killed call has written is kept beside `out`: the same call goes on behind it, and
-    any other with the same `out` removes it. Raises UserError for a full disk and for what reader
-    or crops refuse.
+    it. Files of a killed call are kept beside `out`: the same call continues after them, and any
+    other call with the same `out` removes them. Raises UserError for a full disk and as reader or
+    crops do.
     """
     kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
     side = crops.side if crops else size

@@ -18,7 +18,7 @@ from deconfound.runtime.prefetch import in_order
 from deconfound.runtime.seeds import torch_stream
 
 PART = 262_144
-"""Values scaled at a time on a CPU; so few stay in its cache."""
+"""Values scaled at a time on a CPU: few enough to stay in its cache."""
 READ_AHEAD = "read ahead"
 """Start of the name of the thread that reads a batch before it is asked for."""
 AHEAD = 3
@@ -100,13 +100,13 @@ class BatchReader:
 
     def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
         """One batch for every array of rows, in order; the next is read while one is in use."""
-        # A second thread of the processor has time for it where the network takes one.
+        # If the network uses one thread, another core is free to scale the next batch.
         scales_ahead = self._device.type == "cpu" and torch.get_num_threads() == 1
 
         remaining = iter(batches)
 
         def read_next(_: None) -> tuple[Rows, Tensor] | None:
-            """Draws the rows in the thread too; None behind the last batch."""
+            """The next rows, drawn in this thread as well, and their images; None at the end."""
             if (rows := next(remaining, None)) is None:
                 return None
             pixels = self._pixels(rows)
@@ -125,14 +125,14 @@ class BatchReader:
         return self._assemble(rows, self._scaled(rows, self._pixels(rows)))
 
     def _pixels(self, rows: Rows) -> Tensor:
-        """As stored; in memory that a GPU copies by itself."""
+        """The images of `rows` as stored; for a GPU in pinned memory."""
         if self._device.type == "cuda":
             return _pinned(self._screen, rows)
         return torch.from_numpy(self._screen.read(rows))
 
     @torch.no_grad()
     def _scaled(self, rows: Rows, pixels: Tensor) -> Tensor:
-        """Float32, in the layout and on the device; on a CPU in parts that stay in its cache."""
+        """`pixels` scaled to float32 on the device; on a CPU in parts that stay in its cache."""
         pixels = self._on_device(pixels)
         group = None if self._group is None else self._group[_contiguous(rows)]
         if self._device.type != "cpu":
@@ -156,7 +156,7 @@ class BatchReader:
         )
 
     def _on_device(self, values: Tensor) -> Tensor:
-        """A copy to a GPU is made of pinned memory, so that it waits for no batch in work there."""
+        """`values` on the device; to a GPU from pinned memory, without waiting for its work."""
         if self._device.type != "cuda":
             return values.to(self._device)
         return values.pin_memory().to(self._device, non_blocking=True)
@@ -165,8 +165,8 @@ class BatchReader:
 def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Batch:
     """The batch with every image flipped and turned at random, a pure function of (seed, step).
 
-    Where the batch is every `ranks`-th row of a larger one, starting at `rank`, its images are
-    turned as there.
+    If the batch is every `ranks`-th row of a larger batch, starting at `rank`, its images are
+    turned as in the larger batch.
     """
     generator = torch_stream(seed, "augment", step)
     turns = random_turns(batch.image, len(batch) * ranks, generator)[rank::ranks]
@@ -179,7 +179,7 @@ def _contiguous(rows: Rows) -> Tensor:
 
 
 def _pinned(screen: Screen, rows: Rows) -> Tensor:
-    """The images of `rows` in memory that a GPU copies by itself."""
+    """The images of `rows` as stored, in pinned memory, from which a GPU copies without the CPU."""
     kind = torch.from_numpy(np.empty(0, screen.dtype)).dtype
     pixels = torch.empty((len(rows), *screen.image_shape), dtype=kind, pin_memory=True)
     screen.read(rows, out=pixels.numpy())

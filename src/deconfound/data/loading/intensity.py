@@ -23,9 +23,9 @@ CONSTANT = 1e-6
 class Intensity(nn.Module):
     """(transform(x) − offset) · scale for every channel or feature; part of a run's checkpoint.
 
-    `forward` takes stored pixels (B, C, H, W) of any numeric dtype, or profiles (B, D), and
-    returns float32. With `groups` the transform percentile has limits for each of so many groups,
-    and for rows of any other.
+    `forward` takes stored pixels (B, C, H, W) of any numeric dtype, or profiles (B, D), and returns
+    float32. With `groups` the transform percentile has limits for each of that number of groups,
+    and for rows of any other group.
     """
 
     offset: Tensor
@@ -66,7 +66,7 @@ class Intensity(nn.Module):
     def inverse(self, image: Tensor) -> Tensor:
         """Float32 images (B, C, H, W) or profiles (B, D) in stored units, not rounded or clipped.
 
-        There is none of the transform percentile, which forgets how bright images were.
+        The transform percentile has no inverse: it forgets how bright images were.
         """
         assert self.transform != "percentile"
         sides = (1,) * (image.ndim - 2)
@@ -75,7 +75,7 @@ class Intensity(nn.Module):
 
 
 def _stretched(image: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """`low` to 0, `high` to 1, clipped; flat channels to 0."""
+    """`image` scaled so that `low` becomes 0 and `high` 1, clipped; flat channels become 0."""
     return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
 

@@ -85,11 +85,11 @@ class LabelBalancedSampler:
 
 
 class UniformSampler:
-    """Rows whose groups are drawn uniformly, with replacement, and each row uniformly within its.
+    """Rows drawn in two steps: a group uniformly, with replacement, then a row uniformly within it.
 
-    Rows without a group (−1) are never drawn. Small groups are repeated: `effective_size` tells
-    how much. Of each group drawn come `draws` rows: after the first of all groups the second of
-    all groups, and so on, `draws` × `batch_size` in all.
+    Rows without a group (−1) are never drawn. Small groups are repeated: `effective_size` tells how
+    much. Each group drawn gives `draws` rows. They are stored as all first rows, then all second
+    rows, and so on, `draws` × `batch_size` in all.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ def _grouped(rows: Rows, code: Rows) -> tuple[Rows, Rows, Rows, Rows]:
 
 
 def _distinct(count: Rows, wanted: Rows, stream: np.random.Generator) -> Rows:
-    """For each class, `wanted` distinct integers below `count`; −1 fills the row up.
+    """For each class, a row of `wanted` distinct integers below `count`, filled up with −1.
 
     Floyd's algorithm, one pass over the columns for all classes at once.
     """

@@ -34,9 +34,9 @@ class _Header(NamedTuple):
 
 
 def open_array(file: Path, key: str | None = None) -> StoredArray:
-    """The array in `file`; of a .npz the one called `key`, or the only one.
+    """The array in `file`: in a .npz the array called `key`, or the only array.
 
-    Raises UserError for a file that cannot be read, an unknown key, values that are no numbers, no
+    Raises UserError for a file that cannot be read, an unknown key, values that are not numbers, no
     rows, fewer than two axes or more than four, and rows of more than 1 GiB.
     """
     with _explained(file):
@@ -134,7 +134,7 @@ def _header(stream: IO[bytes]) -> _Header:
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """Turn errors of a file that is no array, or damaged, into one line."""
+    """Turn errors of a file that is damaged or holds no array into one line."""
     try:
         yield
     except (

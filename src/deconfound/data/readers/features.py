@@ -44,10 +44,10 @@ class FeatureTable(Protocol):
     """The columns that the file itself says are features; None where it does not say."""
 
     def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
-        """The columns named that are no features, one row per profile."""
+        """The metadata columns named, one row per profile."""
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
-        """The columns named, (B, D) at a time, in order; what is missing is NaN."""
+        """The feature columns named, (B, D) at a time, in order; a missing value is NaN."""
 
 
 def open_features(path: Path) -> FeatureTable:
@@ -79,8 +79,8 @@ def open_features(path: Path) -> FeatureTable:
 def feature_columns(table: FeatureTable, wanted: Sequence[str], where: str) -> list[str]:
     """The features of a table: those `wanted` ("*" stands for anything), or those it names itself.
 
-    Else the columns of CellProfiler that begin with Cells_, Cytoplasm_ or Nuclei_, without
-    coordinates, parents and identifiers. Raises UserError if there is none.
+    If the table names none, the columns of CellProfiler that begin with Cells_, Cytoplasm_ or
+    Nuclei_, without coordinates, parents and identifiers. Raises UserError if there is none.
     """
     if wanted:
         chosen: dict[str, None] = {}
@@ -103,7 +103,7 @@ def feature_columns(table: FeatureTable, wanted: Sequence[str], where: str) -> l
 
 
 class _Readable:
-    """A table whose damage, in whichever part it is found, is told in one line."""
+    """A table that reports damage in any of its parts in one line."""
 
     def __init__(self, path: Path, table: FeatureTable) -> None:
         self._path = path
@@ -121,7 +121,7 @@ class _Readable:
 
 
 class _Text:
-    """CSV and TSV: all is text until it is asked for as numbers."""
+    """CSV and TSV: every value stays text until it is asked for as a number."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -239,6 +239,6 @@ class _AnnData:
 
 
 def _single(values: npt.NDArray[Any]) -> Floats:
-    """As float32; what is too large for it becomes infinite."""
+    """`values` as float32; a value too large for float32 becomes infinite."""
     with np.errstate(over="ignore"):
         return np.asarray(values, dtype=np.float32)

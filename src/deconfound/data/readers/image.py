@@ -163,7 +163,7 @@ def _read_by_pillow(stream: BinaryIO, head: bytes, channels: int | None, max_pix
 
 
 def _verify_png(stream: BinaryIO) -> None:
-    """Check every chunk and the end; Pillow takes a file that lacks its end or changed inside."""
+    """Check every chunk and the end: Pillow accepts a PNG that is cut short or changed inside."""
     stream.seek(8)
     kind = b""
     while kind != b"IEND":
@@ -230,7 +230,7 @@ def _read_tiff(stream: BinaryIO, max_pixels: int) -> Pixels:
 
 
 def _refuse_bomb(stream: BinaryIO, series: Any, max_pixels: int) -> None:
-    """Unpack each compressed part of a TIFF to its size, for tifffile unpacks all there is."""
+    """Refuse a TIFF with a part that unpacks to more than its size; tifffile has no limit."""
     page = series.keyframe
     inflater = _INFLATERS.get(page.compression.name)
     if inflater is None:

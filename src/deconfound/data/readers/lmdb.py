@@ -1,4 +1,4 @@
-"""Images in an LMDB: one record an image, its pixels and nothing else."""
+"""Images in an LMDB: one record for each image, which holds its pixels alone."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from deconfound.errors import UserError
 class LmdbImages:
     """Reads images of one `shape` (C, H, W) and little-endian `dtype` out of the LMDB in `folder`.
 
-    Use as a context manager; threads may read at the same time. Raises UserError, in the name of
-    `asked_by`, where lmdb is not installed, and for a folder that holds no LMDB or a part of one.
+    Use as a context manager; threads may read at the same time. Raises UserError, which names
+    `asked_by`, if lmdb is not installed, and for a folder that holds no LMDB or a truncated one.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LmdbImages:
         self._environment.close()
 
     def _refuse_truncated(self) -> None:
-        """Raise UserError for a file without its last pages: to read one kills the process."""
+        """Raise UserError for a file cut off at its end, which would kill the process when read."""
         pages = self._environment.info()["last_pgno"] + 1
         least, file = pages * self._environment.stat()["psize"], self._folder / "data.mdb"
         if (found := file.stat().st_size) < least:
@@ -65,8 +65,8 @@ class LmdbImages:
     def refuse_unfit(self, keys: Sequence[str], where: str, start: int = 0) -> None:
         """Raise UserError for the first key without a record, or with one of the wrong size.
 
-        The records' pixels are not read, only their sizes; `where` names the table of the
-        keys, whose first is that of cell `start`.
+        The records' pixels are not read, only their sizes; `where` names the table of the keys; the
+        first key is that of cell `start`.
         """
         with self._environment.begin(buffers=True) as transaction:
             for cell, key in enumerate(keys, start):

@@ -9,8 +9,8 @@ import tifffile
 def ome_channel_names(file: Path, count: int) -> tuple[str, ...] | None:
     """The names of `count` channels; None where a file is no OME-TIFF or does not name them all.
 
-    Names that are empty, given twice or not printable do not count, nor does what several channels
-    of an RGB image share.
+    Names that are empty, given twice or not printable do not count, nor does one name for all
+    channels of an RGB image.
     """
     try:
         with tifffile.TiffFile(file, _multifile=False) as tiff:

@@ -20,7 +20,7 @@ CHUNK_BYTES = 16 * 2**20
 
 
 def export(screen: Path, out: Path, *, quiet: bool = False) -> str:
-    """Write `screen` into the directory `out`; returns the command that makes a screen of it.
+    """Write `screen` into the directory `out`; returns the command that ingests `out` again.
 
     Images become OME-TIFF files (C, H, W) of their own type with channel names, one a row, 1,000 a
     folder, and table.csv holds the table and their paths in the column `deconfound_path`. Profiles
@@ -93,7 +93,7 @@ def _write_profiles(screen: Screen, folder: Path, progress: Progress) -> None:
 
 
 def _refuse_changed(table: pd.DataFrame, back: pd.DataFrame, screen: Screen) -> None:
-    """Raise UserError where the table, as text, is not what was written."""
+    """Raise UserError if the table read back, as text, differs from the table written."""
     assert back.shape == table.shape
     for column, read in zip(table.columns, back.columns, strict=True):
         if str(column) != read:

@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 
 
 class ScreenIndex(BaseModel):
-    """What `screen.json` holds; of profiles, `channels` are the names of the features."""
+    """The content of `screen.json`; for profiles, `channels` are the names of the features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +43,7 @@ class ScreenIndex(BaseModel):
     shards: tuple[Shard, ...]
     provenance: dict[str, Any]
     sha256: str = ""
-    """Of everything above; empty in a screen that was made before this was recorded."""
+    """Checksum of all fields above; empty in a screen made before it was recorded."""
 
     def digest(self) -> str:
         """The SHA-256 of all fields but `sha256`."""
@@ -72,7 +72,7 @@ class Screen:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Channel names, in the order of the image axis; of profiles the names of the features."""
+        """Channel names, in the order of the image axis; for profiles, names of the features."""
         return self.index.channels
 
     @property
@@ -145,7 +145,7 @@ class Screen:
 
 
 def open_screen(path: Path) -> Screen:
-    """Open a screen; raises UserError if `path` is none, or is damaged or of another version."""
+    """Open a screen; raises UserError if `path` is no screen, is damaged or of another version."""
     path = Path(path)
     file = path / "screen.json"
     if not file.is_file():

@@ -25,12 +25,12 @@ class Shard(BaseModel):
 
 
 class ShardsMark(BaseModel):
-    """The images that are on the disk: whole shards, and the part of one more."""
+    """The images that are on the disk: complete shards, and part of the next one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[int, ...]
-    """Of one image."""
+    """Shape of one image."""
     dtype: str
     shards: tuple[Shard, ...]
     part: Mark | None
@@ -42,8 +42,8 @@ class ShardsMark(BaseModel):
 class ShardWriter:
     """Writes arrays (B, …) to `images-00000.npy` … in `folder`, each of `shard_bytes` at most.
 
-    The files are those that `numpy.save` writes. With `mark` it goes on behind the images marked;
-    raises Damaged if they are not there.
+    The files are as `numpy.save` writes them. With `mark` the writer continues after the images
+    marked; raises Damaged if they are missing.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ShardWriter:
                 self._end_shard(self._part)
 
     def mark(self) -> ShardsMark:
-        """Flush what was appended to the disk, and say what it is."""
+        """Flush the images appended to the disk, and return the mark that describes them."""
         flush(self._folder)
         return ShardsMark(
             shape=self.shape,
@@ -99,7 +99,7 @@ class ShardWriter:
         )
 
     def finish(self) -> tuple[Shard, ...]:
-        """End the last shard; the shards, all on the disk."""
+        """Complete the last shard; returns all shards, which are on the disk."""
         if self._part is not None:
             self._part.change_head(self._head(self._part_rows))
             self._end_shard(self._part)
@@ -120,7 +120,7 @@ class ShardWriter:
         part.close()
 
     def _head(self, rows: int) -> bytes:
-        """What `numpy.save` writes before the values; as long for any number of rows."""
+        """The header that `numpy.save` writes; its length does not depend on the number of rows."""
         stream = io.BytesIO()
         described = np.lib.format.header_data_from_array_1_0(np.empty((0, *self.shape), self.dtype))
         described["shape"] = (rows, *self.shape)

@@ -27,11 +27,11 @@ DTYPES = ("uint8", "uint16", "float32")
 class ScreenWriter:
     """Write a screen image by image; it appears at `path` whole, or not at all.
 
-    Use as a context manager: `append` images in the order of the table's rows, then `finish`.
-    With an `identity`, what is written goes to the disk every few seconds and is kept if the
-    process ends; a later writer of the same identity goes on behind its `rows`. A mistake of the
-    user's leaves nothing. Raises UserError if `path` exists, if images differ in shape or dtype
-    from the first, or if the table's length differs from the number of images.
+    Use as a context manager: `append` images in the order of the table's rows, then `finish`. With
+    an `identity`, what is written goes to the disk every few seconds and is kept if the process
+    ends; a later writer of the same identity continues after its `rows`. A UserError leaves
+    nothing. Raises UserError if `path` exists, if images differ in shape or dtype from the first,
+    or if the table's length differs from the number of images.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ScreenWriter:
 
     @property
     def kept(self) -> Path:
-        """The folder that a later writer of the same identity finds again."""
+        """The folder written into; a later writer of the same identity continues in it."""
         if self._temporary is None:
             raise RuntimeError("ScreenWriter is used outside its with block")
         return self._temporary
@@ -99,7 +99,7 @@ class ScreenWriter:
 
     @property
     def black(self) -> int:
-        """How many of them are black, 0 in every pixel."""
+        """Number of images written so far that are black: 0 in every pixel."""
         return 0 if self._shards is None else self._shards.black
 
     @property
@@ -138,7 +138,7 @@ class ScreenWriter:
     ) -> None:
         """Write the table and the index; the screen appears at the end of the with block.
 
-        `transform` and `percentile_by` are recorded for the runs to come; pixels are stored as
+        `transform` and `percentile_by` are recorded as defaults of later runs; pixels are stored as
         they are.
         """
         if self._shards is None:
@@ -173,7 +173,7 @@ class ScreenWriter:
         self._finished = True
 
     def _go_on(self) -> None:
-        """Go on behind what the last mark says, or start afresh where that is not there."""
+        """Continue after the last mark; start afresh if there is none or its files are damaged."""
         note = self.kept / MARK_FILE
         try:
             mark = ShardsMark.model_validate_json(note.read_bytes())

@@ -1,4 +1,4 @@
-"""Options of simulated screens and of their environments, and what each layout takes by itself."""
+"""Options of simulated screens and of their environments, and the defaults of each layout."""
 
 from typing import Any, Literal, Self
 
@@ -15,7 +15,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class EnvironmentOptions(Options):
-    """How many nested environments a screen that is made has, and how much they differ."""
+    """How many nested environments a simulated or injected screen has, and how much they differ."""
 
     series: int = Field(4, ge=2)
     """Series, the outermost level (grid and lincs)."""
@@ -71,7 +71,7 @@ class SimulateConfig(EnvironmentOptions):
     """The same from well to well of a plate (ops only)."""
 
     def complete(self) -> Self:
-        """With the layout's own values where none is given.
+        """A copy with the layout's defaults for options that are not given.
 
         Raises UserError for labels in a pooled screen.
         """

@@ -26,8 +26,8 @@ def counterfactual(
 
     `environment` is one of the screen's, as "S1/P2/A1" or ("S1", "P2", "A1"); "none" for no
     technical variation; or any `Optics`, such as `new_environment` draws. A cell's own environment
-    returns its stored pixels. An injected screen's clean images are read from where they lay when
-    it was made. Raises UserError if the screen was neither simulated nor injected, has no such
+    returns its stored pixels. An injected screen's clean images are read from the path recorded
+    when it was made. Raises UserError if the screen was neither simulated nor injected, has no such
     environment, a row lies outside it, or the clean screen is gone or changed.
     """
     render = _renderer_of(screen)

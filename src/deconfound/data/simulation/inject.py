@@ -42,7 +42,7 @@ INJECTED = "injected"
 """Entry of the provenance that an injected screen has and no other."""
 FIELD_X, FIELD_Y = "Truth_FieldX", "Truth_FieldY"
 WRITTEN = frozenset((SERIES, PLATE, SECTION, PLATE_MAP, WELL, SITE, OBJECT, CELL, FIELD_X, FIELD_Y))
-"""Columns that say where an injected screen has a cell; no column of the clean screen does."""
+"""Columns of a cell's place in the injected screen; those of the clean screen are dropped."""
 
 
 class InjectConfig(EnvironmentOptions):
@@ -126,7 +126,7 @@ def inject(
 
 
 def clean_name(provenance: Mapping[str, Any]) -> str | None:
-    """The name of the clean screen whose cells an injected screen shows; None of any other."""
+    """The name of the clean screen of an injected screen; None for any other screen."""
     found = provenance.get(INJECTED)
     return None if found is None else str(found["clean"]["name"])
 
@@ -237,7 +237,7 @@ def _layout(clean: Screen, label: str, config: InjectConfig) -> tuple[pd.DataFra
 def _with_cells(
     places: pd.DataFrame, clean: Screen, label: str, names: list[str], config: InjectConfig
 ) -> pd.DataFrame:
-    """One row per cell, well after well, and all that is known of it."""
+    """The table of the injected screen: one row per cell, well after well."""
     cells, well = _dealt(clean, label, names, places[LABEL].to_numpy(), config.seed)
     table = places.drop(columns=LABEL).iloc[well].reset_index(drop=True)
     add_places(table)
@@ -259,7 +259,7 @@ def _with_cells(
 def _dealt(
     clean: Screen, label: str, names: list[str], of_well: npt.NDArray[np.int64], seed: int
 ) -> tuple[Rows, Rows]:
-    """Every row of the clean screen once, and the well it comes to, well after well: (N,) each.
+    """Every row of the clean screen once, and the well it is dealt to, well after well: (N,) each.
 
     `of_well` numbers the label of each well.
     """

@@ -1,4 +1,4 @@
-"""Plate layouts of simulated and injected screens: which label lies in which well of what."""
+"""Plate layouts of simulated and injected screens: which label lies in which well."""
 
 from collections.abc import Sequence
 
@@ -83,7 +83,7 @@ def lincs_layout(
 
 
 def add_places(table: pd.DataFrame) -> None:
-    """Give each row, a cell, its field of view in its well and its number there, behind the well.
+    """Insert after the well each cell's field of view and its number in that field.
 
     The cells of a well are dealt to its `SITES` in turn.
     """
@@ -97,7 +97,7 @@ def add_places(table: pd.DataFrame) -> None:
 def _partly_shared(
     labels: npt.NDArray[np.int64], groups: int, held: int, stream: np.random.Generator
 ) -> list[npt.NDArray[np.int64]]:
-    """For each group `held` of the labels, so that all labels are held about equally often."""
+    """The `held` labels of each group, drawn so that all labels are held about equally often."""
     used = np.zeros(len(labels))
     chosen = []
     for _ in range(groups):

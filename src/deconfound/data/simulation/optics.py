@@ -49,7 +49,7 @@ def optics_from(values: dict[str, Any]) -> Optics:
 
 
 def no_optics(channels: int) -> Optics:
-    """No technical variation at all: the image stays as it is."""
+    """Optics that leave an image as it is."""
     one, zero = (1.0,) * channels, (0.0,) * channels
     return Optics(one, one, zero, (zero,) * channels, zero, zero, zero, zero, zero, zero)
 
@@ -112,7 +112,7 @@ def apply_optics(clean: Floats, optics: Optics, field: Floats, noise: Floats) ->
 
 
 def digitised(image: Floats, dtype: str) -> npt.NDArray[Any]:
-    """Rounded counts of `dtype` ("uint8" or "uint16"), whose largest value is 1.0's."""
+    """Rounded counts of `dtype` ("uint8" or "uint16"); 1.0 becomes the type's largest value."""
     counts: npt.NDArray[Any] = np.rint(image * np.float32(np.iinfo(dtype).max)).astype(dtype)
     return counts
 

@@ -157,7 +157,7 @@ def _sizes_dealt(genes: int, complexes: int, stream: np.random.Generator) -> npt
 
 
 def _sequences(count: int, stream: np.random.Generator) -> tuple[str, ...]:
-    """So many different guides of random bases."""
+    """`count` different guides of random bases."""
     bases = np.array(list("ACGT"))
     found: dict[str, None] = {}
     while len(found) < count:

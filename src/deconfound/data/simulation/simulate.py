@@ -125,14 +125,14 @@ class SimulatedCells:
 
 
 class _Plan(NamedTuple):
-    """Which cells there are, environment after environment, and what is done to them."""
+    """The cells, environment after environment, and the shift of the traits of each."""
 
     table: pd.DataFrame
     shift: Floats
-    """(N, traits) of each cell, in logits."""
+    """(N, traits) shift of each cell, in logits."""
     labels: Sequence[str]
     phenotypes: Floats
-    """(labels, traits)."""
+    """(labels, traits) shift of each label, in logits."""
     roles: Roles
     complexes: str | None = None
     """The complex file of a pooled screen."""
@@ -195,7 +195,7 @@ def _label_names(labels: int) -> list[str]:
 
 
 def simulated_cells(screen: Screen) -> SimulatedCells:
-    """What renders the cells of a simulated screen, as its provenance records it."""
+    """The renderer of a simulated screen's cells, as its provenance records it."""
     recorded = screen.provenance[SIMULATE]
     config = validated(SimulateConfig, recorded, f"{screen.path}/screen.json").complete()
     return SimulatedCells(screen.table, config)

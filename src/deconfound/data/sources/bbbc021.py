@@ -129,7 +129,7 @@ def _refuse_repeated(wells: pd.DataFrame, where: str) -> None:
 def _joined(
     wells: pd.DataFrame, known: pd.DataFrame, key: list[str], where: str, where_known: str
 ) -> pd.DataFrame:
-    """The wells, in their order, with what `known` says of their `key`."""
+    """The wells, in their order, joined by `key` with the columns of `known`."""
     for column in known.columns.difference(key, sort=False):
         refuse_divided(known, key, (column,), where_known)
     found = wells.merge(known.drop_duplicates(key), on=key, how="left", indicator=True)

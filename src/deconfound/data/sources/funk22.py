@@ -44,7 +44,7 @@ TILE, BORDER = 2960, 50  # pixels
 GENE, GUIDE, PLATE, WELL = "Metadata_Gene", "Metadata_sgRNA", "Metadata_Plate", "Metadata_Well"
 SITE, CELL = "Metadata_Site", "Metadata_CellID"
 FOLDERS = {"perturbed": "treatment", "ntc": NEGATIVE}
-"""The two LMDBs, and what their cells are."""
+"""The two LMDBs, and the control type of their cells."""
 CATEGORIES = {"plate": PLATE, "well": WELL, "tile": SITE, "gene_symbol_0": GENE, "sgRNA_0": GUIDE}
 IDS, PLACES = ("UID", "index"), ("cell_i", "cell_j")
 KEYS = 4096  # looked up at a time

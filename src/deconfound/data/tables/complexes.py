@@ -25,10 +25,11 @@ ENTITIES = ["entity1", "entity2"]
 
 
 def read_complexes(path: Path) -> Complexes:
-    """The complexes in a file, whose form is found from its content; packed ones are read too.
+    """The complexes in a file, packed or not; the file's form is found from its content.
 
-    Of CORUM's download those of the organism Human; of a list of pairs each pair is a complex.
-    Raises UserError if the file is missing, cannot be read or has none of the forms.
+    From CORUM's download only complexes of the organism Human are taken; in a list of pairs each
+    pair is a complex. Raises UserError if the file is missing, cannot be read or has none of the
+    forms.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,7 +58,7 @@ def complexes_of(lines: Sequence[str], where: str) -> Complexes:
 
 
 def pairs_among(complexes: Iterable[frozenset[str]], genes: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The pairs (P, 2) int64 of `genes` that share a complex: rows i < j of it, each pair once."""
+    """(P, 2) int64 positions i < j in `genes` of the pairs that share a complex, each pair once."""
     row = {gene: number for number, gene in enumerate(genes)}
     found: set[tuple[int, int]] = set()
     for members in complexes:

@@ -29,7 +29,7 @@ def compression(path: Path) -> Compression | None:
 
 
 def table_kind(path: Path) -> str:
-    """The end of a table's name in lower case; ".csv" of `cells.csv.gz`, as of TSV."""
+    """The kind of table by the end of its name, in lower case: ".csv" for `cells.csv.gz`."""
     if compression(path):
         inner = Path(path.stem).suffix.lower()
         return inner if inner in (".csv", ".tsv") else "".join(path.suffixes[-2:]).lower()
@@ -46,7 +46,7 @@ def open_text(path: Path) -> TextIO:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what a reader raises for a damaged table, nearly every type there is, into one line."""
+    """Turn the errors of readers of a damaged table, of nearly every type, into one line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""CellProfiler's table of images: its rows joined to those of cells, its names of columns."""
+"""CellProfiler's table of images: joining it to the table of cells, and its column names."""
 
 import re
 from collections.abc import Collection
@@ -18,7 +18,8 @@ _WANTED = re.compile(r"(Image_)?(FileName|PathName|Metadata)_.+")
 def joined_by_image(
     cells: pd.DataFrame, image_table: Path, where: str, named: Collection[str] = ()
 ) -> pd.DataFrame:
-    """`cells`, in their order, with what the row of `image_table` of the same ImageNumber says.
+    """`cells`, in their order, with the columns of the row of `image_table` of the same
+    ImageNumber.
 
     Taken are the columns of files, folders and metadata (FileName_X, PathName_X, Metadata_X, also
     with the prefix Image_), and those `named`; a column that `cells` has stays as it is. Raises
@@ -56,7 +57,8 @@ def joined_by_image(
 
 
 def without_image_prefix(table: pd.DataFrame, named: Collection[str] = ()) -> pd.DataFrame:
-    """`Image_Metadata_X` called `Metadata_X`, unless that is there too, or it is `named`."""
+    """`table` with `Image_Metadata_X` renamed to `Metadata_X`, unless the table has both names or
+    `named` holds the first."""
     present = set(table.columns)
     shorter = {
         column: column.removeprefix("Image_")

@@ -1,4 +1,4 @@
-"""Whether groups lie within groups, as the plan of an experiment says they must."""
+"""Checks that groups lie within groups, as the plan of an experiment requires."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def refuse_divided(
 ) -> None:
     """Raise UserError naming the first group of `inner` whose rows lie in two of `outer`.
 
-    Groups are of the columns, joined; rows where one of them is missing are of no group.
+    A group is one value of the columns, joined; a row where one of them is missing has no group.
     """
     inside, around = joined(table, inner), joined(table, outer)
     known = np.flatnonzero(inside.notna() & around.notna())

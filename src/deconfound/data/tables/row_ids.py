@@ -1,4 +1,4 @@
-"""Identifiers of the rows of a table: none may come twice."""
+"""Identifiers of the rows of a table: no identifier may occur twice."""
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ PLACES = (
     "ObjectType",
     "Metadata_ObjectType",
 )
-"""Columns within whose values an identifier may count from 1 again."""
+"""Columns of places; each place may count its identifiers from 1 again."""
 
 
 def refuse_repeated_ids(
@@ -31,7 +31,8 @@ def refuse_repeated_ids(
     """Raise UserError naming the first two rows with one identifier in one place.
 
     An identifier is a row's or a cell's id; an image's and an object's together; or an image's
-    alone where every row is an image and nothing numbers objects. A row without one has none.
+    alone where every row is an image and nothing numbers objects. A row without an identifier is
+    not compared.
     """
     present = set(table.columns)
     images = [name for name in IMAGE_IDS if name in present]

@@ -53,7 +53,7 @@ class Roles(BaseModel):
 
 
 class Coded(NamedTuple):
-    """A column, or several joined, as integers."""
+    """One column, or several joined, as integer codes."""
 
     codes: Codes
     """(N,) int64; −1 where a value is missing or not among `names`."""
@@ -154,7 +154,7 @@ def coded(values: pd.Series, names: Sequence[str] | None = None) -> Coded:
 
 
 def listed(columns: Iterable[object], most: int = 12) -> str:
-    """Names with commas between them, `most` at most and the number of the others."""
+    """At most `most` of the names, joined by commas, and the number of names left out."""
     names = [str(column) for column in columns]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
