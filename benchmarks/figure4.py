@@ -52,7 +52,8 @@ from deconfound.metrics.corum import (
     relation_recall,
 )
 from deconfound.runtime.seeds import numpy_stream
-from deconfound.studies.compare import CompareOptions, compare
+from deconfound.studies.compare import compare
+from deconfound.studies.comparison import CompareOptions
 
 OTHERS = 2_400
 """Cells outside the test part whose CellProfiler features are measured."""

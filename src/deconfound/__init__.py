@@ -8,10 +8,9 @@ The names are imported when they are first used, so that the command line starts
 
 import importlib
 import os
-import warnings
 from typing import TYPE_CHECKING
 
-from deconfound.verbs import FORMER, PUBLIC
+from deconfound.verbs import PUBLIC
 from deconfound.version import __version__ as __version__
 
 # Threads of libgomp that spin long while they wait take the core from whoever needs it; threads
@@ -53,8 +52,5 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     if name in PUBLIC:
         return getattr(importlib.import_module(PUBLIC[name]), name)
-    if name in FORMER:
-        said = f"deconfound.{name}: use deconfound.compare; this name goes with the next release"
-        warnings.warn(said, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(FORMER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hint = "; compare does its work" if name in ("sweep", "crossval") else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

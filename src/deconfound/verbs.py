@@ -227,6 +227,3 @@ PUBLIC = {
     for name, module in form.functions.items()
 }
 """The module of every public function and class."""
-
-FORMER = {"sweep": "deconfound.studies.compare", "crossval": "deconfound.studies.crossval"}
-"""Public functions of release 0.1 whose work `compare` does now."""

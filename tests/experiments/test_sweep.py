@@ -15,6 +15,7 @@ import yaml
 
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
+from deconfound.experiments.overhead import Summary
 from deconfound.experiments.plan import Job, make_plan
 from deconfound.experiments.running import executors, local
 from deconfound.experiments.running.job import Runner
@@ -23,7 +24,8 @@ from deconfound.experiments.running.messages import Order, Outcome, run_director
 from deconfound.experiments.select import Result, read_result
 from deconfound.reports.report import report
 from deconfound.runtime.stop import Stopped
-from deconfound.studies.compare import sweep
+from deconfound.studies.compare import compare
+from deconfound.studies.comparison import CompareOptions
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 EXECUTE = importlib.import_module("deconfound.experiments.execute")
@@ -32,6 +34,13 @@ CHEAP = {
     "steps": 2, "batch_size": 12, "validate_every": 2, "checkpoint_every": 2,
     "device": "cpu", "precision": "32",
 }  # fmt: skip
+
+
+def sweep(file: Path, out: Path, *, embeddings: bool = False, **more: Any) -> Summary:
+    """What `compare` says it did of a plan file."""
+    summary = compare(file, out, CompareOptions(embeddings=embeddings), **more).summary
+    assert summary is not None
+    return summary
 
 
 def write(folder: Path, screen: Screen, **changed: Any) -> Path:

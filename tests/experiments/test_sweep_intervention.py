@@ -11,7 +11,7 @@ from deconfound.errors import UserError
 from deconfound.experiments.plan import make_plan
 from deconfound.experiments.running.messages import run_directory
 from deconfound.runs.run import open_run
-from deconfound.studies.compare import sweep
+from deconfound.studies.compare import compare
 
 
 def test_what_is_needed_is_done_first(screen: Screen, tmp_path: Path) -> None:
@@ -27,14 +27,16 @@ def test_what_is_needed_is_done_first(screen: Screen, tmp_path: Path) -> None:
     }
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(values))
-    done = sweep(file, tmp_path / "out", workers=2, quiet=True)
+    done = compare(file, tmp_path / "out", workers=2, quiet=True).summary
+    assert done is not None
     assert (done.runs, done.failed) == (2, 0)
     table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
     redrawn = open_run(run_directory(tmp_path / "out", table.loc["redrawn", "runs"]))
     source = run_directory(tmp_path / "out", table.loc["ist", "runs"])
     assert redrawn.config.intervention.intervene == source.resolve()
     assert set(pd.read_parquet(tmp_path / "out" / "scores.parquet")["method"]) == {"erm+ist", "ist"}
-    again = sweep(file, tmp_path / "out", workers=2, quiet=True)
+    again = compare(file, tmp_path / "out", workers=2, quiet=True).summary
+    assert again is not None
     assert (again.before, again.workers) == (2, 0)
 
 

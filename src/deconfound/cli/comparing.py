@@ -15,7 +15,8 @@ def call_compare(words: list[str]) -> None:
     """Compare methods, and print the view and what it says."""
     started = time.time()
     from deconfound.experiments.running.executors import ExecutorOptions
-    from deconfound.studies.compare import Changes, CompareOptions, compare
+    from deconfound.studies.compare import compare
+    from deconfound.studies.comparison import Changes, CompareOptions
 
     arguments = create_model(
         "WithOptions",

@@ -5,8 +5,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
@@ -22,6 +23,8 @@ from deconfound.runtime.device import available_cores
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.stop import Stopped
 
+View = TypeVar("View")
+
 
 @dataclass(frozen=True)
 class Done:
@@ -34,24 +37,29 @@ class Done:
     """The long table; see `table.long_table`."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """How one call of `execute` is made."""
+
+    executors: ExecutorOptions
+    quiet: bool = False
+    embeddings: bool = False
+    """Whether the runs of the settings taken are embedded as well."""
+    began: float = field(default_factory=time.time)
+    """The time that the summary counts from, in seconds since the epoch."""
+
+
 def execute(
-    plan: Plan,
-    out: Path,
-    executors: ExecutorOptions,
-    view: Callable[[Done], None],
-    *,
-    quiet: bool,
-    began: float,
-) -> tuple[Done, Summary]:
+    plan: Plan, out: Path, view: Callable[[Plan, Done, Path], View], call: Call
+) -> tuple[View, Summary]:
     """Do every run of the plan that the directory `out` does not hold yet, and its chains.
 
     Settings are searched, one is taken for each entry and rule, and the chains of those taken are
     done; each run is scored when it ends. Writes scores.parquet, loto.parquet, failures.csv, what
     `view` writes of them, and summary.json. A run that fails does not stop the others; the next
-    call tries it again. The summary counts from `began`, in seconds since the epoch. Raises Stopped
-    on SIGTERM and Ctrl-C, when runs under way are saved.
+    call tries it again. Raises Stopped on SIGTERM and Ctrl-C, when runs under way are saved.
     """
-    rounds = _Rounds(plan, out, executors, quiet)
+    rounds = _Rounds(plan, out, call)
     jobs = plan.search()
     places = Counter(map(_place, plan.settings))
     taken = [one for one in plan.settings if places[_place(one)] == 1]
@@ -70,19 +78,14 @@ def execute(
     results = rounds.results(jobs)
     _write_failures(plan, rounds.outcomes, out)
     done = Done(results, choices, _write_scores(plan, results, out))
-    view(done)
-    summary = summarise(len(jobs), rounds.rounds, began, ended)
+    seen = view(plan, done, out)
+    summary = summarise(len(jobs), rounds.rounds, call.began, ended)
     about = asdict(summary) | {"overhead": summary.overhead}
     atomic.write_text(out / "summary.json", json.dumps(about, indent=2))
-    return done, summary
-
-
-def embed_taken(done: Done, out: Path) -> None:
-    """Embed every run of the settings taken that is not embedded yet."""
-    for choice in done.choices:
-        for name in choice.setting.runs.values() if choice.setting else ():
-            if name in done.results:
-                embedded(out, name, choice.screen, device="auto", threads=None)
+    for setting in taken if call.embeddings else ():
+        for name in results.keys() & setting.runs.values():
+            embedded(out, name, setting.screen, device="auto", threads=None)
+    return seen, summary
 
 
 def _place(setting: Setting) -> tuple[str, Path, str]:
@@ -93,8 +96,8 @@ def _place(setting: Setting) -> tuple[str, Path, str]:
 class _Rounds:
     """Rounds of runs, each begun when the one before has ended."""
 
-    def __init__(self, plan: Plan, out: Path, executors: ExecutorOptions, quiet: bool) -> None:
-        self._plan, self._out, self._executors, self._quiet = plan, out, executors, quiet
+    def __init__(self, plan: Plan, out: Path, call: Call) -> None:
+        self._plan, self._out, self._call = plan, out, call
         self.rounds: list[list[Outcome]] = []
 
     @property
@@ -149,13 +152,15 @@ class _Rounds:
     ) -> None:
         training = [job.config.training for job in jobs]
         threads = max(one.threads or available_cores() for one in training)
-        running = self._executors.run(orders, threads=threads, devices={t.device for t in training})
+        running = self._call.executors.run(
+            orders, threads=threads, devices={t.device for t in training}
+        )
         outcomes: list[Outcome] = []
         self.rounds.append(outcomes)
         title = f"{self._out.name}, {part}" if part else self._out.name
         try:
             with (
-                Progress(title, total, "runs", done, self._quiet) as progress,
+                Progress(title, total, "runs", done, self._call.quiet) as progress,
                 contextlib.closing(running),
             ):
                 for outcome in running:

@@ -11,11 +11,12 @@ from deconfound.arrays import Rows
 from deconfound.data.folds.groups import physical_well
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed, require_columns
+from deconfound.display.numbers import mean_and_sd
 from deconfound.errors import UserError
 from deconfound.experiments.plan import Plan, Setting
 from deconfound.experiments.running.messages import predictions_file
 from deconfound.experiments.select import Choice, Result
-from deconfound.experiments.table import mean_and_sd, write_table_files
+from deconfound.experiments.table import write_table_files
 from deconfound.experiments.verdict import bootstrap
 from deconfound.files import atomic
 

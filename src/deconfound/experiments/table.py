@@ -1,7 +1,6 @@
 """One long table of the scores of an experiment, and tables as files for readers."""
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -66,13 +65,6 @@ def _of_run(plan: Plan, setting: Setting, result: Result, out: Path) -> list[pd.
         if file.is_file():
             found.append(pd.read_parquet(file).assign(method=task.chain.name))
     return found
-
-
-def mean_and_sd(mean: float, sd: float) -> str:
-    """ "0.712 ± 0.031"; a dash where undefined."""
-    if math.isnan(mean):
-        return "–"
-    return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
 def write_table_files(shown: pd.DataFrame, out: Path, left: int) -> None:

@@ -89,7 +89,7 @@ def test_validation_rows_are_not_predicted_twice(
 
     task = order(config, screen, tmp_path)
     fit(config, screen.path, run_directory(tmp_path, "whole"), quiet=True)
-    monkeypatch.setattr(job.BatchReader, "stream", stream)
+    monkeypatch.setattr(BatchReader, "stream", stream)
     assert Runner().run(task._replace(name="whole")).reason == ""
     scored = np.flatnonzero(np.isin(part, job.SCORED))
     assert predicted == scored.tolist()

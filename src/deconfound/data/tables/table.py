@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from natsort import natsort_keygen
 from pydantic import BaseModel, ConfigDict
 
 from deconfound.arrays import Codes
@@ -24,8 +23,6 @@ from deconfound.data.tables.compressed import (
 from deconfound.errors import UserError
 from deconfound.runtime.escaping import from_spreadsheet
 
-natural_order = natsort_keygen()
-"""Sort key under which "week2" comes before "week10"."""
 EXPORTED_PATH = "deconfound_path"
 """Column of image paths in a table written by export."""
 
@@ -151,6 +148,20 @@ def coded(values: pd.Series, names: Sequence[str] | None = None) -> Coded:
     lookup = {name: code for code, name in enumerate(names)}
     codes = text.map(lookup).fillna(-1)
     return Coded(np.asarray(codes, dtype=np.int64), tuple(names))
+
+
+def natural_order(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which "week2" comes before "week10".
+
+    The codes of labels in finished runs rest on this order; natsort orders "é" and "²" otherwise.
+    """
+    parts: list[str] = []
+    for character in text:
+        if parts and parts[-1][-1].isdecimal() == character.isdecimal():
+            parts[-1] += character
+        else:
+            parts.append(character)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts)
 
 
 def listed(columns: Iterable[object], most: int = 12) -> str:

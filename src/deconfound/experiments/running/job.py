@@ -3,18 +3,15 @@
 import json
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from deconfound.arrays import Rows
 from deconfound.config import DataOptions, validated
 from deconfound.data.folds.problem import Problem, pose
-from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import classification
@@ -28,11 +25,11 @@ from deconfound.experiments.running.messages import (
     stored_result,
 )
 from deconfound.files import atomic
-from deconfound.intervention.at_test_time import correction_of, represent
+from deconfound.intervention.embedder import Embedder
 from deconfound.methods.contract import Imputer
 from deconfound.metrics import seen_in_training
 from deconfound.runs.config import RunConfig, config_model
-from deconfound.runs.run import Run, group_codes, open_run, read_json
+from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.device import start_fabric
 from deconfound.training.fit import train
 from deconfound.training.validation import Predictions
@@ -132,7 +129,6 @@ class Runner:
         return screen
 
 
-@torch.inference_mode()
 def _predict(
     run: Run, screen: Screen, problem: Problem, known: Predictions | None
 ) -> tuple[Rows, Rows]:
@@ -142,28 +138,19 @@ def _predict(
     """
     training = run.config.training
     fabric = start_fabric(training.device, "32", training.threads)
-    method, intensity = run.load(screen)
-    method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    correction = correction_of(run, screen, fabric.device)
+    embedder = Embedder.of_run(run, screen, fabric)
     rows = np.flatnonzero(np.isin(problem.fold.part, SCORED)).astype(np.int64)
     label = np.full(len(screen), -1, dtype=np.int64)
     if known is not None:
         label[known.row] = known.label
-    group = group_codes(run, screen)
-    reader = BatchReader.of_images(screen, intensity, fabric.device, group=group)
-    for batch in reader.stream(_batches(rows[label[rows] < 0])):
-        _, predicted = represent(method, batch, correction)
-        if predicted is None and isinstance(method, Imputer):  # what it imputes is scored elsewhere
-            return rows[:0], rows[:0]
-        if predicted is None:
-            raise UserError(f"{run.config.method}: predicts no label, and a sweep scores labels")
-        label[batch.row.numpy()] = predicted.cpu().numpy()
+    unknown = rows[label[rows] < 0]
+    predicted = embedder.labels(unknown, BATCH)
+    if predicted is None and isinstance(embedder.method, Imputer):
+        return rows[:0], rows[:0]  # what it imputes is scored elsewhere
+    if predicted is None:
+        raise UserError(f"{run.config.method}: predicts no label, and a sweep scores labels")
+    label[unknown] = predicted
     return rows, _codes_of(run.labels, problem)[label[rows]]
-
-
-def _batches(rows: Rows) -> Iterator[Rows]:
-    for start in range(0, len(rows), BATCH):
-        yield rows[start : start + BATCH]
 
 
 def _codes_of(labels: tuple[str, ...], problem: Problem) -> Rows:

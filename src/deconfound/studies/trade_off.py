@@ -1,34 +1,35 @@
-"""diagnose: does accuracy in distribution trade against accuracy outside it? Will invariance help?
+"""The view of a trade-off: does accuracy in distribution cost accuracy outside it?
 
 Makino et al., SCBD, section 4.1.2: SCBD can help where ERM shows the trade-off, over its learning
 rates and lengths. The held-out labels are read, so this describes a screen and selects nothing.
 """
 
 import json
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import Field
 
-from deconfound.config import Options, validated
+from deconfound.config import validated
 from deconfound.data.screens.screen import open_screen
 from deconfound.errors import UserError
-from deconfound.experiments.execute import Done, execute
+from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.held_out import ALL_GROUPS
-from deconfound.experiments.overhead import Summary
 from deconfound.experiments.plan import Plan, make_plan
 from deconfound.experiments.plan_file import PlanFile
-from deconfound.experiments.running.executors import ExecutorArguments, executor_options
 from deconfound.experiments.verdict import FEWEST, FoldDiagnosis, Verdict, judge
 from deconfound.files import atomic
+from deconfound.files.claim import refuse_foreign
+from deconfound.studies.comparison import CompareOptions, Comparison
 
 FORMAT_VERSION = 1
 ERM, SCBD = "erm", "scbd"
+SEEDS = (0, 1)
+BATCH_SIZE = 256
+"""Where no configuration says another."""
 WORDS: dict[Verdict, str] = {
     "help": "invariance is likely to help",
     "cost": "invariance is likely to cost",
@@ -36,92 +37,34 @@ WORDS: dict[Verdict, str] = {
 }
 
 
-class DiagnoseOptions(Options):
-    """What is trained for a diagnosis."""
-
-    folds: tuple[str, ...] = ()
-    """Folds, or "all groups of COLUMN"; if not given, the screen's own split, or all groups of the
-    outermost level."""
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Learning rates of ERM."""
-    lengths: tuple[int, ...] = (50, 150, 450)
-    """Training steps of ERM; SCBD trains for the largest."""
-    alphas: tuple[float, ...] = (0.0, 1.0, 4.0, 8.0)
-    """Weights of the invariance loss of SCBD; give none to leave the curve out."""
-    seeds: tuple[int, ...] = (0, 1)
-    """Seeds of every setting."""
-    erm: Path | None = None
-    """Configuration of a run of ERM to start from."""
-    scbd: Path | None = None
-    """The same of SCBD."""
-    batch_size: int = Field(256, ge=1)
-    """Images in a batch, where the configurations say nothing."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a diagnosis found."""
-
-    folds: list[FoldDiagnosis]
-    """Of every fold, and last of all folds together."""
-    summary: Summary
-
-
-def diagnose(
-    screen: Path,
-    out: Path,
-    options: DiagnoseOptions | None = None,
-    *,
-    quiet: bool = False,
-    started: float | None = None,
-    **executors: Unpack[ExecutorArguments],
-) -> Diagnosis:
+def compare_trade_off(screen: Path, out: Path, options: CompareOptions, call: Call) -> Comparison:
     """Train ERM over learning rates and lengths and SCBD over alphas; judge every fold.
 
-    Writes below the directory `out` what `execute` does, points.csv (one row for each run),
-    diagnosis.json and diagnosis.png; a killed call resumes. Raises UserError if `out` holds another
-    diagnosis or something else, for every mistake that a plan refuses, and if every run failed.
+    Raises UserError if `out` holds another diagnosis or something else, for methods that are no
+    recipes of erm and scbd, for every mistake that a plan refuses, and if every run failed.
     """
-    began = time.time() if started is None else started
-    options, where = options or DiagnoseOptions(), executor_options(executors)
-    out = Path(out)
     file = out / "diagnose.yaml"
-    wanted = _plan_values(Path(screen), options)
+    wanted = plan_values(screen, options)
     text = yaml.safe_dump(wanted, sort_keys=False)
-    if out.exists() and any(out.iterdir()):
-        if not file.is_file():
-            raise UserError(f"{out}: exists and is not a diagnosis; choose another --out")
-        if file.read_text(encoding="utf-8") != text:
-            raise UserError(f"{out}: holds a diagnosis with other options; choose another --out")
+    refuse_foreign(out, file.name, "diagnosis", text)
     plan = make_plan(Path("compare"), validated(PlanFile, wanted, "compare"))
-    found: list[FoldDiagnosis] = []
     with atomic.locked(out):
         atomic.write_text(file, text)
-        _, summary = execute(
-            plan, out, where, lambda done: found.extend(_write(plan, done, out)), quiet=quiet,
-            began=began,
-        )  # fmt: skip
-    if not found:
-        raise UserError(f"{out}: every run failed; {out / 'failures.csv'} says why")
-    return Diagnosis(found, summary)
+        (shown, said), summary = execute(plan, out, write_view, call)
+    return Comparison(shown, said, summary)
 
 
 def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Write the trade-off of a plan with entries erm and, perhaps, scbd; no table, and the verdict.
+    """Write points.csv (one row for each run), diagnosis.json and diagnosis.png of a plan.
 
-    Raises UserError if the plan has no entry erm.
+    Returns no table, and the verdict in sentences. Raises UserError if the plan has no entry erm,
+    and if no run of it has ended.
     """
     if ERM not in plan.file.methods:
         raise UserError("compare: --view trade-off reads an entry erm; add one to the plan")
-    found = _write(plan, done, out)
-    return pd.DataFrame(), sentences(found) if found else []
-
-
-def _write(plan: Plan, done: Done, out: Path) -> list[FoldDiagnosis]:
-    """Write points.csv, diagnosis.json and diagnosis.png; nothing where no run of ERM has ended."""
     points = _points(done.scores)
     if points.empty or ERM not in set(points["method"]):
-        return []
+        raise UserError(f"{out}: every run of erm failed; {out / 'failures.csv'} says why")
     atomic.write_text(out / "points.csv", points.to_csv(index=False))
     found = judge(points)
     _draw(points, found, out / "diagnosis.png")
@@ -129,7 +72,7 @@ def _write(plan: Plan, done: Done, out: Path) -> list[FoldDiagnosis]:
         {name: None if value != value else value for name, value in asdict(one).items()}
         for one in found
     ]
-    about = {
+    about: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "screen": plan.screens[next(iter(plan.screens))].name,
         "folds": folds,
@@ -137,7 +80,7 @@ def _write(plan: Plan, done: Done, out: Path) -> list[FoldDiagnosis]:
         "curve": _curve(points).to_dict("records"),
     }
     atomic.write_text(out / "diagnosis.json", json.dumps(about, indent=2, allow_nan=False))
-    return found
+    return pd.DataFrame(), about["sentences"]
 
 
 def sentences(found: list[FoldDiagnosis]) -> list[str]:
@@ -162,10 +105,10 @@ def _evidence(one: FoldDiagnosis) -> str:
     )
 
 
-def _plan_values(screen: Path, options: DiagnoseOptions) -> dict[str, Any]:
-    """The plan that a diagnosis needs, as a plan file says it."""
+def plan_values(screen: Path, options: CompareOptions) -> dict[str, Any]:
+    """The plan of a trade-off, as a plan file says it."""
     opened = open_screen(screen)
-    folds = list(options.folds)
+    folds = [_fold(word) for word in options.hold_out]
     if not folds and opened.roles.split is not None:
         folds = ["given"]
     elif not folds and opened.roles.levels:
@@ -174,32 +117,48 @@ def _plan_values(screen: Path, options: DiagnoseOptions) -> dict[str, Any]:
         raise UserError(
             f"{screen}: has no levels and no split; name what to hold out with --hold-out"
         )
-    entries: dict[str, Any] = {
-        ERM: _entry(
-            options.erm,
-            options,
-            {"learning_rate": list(options.learning_rates), "steps": list(options.lengths)},
-        )
+    recipes = _recipes(options.methods)
+    grids: dict[str, dict[str, Any]] = {
+        ERM: {"learning_rate": list(options.learning_rates), "steps": list(options.lengths)}
     }
     if options.alphas:
-        entries[SCBD] = _entry(options.scbd, options, {"alpha": list(options.alphas)})
+        grids[SCBD] = {"alpha": list(options.alphas)}
+    entries: dict[str, Any] = {}
+    for name, grid in grids.items():
+        entries[name] = {"grid": grid, "training": {}}
+        if name in recipes:
+            entries[name]["config"] = recipes[name]
+        else:
+            entries[name]["training"] = {"batch_size": options.batch_size or BATCH_SIZE}
+    if options.alphas:
         entries[SCBD]["training"] |= {"steps": max(options.lengths)}
         entries[SCBD]["options"] = {"decoder": "none"}
     return {
         "screens": [str(Path(screen).resolve())],
         "folds": folds,
-        "seeds": list(options.seeds),
+        "seeds": list(options.seeds or SEEDS),
         "methods": entries,
     }
 
 
-def _entry(config: Path | None, options: DiagnoseOptions, grid: dict[str, Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"grid": grid, "training": {}}
-    if config is None:
-        entry["training"] = {"batch_size": options.batch_size}
-    else:
-        entry["config"] = str(config.resolve())
-    return entry
+def _fold(word: str) -> str:
+    """A fold, or a level, which is all of its groups."""
+    is_fold = "=" in word or word in ("iid", "given") or word.startswith(ALL_GROUPS)
+    return word if is_fold else ALL_GROUPS + word
+
+
+def _recipes(methods: tuple[str, ...]) -> dict[str, str]:
+    """The configurations that erm=FILE and scbd=FILE name."""
+    found = {}
+    for word in methods:
+        name, _, file = word.partition("=")
+        if name not in (ERM, SCBD) or not file:
+            raise UserError(
+                f"compare: --methods {word}: a trade-off trains erm and scbd; expected "
+                "erm=CONFIG.yaml or scbd=CONFIG.yaml"
+            )
+        found[name] = str(Path(file).resolve())
+    return found
 
 
 def _points(scores: pd.DataFrame) -> pd.DataFrame:

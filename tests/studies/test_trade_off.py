@@ -12,10 +12,13 @@ from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.experiments.verdict import judge
 from deconfound.reports.report import report
-from deconfound.studies.diagnose import DiagnoseOptions, diagnose, sentences
+from deconfound.studies.compare import compare
+from deconfound.studies.comparison import CompareOptions
+from deconfound.studies.trade_off import sentences
 
-FEW = DiagnoseOptions(
-    folds=("series=S1",), learning_rates=(1e-3, 3e-3), lengths=(2, 4), alphas=(0.0, 1.0),
+FEW = CompareOptions(
+    view="trade-off", hold_out=("series=S1",), learning_rates=(1e-3, 3e-3), lengths=(2, 4),
+    alphas=(0.0, 1.0),
     seeds=(0,), batch_size=16,
 )  # fmt: skip
 
@@ -93,17 +96,18 @@ def test_too_few_settings_or_no_spread_cannot_tell() -> None:
 
 def test_from_a_screen_to_a_verdict_and_a_page(screen: Screen, tmp_path: Path) -> None:
     out = tmp_path / "d"
-    found = diagnose(screen.path, out, FEW, workers=1, quiet=True).folds
-    assert [one.fold for one in found] == ["series=S1", "all folds"]
+    found = compare(screen.path, out, FEW, workers=1, quiet=True)
     table = pd.read_csv(out / "points.csv")
     assert table["method"].value_counts().to_dict() == {"erm": 4, "scbd": 2}
     assert table[["in_distribution", "held_out", "chance"]].notna().all(axis=None)
     about = json.loads((out / "diagnosis.json").read_text())
-    assert about["sentences"] == sentences(found)
+    assert [one["fold"] for one in about["folds"]] == ["series=S1", "all folds"]
+    assert about["sentences"] == found.sentences
+    assert "a correlation needs 4" in found.sentences[0] or "correlate with r" in found.sentences[0]
     assert [row["alpha"] for row in about["curve"]] == [0, 1]
     made = (out / "diagnosis.png").read_bytes()
     runs = sorted(path.name for path in (out / "runs").iterdir())
-    diagnose(screen.path, out, FEW, workers=1, quiet=True)
+    compare(screen.path, out, FEW, workers=1, quiet=True)
     assert sorted(path.name for path in (out / "runs").iterdir()) == runs
     assert (out / "diagnosis.png").read_bytes() == made
     report([out], tmp_path / "r.html")
@@ -111,7 +115,7 @@ def test_from_a_screen_to_a_verdict_and_a_page(screen: Screen, tmp_path: Path) -
     assert "Will invariance help?" in page
     assert "data:image/png" in page
     with pytest.raises(UserError, match="other options"):
-        diagnose(screen.path, out, FEW.model_copy(update={"seeds": (1,)}), quiet=True)
+        compare(screen.path, out, FEW.model_copy(update={"seeds": (1,)}), quiet=True)
 
 
 def test_a_screen_without_levels_says_what_is_missing(
@@ -126,9 +130,9 @@ def test_a_screen_without_levels_says_what_is_missing(
     roles = Roles(label="compound", environment=("plate",))
     plain = make_screen(tmp_path / "s", make_images(table), table, roles)
     with pytest.raises(UserError, match="--hold-out"):
-        diagnose(plain.path, tmp_path / "d", FEW.model_copy(update={"folds": ()}), quiet=True)
+        compare(plain.path, tmp_path / "d", FEW.model_copy(update={"hold_out": ()}), quiet=True)
     assert not (tmp_path / "d").exists()
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a diagnosis"):
-        diagnose(plain.path, tmp_path / "d", FEW, quiet=True)
+        compare(plain.path, tmp_path / "d", FEW, quiet=True)

@@ -21,10 +21,23 @@ from deconfound.experiments.held_out import Folds, chosen_levels, describe_folds
 from deconfound.experiments.running.chain import Chain
 from deconfound.experiments.words import read_rows
 from deconfound.runs.config import RunConfig, dump_config
-from deconfound.studies.crossval import CrossvalOptions, crossval, plan_values
-from deconfound.studies.ist_table import make_table, shown
+from deconfound.studies.compare import compare
+from deconfound.studies.comparison import CompareOptions, Comparison
+from deconfound.studies.levels import make_table, plan_values, shown
 
 MakeScreen = Callable[..., Screen]
+
+
+def by_levels(
+    methods: tuple[str, ...],
+    screen: Path,
+    out: Path,
+    options: CompareOptions | None = None,
+    **more: Any,
+) -> Comparison:
+    """Compare methods on a screen by levels."""
+    asked = (options or CompareOptions()).model_copy(update={"methods": methods})
+    return compare(screen, out, asked, **more)
 
 
 def test_rows_share_the_runs_of_their_method(
@@ -69,12 +82,12 @@ def test_rows_of_methods_trained_on_imputed_images(
         "ist": {},
     }
     given = {"relative_style": "controls", "correction_draws": 0, "bank": None}
-    swept = plan_values(tmp_path, entries, [], CrossvalOptions(), given)["methods"]
+    swept = plan_values(tmp_path, entries, [], CompareOptions(), given)["methods"]
     del given["bank"]
     assert swept["erm+ist"]["intervention"] == given
     plain = {name: entry for name, entry in entries.items() if "intervene" not in entry}
     with pytest.raises(UserError, match="--style-images belongs to METHOD"):
-        plan_values(tmp_path, plain, [], CrossvalOptions(), {"style_images": 2})
+        plan_values(tmp_path, plain, [], CompareOptions(), {"style_images": 2})
     assert "intervention" not in swept["scbd"]
 
 
@@ -84,7 +97,7 @@ def test_what_no_run_could_take_is_refused_before_anything_is_written(
     given = {"impute_into": "mean", "correction_draws": 4}
     said = "compare: methods.erm.ist: option 'intervention.correction_draws' = 4: .* give 1 or 0"
     with pytest.raises(UserError, match=said):
-        crossval(("erm+ist",), screen.path, tmp_path / "out", intervention=given, quiet=True)
+        by_levels(("erm+ist",), screen.path, tmp_path / "out", intervention=given, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,13 +209,13 @@ def test_screens_that_cannot_be_cross_validated_are_refused(
     ):  # fmt: skip
         made = make_screen(tmp_path / name, images, table, roles)
         with pytest.raises(UserError, match=said) as error:
-            crossval(("erm",), made.path, tmp_path / "o", quiet=True)
+            by_levels(("erm",), made.path, tmp_path / "o", quiet=True)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "o").exists()
 
 
 def test_the_sweep_holds_what_was_asked(screen: Screen) -> None:
-    options = CrossvalOptions(seeds=(4,), steps=7, environment=("plate", "section"))
+    options = CompareOptions(seeds=(4,), steps=7, environment=("plate", "section"))
     found = plan_values(screen.path, {"erm": {}}, ["series=S1"], options, {})
     assert found["folds"] == ["iid", "series=S1"]
     assert found["training"] == {"steps": 7}
@@ -249,13 +262,14 @@ def test_cells_are_means_and_sds_over_folds_and_seeds() -> None:
 
 def test_from_a_screen_to_the_table(screen: Screen, tmp_path: Path) -> None:
     out = tmp_path / "c"
-    options = CrossvalOptions(
-        levels=("plate", "series"), folds_per_level=1, seeds=(0,), steps=3, batch_size=24, knn=3
+    options = CompareOptions(
+        hold_out=("plate", "series"), folds_per_level=1, seeds=(0,), steps=3, batch_size=24, knn=3
     )
-    found = crossval(("erm", "erm+knn"), screen.path, out, options, workers=1, quiet=True)
-    assert found.failed == 0
-    assert found.folds["held_out"].sum() == 2
-    table = found.table.set_index("method")
+    found = by_levels(("erm", "erm+knn"), screen.path, out, options, workers=1, quiet=True)
+    assert found.summary is not None
+    assert found.summary.failed == 0
+    assert pd.read_csv(out / "folds.csv")["held_out"].sum() == 2
+    table = pd.read_csv(out / "table.csv").set_index("method")
     for column in ("IID", "cLISI/bLISI", "kNN BatchCV", "plate", "series"):
         assert table[f"{column}_runs"].tolist() == [1, 1], column
         assert table[f"{column}_mean"].notna().all(), column
@@ -279,14 +293,14 @@ def test_from_a_screen_to_the_table(screen: Screen, tmp_path: Path) -> None:
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.h5ad")}
     csv = (out / "table.csv").read_bytes()
-    again = crossval(("erm", "erm+knn"), screen.path, out, options, workers=1, quiet=True)
-    pd.testing.assert_frame_equal(again.table, found.table)
+    again = by_levels(("erm", "erm+knn"), screen.path, out, options, workers=1, quiet=True)
+    pd.testing.assert_frame_equal(again.shown, found.shown)
     assert (out / "table.csv").read_bytes() == csv
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.h5ad")} == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a cross-validation"):
-        crossval(("erm",), screen.path, tmp_path / "mine", options, quiet=True)
+        by_levels(("erm",), screen.path, tmp_path / "mine", options, quiet=True)
 
 
 def test_imputed_images_from_a_screen_to_the_table(
@@ -295,15 +309,16 @@ def test_imputed_images_from_a_screen_to_the_table(
     far, erm = tmp_path / "far.yaml", tmp_path / "erm.yaml"
     far.write_text(dump_config(make_config("ist")))
     erm.write_text(dump_config(make_config("erm")))
-    options = CrossvalOptions(
-        levels=("series",), folds_per_level=1, seeds=(0,), steps=2, batch_size=24
+    options = CompareOptions(
+        hold_out=("series",), folds_per_level=1, seeds=(0,), steps=2, batch_size=24
     )
     words = (f"erm+far={erm}", f"far={far}")
     out = tmp_path / "c"
     given = {"bank": 2}
-    found = crossval(words, screen.path, out, options, intervention=given, workers=2, quiet=True)
-    assert found.failed == 0
-    table = found.table.set_index("method")
+    found = by_levels(words, screen.path, out, options, intervention=given, workers=2, quiet=True)
+    assert found.summary is not None
+    assert found.summary.failed == 0
+    table = pd.read_csv(out / "table.csv").set_index("method")
     assert table.loc["erm+far", ["IID_runs", "series_runs"]].tolist() == [1, 1]
     titles = {read_embeddings(file).about["method"] for file in (out / "embeddings").glob("*.h5ad")}
     assert titles == {"erm+ist", "ist"}

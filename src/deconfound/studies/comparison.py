@@ -1,0 +1,77 @@
+"""What a comparison is asked for, and what it returns."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import Field
+
+from deconfound.config import DataOptions, InterventionOptions, Options, optional
+from deconfound.experiments.overhead import Summary
+
+ViewName = Literal["search", "levels", "trade-off"]
+Changes = optional(InterventionOptions, leave_out=("intervene",))
+"""Options of interventions, each None unless given."""
+
+
+class CompareOptions(Options):
+    """What is compared, and how it is shown."""
+
+    view: ViewName | None = None
+    """search: the settings taken. levels: the table of Pernice et al., the default for a screen.
+    trade-off: whether invariance is likely to help. A plan file's own default is search."""
+    methods: tuple[str, ...] = ()
+    """Methods of a comparison on a screen: METHOD[+IMPUTER][+CORRECTION][+knn][=CONFIG.yaml], such
+    as erm+ist and erm+symphony+knn; erm and scbd if not given."""
+    hold_out: tuple[str, ...] = ()
+    """Levels to hold out in turn, also joined by commas, or folds of a trade-off; if not given all
+    of the screen's levels, and for a trade-off its own split or its outermost level."""
+    folds_per_level: int | None = Field(None, ge=1)
+    """Groups held out at each level, drawn at random; all if not given."""
+    draw_seed: int = 0
+    """Seed of that draw."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of every run; 0 1 2 if not given, and 0 1 for a trade-off."""
+    label: str | None = None
+    """Column to predict; the screen's own label if not given."""
+    environment: tuple[str, ...] = ()
+    """Column or columns (joined) of the nuisance; the screen's own if not given."""
+    steps: int | None = Field(None, ge=1)
+    """Training steps of every method, also of one with a configuration; its own if not given."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images in a batch, for every method; its own if not given. For a trade-off 256 if not given,
+    where the configurations say nothing."""
+    knn: int = Field(10, ge=1)
+    """Neighbours that vote where a method ends in +knn."""
+    embeddings: bool = False
+    """Of a plan file: embed the runs of the settings taken as well."""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Of a trade-off: learning rates of ERM."""
+    lengths: tuple[int, ...] = (50, 150, 450)
+    """Of a trade-off: training steps of ERM; SCBD trains for the largest."""
+    alphas: tuple[float, ...] = (0.0, 1.0, 4.0, 8.0)
+    """Of a trade-off: weights of the invariance loss of SCBD; give none to leave the curve out."""
+    cells: int = Field(6_000, ge=500)
+    """Of the demonstration: simulated cells."""
+    seed: int = 0
+    """Of the demonstration: seed of the screen and of the runs."""
+
+    @property
+    def data(self) -> DataOptions:
+        """The data options that all runs on a screen share."""
+        return DataOptions(label=self.label, environment=self.environment)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found."""
+
+    shown: pd.DataFrame
+    """The view as a table of text; empty where the view is a picture or a page."""
+    sentences: list[str] = field(default_factory=list)
+    """What the scores say, and what could not be held out."""
+    summary: Summary | None = None
+    """What this call did."""
+    page: Path | None = None
+    """The report of a demonstration."""
