@@ -31,6 +31,7 @@ from deconfound.embeddings.correct import names as corrections
 from deconfound.evaluation.scores import COLUMNS
 from deconfound.methods import post_hoc
 from deconfound.studies import demo
+from deconfound.studies.comparison import CompareOptions
 from deconfound.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -46,12 +47,15 @@ NAMES = {
     "source": tuple(sources.discover()),
     "list": ("methods",),
 }
+VIEWS = ("plan", "levels", "trade-off", "demo")
+"""Pages of compare beside its own."""
 FEW_STEPS = "--steps 4 --batch-size 32 --device cpu --precision 32 --quiet"
 CHEAP = {
     "compare demo": "--cells 500 --steps 2 --quiet",
     "simulate": "--cells 720 --quiet",
     "simulate --cells": "--quiet",
     "ingest": "--quiet",
+    "ingest source": "",
     "inject": "--quiet",
     "describe": "--quiet",
     "compare screen": "--workers 1 --steps 2 --batch-size 16 --quiet",
@@ -66,7 +70,7 @@ CHEAP = {
     "embed features": "",
     "export": "--quiet",
     "measure": "--quiet",
-    "measure wells.h5ad": "--null-size 50 --quiet",
+    "measure --retrieval": "--null-size 50 --quiet",
     "aggregate": "--quiet",
     "transfer": "--quiet",
     "measure runs/imputed": "--images 12 --oracle-steps 2 --device cpu --quiet",
@@ -124,14 +128,15 @@ def follow(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
 def cheaply(words: list[str]) -> list[str]:
     """The words of a command with those of `CHEAP`."""
-    key = "compare --view" if "--view" in words else " ".join(words[:2])
+    marks = [word for word in words if word in ("--view", "--retrieval")]
+    key = " ".join([words[0], *marks] if marks else words[:2])
     return words + CHEAP.get(key, CHEAP.get(words[0], "")).split()
 
 
 demo_plan = demo.plan_values
 
 
-def small_plan(screen: Screen, options: demo.DemoOptions) -> dict[str, Any]:
+def small_plan(screen: Screen, options: CompareOptions) -> dict[str, Any]:
     """The demonstration's plan with small batches and networks, which no flag sets."""
     found = demo_plan(screen, options)
     found["training"] |= {"batch_size": 32, "device": "cpu", "precision": "32"}
@@ -416,6 +421,12 @@ def test_page_can_be_followed(
     assert all(Path(made).exists() for made in written)
 
 
+def test_the_readme_leads_to_every_page_of_a_verb() -> None:
+    linked = set(re.findall(r"\(docs/([\w-]+)\.md\)", README.read_text(encoding="utf-8")))
+    assert {*FORMS, *VIEWS} <= linked
+    assert {page.stem for page in PAGES} >= {*FORMS, *VIEWS}
+
+
 @pytest.mark.parametrize("page", FORMS)
 def test_every_form_of_a_verb_has_a_page_that_runs_it(page: str) -> None:
     wanted = [word for word in FORMS[page].usage.split() if word.islower() or word[:2] == "--"]
@@ -485,10 +496,6 @@ def test_every_flag_exists(monkeypatch: pytest.MonkeyPatch) -> None:
         own = {"--" + name.replace("_", "-") for name in shown}
         text = re.sub(r"(srun|torchrun) .*? -m|#SBATCH .*|benchmarks/.*", "", text)  # not ours
         assert set(FLAG.findall(text)) <= known | own, page.name
-
-
-VIEWS = ("plan", "levels", "trade-off", "demo")
-"""Pages of compare beside its own."""
 
 
 @pytest.mark.parametrize("page", [*FORMS, *VIEWS])
