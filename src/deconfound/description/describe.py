@@ -1,14 +1,17 @@
 """describe: what a screen holds, what can be held out of it, and what is confounded in it."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from deconfound.arrays import Mask, Rows
+from deconfound.config import DataOptions
 from deconfound.data.folds.fold import make_fold
 from deconfound.data.folds.groups import Level, physical_well
+from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import Coded, Roles, nested_ids, require_columns
 from deconfound.description.description import Description
@@ -44,46 +47,27 @@ def describe(
     if images < 1:
         raise UserError(f"--images {images}: expected 1 or more")
     opened = open_screen(screen)
-    own = opened.roles
-    roles = own.model_copy(
-        update={
-            "label": label or own.label,
-            "environment": environment or own.environment,
-            "levels": levels or own.levels,
-        }
-    )
+    wanted = DataOptions(label=label, environment=environment, levels=levels)
+    roles = roles_of(opened, wanted)
     require_columns(opened.table, roles.columns(), str(opened.path))
     labels = _codes(opened, () if roles.label is None else (roles.label,))
     environments = _codes(opened, roles.environment)
-    occupancy = _occupancy(opened.table, roles, labels, environments)
     folds, refused = _folds(opened.table, roles, labels, environments)
-    level_table = _levels(opened.table, roles, folds, refused)
     rows = sample_rows(environments, images)
-    statistics = pixel_statistics(opened, environments, rows, quiet=quiet)
-    information = shared_information(labels.codes, environments.codes)
-    description = Description(
+    found = Description(
         screen=opened,
         roles=roles,
         counts=_counts(opened.table, roles, labels, environments),
-        levels=level_table,
-        occupancy=occupancy,
+        levels=_levels(opened.table, roles, folds, refused),
+        occupancy=_occupancy(opened.table, roles, labels, environments),
         folds=folds,
-        statistics=statistics,
+        statistics=pixel_statistics(opened, environments, rows, quiet=quiet),
         images_read=len(rows),
-        shared_information=information,
-        warnings=tuple(
-            find_warnings(
-                table=opened.table,
-                roles=roles,
-                label=labels,
-                environment=environments,
-                information=information,
-                levels=level_table,
-                folds=folds,
-                statistics=statistics,
-            )
-        ),
+        shared_information=shared_information(labels.codes, environments.codes),
+        warnings=(),
     )
+    warnings = tuple(find_warnings(found, labels, environments))
+    description = replace(found, warnings=warnings)
     if out is not None:
         from deconfound.description.page import write_page
 

@@ -4,7 +4,6 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Self
 
 import numpy as np
 import torch
@@ -52,50 +51,26 @@ class BatchReader:
         self,
         screen: Screen,
         *,
-        label: Codes,
-        environment: Codes,
         intensity: Intensity,
         device: torch.device,
-        channels_last: bool = False,
+        label: Codes | None = None,
+        environment: Codes | None = None,
         group: Codes | None = None,
+        channels_last: bool = True,
     ) -> None:
-        """`label` and `environment` are the codes (N,) of every row of the screen.
+        """`label` and `environment` are the codes (N,) of every row; all are missing if not given.
 
         So is `group`, which `intensity` needs if it was fitted with groups.
         """
+        missing = np.full(len(screen), -1, dtype=np.int64)
         self._group = None if group is None else torch.from_numpy(group)
         self._screen = screen
-        self._label = torch.from_numpy(label)
-        self._environment = torch.from_numpy(environment)
+        self._label = torch.from_numpy(missing if label is None else label)
+        self._environment = torch.from_numpy(missing if environment is None else environment)
         self._intensity = intensity.to(device)
         self._device = device
         channels_last = channels_last and not screen.holds_profiles
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-
-    @classmethod
-    def of_images(
-        cls,
-        screen: Screen,
-        intensity: Intensity,
-        device: torch.device,
-        *,
-        environment: Codes | None = None,
-        group: Codes | None = None,
-    ) -> Self:
-        """A reader of images without labels, channels last; environments are missing if not given.
-
-        `environment` and `group` are codes (N,) as in the constructor.
-        """
-        missing = np.full(len(screen), -1, dtype=np.int64)
-        return cls(
-            screen,
-            label=missing,
-            environment=missing if environment is None else environment,
-            intensity=intensity,
-            device=device,
-            channels_last=True,
-            group=group,
-        )
 
     def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
         """One batch for every array of rows, in order; the next is read while one is in use."""

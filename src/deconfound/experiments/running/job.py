@@ -150,7 +150,7 @@ def _predict(
     if known is not None:
         label[known.row] = known.label
     group = group_codes(run, screen)
-    reader = BatchReader.of_images(screen, intensity, fabric.device, group=group)
+    reader = BatchReader(screen, intensity=intensity, device=fabric.device, group=group)
     for batch in reader.stream(_batches(rows[label[rows] < 0])):
         _, predicted = represent(method, batch, correction)
         if predicted is None and isinstance(method, Imputer):  # what it imputes is scored elsewhere
