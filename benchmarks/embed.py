@@ -42,7 +42,7 @@ from deconfound.files.checksums import sha256
 from deconfound.intervention.at_test_time import represent
 from deconfound.runs.config import config_model
 from deconfound.runs.run import Run
-from deconfound.runtime.device import Precision, device_name, start_fabric_alone
+from deconfound.runtime.device import Precision, device_name, start_fabric
 from deconfound.runtime.seeds import numpy_stream
 from deconfound.training.fit import fit
 
@@ -125,10 +125,10 @@ def make_run(screen: Screen, encoder: str, device: str, out: Path) -> Run:
 @torch.inference_mode()
 def forward(run: Run, screen: Screen, device: str, precision: Precision, threads: int) -> Rate:
     """Of the method alone on one batch, again and again."""
-    fabric = start_fabric_alone(device, precision, threads)
+    fabric = start_fabric(device, precision, threads, alone=True)
     method, intensity = run.load(screen)
     method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    reader = BatchReader.of_images(screen, intensity, fabric.device)
+    reader = BatchReader(screen, intensity=intensity, device=fabric.device)
     size = batch_size(device)
     batch = reader.read(np.arange(size, dtype=np.int64))
 
@@ -211,7 +211,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device, precision, threads = arguments.device, arguments.precision, arguments.threads
     vars(importlib.import_module("deconfound.embeddings.embed_shards"))["EmbeddingStream"] = Timed
-    fabric = start_fabric_alone(device, precision, threads)
+    fabric = start_fabric(device, precision, threads, alone=True)
     report: dict[str, Any] = {
         "device": device_name(fabric), "precision": precision,
         "batch": batch_size(device),

@@ -13,9 +13,8 @@ from deconfound import cli
 from deconfound.data.screens.screen import Screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles, coded
-from deconfound.description.describe import describe
+from deconfound.description.describe import describe, shared_information
 from deconfound.description.description import Description
-from deconfound.description.information import shared_information
 from deconfound.description.page import MISSING, MOST_LABELS, occupancy_grid
 from deconfound.description.pixels import sample_rows
 from deconfound.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deconfound.errors import UserError
-from deconfound.files.claim import refuse_foreign
+from deconfound.files.atomic import refuse_foreign
 
 
 def test_a_missing_and_an_empty_directory_are_free(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def runs(
 
 def parts(run: Run, screen: Screen) -> tuple[Any, Batch, Correction | None]:
     method, intensity = run.load(screen)
-    reader = BatchReader.of_images(screen, intensity, CPU)
+    reader = BatchReader(screen, intensity=intensity, device=CPU)
     return method, reader.read(np.arange(len(screen))), correction_of(run, screen, CPU)
 
 

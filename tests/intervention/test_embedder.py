@@ -10,7 +10,7 @@ from deconfound.data.screens.screen import Screen
 from deconfound.embeddings.file import PREDICTED
 from deconfound.intervention.embedder import Embedder, in_batches
 from deconfound.runs.run import open_run
-from deconfound.runtime.device import start_fabric_alone
+from deconfound.runtime.device import start_fabric
 
 ROWS = np.array([3, 7, 30, 31, 32, 50], dtype=np.int64)
 
@@ -20,7 +20,7 @@ def test_it_finds_what_embed_writes(
 ) -> None:
     run = open_run(finished_runs("erm"))
     whole = embed(run.path, screen.path, tmp_path / "e.h5ad", device="cpu", threads=1, quiet=True)
-    embedder = Embedder.of_run(run, screen, start_fabric_alone("cpu", "32", 1))
+    embedder = Embedder.of_run(run, screen, start_fabric("cpu", "32", 1, alone=True))
     codes = embedder.labels(ROWS, 4)
     assert codes is not None
     predicted = whole.table[PREDICTED].astype(str).to_numpy()[ROWS]
@@ -36,7 +36,7 @@ def test_a_method_that_predicts_nothing_has_no_labels(
     finished_runs: Callable[[str], Path], screen: Screen
 ) -> None:
     run = open_run(finished_runs("stargan2"))
-    embedder = Embedder.of_run(run, screen, start_fabric_alone("cpu", "32", 1))
+    embedder = Embedder.of_run(run, screen, start_fabric("cpu", "32", 1, alone=True))
     assert embedder.labels(ROWS, 4) is None
 
 

@@ -13,7 +13,6 @@ from deconfound.runtime.device import (
     free_memory,
     processes,
     start_fabric,
-    start_fabric_alone,
 )
 
 TORCHRUN = {
@@ -73,7 +72,7 @@ def test_work_that_is_not_shared_starts_no_group(
     launcher: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setenv(monkeypatch, launcher)
-    fabric = start_fabric_alone("cpu", "32", None)
+    fabric = start_fabric("cpu", "32", None, alone=True)
     assert (fabric.global_rank, fabric.world_size) == (0, 1)
 
 

@@ -56,7 +56,7 @@ class Imputation:
             "source_provenance": source.provenance,
         }
         intensity = self.imputer.intensity
-        reader = BatchReader.of_images(source, intensity, self.imputer.bank.device)
+        reader = BatchReader(source, intensity=intensity, device=self.imputer.bank.device)
         beyond = values = 0
         name = f"{source.name} as {self.to}"
         with (

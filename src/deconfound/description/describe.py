@@ -1,18 +1,20 @@
 """describe: what a screen holds, what can be held out of it, and what is confounded in it."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from deconfound.arrays import Mask, Rows
+from deconfound.config import DataOptions
 from deconfound.data.folds.fold import make_fold
 from deconfound.data.folds.groups import Level, physical_well
+from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import Coded, Roles, nested_ids, require_columns
 from deconfound.description.description import Description
-from deconfound.description.information import shared_information
 from deconfound.description.pixels import pixel_statistics, sample_rows
 from deconfound.description.warnings import find_warnings
 from deconfound.errors import UserError
@@ -45,46 +47,27 @@ def describe(
     if images < 1:
         raise UserError(f"--images {images}: expected 1 or more")
     opened = open_screen(screen)
-    own = opened.roles
-    roles = own.model_copy(
-        update={
-            "label": label or own.label,
-            "environment": environment or own.environment,
-            "levels": levels or own.levels,
-        }
-    )
+    wanted = DataOptions(label=label, environment=environment, levels=levels)
+    roles = roles_of(opened, wanted)
     require_columns(opened.table, roles.columns(), str(opened.path))
     labels = _codes(opened, () if roles.label is None else (roles.label,))
     environments = _codes(opened, roles.environment)
-    occupancy = _occupancy(opened.table, roles, labels, environments)
     folds, refused = _folds(opened.table, roles, labels, environments)
-    level_table = _levels(opened.table, roles, folds, refused)
     rows = sample_rows(environments, images)
-    statistics = pixel_statistics(opened, environments, rows, quiet=quiet)
-    information = shared_information(labels.codes, environments.codes)
-    description = Description(
+    found = Description(
         screen=opened,
         roles=roles,
         counts=_counts(opened.table, roles, labels, environments),
-        levels=level_table,
-        occupancy=occupancy,
+        levels=_levels(opened.table, roles, folds, refused),
+        occupancy=_occupancy(opened.table, roles, labels, environments),
         folds=folds,
-        statistics=statistics,
+        statistics=pixel_statistics(opened, environments, rows, quiet=quiet),
         images_read=len(rows),
-        shared_information=information,
-        warnings=tuple(
-            find_warnings(
-                table=opened.table,
-                roles=roles,
-                label=labels,
-                environment=environments,
-                information=information,
-                levels=level_table,
-                folds=folds,
-                statistics=statistics,
-            )
-        ),
+        shared_information=shared_information(labels.codes, environments.codes),
+        warnings=(),
     )
+    warnings = tuple(find_warnings(found, labels, environments))
+    description = replace(found, warnings=warnings)
     if out is not None:
         from deconfound.description.page import write_page
 
@@ -246,3 +229,25 @@ def _contents(
 def _named(codes: Rows, names: tuple[str, ...]) -> str:
     text = "; ".join(names[code] for code in codes[:NAMED])
     return text + (f"; and {len(codes) - NAMED} more" if len(codes) > NAMED else "")
+
+
+def shared_information(label: Rows, environment: Rows) -> float:
+    """Mutual information over the smaller entropy, of codes (N,) int64 with −1 for missing: 0 … 1.
+
+    With Miller's correction (1955) for small counts; NaN if either side has fewer than 2 values
+    among the rows that have both.
+    """
+    both = (label >= 0) & (environment >= 0)
+    label, environment = label[both], environment[both]
+    if len(np.unique(label)) < 2 or len(np.unique(environment)) < 2:
+        return float("nan")
+    own = [_entropy(codes) for codes in (label, environment)]
+    joint = _entropy(label * (int(environment.max()) + 1) + environment)
+    return float(np.clip((sum(own) - joint) / min(own), 0.0, 1.0))
+
+
+def _entropy(codes: Rows) -> float:
+    """Entropy in nats, with Miller's correction."""
+    count = np.unique(codes, return_counts=True)[1]
+    share = count / count.sum()
+    return float(-(share * np.log(share)).sum() + (len(count) - 1) / (2 * count.sum()))

@@ -1,7 +1,7 @@
 """A screen's description for people: tables of text, a picture of the occupancy, a page."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,18 +90,15 @@ def write_page(description: Description, out: Path) -> None:
         picture = folder / "occupancy.png"
         grid = occupancy_grid(description)
         _draw(grid, description, picture)
-        page = (
-            templates()
-            .get_template("describe.html")
-            .render(
-                version=__version__,
-                screen=description.screen,
-                warnings=description.warnings,
-                tables=text_tables(description, PAGE_ROWS, PAGE_WIDTH),
-                picture=data_uri("image/png", picture.read_bytes()),
-                left_out=grid.left_out,
-                style=Markup(template_text("report.css")),
-            )
+        template = templates().get_template("describe.html")
+        page = template.render(
+            version=__version__,
+            screen=description.screen,
+            warnings=description.warnings,
+            tables=text_tables(description, PAGE_ROWS, PAGE_WIDTH),
+            picture=data_uri("image/png", picture.read_bytes()),
+            left_out=grid.left_out,
+            style=Markup(template_text("report.css")),
         )
         (folder / "describe.html").write_text(page, encoding="utf-8")
 
@@ -151,14 +148,13 @@ def _occupancy(description: Description, most: int, width: int) -> TextTable:
 
 def _folds(description: Description, most: int) -> TextTable:
     folds = description.folds
-    rows = []
-    for row in folds.head(most).to_dict("records"):
-        if not row["possible"]:
-            rows.append([row["fold"], *"––––––", row["reason"]])
-            continue
-        names = ("kept", "test", "unused", "training_environments", "untested", "untrained")
-        numbers = [f"{row[name]:,}" for name in names]
-        rows.append([row["fold"], *numbers, row["untrained_labels"]])
+    names = ("kept", "test", "unused", "training_environments", "untested", "untrained")
+    rows = [
+        [row["fold"], *(f"{row[name]:,}" for name in names), row["untrained_labels"]]
+        if row["possible"]
+        else [row["fold"], *"––––––", row["reason"]]
+        for row in folds.head(most).to_dict("records")
+    ]
     columns = [
         "fold", "kept", "test", "unused", "training envs", "labels not tested",
         "labels not trained", "these, or why not",
@@ -228,23 +224,17 @@ def _draw(grid: Grid, description: Description, file: Path) -> None:
     axes.tick_params(labelsize=7, length=2)
     axes.set_xlabel(_plain(" / ".join(description.roles.environment), 60))
     axes.set_ylabel(_plain(description.roles.label or "", 60))
-    if grid.images.size <= MOST_COUNTED:
-        _write_counts(axes, grid, most)
+    for row, column in np.argwhere(grid.images) if grid.images.size <= MOST_COUNTED else ():
+        count = int(grid.images[row, column])
+        colour = "white" if np.log(count) > 0.55 * np.log(most) else "black"
+        text = f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
+        place = (column + 0.5, row + 0.5)
+        axes.text(*place, text, ha="center", va="center", fontsize=5.5, color=colour)
     title = "Images per label and environment"
     axes.set_title(f"{title}\n{grid.left_out}" if grid.left_out else title, fontsize=9)
     bar = figure.colorbar(drawn, ax=axes, label="images", shrink=min(0.8, 16 / rows), format="%d")
     bar.minorticks_off()
     figure.savefig(file, format="png")
-
-
-def _write_counts(axes: Any, grid: Grid, most: int) -> None:
-    for row, column in np.argwhere(grid.images):
-        count = int(grid.images[row, column])
-        colour = "white" if np.log(count) > 0.55 * np.log(most) else "black"
-        text = f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
-        axes.text(
-            column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=5.5, color=colour
-        )
 
 
 def _plain(name: str, most: int = 28) -> str:

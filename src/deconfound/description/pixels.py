@@ -34,14 +34,12 @@ def pixel_statistics(
     all pixels in stored units, saturated (share of pixels at the largest value of the type; missing
     for float32), black (images that are 0 everywhere), constant (images of one other value).
     """
-    channels = len(screen.channels)
-    shape = (len(environment.names) + 1, channels)
+    shape = (len(environment.names) + 1, len(screen.channels))
     images = np.zeros(shape[0])
     sums: dict[str, Doubles] = {name: np.zeros(shape) for name in _MEASURED}
     per_chunk = max(1, CHUNK_PIXELS // max(1, int(np.prod(screen.image_shape))))
-    with Progress(
-        "describe", len(rows), "profiles" if screen.holds_profiles else "images", quiet=quiet
-    ) as progress:
+    unit = "profiles" if screen.holds_profiles else "images"
+    with Progress("describe", len(rows), unit, quiet=quiet) as progress:
         for start in range(0, len(rows), per_chunk):
             part = rows[start : start + per_chunk]
             place = environment.codes[part]
@@ -59,10 +57,8 @@ def _measured(pixels: npt.NDArray[Any]) -> dict[str, Doubles]:
     """Sums and counts, (B, C) each, of pixels (B, C, H, W) or of profiles (B, C)."""
     if pixels.ndim == 2:
         values, none = pixels.astype(np.float64), np.zeros(pixels.shape)
-        return {"mean": values, "square": values**2, "saturated": none + np.nan} | {
-            "black": none,
-            "constant": none,
-        }
+        found = {"mean": values, "square": values**2, "saturated": none + np.nan}
+        return found | {"black": none, "constant": none}
     flat = pixels.reshape(*pixels.shape[:2], -1)
     mean = flat.mean(axis=2, dtype=np.float64)
     low, high = flat.min(axis=2), flat.max(axis=2)
@@ -81,10 +77,8 @@ def _table(
     screen: Screen, environment: Coded, images: Doubles, sums: dict[str, Doubles]
 ) -> pd.DataFrame:
     rows = []
-    for place in range(len(images)):
-        if not images[place]:
-            continue
-        name = None if place == len(environment.names) else environment.names[place]
+    for place in np.flatnonzero(images):
+        name = [*environment.names, None][place]
         for c, channel in enumerate(screen.channels):
             mean = sums["mean"][place, c] / images[place]
             variance = sums["square"][place, c] / images[place] - mean**2

@@ -6,30 +6,21 @@ import numpy as np
 import pandas as pd
 
 from deconfound.data.tables.table import Coded, Roles, nested_ids
+from deconfound.description.description import Description
 
 CONFOUNDED = 0.5
 """Shared information of label and environment at which the warning begins."""
 NAMED = 5
 
 
-def find_warnings(
-    *,
-    table: pd.DataFrame,
-    roles: Roles,
-    label: Coded,
-    environment: Coded,
-    information: float,
-    levels: pd.DataFrame,
-    folds: pd.DataFrame,
-    statistics: pd.DataFrame,
-) -> Iterator[str]:
-    """Yield one sentence for each warning; the arguments are parts of a `Description`."""
-    yield from _roles(roles, label, environment)
+def find_warnings(found: Description, label: Coded, environment: Coded) -> Iterator[str]:
+    """Yield one sentence for each warning on a description, whose own are not read."""
+    yield from _roles(found.roles, label, environment)
     if len(label.names) > 1 and len(environment.names) > 1:
-        yield from _confounding(label, environment, information)
-    yield from _nesting(table, roles, levels)
-    yield from _coverage(folds)
-    yield from _images(statistics)
+        yield from _confounding(label, environment, found.shared_information)
+    yield from _nesting(found.screen.table, found.roles, found.levels)
+    yield from _coverage(found.folds)
+    yield from _images(found.statistics)
 
 
 def _roles(roles: Roles, label: Coded, environment: Coded) -> Iterator[str]:

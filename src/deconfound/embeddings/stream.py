@@ -20,7 +20,7 @@ from deconfound.intervention.embedder import Embedder, in_batches
 from deconfound.intervention.intervention import WEIGHTS
 from deconfound.runs.run import open_run
 from deconfound.runs.software import software
-from deconfound.runtime.device import Precision, device_name, start_fabric_alone
+from deconfound.runtime.device import Precision, device_name, start_fabric
 from deconfound.runtime.progress import Progress
 
 BATCH, GPU_BATCH = 64, 512
@@ -57,8 +57,8 @@ class EmbeddingStream:
         self.run, self.screen = open_run(run), open_screen(screen)
         self.selection = selection
         self._precision = precision
-        self._fabric = start_fabric_alone(
-            options.get("device", "auto"), precision, options.get("threads")
+        self._fabric = start_fabric(
+            options.get("device", "auto"), precision, options.get("threads"), alone=True
         )
         self._embedder = Embedder.of_run(self.run, self.screen, self._fabric, selection)
         self.rows = 0

@@ -45,7 +45,7 @@ class Embedder:
         """`group` (N,) is what `group_codes` gives, and `correction` what `correction_of` gives."""
         self.method = method
         self._fabric, self._correction = fabric, correction
-        self._reader = BatchReader.of_images(screen, intensity, fabric.device, group=group)
+        self._reader = BatchReader(screen, intensity=intensity, device=fabric.device, group=group)
 
     @classmethod
     def of_run(

@@ -35,7 +35,9 @@ def styles_of(
     `environment` (N,) holds each row's training environment, −1 where unknown. `group` (N,) holds
     each row's percentile group, where `intensity` has groups.
     """
-    reader = BatchReader.of_images(screen, intensity, device, environment=environment, group=group)
+    reader = BatchReader(
+        screen, intensity=intensity, device=device, environment=environment, group=group
+    )
 
     @torch.no_grad()
     def styles(rows: Rows) -> Tensor:

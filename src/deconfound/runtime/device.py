@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -50,51 +50,36 @@ def processes() -> Processes:
     return Processes()
 
 
-def start_fabric(device: str, precision: Precision, threads: int | None) -> "Fabric":
+def start_fabric(
+    device: str, precision: Precision, threads: int | None, *, alone: bool = False
+) -> "Fabric":
     """Fabric on `device` ("auto" takes an accelerator if there is one), launched.
 
     "auto" precision is bfloat16 where the processor computes in it, else float32. Under torchrun
-    and srun every process gets its own rank, on any number of nodes. Raises UserError for a device
-    that is not there.
+    and srun every process gets its own rank, on any number of nodes; for work that it does `alone`
+    it takes the accelerator of its place on the node and knows nothing of the others. Raises
+    UserError for a device that is not there.
     """
     from lightning_fabric import Fabric  # takes seconds, and a sweep itself trains nothing
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
-    own = processes()
-    if own.world == 1:
-        return start_fabric_alone(device, precision, threads)
-    device = _found(device)
-    fabric = Fabric(
-        accelerator="gpu" if device == "cuda" else device,
-        devices=own.local_count,
-        num_nodes=max(1, own.world // own.local_count),
-        strategy="ddp",
-        precision=_fabric_precision(device, precision),
-        plugins=[SLURMEnvironment(auto_requeue=False)] if own.launcher == "srun" else None,
-    )
-    _set_threads(threads, own)
-    fabric.launch()
-    return fabric
-
-
-def start_fabric_alone(device: str, precision: Precision, threads: int | None) -> "Fabric":
-    """`start_fabric` for work that a process does without the others of its command.
-
-    It takes the accelerator of its place on the node; the processes know nothing of each other.
-    """
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-
     own, device = processes(), _found(device)
+    alone = alone or own.world == 1
     gpu = [own.local_rank % max(1, torch.cuda.device_count())]
+    plugins: list[Any] = [LightningEnvironment()] if alone else []
+    if own.launcher == "srun" and not alone:
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     fabric = Fabric(
         accelerator="gpu" if device == "cuda" else device,
-        devices=gpu if device == "cuda" else 1,
-        strategy="auto",
+        devices=own.local_count if not alone else gpu if device == "cuda" else 1,
+        num_nodes=1 if alone else max(1, own.world // own.local_count),
+        strategy="auto" if alone else "ddp",
         precision=_fabric_precision(device, precision),
-        plugins=[LightningEnvironment()],
+        plugins=plugins,
     )
-    _set_threads(threads, own)
+    torch.set_num_threads(threads or max(1, available_cores() // own.local_count))
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric.launch()
     return fabric
 
@@ -118,11 +103,6 @@ def _found(device: str) -> str:
 def _fabric_precision(device: str, precision: Precision) -> Literal["bf16-mixed", "32-true"]:
     half = precision == "bf16" or (precision == "auto" and _computes_in_bfloat16(device))
     return "bf16-mixed" if half else "32-true"
-
-
-def _set_threads(threads: int | None, own: Processes) -> None:
-    torch.set_num_threads(threads or max(1, available_cores() // own.local_count))
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 def free_memory() -> int | None:

@@ -1,6 +1,5 @@
 """Progress of long work on the terminal: rate and time left."""
 
-from types import TracebackType
 from typing import Self
 
 from rich import progress as bars
@@ -34,12 +33,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def update(self, advance: int, note: str | None = None) -> None:

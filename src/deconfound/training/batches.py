@@ -59,7 +59,6 @@ def reader_of(
         environment=np.where(known, problem.environment.codes, -1),
         intensity=intensity,
         device=device,
-        channels_last=True,
         group=None if problem.group is None else problem.group.codes,
     )
 

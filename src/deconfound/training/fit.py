@@ -14,7 +14,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.files.claim import refuse_foreign
+from deconfound.files.atomic import refuse_foreign
 from deconfound.intervention.intervention import begin_intervention
 from deconfound.intervention.source_run import imputing_run, refuse_unfit, with_imputer
 from deconfound.runs.config import RunConfig, dump_config, read_config

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deconfound.data.loading.augment import dihedral, random_turns
+from deconfound.data.loading.batch import dihedral, random_turns
 from deconfound.runtime.seeds import torch_stream
 
 

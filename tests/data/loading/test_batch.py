@@ -201,10 +201,12 @@ def test_a_reader_of_images_alone_knows_no_label_and_the_environments_given(
     numbered: Screen,
 ) -> None:
     intensity, cpu, rows = Intensity(1, "none"), torch.device("cpu"), np.array([4, 0])
-    batch = BatchReader.of_images(numbered, intensity, cpu).read(rows)
+    batch = BatchReader(numbered, intensity=intensity, device=cpu).read(rows)
     assert batch.image[:, 0, 0, 0].tolist() == [4, 0]
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
     assert batch.label.tolist() == batch.environment.tolist() == [-1, -1]
-    given = BatchReader.of_images(numbered, intensity, cpu, environment=ENVIRONMENT).read(rows)
+    given = BatchReader(numbered, intensity=intensity, device=cpu, environment=ENVIRONMENT).read(
+        rows
+    )
     assert given.label.tolist() == [-1, -1]
     assert given.environment.tolist() == ENVIRONMENT[rows].tolist()

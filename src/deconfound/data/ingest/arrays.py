@@ -9,11 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deconfound.arrays import Pixels
-from deconfound.data.ingest.images import (
-    IngestConfig,
-    refuse_empty,
-    resolve_roles,
-)
+from deconfound.data.ingest.images import IngestConfig, resolve_roles
 from deconfound.data.ingest.profiles import ROLE_OPTIONS, refuse_options, write_profiles
 from deconfound.data.ingest.provenance import provenance_of
 from deconfound.data.ingest.rows import CHUNK_BYTES
@@ -22,7 +18,6 @@ from deconfound.data.readers.array import open_array
 from deconfound.data.readers.image import resampled
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import DTYPES, ScreenWriter
-from deconfound.data.tables.row_ids import refuse_repeated_ids
 from deconfound.data.tables.table import read_table
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
@@ -65,14 +60,13 @@ def ingest_array(
             f"{array}: {values.shape[0]} rows, but {table} has {len(metadata)}; expected one row "
             "each"
         )
-    roles = resolve_roles(metadata, config, str(table))
-    refuse_empty(metadata, roles, str(table))
-    refuse_repeated_ids(metadata, roles, str(table), row_is_image=len(values.shape) > 2)
+    is_image = len(values.shape) > 2
+    roles = resolve_roles(metadata, config, str(table), row_is_image=is_image)
     provenance = provenance_of(table, None, config, config.size) | {
         "rows": len(metadata),
         "array": str(array), "array_key": key, "array_axes": axes,
     }  # fmt: skip
-    if len(values.shape) == 2:
+    if not is_image:
         names = config.channels or tuple(f"feature_{i}" for i in range(values.shape[1]))
         _refuse_other_count(names, values.shape[1], str(array))
         place = {name: number for number, name in enumerate(names)}

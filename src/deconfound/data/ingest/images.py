@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -15,8 +14,13 @@ from deconfound.data.ingest.rows import RowReader
 from deconfound.data.ingest.writing import PATH_COLUMNS, THREADS, kept_if_stopped, write_screen
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
-from deconfound.data.tables.row_ids import refuse_repeated_ids
-from deconfound.data.tables.table import Roles, read_table, require_columns
+from deconfound.data.tables.table import (
+    Roles,
+    read_table,
+    refuse_empty,
+    refuse_repeated_ids,
+    require_columns,
+)
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.files.checksums import sha256
@@ -169,9 +173,7 @@ def ingest(
                 metadata, columns.columns[0].name, images_root, where
             )
             columns = PATH_COLUMNS
-    roles = resolve_roles(metadata, config, where)
-    refuse_empty(metadata, roles, where)
-    refuse_repeated_ids(metadata, roles, where, row_is_image=config.crop is None)
+    roles = resolve_roles(metadata, config, where, row_is_image=config.crop is None)
     reader = RowReader(
         row_files(
             metadata,
@@ -220,10 +222,13 @@ def ingest(
     )
 
 
-def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Roles:
+def resolve_roles(
+    table: pd.DataFrame, config: IngestConfig, where: str, *, row_is_image: bool = False
+) -> Roles:
     """The columns' roles: those given, else the field's usual names where the table has them.
 
-    Raises UserError for a column that is not there, or if label or environment remain without one.
+    Raises UserError for a column that is not there, if label or environment remain without one, for
+    an empty label, environment or level, and as `refuse_repeated_ids` does.
     """
     present = set(table.columns)
     usual_labels = (FOLDER_LABEL,) if config.class_folders else LABEL_COLUMNS
@@ -255,19 +260,6 @@ def resolve_roles(table: pd.DataFrame, config: IngestConfig, where: str) -> Role
         require_columns(table, [config.percentile_by], where)
         if config.transform != "percentile":
             raise UserError("ingest: --percentile-by belongs to --transform percentile; add it")
+    refuse_empty(table, roles, where)
+    refuse_repeated_ids(table, roles, where, row_is_image=row_is_image)
     return roles
-
-
-def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
-    """Raise UserError naming the first rows without a label, an environment or a level."""
-    wanted = dict.fromkeys([str(roles.label), *roles.environment, *roles.levels])
-    for column in wanted:
-        text = table[column].astype("string").str.strip()
-        empty = np.flatnonzero(text.isna() | (text == ""))
-        if len(empty):
-            rows = ", ".join(str(row) for row in empty[:5])
-            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-            raise UserError(
-                f"{where}: column {column!r} is empty in rows {rows}{more} (from 0); fill it in, "
-                "or drop these rows"
-            )

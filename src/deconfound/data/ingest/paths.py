@@ -9,11 +9,15 @@ import pandas as pd
 
 from deconfound.data.readers.image import SUFFIXES
 from deconfound.data.readers.ome_zarr import is_group
+from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 
 FOLDER_ENVIRONMENT = "Metadata_Environment"
 FOLDER_LABEL = "Metadata_Label"
 FOLDER_PATH = "Metadata_Path"
+FOLDER_ROLES = Roles(
+    label=FOLDER_LABEL, environment=(FOLDER_ENVIRONMENT,), levels=(FOLDER_ENVIRONMENT,)
+)
 
 
 def class_folders(root: Path, *, allow_outside: bool = False) -> pd.DataFrame:

@@ -8,18 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.ingest.images import (
-    IngestConfig,
-    refuse_empty,
-    resolve_roles,
-)
+from deconfound.data.ingest.images import IngestConfig, resolve_roles
 from deconfound.data.ingest.provenance import provenance_of
 from deconfound.data.ingest.writing import refuse_full_disk
 from deconfound.data.readers.features import feature_columns, open_features
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
-from deconfound.data.tables.row_ids import refuse_repeated_ids
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
@@ -72,8 +67,6 @@ def ingest_profiles(
         metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
     metadata = without_image_prefix(metadata, config.named_columns())
     roles = resolve_roles(metadata, config, where)
-    refuse_empty(metadata, roles, where)
-    refuse_repeated_ids(metadata, roles, where, row_is_image=False)
     provenance = provenance_of(table, None, config, config.size) | {
         "rows": len(metadata),
         "features": list(features),

@@ -11,32 +11,31 @@ from typing import Any
 
 from deconfound.config import Options
 from deconfound.data.tables.table import listed
+from deconfound.files.checksums import sha256
 
 
 def provenance_of(
     table: Path | None, images_root: Path | None, config: Options, size: int | None
 ) -> dict[str, Any]:
     """The provenance known before the images are read: files, options, resizing and versions."""
-    sha256 = None
-    if table is not None:
-        with Path(table).open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    resize = None
-    if size is not None:
-        resize = {"size": size, "shrinking": "area mean", "growing": "linear"}
     packages = ("deconfound", "numpy", "pandas", "pillow", "tifffile")
     return {
         "made_by": "ingest",
         "table": None if table is None else os.fspath(table),
-        "table_sha256": sha256,
+        "table_sha256": None if table is None else sha256(Path(table)),
         "images_root": None if images_root is None else os.fspath(images_root),
         "options": config.model_dump(mode="json"),
-        "resize": resize,
+        "resize": None if size is None else resizing(size),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
         },
     }
+
+
+def resizing(size: int) -> dict[str, Any]:
+    """The provenance of images resized to `size` × `size`."""
+    return {"size": size, "shrinking": "area mean", "growing": "linear"}
 
 
 def identity_of(made: dict[str, Any], files: Iterable[tuple[Path, ...]]) -> str:

@@ -7,8 +7,7 @@ import numpy as np
 
 from deconfound.arrays import Pixels
 from deconfound.data.ingest.columns import ImageColumns
-from deconfound.data.readers.image import read_image, resampled
-from deconfound.data.readers.ome_names import ome_channel_names
+from deconfound.data.readers.image import ome_channel_names, read_image, resampled
 from deconfound.errors import UserError
 from deconfound.runtime.prefetch import in_order
 

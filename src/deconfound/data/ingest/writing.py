@@ -1,7 +1,7 @@
 """Images of a table's rows, read and written as a screen, resumably."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,13 @@ from deconfound.data.ingest.provenance import identity_of
 from deconfound.data.ingest.rows import RowReader, whole_images
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
-from deconfound.data.tables.table import Roles
+from deconfound.data.tables.table import (
+    Roles,
+    read_table,
+    refuse_divided,
+    refuse_empty,
+    require_columns,
+)
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing, unfinished
 from deconfound.files.checksums import sha256
@@ -80,26 +86,39 @@ def screen_of_files(
 
 
 def screen_of_index(
-    table: pd.DataFrame, root: Path, out: Path, roles: Roles, config: IndexOptions, **made: str
+    root: Path,
+    out: Path,
+    roles: Roles,
+    config: IndexOptions,
+    nested: Sequence[tuple[tuple[str, ...], str]],
+    **made: str,
 ) -> Screen:
-    """Write the images that `table`, read from the index in `root`, lists as the screen `out`.
+    """Write the images that the index in `root` lists as the screen `out`, and open it.
 
-    `made` is provenance besides the options and the checksum of the index. Raises UserError as
-    `screen_of_files` and `image_columns` do.
+    The index has the columns of `roles` and of `nested`: each a group's columns and the column
+    within which the group lies. `made` is provenance besides the options and the checksum of the
+    index. Raises UserError for a column that is missing, an empty label or level, a group that is
+    divided, and as `screen_of_files` and `image_columns` do.
     """
-    index = root / config.index
-    columns = image_columns(table, str(index), channels=config.channels)
+    index = Path(root) / config.index
+    table, where = read_table(index), str(index)
+    of_groups = (column for inner, outer in nested for column in (*inner, outer))
+    require_columns(table, (*roles.columns(), *of_groups), where)
+    refuse_empty(table, roles, where)
+    for inner, outer in nested:
+        refuse_divided(table, inner, (outer,), where)
+    columns = image_columns(table, where, channels=config.channels)
     about = {"options": config.model_dump(mode="json"), "index_sha256": sha256(index)}
     return screen_of_files(
         table,
-        root,
+        Path(root),
         out,
         roles,
         made | about,
         size=config.size,
         columns=columns,
         channels=config.channels,
-        where=str(index),
+        where=where,
     )
 
 

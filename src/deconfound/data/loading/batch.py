@@ -4,14 +4,12 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deconfound.arrays import Codes, Rows
-from deconfound.data.loading.augment import dihedral, random_turns
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.runtime.prefetch import in_order
@@ -53,50 +51,26 @@ class BatchReader:
         self,
         screen: Screen,
         *,
-        label: Codes,
-        environment: Codes,
         intensity: Intensity,
         device: torch.device,
-        channels_last: bool = False,
+        label: Codes | None = None,
+        environment: Codes | None = None,
         group: Codes | None = None,
+        channels_last: bool = True,
     ) -> None:
-        """`label` and `environment` are the codes (N,) of every row of the screen.
+        """`label` and `environment` are the codes (N,) of every row; all are missing if not given.
 
         So is `group`, which `intensity` needs if it was fitted with groups.
         """
+        missing = np.full(len(screen), -1, dtype=np.int64)
         self._group = None if group is None else torch.from_numpy(group)
         self._screen = screen
-        self._label = torch.from_numpy(label)
-        self._environment = torch.from_numpy(environment)
+        self._label = torch.from_numpy(missing if label is None else label)
+        self._environment = torch.from_numpy(missing if environment is None else environment)
         self._intensity = intensity.to(device)
         self._device = device
         channels_last = channels_last and not screen.holds_profiles
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-
-    @classmethod
-    def of_images(
-        cls,
-        screen: Screen,
-        intensity: Intensity,
-        device: torch.device,
-        *,
-        environment: Codes | None = None,
-        group: Codes | None = None,
-    ) -> Self:
-        """A reader of images without labels, channels last; environments are missing if not given.
-
-        `environment` and `group` are codes (N,) as in the constructor.
-        """
-        missing = np.full(len(screen), -1, dtype=np.int64)
-        return cls(
-            screen,
-            label=missing,
-            environment=missing if environment is None else environment,
-            intensity=intensity,
-            device=device,
-            channels_last=True,
-            group=group,
-        )
 
     def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
         """One batch for every array of rows, in order; the next is read while one is in use."""
@@ -172,6 +146,32 @@ def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1)
     turns = random_turns(batch.image, len(batch) * ranks, generator)[rank::ranks]
     image = dihedral(batch.image, turns[: len(batch)])
     return replace(batch, image=image)
+
+
+def random_turns(image: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) int64 on the CPU, each one of the eight symmetries of a square, for `dihedral`.
+
+    Images (B, C, H, W) that are not square get flips and half turns only. `generator` lives on
+    the CPU.
+    """
+    square = image.shape[-1] == image.shape[-2]
+    return torch.randint(8 if square else 4, (count,), generator=generator)
+
+
+def dihedral(image: Tensor, turns: Tensor) -> Tensor:
+    """Flip and turn every image of (B, C, H, W) as `turns` (B,) of `random_turns` say."""
+    out = torch.empty_like(image)
+    for turn in sorted(set(turns.tolist())):
+        chosen = (turns == turn).nonzero().squeeze(1).to(image.device)
+        part = image[chosen]
+        if turn & 1:
+            part = part.flip(-1)
+        if turn & 2:
+            part = part.flip(-2)
+        if turn & 4:
+            part = part.transpose(-1, -2)
+        out[chosen] = part
+    return out
 
 
 def _contiguous(rows: Rows) -> Tensor:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -25,12 +25,6 @@ class StoredArray(Protocol):
 
     def parts(self, part_bytes: int) -> Iterator[Pixels]:
         """All rows in order, about `part_bytes` at a time; raises UserError for damage."""
-
-
-class _Header(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    columns_first: bool
 
 
 def open_array(file: Path, key: str | None = None) -> StoredArray:
@@ -86,15 +80,14 @@ class _Packed:
                 )
             self._entry = entries[key]
             with archive.open(self._entry) as stream:
-                header = _header(stream)
+                self.shape, columns_first, self.dtype = _header(stream)
                 found = self._entry.file_size - stream.tell()
-        self.shape, self.dtype = header.shape, header.dtype
         if self.dtype.hasobject:
             raise ValueError("Object arrays cannot be loaded")
         needed = math.prod(self.shape) * self.dtype.itemsize
         if found != needed:
             raise ValueError(f"{key} says {self.shape} {self.dtype} but holds {found} bytes")
-        if header.columns_first and len(self.shape) > 1:
+        if columns_first and len(self.shape) > 1:
             raise UserError(
                 f"{file}: {key} lies column by column (Fortran order) and cannot be read by row; "
                 "save numpy.ascontiguousarray of it, or as .npy"
@@ -121,15 +114,14 @@ def _row_bytes(array: StoredArray) -> int:
     return max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
 
 
-def _header(stream: IO[bytes]) -> _Header:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape, whether values lie column by column, and the dtype."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
-        shape, columns_first, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, columns_first, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
-        raise ValueError(f"version {version} of the format")
-    return _Header(shape, dtype, columns_first)
+        return np.lib.format.read_array_header_1_0(stream)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f"version {version} of the format")
 
 
 @contextmanager

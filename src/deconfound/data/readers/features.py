@@ -3,10 +3,10 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,19 +35,32 @@ FEATURES_KEY = b"deconfound.features"
 CHUNK_VALUES = 2**21
 
 
-class FeatureTable(Protocol):
-    """An opened table of features."""
+class FeatureTable:
+    """An opened table of features; damage found in any part of it is one UserError."""
 
     columns: list[str]
     """Every column, in order."""
-    features: list[str] | None
+    features: list[str] | None = None
     """The columns that the file itself says are features; None where it does not say."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
     def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
-        """The metadata columns named, one row per profile."""
+        """The columns named that are no features, one row per profile."""
+        with readable(self._path):
+            return self._metadata(columns)
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
-        """The feature columns named, (B, D) at a time, in order; a missing value is NaN."""
+        """The columns named, (B, D) at a time, in order; what is missing is NaN."""
+        with readable(self._path):
+            yield from self._chunks(columns)
+
+    def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
+        raise NotImplementedError
+
+    def _chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
+        raise NotImplementedError
 
 
 def open_features(path: Path) -> FeatureTable:
@@ -56,19 +69,14 @@ def open_features(path: Path) -> FeatureTable:
     Raises UserError if it is missing, damaged, or another kind of file.
     """
     path = Path(path)
-    kinds: dict[str, Callable[[Path], FeatureTable]] = {
-        ".csv": _Text,
-        ".tsv": _Text,
-        ".parquet": _Parquet,
-        ".h5ad": _AnnData,
-    }
+    kinds = {".csv": _Text, ".tsv": _Text, ".parquet": _Parquet, ".h5ad": _AnnData}
     kind = kinds.get(table_kind(path))
     if kind is None or not path.is_file():
         what = "no such table" if kind else "not a table of profiles"
         raise UserError(f"{path}: {what}; give a .csv, .tsv, .parquet or .h5ad file")
     refuse_unfit_packing(path)
     with readable(path):
-        opened = _Readable(path, kind(path))
+        opened = kind(path)
     columns = opened.columns
     repeated = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
     if repeated:
@@ -102,29 +110,11 @@ def feature_columns(table: FeatureTable, wanted: Sequence[str], where: str) -> l
     return found
 
 
-class _Readable:
-    """A table that reports damage in any of its parts in one line."""
-
-    def __init__(self, path: Path, table: FeatureTable) -> None:
-        self._path = path
-        self._table = table
-        self.columns = table.columns
-        self.features = table.features
-
-    def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
-        with readable(self._path):
-            return self._table.metadata(columns)
-
-    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
-        with readable(self._path):
-            yield from self._table.chunks(columns)
-
-
-class _Text:
+class _Text(FeatureTable):
     """CSV and TSV: every value stays text until it is asked for as a number."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        super().__init__(path)
         self._separator = "\t" if table_kind(path) == ".tsv" else ","
         self._compression = compression(path)
         header = pd.read_csv(
@@ -140,13 +130,12 @@ class _Text:
             name if isinstance(name, str) else f"Unnamed: {place}"  # as pandas calls them below
             for place, name in enumerate(header.iloc[0])
         ]
-        self.features: list[str] | None = None
 
-    def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
+    def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
         parts = [part[list(columns)] for part in self._parts()]
         return pd.concat(parts, ignore_index=True)
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
+    def _chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         for part in self._parts():
             text = part[list(columns)]
             numbers = text.apply(pd.to_numeric, errors="coerce")
@@ -175,23 +164,23 @@ class _Text:
             )
 
 
-class _Parquet:
+class _Parquet(FeatureTable):
     """Parquet; the file may name its features, as one that `export` wrote does."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        super().__init__(path)
         self._file = pq.ParquetFile(path)
         schema = self._file.schema_arrow
         self._types = {field.name: field.type for field in schema}
         self.columns = [name for name in schema.names if not name.startswith("__index_level_")]
         said = (schema.metadata or {}).get(FEATURES_KEY)
-        self.features: list[str] | None = None if said is None else json.loads(said)
+        self.features = None if said is None else json.loads(said)
 
-    def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
+    def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
         read: pd.DataFrame = self._file.read(columns=list(columns)).to_pandas(ignore_metadata=True)
         return read
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
+    def _chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         for name in columns:
             kind = self._types[name]
             if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -205,12 +194,13 @@ class _Parquet:
             yield _single(frame.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
-class _AnnData:
+class _AnnData(FeatureTable):
     """AnnData: X holds the features, obs the metadata."""
 
     def __init__(self, path: Path) -> None:
         import anndata
 
+        super().__init__(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._data: Any = anndata.read_h5ad(path, backed="r")
@@ -221,14 +211,14 @@ class _AnnData:
         self._obs = obs.reset_index(drop=True)
         self._names = [str(name) for name in self._data.var_names]
         self.columns = [*map(str, self._obs.columns), *self._names]
-        self.features: list[str] | None = [n for n in self._names if not NO_FEATURE.search(n)]
+        self.features = [n for n in self._names if not NO_FEATURE.search(n)]
         if self._data.X is None or not self.features:
             raise UserError(f"{path}: X holds no features; expected profiles in X, one row each")
 
-    def metadata(self, columns: Sequence[str]) -> pd.DataFrame:
+    def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
         return self._obs[[name for name in columns if name in self._obs.columns]].copy()
 
-    def chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
+    def _chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         require_columns(pd.DataFrame(columns=self._names), columns, "var of the .h5ad file")
         place = [self._names.index(name) for name in columns]
         rows = max(1, CHUNK_VALUES // len(self._names))

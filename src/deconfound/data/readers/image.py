@@ -8,6 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -268,3 +269,25 @@ def _decoded(stream: BinaryIO, series: Any) -> Pixels:
             image.seek(number)
             pages.append(np.asarray(image))
     return np.stack(pages).reshape(series.shape)
+
+
+def ome_channel_names(file: Path, count: int) -> tuple[str, ...] | None:
+    """The names of `count` channels; None where a file is no OME-TIFF or does not name them all.
+
+    Names that are empty, given twice or not printable do not count, nor does one name for all
+    channels of an RGB image.
+    """
+    try:
+        with tifffile.TiffFile(file, _multifile=False) as tiff:
+            described = tiff.ome_metadata
+        if described is None:
+            return None
+        root = ElementTree.fromstring(described)
+    except (tifffile.TiffFileError, OSError, ValueError, ElementTree.ParseError):
+        return None
+    images = root.findall(".//{*}Pixels")
+    if len(images) != 1:
+        return None
+    names = tuple(found.get("Name", "").strip() for found in images[0].findall("{*}Channel"))
+    fit = all(name and name.isprintable() for name in names) and len(set(names)) == len(names)
+    return names if fit and len(names) == count else None

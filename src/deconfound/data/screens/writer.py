@@ -193,16 +193,13 @@ class ScreenWriter:
         if str(images.dtype) not in DTYPES:
             raise UserError(f"pixels of type {images.dtype}; expected one of {', '.join(DTYPES)}")
         if images.ndim == 2:
-            self._refuse_unfit_profiles(images)
+            if images.dtype != np.float32 or images.shape[1] != len(self._channels):
+                raise UserError(
+                    f"profiles of shape {images.shape} {images.dtype}; expected "
+                    f"(B, {len(self._channels)}) float32, one column for each feature"
+                )
         elif images.ndim != 4 or images.shape[1] != len(self._channels):
             raise UserError(
                 f"images of shape {images.shape}; expected (B, {len(self._channels)}, H, W) for "
                 f"the channels {', '.join(self._channels)}"
-            )
-
-    def _refuse_unfit_profiles(self, profiles: Images) -> None:
-        if profiles.dtype != np.float32 or profiles.shape[1] != len(self._channels):
-            raise UserError(
-                f"profiles of shape {profiles.shape} {profiles.dtype}; expected "
-                f"(B, {len(self._channels)}) float32, one column for each feature"
             )

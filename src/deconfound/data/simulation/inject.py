@@ -15,7 +15,6 @@ from deconfound.arrays import Images, Rows
 from deconfound.config import did_you_mean, validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen, open_screen
-from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.simulation.config import EnvironmentOptions
 from deconfound.data.simulation.layout import (
     CELL,
@@ -32,8 +31,8 @@ from deconfound.data.simulation.layout import (
     lincs_layout,
 )
 from deconfound.data.simulation.optics import Optics, apply_optics, digitised, draw_optics
-from deconfound.data.simulation.rendering import CHUNK, draw_environments, render_screen
-from deconfound.data.tables.table import Roles, joined
+from deconfound.data.simulation.rendering import CHUNK, render_screen
+from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.runtime.seeds import numpy_stream
@@ -99,9 +98,6 @@ def inject(
     levels = tuple(c for c in (SERIES, PLATE, SECTION) if c in places)
     roles = Roles(label=label, environment=levels, levels=levels, well=WELL)
     brightest = _brightest(source)
-    identities = joined(table, levels)
-    render = InjectedCells(table, source, config, brightest)
-    environments = draw_environments(render, identities)
     provenance = {
         "made_by": f"deconfound inject {version('deconfound')}",
         INJECTED: {
@@ -114,15 +110,20 @@ def inject(
             "brightest": brightest,
         },
         "source_provenance": source.provenance,
-        "environments": {name: optics.as_dict() for name, optics in environments.items()},
     }
-    with ScreenWriter(Path(out), Path(out).name, source.channels, roles, provenance) as writer:
-        render_screen(
-            writer, render, identities, environments, title="inject", threads=threads, quiet=quiet
-        )
-        by = source.index.percentile_by
-        writer.finish(table, source.index.transform, by if by in table else None)
-    return open_screen(Path(out))
+    by = source.index.percentile_by
+    return render_screen(
+        Path(out),
+        InjectedCells(table, source, config, brightest),
+        table,
+        roles,
+        source.channels,
+        provenance,
+        title="inject",
+        threads=threads,
+        quiet=quiet,
+        percentiles=(source.index.transform, by if by in table else None),
+    )
 
 
 def clean_name(provenance: Mapping[str, Any]) -> str | None:
@@ -156,9 +157,8 @@ class InjectedCells:
 
     def draw(self, environment: Sequence[str]) -> Optics:
         """The optics of an environment, given by its groups, outermost first."""
-        spread = self.config.spread()[: len(environment)]
-        channels = len(self.clean.channels)
-        return draw_optics(environment, spread, channels, self.config.technical, self.config.seed)
+        config, channels = self.config, len(self.clean.channels)
+        return draw_optics(environment, config.spread(), channels, config.technical, config.seed)
 
 
 def injected_cells(screen: Screen) -> InjectedCells:

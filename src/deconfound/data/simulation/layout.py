@@ -1,6 +1,6 @@
 """Plate layouts of simulated and injected screens: which label lies in which well."""
 
-from collections.abc import Sequence
+from string import ascii_uppercase
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ SITE, OBJECT = "Metadata_Site", "Metadata_ObjectNumber"
 CELL = "Truth_Cell"
 
 SITES = 4  # fields of view in a well
+ROWS = (*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase))
 PLATE_COLUMNS = {96: 12, 384: 24, 1536: 48}
 
 
@@ -111,10 +112,5 @@ def well_names(count: int) -> list[str]:
     """The first wells, row by row, of the smallest plate that has `count`: "A01", "A02" …"""
     for size, columns in PLATE_COLUMNS.items():
         if count <= size:
-            return [f"{_row_name(i // columns)}{i % columns + 1:02d}" for i in range(count)]
+            return [f"{ROWS[i // columns]}{i % columns + 1:02d}" for i in range(count)]
     raise UserError(f"{count} wells on a plate, the largest has 1536; lower --wells or --labels")
-
-
-def _row_name(row: int) -> str:
-    letters: Sequence[str] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    return letters[row] if row < 26 else letters[row // 26 - 1] + letters[row % 26]

@@ -69,7 +69,7 @@ def draw_optics(
     """
     count = 9 * channels + channels**2
     total = np.zeros(count)
-    for depth, scale in zip(range(len(environment)), spread, strict=True):
+    for depth, scale in enumerate(spread[: len(environment)]):
         stream = numpy_stream(seed, "optics", *environment[: depth + 1])
         total += scale * stream.standard_normal(count)
     draws = np.split(total, [channels * k for k in range(1, 10)])

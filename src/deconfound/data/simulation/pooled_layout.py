@@ -56,7 +56,7 @@ def draw_library(genes: int, complexes: int, guides: int, strength: float, seed:
     complexes would have fewer than two genes each.
     """
     stream = numpy_stream(seed, "library")
-    names = (NONTARGETING, *_numbered("GENE", genes))
+    names = (NONTARGETING, *numbered("GENE", genes))
     grouped = round(IN_COMPLEXES * genes) if complexes else 0
     if grouped < 2 * complexes:
         raise UserError(
@@ -80,7 +80,7 @@ def draw_library(genes: int, complexes: int, guides: int, strength: float, seed:
         genes=names,
         complexes={
             name: tuple(names[1 + g] for g in np.flatnonzero(owner == c))
-            for c, name in enumerate(_numbered("complex-", complexes))
+            for c, name in enumerate(numbered("complex-", complexes))
         },
         shift=shift.astype(np.float32),
         gene_of=gene_of,
@@ -112,19 +112,15 @@ def pooled_cells(
     well = stream.permutation(wells)[np.arange(cells) % wells]
     order = np.lexsort((stream.random(cells), well))
     guide, well = guide[order], well[order]
-    places = [
-        (plate, name)
-        for plate, some in zip(
-            _numbered("P", plates), np.array_split(np.arange(wells), plates), strict=True
-        )
-        for name in well_names(len(some))
-    ]
+    sizes = [len(some) for some in np.array_split(np.arange(wells), plates)]
+    plate = np.repeat(np.array(numbered("P", plates), dtype=object), sizes)
+    name = np.array([one for size in sizes for one in well_names(size)], dtype=object)
     gene = library.gene_of[guide]
     member_of = {g: name for name, members in library.complexes.items() for g in members}
     table = pd.DataFrame(
         {
-            PLATE: np.array([plate for plate, _ in places], dtype=object)[well],
-            WELL: np.array([name for _, name in places], dtype=object)[well],
+            PLATE: plate[well],
+            WELL: name[well],
             GENE: np.array(library.genes, dtype=object)[gene],
             GUIDE: np.array(library.sequences, dtype=object)[guide],
             SPLIT: random_split(cells, numpy_stream(seed, "pool", "split")),
@@ -165,6 +161,7 @@ def _sequences(count: int, stream: np.random.Generator) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _numbered(stem: str, count: int) -> list[str]:
+def numbered(stem: str, count: int) -> list[str]:
+    """`stem` with the numbers from 1 to `count`, all of one width."""
     width = len(str(count))
     return [f"{stem}{number:0{width}d}" for number in range(1, count + 1)]

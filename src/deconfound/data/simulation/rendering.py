@@ -2,15 +2,19 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from deconfound.arrays import Images, Rows
+from deconfound.config import TransformName
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.simulation.optics import Optics
+from deconfound.data.tables.table import Roles, joined
 from deconfound.runtime.prefetch import in_order
 from deconfound.runtime.progress import Progress
 
@@ -33,37 +37,43 @@ def chunks(rows: Rows, optics: Optics) -> Iterator[tuple[Rows, Optics]]:
         yield rows[start : start + CHUNK], optics
 
 
-def chunks_by_environment(
-    identities: pd.Series, environments: Mapping[str, Optics]
-) -> Iterator[tuple[Rows, Optics]]:
-    """All rows in their order, in pieces of one environment each; `identities` (N,) names it."""
-    changes = np.flatnonzero(identities.ne(identities.shift(fill_value="")).to_numpy(dtype=bool))
-    for start, end in zip(changes, [*changes[1:], len(identities)], strict=True):
-        rows = np.arange(start, end, dtype=np.int64)
-        yield from chunks(rows, environments[str(identities.iloc[start])])
-
-
-def draw_environments(render: Renderer, identities: pd.Series) -> dict[str, Optics]:
-    """The optics of every environment that `identities` (N,) names, its groups joined by "/"."""
-    return {one: render.draw(one.split("/")) for one in identities.unique().tolist()}
-
-
 def render_screen(
-    writer: ScreenWriter,
+    out: Path,
     render: Renderer,
-    identities: pd.Series,
-    environments: Mapping[str, Optics],
+    table: pd.DataFrame,
+    roles: Roles,
+    channels: Sequence[str],
+    provenance: dict[str, Any],
     *,
     title: str,
     threads: int | None,
     quiet: bool,
-) -> None:
-    """Append every cell, in the optics of its environment, to the screen being written."""
-    work = chunks_by_environment(identities, environments)
-    with Progress(title, len(identities), "cells", quiet=quiet) as progress:
-        for images in rendered(render, work, threads):
-            writer.append(images)
-            progress.update(len(images))
+    percentiles: tuple[TransformName, str | None] = ("none", None),
+    files: Mapping[str, str] | None = None,
+) -> Screen:
+    """Write every cell of `table`, in the optics of its environment, as a screen at `out`.
+
+    The optics of every environment are added to the provenance. `percentiles` are the screen's
+    transform and the column of its groups; `files` are texts beside its own, by name.
+    """
+    identities = joined(table, roles.levels)
+    optics = {one: render.draw(one.split("/")) for one in identities.unique().tolist()}
+    provenance["environments"] = {name: one.as_dict() for name, one in optics.items()}
+    changes = np.flatnonzero(identities.ne(identities.shift(fill_value="")).to_numpy(dtype=bool))
+    work = (
+        piece
+        for start, end in zip(changes, [*changes[1:], len(table)], strict=True)
+        for piece in chunks(np.arange(start, end), optics[str(identities.iloc[start])])
+    )
+    with ScreenWriter(out, out.name, channels, roles, provenance) as writer:
+        for name, text in (files or {}).items():
+            (writer.kept / name).write_text(text, encoding="utf-8")
+        with Progress(title, len(table), "cells", quiet=quiet) as progress:
+            for images in rendered(render, work, threads):
+                writer.append(images)
+                progress.update(len(images))
+        writer.finish(table, *percentiles)
+    return open_screen(out)
 
 
 def rendered(

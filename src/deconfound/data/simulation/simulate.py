@@ -1,6 +1,6 @@
 """Simulated screens: planted phenotypes under nested technical effects, exact counterfactuals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +12,7 @@ import pandas as pd
 from deconfound.arrays import Floats, Images, Rows
 from deconfound.config import validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.screens.screen import Screen, open_screen
-from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.cells import CHANNELS, POSE, Values, draw_pose, render_cells
 from deconfound.data.simulation.config import SimulateConfig as SimulateConfig
 from deconfound.data.simulation.layout import (
@@ -27,12 +26,7 @@ from deconfound.data.simulation.layout import (
     grid_layout,
     lincs_layout,
 )
-from deconfound.data.simulation.optics import (
-    Optics,
-    apply_optics,
-    digitised,
-    draw_optics,
-)
+from deconfound.data.simulation.optics import Optics, apply_optics, digitised, draw_optics
 from deconfound.data.simulation.phenotype import TRAIT_NAMES, draw_phenotypes, draw_traits
 from deconfound.data.simulation.pooled_layout import (
     GENE,
@@ -40,10 +34,11 @@ from deconfound.data.simulation.pooled_layout import (
     SPLIT,
     complex_lines,
     draw_library,
+    numbered,
     pooled_cells,
 )
-from deconfound.data.simulation.rendering import draw_environments, render_screen
-from deconfound.data.tables.table import Roles, joined
+from deconfound.data.simulation.rendering import render_screen
+from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.runtime.seeds import numpy_stream
@@ -72,9 +67,6 @@ def simulate(
     refuse_existing(Path(out))
     plan = _pooled(config) if config.layout == "ops" else _arrayed(config)
     table = _with_cells(plan.table, plan.shift, config)
-    identities = joined(table, plan.roles.levels)
-    render = SimulatedCells(table, config)
-    environments = draw_environments(render, identities)
     provenance = {
         "made_by": f"deconfound simulate {version('deconfound')}",
         SIMULATE: config.model_dump(mode="json"),
@@ -82,16 +74,19 @@ def simulate(
             name: dict(zip(TRAIT_NAMES, shift.tolist(), strict=True))
             for name, shift in zip(plan.labels, plan.phenotypes, strict=True)
         },
-        "environments": {name: optics.as_dict() for name, optics in environments.items()},
     }
-    with ScreenWriter(Path(out), Path(out).name, CHANNELS, plan.roles, provenance) as writer:
-        if plan.complexes is not None:
-            (writer.kept / COMPLEX_FILE).write_text(plan.complexes, encoding="utf-8")
-        render_screen(
-            writer, render, identities, environments, title="simulate", threads=threads, quiet=quiet
-        )
-        writer.finish(table)
-    return open_screen(Path(out))
+    return render_screen(
+        Path(out),
+        SimulatedCells(table, config),
+        table,
+        plan.roles,
+        CHANNELS,
+        provenance,
+        title="simulate",
+        threads=threads,
+        quiet=quiet,
+        files=plan.files,
+    )
 
 
 @dataclass(frozen=True)
@@ -118,9 +113,9 @@ class SimulatedCells:
 
     def draw(self, environment: Sequence[str]) -> Optics:
         """The optics of an environment, given by its groups, outermost first."""
-        spread = self.config.spread()[: len(environment)]
+        config = self.config
         return draw_optics(
-            environment, spread, len(CHANNELS), self.config.technical, self.config.seed
+            environment, config.spread(), len(CHANNELS), config.technical, config.seed
         )
 
 
@@ -134,8 +129,8 @@ class _Plan(NamedTuple):
     phenotypes: Floats
     """(labels, traits) shift of each label, in logits."""
     roles: Roles
-    complexes: str | None = None
-    """The complex file of a pooled screen."""
+    files: Mapping[str, str] | None = None
+    """The complex file of a pooled screen, by its name."""
 
 
 def _arrayed(config: SimulateConfig) -> _Plan:
@@ -152,7 +147,7 @@ def _arrayed(config: SimulateConfig) -> _Plan:
     phenotypes = draw_phenotypes(labels, config.strength, config.seed)
     owner = np.arange(cells) * count // cells
     label = places[LABEL].to_numpy()[owner]
-    names = _label_names(labels)
+    names = ["control", *numbered("treatment-", labels - 1)]
     table = places.drop(columns=LABEL).iloc[owner].reset_index(drop=True)
     table[PERTURBATION] = np.array(names)[label]
     table[CONTROL_TYPE] = np.where(label == 0, NEGATIVE, "treatment")
@@ -171,8 +166,8 @@ def _pooled(config: SimulateConfig) -> _Plan:
     table[CONTROL_TYPE] = np.where(table[GENE] == NONTARGETING, NEGATIVE, "treatment")
     levels = (PLATE, WELL)
     roles = Roles(label=GENE, environment=levels, levels=levels, well=WELL, split=SPLIT)
-    lines = complex_lines(library.complexes)
-    return _Plan(table, shift, library.genes, library.shift, roles, lines)
+    files = {COMPLEX_FILE: complex_lines(library.complexes)}
+    return _Plan(table, shift, library.genes, library.shift, roles, files)
 
 
 def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> pd.DataFrame:
@@ -180,18 +175,11 @@ def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> p
     cells = len(table)
     add_places(table)
     table[CELL] = np.arange(cells, dtype=np.int64)
-    for name, values in zip(
-        TRAIT_NAMES, draw_traits(shift, config.variation, config.seed).T, strict=True
-    ):
-        table[f"Truth_{name}"] = values
-    for name, values in draw_pose(cells, config.seed).items():
+    traits = draw_traits(shift, config.variation, config.seed).T
+    drawn = dict(zip(TRAIT_NAMES, traits, strict=True)) | draw_pose(cells, config.seed)
+    for name, values in drawn.items():
         table[f"Truth_{name}"] = values
     return table
-
-
-def _label_names(labels: int) -> list[str]:
-    width = len(str(labels - 1))
-    return ["control", *(f"treatment-{k:0{width}d}" for k in range(1, labels))]
 
 
 def simulated_cells(screen: Screen) -> SimulatedCells:

@@ -12,8 +12,7 @@ from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.ingest.profiles import write_profiles
 from deconfound.data.readers.features import feature_columns, open_features
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.nesting import refuse_divided
-from deconfound.data.tables.table import Roles, read_table, require_columns
+from deconfound.data.tables.table import Roles, read_table, refuse_divided, require_columns
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.files.checksums import sha256

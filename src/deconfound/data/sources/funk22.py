@@ -16,8 +16,7 @@ from pydantic import Field
 from deconfound.arrays import Pixels
 from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.ingest.images import refuse_empty
-from deconfound.data.ingest.provenance import identity_of
+from deconfound.data.ingest.provenance import identity_of, resizing
 from deconfound.data.ingest.rows import CHUNK_IMAGES
 from deconfound.data.ingest.writing import THREADS, kept_if_stopped, refuse_full_disk
 from deconfound.data.readers.image import resampled
@@ -26,8 +25,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.simulation.pooled_layout import SPLIT, random_split
 from deconfound.data.tables.compressed import readable
-from deconfound.data.tables.nesting import refuse_divided
-from deconfound.data.tables.table import Roles, require_columns
+from deconfound.data.tables.table import Roles, refuse_divided, refuse_empty, require_columns
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.files.checksums import sha256
@@ -91,7 +89,15 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     root, out = Path(root), Path(out)
     refuse_existing(out)
     with ExitStack() as stack:
-        stores, tables, made = [], [], _provenance(config)
+        stores, tables = [], []
+        made: dict[str, Any] = {
+            "made_by": "source funk22",
+            "paper": PAPER,
+            "options": config.model_dump(mode="json"),
+            "resize": resizing(config.size),
+            "cells": {},
+            "sha256": {},
+        }
         for folder, kind in FOLDERS.items():
             store = LmdbImages(root / folder, SHAPE, np.dtype("uint16"), "source funk22")
             stores.append(stack.enter_context(store))
@@ -217,14 +223,3 @@ def _screen_table(tables: list[pd.DataFrame], config: Config) -> pd.DataFrame:
     columns = [GENE, GUIDE, PLATE, WELL, SITE, CELL, CONTROL_TYPE, SPLIT]
     kinds = {name: "category" for name in columns if name != CELL}
     return whole[columns].astype(kinds)
-
-
-def _provenance(config: Config) -> dict[str, Any]:
-    return {
-        "made_by": "source funk22",
-        "paper": PAPER,
-        "options": config.model_dump(mode="json"),
-        "resize": {"size": config.size, "shrinking": "area mean", "growing": "linear"},
-        "cells": {},
-        "sha256": {},
-    }

@@ -6,18 +6,15 @@ alone. It takes an index table with the columns named below, one row an image.
 
 from pathlib import Path
 
-from deconfound.data.ingest.images import refuse_empty
 from deconfound.data.ingest.writing import IndexOptions, screen_of_index
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.nesting import refuse_divided
-from deconfound.data.tables.table import Roles, read_table, require_columns
+from deconfound.data.tables.table import Roles
 
 SUMMARY = "GRID: 17,030 images of fibroblasts of 19 patients, 8 inherited diseases and controls"
 PAPER = "Pernice et al., Out of Distribution Generalization via Interventional Style Transfer, 2023"
 DISEASE, PATIENT = "Metadata_Disease", "Metadata_Patient"
 SERIES, PLATE, SECTION = "Metadata_Series", "Metadata_Plate", "Metadata_Section"
 WELL = "Metadata_Well"
-COLUMNS = (DISEASE, PATIENT, SERIES, PLATE, SECTION, WELL)
 
 
 class Config(IndexOptions):
@@ -37,16 +34,8 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     Raises UserError for a column or file that is missing, an empty label or level, a patient of two
     diseases, and a well of a plate that lies in two sections or holds two patients.
     """
-    config = config or Config()
-    root = Path(root)
-    index = root / config.index
-    where = str(index)
-    table = read_table(index)
-    require_columns(table, COLUMNS, where)
-    levels = (SERIES, PLATE, SECTION)
+    levels, well = (SERIES, PLATE, SECTION), (SERIES, PLATE, WELL)
     roles = Roles(label=DISEASE, environment=levels, levels=levels, well=WELL)
-    refuse_empty(table, roles, where)
-    well = (SERIES, PLATE, WELL)
-    for inner, outer in (((PATIENT,), DISEASE), (well, SECTION), (well, PATIENT)):
-        refuse_divided(table, inner, (outer,), where)
-    return screen_of_index(table, root, out, roles, config, made_by="source grid", paper=PAPER)
+    nested = [((PATIENT,), DISEASE), (well, SECTION), (well, PATIENT)]
+    made = {"made_by": "source grid", "paper": PAPER}
+    return screen_of_index(root, out, roles, config or Config(), nested, **made)

@@ -8,17 +8,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from deconfound.data.ingest.images import refuse_empty
 from deconfound.data.ingest.writing import IndexOptions, screen_of_index
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.nesting import refuse_divided
-from deconfound.data.tables.table import Roles, read_table, require_columns
+from deconfound.data.tables.table import Roles
 
 SUMMARY = "LINCS-SC: 200,000 single cells in Cell Painting under 101 compounds, 25 plate maps"
 PAPER = "Pernice et al., Out of Distribution Generalization via Interventional Style Transfer, 2023"
 COMPOUND, PLATE_MAP = "Metadata_Perturbation", "Metadata_PlateMap"
 SERIES, PLATE, WELL = "Metadata_Series", "Metadata_Plate", "Metadata_Well"
-COLUMNS = (COMPOUND, SERIES, PLATE, PLATE_MAP, WELL)
 
 
 class Config(IndexOptions):
@@ -44,16 +41,8 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     empty label or level, a plate with two maps, a well of a plate with two compounds, and a well of
     a map with two compounds.
     """
-    config = config or Config()
-    root = Path(root)
-    index = root / config.index
-    where = str(index)
-    table = read_table(index)
-    require_columns(table, COLUMNS, where)
     levels = (SERIES, PLATE)
     roles = Roles(label=COMPOUND, environment=levels, levels=levels, well=WELL)
-    refuse_empty(table, roles, where)
-    refuse_divided(table, levels, (PLATE_MAP,), where)
-    for plan in (levels, (PLATE_MAP,)):
-        refuse_divided(table, (*plan, WELL), (COMPOUND,), where)
-    return screen_of_index(table, root, out, roles, config, made_by="source lincs_sc", paper=PAPER)
+    nested = [(levels, PLATE_MAP), ((*levels, WELL), COMPOUND), ((PLATE_MAP, WELL), COMPOUND)]
+    made = {"made_by": "source lincs_sc", "paper": PAPER}
+    return screen_of_index(root, out, roles, config or Config(), nested, **made)

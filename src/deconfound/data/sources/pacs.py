@@ -5,10 +5,15 @@ from pathlib import Path
 from pydantic import Field
 
 from deconfound.config import Options
-from deconfound.data.ingest.paths import FOLDER_ENVIRONMENT, FOLDER_LABEL, class_folders
+from deconfound.data.ingest.paths import (
+    FOLDER_ENVIRONMENT,
+    FOLDER_LABEL,
+    FOLDER_ROLES,
+    class_folders,
+)
 from deconfound.data.ingest.writing import screen_of_files
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.table import Roles, listed
+from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 
 SUMMARY = "PACS: 9,991 pictures of 7 classes in 4 styles"
@@ -43,8 +48,5 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
                 f"{root}: {what} folder {names[0]!r}; expected DOMAIN/CLASS/ with the domains "
                 f"{listed(DOMAINS)} and the classes {listed(CLASSES)}"
             )
-    roles = Roles(
-        label=FOLDER_LABEL, environment=(FOLDER_ENVIRONMENT,), levels=(FOLDER_ENVIRONMENT,)
-    )
     made = {"made_by": "source pacs", "paper": PAPER, "options": config.model_dump(mode="json")}
-    return screen_of_files(table, Path(root), out, roles, made, size=config.size)
+    return screen_of_files(table, Path(root), out, FOLDER_ROLES, made, size=config.size)

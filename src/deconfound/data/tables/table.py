@@ -1,4 +1,4 @@
-"""The table of a screen: columns, their roles, and the codes made from them."""
+"""The table of a screen: columns, their roles, the codes made from them, and checks of rows."""
 
 import csv
 import warnings
@@ -25,6 +25,24 @@ from deconfound.runtime.escaping import from_spreadsheet
 
 EXPORTED_PATH = "deconfound_path"
 """Column of image paths in a table written by export."""
+
+ROW_IDS = ("Metadata_RowID", "Metadata_CellID")
+IMAGE_IDS = ("Metadata_ImageID", "Metadata_ImageNumber", "ImageNumber")
+OBJECT_IDS = ("Metadata_ObjectNumber", "ObjectNumber")
+PLACES = (
+    "Metadata_Source",
+    "Metadata_Series",
+    "Metadata_Batch",
+    "Metadata_Plate",
+    "Metadata_Section",
+    "Metadata_Well",
+    "Metadata_Site",
+    "TableNumber",
+    "Metadata_TableNumber",
+    "ObjectType",
+    "Metadata_ObjectType",
+)
+"""Columns of places; each place may count its identifiers from 1 again."""
 
 
 class Roles(BaseModel):
@@ -169,3 +187,83 @@ def listed(columns: Iterable[object], most: int = 12) -> str:
     names = [str(column) for column in columns]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
+    """Raise UserError naming the first rows without a label, an environment or a level."""
+    wanted = dict.fromkeys([str(roles.label), *roles.environment, *roles.levels])
+    for column in wanted:
+        text = table[column].astype("string").str.strip()
+        empty = np.flatnonzero(text.isna() | (text == ""))
+        if len(empty):
+            rows = ", ".join(str(row) for row in empty[:5])
+            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+            raise UserError(
+                f"{where}: column {column!r} is empty in rows {rows}{more} (from 0); fill it in, "
+                "or drop these rows"
+            )
+
+
+def refuse_repeated_ids(
+    table: pd.DataFrame, roles: Roles, where: str, *, row_is_image: bool
+) -> None:
+    """Raise UserError naming the first two rows with one identifier in one place.
+
+    An identifier is a row's or a cell's id; an image's and an object's together; or an image's
+    alone where every row is an image and nothing numbers objects. A row without an identifier is
+    not compared.
+    """
+    present = set(table.columns)
+    images = [name for name in IMAGE_IDS if name in present]
+    objects = [name for name in OBJECT_IDS if name in present]
+    candidates = [[name] for name in ROW_IDS if name in present]
+    if images and objects:
+        candidates.append([images[0], objects[0]])
+    elif not candidates and row_is_image and "Metadata_ImageID" in present:
+        candidates.append(["Metadata_ImageID"])
+    own = {*roles.environment, *roles.levels, *([roles.well] if roles.well else [])}
+    place = [name for name in table.columns if name in own or name in PLACES]
+    for columns in candidates:
+        rows = table[columns].notna().all(axis=1).to_numpy()
+        key = table.loc[rows, list(dict.fromkeys([*place, *columns]))].astype("string")
+        again = np.flatnonzero(key.duplicated())
+        if not len(again):
+            continue
+        numbers = np.flatnonzero(rows)
+        same = (key == key.iloc[again[0]]) | (key.isna() & key.iloc[again[0]].isna())
+        first = int(np.flatnonzero(same.fillna(False).all(axis=1))[0])
+        named = " and ".join(repr(name) for name in columns)
+        values = ", ".join(str(value) for value in key.iloc[again[0]][columns])
+        raise UserError(
+            f"{where}: rows {numbers[first]} and {numbers[again[0]]} (from 0) have the same "
+            f"{named} ({values}), {len(again)} in all; drop the repeated rows, or rename the "
+            "column if it is no identifier"
+        )
+
+
+def refuse_divided(
+    table: pd.DataFrame, inner: Sequence[str], outer: Sequence[str], where: str
+) -> None:
+    """Raise UserError naming the first group of `inner` whose rows lie in two of `outer`.
+
+    A group is one value of the columns, joined; a row where one of them is missing has no group.
+    """
+    inside, around = joined(table, inner), joined(table, outer)
+    known = np.flatnonzero(inside.notna() & around.notna())
+    inside, around = inside.iloc[known], around.iloc[known]
+    first = around.groupby(inside, sort=False).transform("first")
+    divided = np.flatnonzero(around != first)
+    if not len(divided):
+        return
+    place = int(divided[0])
+    start = int(np.flatnonzero(inside == inside.iloc[place])[0])
+    raise UserError(
+        f"{where}: {_named(inner)} {inside.iloc[place]!r} is of {_named(outer)} "
+        f"{around.iloc[start]!r} in row {known[start]} and of {around.iloc[place]!r} in row "
+        f"{known[place]} (from 0); expected each within one, correct the table or give them "
+        "different names"
+    )
+
+
+def _named(columns: Sequence[str]) -> str:
+    return listed(column.removeprefix("Metadata_").lower() for column in columns)
