@@ -28,7 +28,7 @@ from deconfound.evaluation.scores import COLUMNS, score_row
 from deconfound.experiments.plan import make_plan
 from deconfound.files.atomic import write_text
 from deconfound.methods import post_hoc
-from deconfound.metrics import batch_prediction
+from deconfound.metrics.probe import batch_prediction
 
 WEEK, PLATE, IID = "Metadata_Week", "Metadata_Plate", "iid"
 CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -44,13 +44,15 @@ from deconfound.experiments.running.messages import embeddings_file
 from deconfound.files import atomic
 from deconfound.methods.post_hoc.harmony import HarmonyOptions
 from deconfound.methods.post_hoc.pca import PcaOptions
-from deconfound.metrics import accuracy, batch_prediction, mean_resultant_length
+from deconfound.metrics.accuracy import accuracy
+from deconfound.metrics.collapse import mean_resultant_length
 from deconfound.metrics.corum import (
     relation_average_precision,
     relation_curve,
     relation_prevalence,
     relation_recall,
 )
+from deconfound.metrics.probe import batch_prediction
 from deconfound.runtime.seeds import numpy_stream
 from deconfound.studies.compare import compare
 from deconfound.studies.comparison import CompareOptions

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deconfound.files.atomic import write_text
-from deconfound.metrics import NeighborGraph, lisi, neighbor_graph
+from deconfound.metrics.mixing import lisi
+from deconfound.metrics.neighbors import NeighborGraph, neighbor_graph
 from deconfound.runtime.seeds import numpy_stream
 
 Result = TypeVar("Result")

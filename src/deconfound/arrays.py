@@ -9,6 +9,8 @@ Rows = npt.NDArray[np.int64]
 """Numbers of rows."""
 Codes = npt.NDArray[np.int64]
 """Codes of categories; −1 is missing."""
+AnyCodes = npt.NDArray[np.integer[Any]]
+AnyFloats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 """One truth value for each row."""
 Floats = npt.NDArray[np.float32]

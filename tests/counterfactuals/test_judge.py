@@ -21,7 +21,7 @@ from deconfound.data.simulation.inject import InjectConfig, inject
 from deconfound.data.simulation.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import ALONE, COLUMNS, MOMENTS
-from deconfound.metrics import all_metrics
+from deconfound.metrics.score import all_metrics
 from deconfound.runs.config import config_model
 from deconfound.runs.run import open_run
 from deconfound.training.fit import fit

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deconfound.metrics import clisi, ilisi, lisi, neighbor_graph
+from deconfound.metrics.mixing import clisi, ilisi, lisi
+from deconfound.metrics.neighbors import neighbor_graph
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

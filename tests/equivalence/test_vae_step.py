@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from deconfound.data.loading.batch import Batch
 from deconfound.methods.contract import Method, Task, weighted_sum
-from deconfound.methods.ivae import Ivae, IvaeOptions
+from deconfound.methods.ivae import Ivae
 from deconfound.methods.mcvae import Mcvae, McvaeOptions
 from deconfound.methods.vae import Vae, VaeOptions
 from deconfound.nets import vae
@@ -154,7 +154,7 @@ def test_vae(image: tuple[int, ...]) -> None:
 def test_ivae_looks_the_observed_environment_up_and_leaves_incomplete_rows_out(
     image: tuple[int, ...],
 ) -> None:
-    method = built(Ivae, IvaeOptions(**SMALL, **PROFILES if len(image) == 1 else {}), image)
+    method = built(Ivae, VaeOptions(**SMALL, **PROFILES if len(image) == 1 else {}), image)
     assert isinstance(method, Ivae)
     batch = batch_of(*image)
     assert_same(method, batch, bound_of_ivae(method, batch))

@@ -128,7 +128,7 @@ def test_the_table_has_its_columns_and_survives_its_file(saved: Saved, tmp_path:
 
 
 def test_every_metric_written_is_declared(saved: Saved) -> None:
-    from deconfound.metrics import all_metrics
+    from deconfound.metrics.score import all_metrics
 
     scores = measure([saved(made())], quiet=True)
     declared = all_metrics()

@@ -11,7 +11,7 @@ import pytest
 import deconfound
 from deconfound import losses, methods
 from deconfound.methods import post_hoc
-from deconfound.metrics import all_metrics
+from deconfound.metrics.score import all_metrics
 
 SOURCE = Path(deconfound.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))

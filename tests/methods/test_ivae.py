@@ -6,7 +6,8 @@ import torch
 
 from deconfound.data.loading.batch import Batch
 from deconfound.methods.contract import Task
-from deconfound.methods.ivae import Ivae, IvaeOptions
+from deconfound.methods.ivae import Ivae
+from deconfound.methods.vae import VaeOptions
 from deconfound.nets import encoder, vae
 
 LABELS, ENVIRONMENTS = 3, 4
@@ -34,7 +35,7 @@ def _small_perceptrons() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained() -> tuple[Ivae, Batch]:
     torch.manual_seed(0)
-    options = IvaeOptions(block_size=3, learning_rate=1e-2, weight_decay=0)
+    options = VaeOptions(block_size=3, learning_rate=1e-2, weight_decay=0)
     method, batch = Ivae(options, Task(8, None, LABELS, ENVIRONMENTS)).train(), profiles()
     (stage,) = method.stages(250)
     optimizers = [phase.optimizer() for phase in stage.phases]
@@ -47,7 +48,7 @@ def trained() -> tuple[Ivae, Batch]:
 def test_the_posterior_of_style_is_that_of_the_observed_environment() -> None:
     """Looked up: another environment is another posterior, and no other row matters."""
     torch.manual_seed(0)
-    method = Ivae(IvaeOptions(block_size=3), Task(8, None, LABELS, ENVIRONMENTS)).eval()
+    method = Ivae(VaeOptions(block_size=3), Task(8, None, LABELS, ENVIRONMENTS)).eval()
     batch = profiles(6)
     given = torch.tensor([2, 0, 3, 3, 1, 0])
     found = method.outputs(Batch(batch.image, batch.label, given, batch.row), "autoencoder")
@@ -132,5 +133,5 @@ def test_collapsed_priors_are_told_and_others_are_not(trained: tuple[Ivae, Batch
 
 
 def test_one_environment_has_no_spread_and_raises_no_alarm() -> None:
-    method = Ivae(IvaeOptions(block_size=3), Task(8, None, LABELS, 1))
+    method = Ivae(VaeOptions(block_size=3), Task(8, None, LABELS, 1))
     assert method.alarm({"prior_spread_style": 0.0, "prior_spread_content": 1.0}) is None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from deconfound.metrics import (
+from deconfound.metrics.accuracy import (
     accuracy,
     accuracy_chance,
     class_coverage,

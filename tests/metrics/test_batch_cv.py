@@ -5,7 +5,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from deconfound.errors import UserError
-from deconfound.metrics import knn_batch_cv, neighbor_graph
+from deconfound.metrics.batch_cv import knn_batch_cv
+from deconfound.metrics.neighbors import neighbor_graph
 
 Screen = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from deconfound.metrics import mean_resultant_length, supcon_against_collapse
+from deconfound.metrics.collapse import mean_resultant_length, supcon_against_collapse
 
 
 def test_one_direction_gives_one_and_raises_the_alarm() -> None:

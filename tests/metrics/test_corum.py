@@ -7,13 +7,15 @@ import pytest
 from numpy.typing import NDArray
 
 from deconfound.errors import UserError
-from deconfound.metrics import (
+from deconfound.metrics.corum import (
+    CODE_PERCENTILES,
+    PAPER_PERCENTILES,
+    cosines,
     relation_average_precision,
     relation_curve,
     relation_prevalence,
     relation_recall,
 )
-from deconfound.metrics.corum import CODE_PERCENTILES, PAPER_PERCENTILES, cosines
 
 Doubles = NDArray[np.float64]
 Pairs = NDArray[np.int64]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from deconfound.errors import UserError
-from deconfound.metrics import clisi, ilisi, lisi, lisi_ratio, neighbor_graph
+from deconfound.metrics.mixing import clisi, ilisi, lisi, lisi_ratio
+from deconfound.metrics.neighbors import neighbor_graph
 
 
 def cloud(rows: int = 400) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from deconfound.errors import UserError
-from deconfound.metrics import neighbor_graph
+from deconfound.metrics.neighbors import neighbor_graph
 
 
 def embedding(rows: int = 400, features: int = 16) -> np.ndarray:

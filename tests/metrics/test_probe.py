@@ -8,8 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deconfound.errors import UserError
-from deconfound.metrics import batch_prediction, linear_probe
-from deconfound.metrics.probe import _in_proportion
+from deconfound.metrics.probe import _in_proportion, batch_prediction, linear_probe
 
 
 def screen(classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

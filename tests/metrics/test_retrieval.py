@@ -13,8 +13,8 @@ from deconfound import cli
 from deconfound.embeddings.file import PART, PREDICTED, Embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.evaluation.retrieval import retrieval
-from deconfound.metrics import profile_retrieval
 from deconfound.metrics.corum import cosines
+from deconfound.metrics.retrieval import profile_retrieval
 
 needs_copairs = pytest.mark.usefixtures("copairs")
 Pick = Callable[[int, int], bool]

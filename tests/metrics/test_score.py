@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from deconfound.metrics import Metric, all_metrics
+from deconfound.metrics.score import Metric, all_metrics
 
 
 def test_every_declaration_is_found_once_and_well_formed() -> None:

@@ -1,7 +1,7 @@
 import torch
 from torch.distributions import Bernoulli, Normal
 
-from deconfound.nets.likelihood import BernoulliLikelihood, GaussianLikelihood
+from deconfound.nets.decoder import BernoulliLikelihood, GaussianLikelihood
 
 
 def test_bernoulli_is_the_mean_over_pixels() -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from deconfound.nets.projection import Projection
+from deconfound.nets.encoder import Projection
 
 
 def test_rows_have_unit_length_and_gradients_reach_every_parameter() -> None:

@@ -25,7 +25,7 @@ def _methods() -> tuple[list[str], list[list[str]]]:
 
 
 def _metrics() -> tuple[list[str], list[list[str]]]:
-    from deconfound.metrics import all_metrics
+    from deconfound.metrics.score import all_metrics
 
     rows = [
         [one.name, one.better, f"{one.range[0]:g} … {one.range[1]:g}", one.summary, one.paper]

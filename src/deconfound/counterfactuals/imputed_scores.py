@@ -8,8 +8,7 @@ import numpy.typing as npt
 from deconfound.arrays import Images, Rows
 from deconfound.counterfactuals.oracle import Oracle
 from deconfound.evaluation.scores import ALONE, NamedScore
-from deconfound.metrics import (
-    Score,
+from deconfound.metrics.imputation import (
     absolute_distance,
     hallucination_rate,
     label_agreement,
@@ -17,6 +16,7 @@ from deconfound.metrics import (
     relative_error,
     squared_distance,
 )
+from deconfound.metrics.score import Score
 
 
 class Judged:

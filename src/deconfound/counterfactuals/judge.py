@@ -36,7 +36,7 @@ from deconfound.intervention.relative_style import (
 )
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.methods.contract import Imputer
-from deconfound.metrics import matched_moments
+from deconfound.metrics.imputation import matched_moments
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress

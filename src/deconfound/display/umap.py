@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deconfound.errors import UserError
-from deconfound.metrics import neighbor_graph
+from deconfound.metrics.neighbors import neighbor_graph
 from deconfound.runtime.seeds import derived_seed
 
 NEIGHBORS = 15

@@ -15,7 +15,7 @@ from deconfound.errors import UserError
 from deconfound.evaluation.representations import representation_scores
 from deconfound.evaluation.scores import COLUMNS, NamedScore, classification, score_row
 from deconfound.files import atomic
-from deconfound.metrics import seen_in_training
+from deconfound.metrics.accuracy import seen_in_training
 from deconfound.runtime.progress import Progress
 
 

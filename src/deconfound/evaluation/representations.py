@@ -11,22 +11,12 @@ from deconfound.data.tables.table import Coded, coded
 from deconfound.embeddings.file import Embeddings
 from deconfound.evaluation.scores import NamedScore
 from deconfound.losses import supervised_contrastive
-from deconfound.metrics import (
-    accuracy,
-    batch_prediction,
-    clisi,
-    ilisi,
-    knn_batch_cv,
-    linear_probe,
-    lisi,
-    lisi_ratio,
-    macro_f1,
-    macro_f1_chance,
-    mean_resultant_length,
-    neighbor_graph,
-    seen_in_training,
-    supcon_against_collapse,
-)
+from deconfound.metrics.accuracy import accuracy, macro_f1, macro_f1_chance, seen_in_training
+from deconfound.metrics.batch_cv import knn_batch_cv
+from deconfound.metrics.collapse import mean_resultant_length, supcon_against_collapse
+from deconfound.metrics.mixing import clisi, ilisi, lisi, lisi_ratio
+from deconfound.metrics.neighbors import neighbor_graph
+from deconfound.metrics.probe import batch_prediction, linear_probe
 from deconfound.runtime.seeds import numpy_stream
 
 GRAPH_ROWS = 20_000

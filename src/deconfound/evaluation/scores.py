@@ -4,14 +4,14 @@ import json
 from typing import Any, NamedTuple
 
 from deconfound.arrays import Codes, Mask
-from deconfound.metrics import (
-    Score,
+from deconfound.metrics.accuracy import (
     accuracy,
     accuracy_chance,
     class_coverage,
     macro_f1,
     macro_f1_chance,
 )
+from deconfound.metrics.score import Score
 
 COLUMNS = [
     "method",

@@ -1,6 +1,6 @@
 """DANN: an encoder from which a discriminator cannot tell the environment."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -13,9 +13,11 @@ from deconfound.errors import UserError
 from deconfound.losses.adversarial import gradient_penalty
 from deconfound.losses.risk import cross_entropy
 from deconfound.methods.contract import (
+    Backward,
     Loss,
     MethodOptions,
     OptimizerName,
+    Optimizers,
     Phase,
     Stage,
     Task,
@@ -23,7 +25,7 @@ from deconfound.methods.contract import (
     weighted_sum,
 )
 from deconfound.methods.erm import Erm, ErmOptions
-from deconfound.nets.constant import constant
+from deconfound.nets.weights import constant
 
 ALTERNATING_BETAS = (0.5, 0.9)
 WIDTHS = {"alternating": 256, "reversal": 1024}
@@ -114,13 +116,12 @@ class Dann(Erm):
         return (Stage("adversarial", steps, phases),)
 
     def step(
-        self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
-        backward: Callable[[Tensor, list[nn.Parameter]], None],
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self, batch: Batch, stage: Stage, optimizers: Optimizers, backward: Backward
+    ) -> Tensors:
         """Step the phases whose turn it is, from gradients at the same weights; logs every loss."""
         taking_turns = self._turn()
         outputs = self.outputs(batch, stage.name)
-        logged: dict[str, Tensor] = {}
+        logged: Tensors = {}
         stepping: list[torch.optim.Optimizer] = []
         totals: list[tuple[Tensor, Phase]] = []
         for phase, optimizer in zip(stage.phases, optimizers, strict=True):

@@ -1,16 +1,23 @@
 """Fish: one step in each environment in turn, then a fraction of the total move."""
 
-from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.gather import gather_rows
-from deconfound.methods.contract import MethodOptions, Stage, Task, weighted_sum
+from deconfound.methods.contract import (
+    Backward,
+    MethodOptions,
+    Optimizers,
+    Stage,
+    Task,
+    Tensors,
+    weighted_sum,
+)
 from deconfound.methods.erm import Erm, ErmOptions
 
 
@@ -68,9 +75,8 @@ class Fish(Erm):
         return (Stage("pretraining", pretraining, (phase,)), fish) if pretraining else (fish,)
 
     def step(
-        self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
-        backward: Callable[[Tensor, list[nn.Parameter]], None],
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self, batch: Batch, stage: Stage, optimizers: Optimizers, backward: Backward
+    ) -> Tensors:
         """A step of ERM in pretraining; afterwards one inner step for each environment.
 
         Raises UserError if no environment of the batch has the two labelled rows that batch

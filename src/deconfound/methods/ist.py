@@ -1,6 +1,6 @@
 """IST: a generator redraws images as if they had been taken in another environment."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -11,9 +11,17 @@ from deconfound.data.loading.batch import Batch
 from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
 from deconfound.losses.risk import cross_entropy
 from deconfound.losses.style import class_matching, content_distance, pixel_distance, style_loss
-from deconfound.methods.contract import Imputer, Loss, MethodOptions, Phase, Stage, Task, Tensors
-from deconfound.nets.average import averaged_copy, early_decay, update_average
-from deconfound.nets.constant import constant
+from deconfound.methods.contract import (
+    Backward,
+    Imputer,
+    Loss,
+    MethodOptions,
+    Optimizers,
+    Phase,
+    Stage,
+    Task,
+    Tensors,
+)
 from deconfound.nets.tapped import (
     Features,
     TappedName,
@@ -22,6 +30,7 @@ from deconfound.nets.tapped import (
     style_code,
 )
 from deconfound.nets.unet import AdaIN, Output, UNetGenerator
+from deconfound.nets.weights import averaged_copy, constant, early_decay, update_average
 
 BETAS = (0.0, 0.99)
 
@@ -135,9 +144,8 @@ class Ist(Imputer):
             self.updates.zero_()
 
     def step(
-        self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
-        backward: Callable[[Tensor, list[nn.Parameter]], None],
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self, batch: Batch, stage: Stage, optimizers: Optimizers, backward: Backward
+    ) -> Tensors:
         """Every phase in order; then the averaged weights move towards the generator's."""
         logged = super().step(batch, stage, optimizers, backward)
         if stage.name == "transfer":

@@ -1,24 +1,18 @@
 """iVAE: two blocks of latent variables whose priors depend on the label and on the environment."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import prior_spread
 from deconfound.losses.risk import cross_entropy
-from deconfound.methods.contract import Loss, MethodOptions, Task, Tensors
+from deconfound.methods.contract import Loss, Task, Tensors
 from deconfound.methods.vae import Block, Vae, VaeOptions
 from deconfound.nets.domain_heads import DomainHeads
 from deconfound.nets.vae import Gaussian, GaussianTable
 
 LEAST_SPREAD = 0.1
 """Least spread of the prior means of the classes, in sd of the prior; less is a collapse."""
-
-
-class IvaeOptions(VaeOptions):
-    """Options of iVAE."""
 
 
 class Ivae(Vae):
@@ -34,15 +28,13 @@ class Ivae(Vae):
     environment. p(e|x) is given by a linear probe, which does not train the encoder.
     """
 
-    Options: ClassVar[type[MethodOptions]] = IvaeOptions
-    options: IvaeOptions
     SUMMARY = "VAE with a prior on z_c for each label and one on z_s for each environment"
     PAPER = (
         "Khemakhem et al., Variational Autoencoders and Nonlinear ICA, 2020; Makino et al., SCBD"
     )
     BLOCKS = 2
 
-    def __init__(self, options: IvaeOptions, task: Task) -> None:
+    def __init__(self, options: VaeOptions, task: Task) -> None:
         super().__init__(options, task)
         size = options.block_size
         self.style_encoder = self._trunk()

@@ -1,6 +1,5 @@
 """mcVAE: background variables of all cells, and salient variables that controls lack."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,7 +9,15 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import distance_to_zero, row_mean
-from deconfound.methods.contract import Loss, MethodOptions, Stage, Task, Tensors
+from deconfound.methods.contract import (
+    Backward,
+    Loss,
+    MethodOptions,
+    Optimizers,
+    Stage,
+    Task,
+    Tensors,
+)
 from deconfound.methods.vae import Block, Vae, VaeOptions
 from deconfound.nets.vae import Gaussian, GaussianTable
 
@@ -76,9 +83,8 @@ class Mcvae(Vae):
         return (replace(stage, draws="control"),)
 
     def step(
-        self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
-        backward: Callable[[Tensor, list[nn.Parameter]], None],
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self, batch: Batch, stage: Stage, optimizers: Optimizers, backward: Backward
+    ) -> Tensors:
         """Every phase in order; then count the step, which sets the weight of the KL terms."""
         logged = super().step(batch, stage, optimizers, backward)
         self.updates += 1

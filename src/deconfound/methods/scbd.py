@@ -12,10 +12,14 @@ from deconfound.losses.contrastive import content_losses, supervised_contrastive
 from deconfound.losses.gather import gather_rows, global_mean
 from deconfound.losses.risk import cross_entropy
 from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
-from deconfound.nets.decoder import AdditiveDecoder, decoder_size, resized
-from deconfound.nets.encoder import Encoder, Norm, build_encoder
-from deconfound.nets.likelihood import BernoulliLikelihood, GaussianLikelihood
-from deconfound.nets.projection import Projection
+from deconfound.nets.decoder import (
+    AdditiveDecoder,
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    decoder_size,
+    resized,
+)
+from deconfound.nets.encoder import Encoder, Norm, Projection, build_encoder
 
 
 class ScbdOptions(MethodOptions):

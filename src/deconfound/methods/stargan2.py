@@ -1,31 +1,32 @@
 """StarGAN v2: a generator that redraws an image in the style of another environment."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
 from deconfound.losses.style import row_distance
 from deconfound.methods.contract import (
+    Backward,
     Imputer,
     Loss,
     MethodOptions,
     OptimizerName,
+    Optimizers,
     Stage,
     Task,
     Tensors,
     weighted_sum,
 )
-from deconfound.nets.average import averaged_copy, early_decay, update_average
-from deconfound.nets.constant import constant
 from deconfound.nets.stargan2 import Discriminator, Generator, MappingNetwork, StyleEncoder
+from deconfound.nets.weights import averaged_copy, constant, early_decay, update_average
 
 BETAS = (0.0, 0.99)
 REFERENCES = 2
@@ -137,9 +138,8 @@ class StarGan2(Imputer):
         return (stage,)
 
     def step(
-        self, batch: Batch, stage: Stage, optimizers: Iterable[torch.optim.Optimizer],
-        backward: Callable[[Tensor, list[nn.Parameter]], None],
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self, batch: Batch, stage: Stage, optimizers: Optimizers, backward: Backward
+    ) -> Tensors:
         """Discriminator twice, all imputing networks, generator; then the averages follow."""
         discriminator, generator, mapping = zip(stage.phases, optimizers, strict=True)
         latent = self.outputs(batch, stage.name)
@@ -151,7 +151,7 @@ class StarGan2(Imputer):
             (partial(imputed, latent, trained=AVERAGED), [generator, mapping]),
             (partial(imputed, reference, trained=(GENERATOR,)), [generator]),
         )
-        logged: dict[str, Tensor] = {}
+        logged: Tensors = {}
         for objective, stepping in objectives:
             torch.clear_autocast_cache()  # of weights cast before they moved, or without gradient
             losses = objective()

@@ -10,9 +10,8 @@ from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import active_units, kl_divergence, row_mean
 from deconfound.losses.risk import cross_entropy
 from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
-from deconfound.nets.decoder import decoder_size, resized
+from deconfound.nets.decoder import GaussianLikelihood, decoder_size, resized
 from deconfound.nets.encoder import Encoder, Norm
-from deconfound.nets.likelihood import GaussianLikelihood
 from deconfound.nets.vae import Gaussian, build_decoder, build_trunk
 
 

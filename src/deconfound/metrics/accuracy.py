@@ -3,53 +3,44 @@
 Arrays of several folds may be joined end to end: the scores are then pooled over the folds.
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyCodes, Codes, Mask
 from deconfound.metrics.score import Metric, Score
 
 ACCURACY = Metric(
     "accuracy",
     better="higher",
-    range=(0.0, 1.0),
     paper="Makino et al., SCBD, Table 1",
     summary="share of test images given their own label, over classes seen in training",
 )
 MACRO_F1 = Metric(
     "macro_f1",
     better="higher",
-    range=(0.0, 1.0),
     paper="Pernice et al., IST, Table 1",
     summary="F1 averaged over the classes present in both training and test",
 )
 CLASS_COVERAGE = Metric(
     "class_coverage",
     better="context",
-    range=(0.0, 1.0),
     paper="Pernice et al., IST, Table 1 (level folds)",
     summary="share of the test classes that training contains",
 )
 ACCURACY_CHANCE = Metric(
     "accuracy_chance",
     better="context",
-    range=(0.0, 1.0),
     paper="Cohen 1960, expected agreement",
     summary="accuracy of the same predictions dealt out at random",
 )
 MACRO_F1_CHANCE = Metric(
     "macro_f1_chance",
     better="context",
-    range=(0.0, 1.0),
     paper="after Cohen 1960, expected agreement",
     summary="macro-F1 of the same predictions dealt out at random",
 )
 
 
-def seen_in_training(
-    truth: NDArray[np.integer[Any]], train_label: NDArray[np.integer[Any]]
-) -> NDArray[np.bool_]:
+def seen_in_training(truth: AnyCodes, train_label: AnyCodes) -> Mask:
     """Whether each test row's class occurs in training.
 
     `truth` (N,) are the test labels and `train_label` (M,) the training labels, -1 = missing.
@@ -58,11 +49,7 @@ def seen_in_training(
     return (truth >= 0) & np.isin(truth, train_label)
 
 
-def accuracy(
-    truth: NDArray[np.integer[Any]],
-    predicted: NDArray[np.integer[Any]],
-    seen: NDArray[np.bool_],
-) -> Score:
+def accuracy(truth: AnyCodes, predicted: AnyCodes, seen: Mask) -> Score:
     """Share of scored rows with `predicted == truth`, in [0, 1].
 
     All arrays are (N,); `seen` comes from `seen_in_training`. Rows whose class training lacks are
@@ -74,11 +61,7 @@ def accuracy(
     return Score(float(np.mean(truth[seen] == predicted[seen])), int(seen.sum()), note)
 
 
-def macro_f1(
-    truth: NDArray[np.integer[Any]],
-    predicted: NDArray[np.integer[Any]],
-    seen: NDArray[np.bool_],
-) -> Score:
+def macro_f1(truth: AnyCodes, predicted: AnyCodes, seen: Mask) -> Score:
     """Unweighted mean of per-class F1 = 2 TP / (2 TP + FP + FN), in [0, 1].
 
     All arrays are (N,); `seen` comes from `seen_in_training`. The mean runs over the classes
@@ -92,7 +75,7 @@ def macro_f1(
     return Score(float(np.mean(2 * hits / (support + guesses))), int(seen.sum()), note)
 
 
-def class_coverage(truth: NDArray[np.integer[Any]], seen: NDArray[np.bool_]) -> Score:
+def class_coverage(truth: AnyCodes, seen: Mask) -> Score:
     """Share of the classes in `truth` (N,) that training contains, in [0, 1]; `n` counts rows.
 
     `seen` (N,) comes from `seen_in_training`. NaN if no row has a label.
@@ -105,11 +88,7 @@ def class_coverage(truth: NDArray[np.integer[Any]], seen: NDArray[np.bool_]) -> 
     return Score(len(np.unique(truth[seen])) / len(classes), labelled, note)
 
 
-def accuracy_chance(
-    truth: NDArray[np.integer[Any]],
-    predicted: NDArray[np.integer[Any]],
-    seen: NDArray[np.bool_],
-) -> Score:
+def accuracy_chance(truth: AnyCodes, predicted: AnyCodes, seen: Mask) -> Score:
     """Accuracy expected if the same predictions were dealt to the scored rows at random, in [0, 1].
 
     Arrays as for `accuracy`. Equals 1/C for C balanced classes, and the share of the commonest
@@ -122,11 +101,7 @@ def accuracy_chance(
     return Score(float(np.sum(support * guesses)) / rows**2, rows)
 
 
-def macro_f1_chance(
-    truth: NDArray[np.integer[Any]],
-    predicted: NDArray[np.integer[Any]],
-    seen: NDArray[np.bool_],
-) -> Score:
+def macro_f1_chance(truth: AnyCodes, predicted: AnyCodes, seen: Mask) -> Score:
     """Macro-F1 expected if the same predictions were dealt to the scored rows at random.
 
     Arrays as for `macro_f1`; exact, because the margins, and so every denominator, stay fixed.
@@ -139,9 +114,7 @@ def macro_f1_chance(
     return Score(float(np.mean(2 * expected_hits / (support + guesses))), rows)
 
 
-def _class_counts(
-    truth: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _class_counts(truth: AnyCodes, predicted: AnyCodes) -> tuple[Codes, Codes, Codes]:
     """Per class of `truth`: right predictions, rows of the class, predictions of the class."""
     classes, code = np.unique(truth, return_inverse=True)
     size = len(classes)
@@ -152,7 +125,7 @@ def _class_counts(
     return hits.astype(np.int64), support.astype(np.int64), guesses.astype(np.int64)
 
 
-def _coverage_note(truth: NDArray[np.integer[Any]], seen: NDArray[np.bool_]) -> str:
+def _coverage_note(truth: AnyCodes, seen: Mask) -> str:
     labelled = truth >= 0
     if not labelled.any():
         return "no test row has a label"

@@ -1,11 +1,11 @@
 """kNN BatchCV: labels predicted from the nearest neighbours in other environments."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyCodes, AnyFloats, Codes, Mask
 from deconfound.errors import UserError
 from deconfound.metrics.accuracy import macro_f1, seen_in_training
 from deconfound.metrics.neighbors import NeighborGraph, nearest, refuse_malformed, vote
@@ -14,7 +14,6 @@ from deconfound.metrics.score import Metric, Score
 KNN_BATCH_CV = Metric(
     "knn_batch_cv",
     better="higher",
-    range=(0.0, 1.0),
     paper="Pernice et al., IST, section 5.3 and Table 1 (kNN BatchCV)",
     summary="macro-F1 of a kNN vote of the other environments, averaged over environments",
 )
@@ -28,11 +27,11 @@ class KnnBatchCV(NamedTuple):
 
 
 def knn_batch_cv(
-    embedding: NDArray[np.floating[Any]],
-    label: NDArray[np.integer[Any]],
-    environment: NDArray[np.integer[Any]],
-    is_reference: NDArray[np.bool_],
-    is_query: NDArray[np.bool_],
+    embedding: AnyFloats,
+    label: AnyCodes,
+    environment: AnyCodes,
+    is_reference: Mask,
+    is_query: Mask,
     *,
     k: int = 5,
     graph: NeighborGraph | None = None,
@@ -77,12 +76,8 @@ def knn_batch_cv(
 
 
 def _reference_neighbors(
-    embedding: NDArray[np.floating[Any]],
-    reference: NDArray[np.int64],
-    query: NDArray[np.int64],
-    k: int,
-    graph: NeighborGraph | None,
-) -> NDArray[np.int64]:
+    embedding: AnyFloats, reference: Codes, query: Codes, k: int, graph: NeighborGraph | None
+) -> Codes:
     """Row numbers (Q, k) of the reference rows nearest to each query row, nearest first."""
     k = min(k, len(reference))
     chosen = np.empty((len(query), k), np.int64)

@@ -1,11 +1,10 @@
 """Alarms for a contrastive embedding that has collapsed to a point."""
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyFloats
 from deconfound.metrics.score import Metric, Score
 
 ALARM_RESULTANT = 0.99
@@ -14,7 +13,6 @@ ALARM_SUPCON = 0.01
 MEAN_RESULTANT_LENGTH = Metric(
     "mean_resultant_length",
     better="lower",
-    range=(0.0, 1.0),
     paper="Mardia & Jupp 2000, chapter 9, for the z of Makino et al., SCBD, section 2",
     summary="length of the mean of the unit vectors: 1 when all embeddings point the same way",
 )
@@ -27,7 +25,7 @@ SUPCON_COLLAPSE = Metric(
 )
 
 
-def mean_resultant_length(z: NDArray[np.floating[Any]]) -> Score:
+def mean_resultant_length(z: AnyFloats) -> Score:
     """|mean of z_i / |z_i||, in [0, 1], for embeddings `z` (N, D) of any float dtype.
 
     From 0.99 on the note says that the embedding has collapsed. Rows of length zero have no

@@ -6,17 +6,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyFloats, Codes, Doubles
 from deconfound.errors import UserError
 from deconfound.metrics.neighbors import refuse_malformed
 from deconfound.metrics.score import Metric, Score
 
-Embedding = NDArray[np.floating[Any]]
-Pairs = NDArray[np.int64]
 PAPER = "Makino et al., SCBD, section 4.2.1 (detecting known biological relationships)"
 EFAAR = "Celik et al. 2024, Building, benchmarking, and exploring perturbative maps (EFAAR)"
 CODE_PERCENTILES = tuple(range(80, 100))
@@ -29,7 +26,6 @@ FEWEST_GENES = 20
 CORUM_CURVE_AREA = Metric(
     "corum_curve_area",
     better="higher",
-    range=(0.0, 1.0),
     paper=PAPER,
     summary="area under precision against recall of the pairs in both tails, percentiles 80 to 99; "
     "partial and not monotone in the signal: read it beside corum_average_precision",
@@ -37,28 +33,24 @@ CORUM_CURVE_AREA = Metric(
 CORUM_AVERAGE_PRECISION = Metric(
     "corum_average_precision",
     better="higher",
-    range=(0.0, 1.0),
     paper="Zhu 2004, Recall, precision and average precision",
     summary="average precision of known relations among pairs ranked by cosine",
 )
 CORUM_PREVALENCE = Metric(
     "corum_prevalence",
     better="context",
-    range=(0.0, 1.0),
     paper="Zhu 2004, Recall, precision and average precision",
     summary="share of pairs that are known relations: corum_average_precision of chance",
 )
 CORUM_RECALL_5_95 = Metric(
     "corum_recall_5_95",
     better="higher",
-    range=(0.0, 1.0),
     paper=EFAAR,
     summary="share of known relations in the 5 % tails of all similarities; chance is 0.1",
 )
 CORUM_RECALL_10_90 = Metric(
     "corum_recall_10_90",
     better="higher",
-    range=(0.0, 1.0),
     paper=EFAAR,
     summary="share of known relations in the 10 % tails of all similarities; chance is 0.2",
 )
@@ -68,9 +60,9 @@ CORUM_RECALL_10_90 = Metric(
 class RelationCurve:
     """Precision and recall of the pairs in the tails of the similarities, (Q,) float64 each."""
 
-    percentile: NDArray[np.float64]
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
+    percentile: Doubles
+    precision: Doubles
+    recall: Doubles
     genes: int
     """Number of genes in a pair; the others were left out."""
 
@@ -84,7 +76,7 @@ class RelationCurve:
 
 
 def relation_curve(
-    embedding: Embedding, pairs: Pairs, percentiles: Sequence[float] = CODE_PERCENTILES
+    embedding: AnyFloats, pairs: Codes, percentiles: Sequence[float] = CODE_PERCENTILES
 ) -> RelationCurve:
     """Makino et al., SCBD, section 4.2.1: precision and recall of pairs in either tail.
 
@@ -114,7 +106,7 @@ def relation_curve(
     return RelationCurve(steps, np.array(precision), np.array(recall), len(inside))
 
 
-def relation_average_precision(embedding: Embedding, pairs: Pairs) -> Score:
+def relation_average_precision(embedding: AnyFloats, pairs: Codes) -> Score:
     """Average precision of known relations among the pairs of genes, ranked by cosine, in [0, 1].
 
     Zhu 2004. `embedding` (G, D) and `pairs` (P, 2) as for `relation_curve`; genes without a pair
@@ -133,7 +125,7 @@ def relation_average_precision(embedding: Embedding, pairs: Pairs) -> Score:
     return Score(float(value), len(inside), _caveat(len(inside)))
 
 
-def relation_prevalence(pairs: Pairs) -> Score:
+def relation_prevalence(pairs: Codes) -> Score:
     """Share of the pairs of genes in `pairs` (P, 2) that are known relations: Zhu 2004, chance."""
     genes = len(np.unique(pairs))
     if not genes:
@@ -141,7 +133,7 @@ def relation_prevalence(pairs: Pairs) -> Score:
     return Score(len(pairs) / (genes * (genes - 1) / 2), genes)
 
 
-def relation_recall(embedding: Embedding, pairs: Pairs, tail: float = 0.05) -> Score:
+def relation_recall(embedding: AnyFloats, pairs: Codes, tail: float = 0.05) -> Score:
     """Share of known relations in the two tails of the similarities of all genes, in [0, 1].
 
     Celik et al. 2024 (EFAAR). `embedding` (G, D) and `pairs` (P, 2) as for `relation_curve`; the
@@ -160,7 +152,7 @@ def relation_recall(embedding: Embedding, pairs: Pairs, tail: float = 0.05) -> S
     return Score(float(inside.mean()), genes, _caveat(genes))
 
 
-def cosines(embedding: Embedding) -> NDArray[np.float64]:
+def cosines(embedding: AnyFloats) -> Doubles:
     """Cosines (G, G) float64 of the rows (G, D); a row of zeros has 0 with every other."""
     values = embedding.astype(np.float64)
     length = np.linalg.norm(values, axis=1, keepdims=True)
@@ -172,7 +164,7 @@ def _caveat(genes: int) -> str:
     return f"only {genes} genes are in a complex" if genes < FEWEST_GENES else ""
 
 
-def _refuse_malformed(embedding: Embedding, pairs: Pairs) -> None:
+def _refuse_malformed(embedding: AnyFloats, pairs: Codes) -> None:
     refuse_malformed(embedding)
     ordered = pairs.ndim == 2 and pairs.shape[1] == 2 and bool((pairs[:, 0] < pairs[:, 1]).all())
     inside = pairs.size == 0 or (pairs.min() >= 0 and pairs.max() < len(embedding))

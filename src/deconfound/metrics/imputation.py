@@ -7,78 +7,64 @@ keeps its phenotype, and an image changed too much may still come near the true 
 """
 
 import math
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyFloats, Codes, Doubles, Floats, Images
 from deconfound.metrics.score import Metric, Score
 
-OURS = "ours, for eq. 1 of Pernice et al., IST, 2023"
+declared = partial(Metric, paper="ours, for eq. 1 of Pernice et al., IST, 2023")
 REPLICATES = 2_000
 CONFIDENT = 0.8
 """Least probability with which the oracle counts as sure of a label."""
 
-IMPUTATION_ERROR = Metric(
+IMPUTATION_ERROR = declared(
     "imputation_error",
     better="lower",
     range=(0.0, math.inf),
-    paper=OURS,
     summary="Σ|imputed − true| / Σ|source − true|: 0 = perfect, 1 = no better than left alone",
 )
-IMPUTATION_ERROR_LOW = Metric(
+IMPUTATION_ERROR_LOW = declared(
     "imputation_error_low",
     better="context",
     range=(0.0, math.inf),
-    paper=OURS,
     summary="lower end of the error's 95 % bootstrap interval over wells, or rows without wells",
 )
-IMPUTATION_ERROR_HIGH = Metric(
+IMPUTATION_ERROR_HIGH = declared(
     "imputation_error_high",
     better="context",
     range=(0.0, math.inf),
-    paper=OURS,
     summary="upper end of the same interval",
 )
-IMPUTATION_SQUARED_ERROR = Metric(
+IMPUTATION_SQUARED_ERROR = declared(
     "imputation_squared_error",
     better="lower",
     range=(0.0, math.inf),
-    paper=OURS,
     summary="Σ(imputed − true)² / Σ(source − true)²: 0 = perfect, 1 = no better than left alone",
 )
-IMPUTATION_LABEL_PROBABILITY = Metric(
+IMPUTATION_LABEL_PROBABILITY = declared(
     "imputation_label_probability",
     better="higher",
-    range=(0.0, 1.0),
-    paper=OURS,
     summary="an oracle's mean probability of the cell's label on imputed images",
 )
-IMPUTATION_LABEL_PROBABILITY_TRUE = Metric(
+IMPUTATION_LABEL_PROBABILITY_TRUE = declared(
     "imputation_label_probability_true",
     better="context",
-    range=(0.0, 1.0),
-    paper=OURS,
     summary="the same on the true images: what a perfect imputer reaches",
 )
-IMPUTATION_AGREEMENT = Metric(
+IMPUTATION_AGREEMENT = declared(
     "imputation_agreement",
     better="higher",
-    range=(0.0, 1.0),
-    paper=OURS,
     summary="share of imputed images that the oracle gives the label it gives the true image",
 )
-IMPUTATION_HALLUCINATION = Metric(
+IMPUTATION_HALLUCINATION = declared(
     "imputation_hallucination",
     better="lower",
-    range=(0.0, 1.0),
-    paper=OURS,
     summary="share of cells whose imputed image the oracle is sure to be of another label "
     f"(p ≥ {CONFIDENT}), among those whose true image it gives the right one",
 )
-
-Floats = NDArray[np.floating[Any]]
-Codes = NDArray[np.int64]
 
 
 class RelativeError(NamedTuple):
@@ -90,7 +76,7 @@ class RelativeError(NamedTuple):
     high: float
 
 
-def absolute_distance(image: NDArray[Any], true: NDArray[Any]) -> NDArray[np.float64]:
+def absolute_distance(image: Images, true: Images) -> Doubles:
     """Σ|image − true| over the pixels of each channel: (N, C, H, W) twice to (N, C), in [0, ∞).
 
     Any numeric dtype, one unit. Ours, see the module.
@@ -99,7 +85,7 @@ def absolute_distance(image: NDArray[Any], true: NDArray[Any]) -> NDArray[np.flo
     return np.asarray(difference.sum(axis=(2, 3)))
 
 
-def squared_distance(image: NDArray[Any], true: NDArray[Any]) -> NDArray[np.float64]:
+def squared_distance(image: Images, true: Images) -> Doubles:
     """Σ(image − true)² over the pixels of each channel: (N, C, H, W) twice to (N, C), in [0, ∞).
 
     Any numeric dtype, one unit. Ours, see the module.
@@ -109,7 +95,7 @@ def squared_distance(image: NDArray[Any], true: NDArray[Any]) -> NDArray[np.floa
 
 
 def relative_error(
-    imputed: Floats, alone: Floats, unit: Codes | None = None, seed: int = 0
+    imputed: AnyFloats, alone: AnyFloats, unit: Codes | None = None, seed: int = 0
 ) -> RelativeError:
     """Σ imputed / Σ alone over all rows, in [0, ∞): 0 is perfect, 1 no better than left alone.
 
@@ -139,7 +125,7 @@ def relative_error(
     return RelativeError(Score(value, rows), float(low), float(high))
 
 
-def label_probability(probability: Floats, label: Codes) -> Score:
+def label_probability(probability: AnyFloats, label: Codes) -> Score:
     """Mean probability of the own label, in [0, 1]; rows without a label (−1) are left out.
 
     `probability` (N, K) of an oracle, rows summing to 1; `label` (N,) int64. NaN if no row has a
@@ -151,7 +137,7 @@ def label_probability(probability: Floats, label: Codes) -> Score:
     return Score(float(probability[known, label[known]].mean()), len(known))
 
 
-def label_agreement(imputed: Floats, true: Floats) -> Score:
+def label_agreement(imputed: AnyFloats, true: AnyFloats) -> Score:
     """Share of rows whose likeliest label is the same in both, in [0, 1].
 
     `imputed` and `true` (N, K) are an oracle's probabilities on imputed and true images. NaN if
@@ -163,7 +149,7 @@ def label_agreement(imputed: Floats, true: Floats) -> Score:
 
 
 def hallucination_rate(
-    imputed: Floats, true: Floats, label: Codes, confident: float = CONFIDENT
+    imputed: AnyFloats, true: AnyFloats, label: Codes, confident: float = CONFIDENT
 ) -> Score:
     """Share of images on which imputation shows a phenotype that the cell does not have, in [0, 1].
 
@@ -185,7 +171,7 @@ def hallucination_rate(
                  "the true images, which are counted")  # fmt: skip
 
 
-def matched_moments(source: NDArray[Any], style: NDArray[Any]) -> NDArray[np.float32]:
+def matched_moments(source: Images, style: Images) -> Floats:
     """The source images with the mean and sd of each channel of the style images, float32.
 
     (N, C, H, W) and (N, K, C, H, W), in one unit, to (N, C, H, W). Nothing is fitted, so any

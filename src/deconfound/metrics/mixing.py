@@ -1,11 +1,11 @@
 """LISI: the effective number of groups in the neighbourhood of a row, and its summaries."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyCodes, AnyFloats, Doubles
 from deconfound.errors import UserError
 from deconfound.metrics.neighbors import NeighborGraph, neighbor_graph
 from deconfound.metrics.score import Metric, Score
@@ -18,14 +18,12 @@ CHUNK_ROWS = 1024
 LISI_ENVIRONMENT = Metric(
     "lisi_environment",
     better="higher",
-    range=(0.0, 1.0),
     paper="Pernice et al., IST, section 5.3; Korsunsky et al. 2019",
     summary="mean LISI over environments / number of environments: 1 = perfectly mixed",
 )
 LISI_LABEL = Metric(
     "lisi_label",
     better="lower",
-    range=(0.0, 1.0),
     paper="Pernice et al., IST, section 5.3; Korsunsky et al. 2019",
     summary="mean LISI over labels / number of labels: 1/labels = perfectly separated",
 )
@@ -39,14 +37,12 @@ LISI_RATIO = Metric(
 ILISI = Metric(
     "ilisi",
     better="higher",
-    range=(0.0, 1.0),
     paper="Luecken et al. 2022 (scIB)",
     summary="median LISI over environments, scaled so that 1 = perfectly mixed",
 )
 CLISI = Metric(
     "clisi",
     better="higher",
-    range=(0.0, 1.0),
     paper="Luecken et al. 2022 (scIB); c = cell type, here the label",
     summary="median LISI over labels, scaled so that 1 = perfectly separated",
 )
@@ -61,10 +57,8 @@ class LisiRatio(NamedTuple):
 
 
 def lisi(
-    embedding: NDArray[np.floating[Any]] | NeighborGraph,
-    groups: NDArray[np.integer[Any]] | NDArray[np.floating[Any]],
-    perplexity: float = 30.0,
-) -> NDArray[np.float64]:
+    embedding: AnyFloats | NeighborGraph, groups: AnyCodes | AnyFloats, perplexity: float = 30.0
+) -> Doubles:
     """Local inverse Simpson's index of every row (Korsunsky et al. 2019): 1 / sum_c p_c^2.
 
     `embedding` is (N, D) or its `neighbor_graph`. `groups` is (N,) or (N, columns), the latter
@@ -111,10 +105,7 @@ def lisi(
 
 
 def lisi_ratio(
-    lisi_environment: NDArray[np.float64],
-    lisi_label: NDArray[np.float64],
-    n_environments: int,
-    n_labels: int,
+    lisi_environment: Doubles, lisi_label: Doubles, n_environments: int, n_labels: int
 ) -> LisiRatio:
     """cLISI/bLISI of Pernice et al., IST, Table 1, with both factors.
 
@@ -130,7 +121,7 @@ def lisi_ratio(
     return LisiRatio(ratio, environment, label)
 
 
-def ilisi(lisi_environment: NDArray[np.float64], n_environments: int) -> Score:
+def ilisi(lisi_environment: Doubles, n_environments: int) -> Score:
     """scIB's batch mixing (Luecken et al. 2022): (median - 1) / (environments - 1), in [0, 1].
 
     `lisi_environment` (N,) are per-row values, NaN ignored. NaN with fewer than two environments.
@@ -139,7 +130,7 @@ def ilisi(lisi_environment: NDArray[np.float64], n_environments: int) -> Score:
     return median._replace(value=(median.value - 1) / max(n_environments - 1, 1))
 
 
-def clisi(lisi_label: NDArray[np.float64], n_labels: int) -> Score:
+def clisi(lisi_label: Doubles, n_labels: int) -> Score:
     """scIB's label purity (Luecken et al. 2022): (labels - median) / (labels - 1), in [0, 1].
 
     `lisi_label` (N,) are per-row values, NaN ignored. NaN with fewer than two labels.
@@ -148,7 +139,7 @@ def clisi(lisi_label: NDArray[np.float64], n_labels: int) -> Score:
     return median._replace(value=(n_labels - median.value) / max(n_labels - 1, 1))
 
 
-def _mean_share(values: NDArray[np.float64], groups: int, noun: str) -> Score:
+def _mean_share(values: Doubles, groups: int, noun: str) -> Score:
     known = values[~np.isnan(values)]
     if not len(known):
         return Score(math.nan, 0, f"no row has a LISI over {noun}s")
@@ -156,7 +147,7 @@ def _mean_share(values: NDArray[np.float64], groups: int, noun: str) -> Score:
     return Score(float(known.mean()) / groups, len(known), note)
 
 
-def _median(values: NDArray[np.float64], groups: int, noun: str) -> Score:
+def _median(values: Doubles, groups: int, noun: str) -> Score:
     known = values[~np.isnan(values)]
     if not len(known):
         return Score(math.nan, 0, f"no row has a LISI over {noun}s")
@@ -165,9 +156,7 @@ def _median(values: NDArray[np.float64], groups: int, noun: str) -> Score:
     return Score(float(np.median(known)), len(known))
 
 
-def _codes(
-    groups: NDArray[np.integer[Any]] | NDArray[np.floating[Any]],
-) -> NDArray[np.integer[Any]]:
+def _codes(groups: AnyCodes | AnyFloats) -> AnyCodes:
     if np.issubdtype(groups.dtype, np.integer):
         return groups.astype(np.int64)
     missing = np.isnan(groups)
@@ -175,7 +164,7 @@ def _codes(
     return np.where(missing, -1, codes)
 
 
-def _weights(distances: NDArray[np.float64], perplexity: float) -> NDArray[np.float64]:
+def _weights(distances: Doubles, perplexity: float) -> Doubles:
     """Neighbour weights (R, k) of the given perplexity; NaN where one neighbour takes them all."""
     beyond = distances - distances[:, :1]
     target = math.log(perplexity)
@@ -203,9 +192,7 @@ def _weights(distances: NDArray[np.float64], perplexity: float) -> NDArray[np.fl
     return weights
 
 
-def _inverse_simpson(
-    weights: NDArray[np.float64], groups: NDArray[np.integer[Any]]
-) -> NDArray[np.float64]:
+def _inverse_simpson(weights: Doubles, groups: AnyCodes) -> Doubles:
     """1 / sum_c p_c^2 per row of `weights` (R, k), over the neighbours with `groups` >= 0."""
     k = groups.shape[1]
     order = np.argsort(groups, axis=1)

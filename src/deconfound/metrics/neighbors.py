@@ -1,11 +1,10 @@
 """The k nearest neighbours of rows, shared by all neighbour metrics."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyCodes, AnyFloats, Codes, Doubles
 from deconfound.errors import UserError
 
 SPARE_CANDIDATES = 10
@@ -20,8 +19,8 @@ class NeighborGraph:
     neighbour, even where other rows equal it; ties go to the lower row number.
     """
 
-    indices: NDArray[np.int64]
-    distances: NDArray[np.float64]
+    indices: Codes
+    distances: Doubles
 
     @property
     def k(self) -> int:
@@ -32,7 +31,7 @@ class NeighborGraph:
         return len(self.indices)
 
 
-def neighbor_graph(embedding: NDArray[np.floating[Any]], k: int = 90) -> NeighborGraph:
+def neighbor_graph(embedding: AnyFloats, k: int = 90) -> NeighborGraph:
     """Exact Euclidean neighbours of every row of `embedding` (N, D), any float dtype.
 
     k is clipped to N - 1. The search ranks candidates in float32 after centring; their distances
@@ -48,11 +47,8 @@ def neighbor_graph(embedding: NDArray[np.floating[Any]], k: int = 90) -> Neighbo
 
 
 def nearest(
-    reference: NDArray[np.floating[Any]],
-    query: NDArray[np.floating[Any]],
-    k: int,
-    exclude: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    reference: AnyFloats, query: AnyFloats, k: int, exclude: Codes | None = None
+) -> tuple[Codes, Doubles]:
     """Row numbers (Q, k) into `reference` (M, D) nearest to each row of `query` (Q, D).
 
     Also their Euclidean distances (Q, k), ascending. `exclude` (Q,) names one reference row per
@@ -76,13 +72,13 @@ def nearest(
     return chosen, distances
 
 
-def vote(labels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+def vote(labels: AnyCodes) -> AnyCodes:
     """The commonest label (Q,) of each row of `labels` (Q, k), nearest first among equals."""
     votes = np.stack([(labels == labels[:, [j]]).sum(axis=1) for j in range(labels.shape[1])], 1)
     return np.take_along_axis(labels, votes.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
-def refuse_malformed(embedding: NDArray[np.floating[Any]], where: str = "") -> None:
+def refuse_malformed(embedding: AnyFloats, where: str = "") -> None:
     """Raise UserError, with the name of the file, unless `embedding` is a finite (N, D) array."""
     named = f"{where}: " if where else ""
     if embedding.ndim != 2:
@@ -98,9 +94,7 @@ def refuse_malformed(embedding: NDArray[np.floating[Any]], where: str = "") -> N
         )
 
 
-def _search(
-    reference: NDArray[np.floating[Any]], query: NDArray[np.floating[Any]], k: int
-) -> NDArray[np.int64]:
+def _search(reference: AnyFloats, query: AnyFloats, k: int) -> Codes:
     """Candidates in float32: centred and scaled, because faiss expands (x - y)^2."""
     import faiss
     from joblib import cpu_count

@@ -3,11 +3,11 @@
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyCodes, AnyFloats, Codes, Doubles, Mask
 from deconfound.errors import UserError
 from deconfound.metrics.accuracy import accuracy, macro_f1, seen_in_training
 from deconfound.metrics.neighbors import refuse_malformed
@@ -15,54 +15,27 @@ from deconfound.metrics.score import Metric, Score
 from deconfound.runtime.seeds import numpy_stream
 
 PAPER = "Makino et al., SCBD, section 4.2.1 (sensitivity to batch effects)"
+CHANCE = "after Cohen 1960, expected agreement"
 
-PROBE_LABEL_MACRO_F1 = Metric(
-    "probe_label_macro_f1",
-    better="higher",
-    range=(0.0, 1.0),
-    paper=PAPER,
-    summary="macro-F1 of the label read by a fresh linear probe",
-)
-PROBE_LABEL_ACCURACY = Metric(
-    "probe_label_accuracy",
-    better="higher",
-    range=(0.0, 1.0),
-    paper=PAPER,
-    summary="accuracy of the label read by a fresh linear probe",
-)
-PROBE_ENVIRONMENT_MACRO_F1 = Metric(
-    "probe_environment_macro_f1",
-    better="lower",
-    range=(0.0, 1.0),
-    paper=PAPER,
-    summary="macro-F1 of the environment read by a fresh linear probe: what has leaked",
-)
-PROBE_ENVIRONMENT_ACCURACY = Metric(
-    "probe_environment_accuracy",
-    better="lower",
-    range=(0.0, 1.0),
-    paper=PAPER,
-    summary="accuracy of the environment read by a fresh linear probe: what has leaked",
-)
-PROBE_LABEL_MACRO_F1_CHANCE = Metric(
-    "probe_label_macro_f1_chance",
-    better="context",
-    range=(0.0, 1.0),
-    paper="after Cohen 1960, expected agreement",
-    summary="macro-F1 of the label probe's answers dealt out at random",
-)
-PROBE_ENVIRONMENT_MACRO_F1_CHANCE = Metric(
-    "probe_environment_macro_f1_chance",
-    better="context",
-    range=(0.0, 1.0),
-    paper="after Cohen 1960, expected agreement",
-    summary="macro-F1 of the environment probe's answers dealt out at random",
-)
 
+def _metrics(target: str, better: Literal["higher", "lower"], so: str = "") -> tuple[Metric, ...]:
+    read = f"of the {target} read by a fresh linear probe{so}"
+    dealt = f"macro-F1 of the {target} probe's answers dealt out at random"
+    name = f"probe_{target}"
+    return (
+        Metric(f"{name}_macro_f1", better=better, paper=PAPER, summary=f"macro-F1 {read}"),
+        Metric(f"{name}_accuracy", better=better, paper=PAPER, summary=f"accuracy {read}"),
+        Metric(f"{name}_macro_f1_chance", better="context", paper=CHANCE, summary=dealt),
+    )
+
+
+LABEL_MACRO_F1, LABEL_ACCURACY, LABEL_CHANCE = _metrics("label", "higher")
+ENVIRONMENT_MACRO_F1, ENVIRONMENT_ACCURACY, ENVIRONMENT_CHANCE = _metrics(
+    "environment", "lower", ": what has leaked"
+)
 BATCH_PREDICTION_MACRO_F1 = Metric(
     "batch_prediction_macro_f1",
     better="lower",
-    range=(0.0, 1.0),
     paper=PAPER + ", and A.3",
     summary="macro-F1 of the environment by the paper's probe: 60 % of all rows predict the others",
 )
@@ -83,18 +56,18 @@ class LinearProbe:
 
     macro_f1: Score
     accuracy: Score
-    predicted: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    coefficients: NDArray[np.float64]
-    intercept: NDArray[np.float64]
+    predicted: Codes
+    classes: Codes
+    coefficients: Doubles
+    intercept: Doubles
     note: str
 
 
 def linear_probe(
-    embedding: NDArray[np.floating[Any]],
-    target: NDArray[np.integer[Any]],
-    is_train: NDArray[np.bool_],
-    is_test: NDArray[np.bool_],
+    embedding: AnyFloats,
+    target: AnyCodes,
+    is_train: Mask,
+    is_test: Mask,
     *,
     seed: int = 0,
     max_train_rows: int = 20_000,
@@ -148,8 +121,8 @@ def linear_probe(
 
 
 def batch_prediction(
-    embedding: NDArray[np.floating[Any]],
-    environment: NDArray[np.integer[Any]],
+    embedding: AnyFloats,
+    environment: AnyCodes,
     seed: int = 0,
     max_rows: int = BATCH_PREDICTION_ROWS,
 ) -> Score:
@@ -191,7 +164,7 @@ def batch_prediction(
     return Score(float(value), len(test), "; ".join(notes))
 
 
-def _in_proportion(environment: NDArray[np.integer[Any]], most: int) -> NDArray[np.int64]:
+def _in_proportion(environment: AnyCodes, most: int) -> Codes:
     """Places of about `most` rows, the first of each environment: its share, and at least one."""
     order = np.argsort(environment, kind="stable")
     counts = np.bincount(environment)
@@ -201,17 +174,13 @@ def _in_proportion(environment: NDArray[np.integer[Any]], most: int) -> NDArray[
     return np.sort(order[rank < np.repeat(kept, counts)])
 
 
-def _thinned(rows: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+def _thinned(rows: Codes, size: int, seed: int) -> Codes:
     return np.sort(numpy_stream(seed, "linear probe").choice(rows, size, replace=False))
 
 
 def _fit(
-    features: NDArray[np.float64],
-    target: NDArray[np.integer[Any]],
-    max_iterations: int,
-    *,
-    standardise: bool = True,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    features: Doubles, target: AnyCodes, max_iterations: int, *, standardise: bool = True
+) -> tuple[Doubles, Doubles, int]:
     """Coefficients and intercepts for raw features; iterations if they did not converge, or 0."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -237,11 +206,7 @@ def _noted(score: Score, note: str) -> Score:
     return score._replace(note="; ".join(text for text in (note, score.note) if text))
 
 
-def _answers(
-    features: NDArray[np.floating[Any]],
-    coefficients: NDArray[np.float64],
-    intercept: NDArray[np.float64],
-) -> NDArray[np.int64]:
+def _answers(features: AnyFloats, coefficients: Doubles, intercept: Doubles) -> Codes:
     """Place of the likeliest class of each row, (N,); two classes share one row of coefficients."""
     logits = features @ coefficients.T + intercept
     answer = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from deconfound.arrays import AnyCodes, AnyFloats, Codes, Doubles, Mask
 from deconfound.errors import UserError
 from deconfound.metrics.neighbors import refuse_malformed
 from deconfound.metrics.score import Metric, Score
 
-Codes = NDArray[np.integer[Any]]
 Form = Literal["activity", "consistency", "cross_batch"]
 PAPER = "Kalinin et al. 2025, A versatile information retrieval framework (copairs)"
 MOST_PROFILES = 20_000
@@ -26,14 +25,12 @@ def _metrics(form: Form, what: str) -> tuple[Metric, Metric]:
         Metric(
             f"retrieval_{form}_map",
             better="higher",
-            range=(0.0, 1.0),
             paper=PAPER,
             summary=f"mean average precision with which {what}",
         ),
         Metric(
             f"retrieval_{form}_share",
             better="higher",
-            range=(0.0, 1.0),
             paper=PAPER,
             summary=f"share of groups, Benjamini-Hochberg q below 0.05, of which {what}",
         ),
@@ -55,13 +52,13 @@ CROSS_BATCH_MAP, CROSS_BATCH_SHARE = _metrics(
 class Retrieval:
     """Values for every perturbation or target (a group) that has two profiles to compare."""
 
-    group: NDArray[np.int64]
+    group: Codes
     """(G,) codes."""
-    mean_average_precision: NDArray[np.float64]
+    mean_average_precision: Doubles
     """(G,) in [0, 1]."""
-    p_value: NDArray[np.float64]
+    p_value: Doubles
     """(G,) against rankings drawn at random: (#null > mAP + 1) / (draws + 1)."""
-    corrected_p_value: NDArray[np.float64]
+    corrected_p_value: Doubles
     """(G,) after Benjamini and Hochberg."""
     note: str = ""
     """Why there is no group."""
@@ -80,13 +77,13 @@ class Retrieval:
 
 
 def profile_retrieval(
-    embedding: NDArray[np.floating[Any]],
-    perturbation: Codes,
-    control: NDArray[np.bool_],
+    embedding: AnyFloats,
+    perturbation: AnyCodes,
+    control: Mask,
     form: Form = "activity",
     *,
-    environment: Codes | None = None,
-    target: Codes | None = None,
+    environment: AnyCodes | None = None,
+    target: AnyCodes | None = None,
     null_size: int = 10_000,
     seed: int = 0,
 ) -> Retrieval:
@@ -154,7 +151,7 @@ def load_copairs() -> Any:
     return copairs.map
 
 
-def _needed(codes: Codes | None, form: Form, what: str) -> Codes:
+def _needed(codes: AnyCodes | None, form: Form, what: str) -> AnyCodes:
     if codes is None:
         raise UserError(f"retrieval: {form} needs {what}")
     return codes

@@ -27,9 +27,9 @@ class Metric:
 
     name: str
     better: Literal["higher", "lower", "context"]
-    range: tuple[float, float]
     paper: str
     summary: str
+    range: tuple[float, float] = (0.0, 1.0)
 
 
 def all_metrics() -> dict[str, Metric]:

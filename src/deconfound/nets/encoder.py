@@ -1,4 +1,4 @@
-"""Encoders of images and of profiles: any channel count, any normalisation, one flat vector."""
+"""Encoders of images and of profiles, and the projection of what they return onto a block."""
 
 import copy
 import difflib
@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deconfound.errors import UserError
 
@@ -49,6 +50,27 @@ class ChannelAffine(nn.Module):
 
     def forward(self, map: Tensor) -> Tensor:
         return map * self.weight + self.bias
+
+
+class Projection(nn.Module):
+    """Two-layer perceptron onto the unit sphere: Linear(r, r) - GELU - Linear(r, z) - normalise.
+
+    representation (B, representation_size) -> block (B, block_size), each row of length 1, in
+    float32 also under a lower-precision autocast (float64 in, float64 out).
+    Makino et al., SCBD, A.1.1.
+    """
+
+    def __init__(self, representation_size: int, block_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(representation_size, representation_size),
+            nn.GELU(),
+            nn.Linear(representation_size, block_size),
+        )
+
+    def forward(self, representation: Tensor) -> Tensor:
+        block: Tensor = self.layers(representation)
+        return functional.normalize(block.to(torch.promote_types(block.dtype, torch.float32)))
 
 
 def build_encoder(

@@ -147,22 +147,19 @@ class StyleEncoder(nn.Module):
         return style
 
 
-class Discriminator(nn.Module):
-    """Whether an image is a real one of its domain.
+class Discriminator(StyleEncoder):
+    """Whether an image is a real one of its domain: (B, C, H, H), domain (B,) int64 -> logits (B,).
 
-    image (B, C, H, H), domain (B,) int64 -> logits (B,).
+    It has the layers of a style encoder of size 1.
     """
 
     def __init__(
         self, channels: int, image_size: int, domains: int, width: int, max_width: int
     ) -> None:
-        super().__init__()
-        self.trunk = Trunk(channels, image_size, width, max_width)
-        self.heads = DomainHeads(domains, [self.trunk.features, 1])
+        super().__init__(channels, image_size, 1, domains, width, max_width)
 
     def forward(self, image: Tensor, domain: Tensor) -> Tensor:
-        logits: Tensor = self.heads(self.trunk(image), domain)
-        return logits.squeeze(1)
+        return super().forward(image, domain).squeeze(1)
 
 
 class _Block(nn.Module):

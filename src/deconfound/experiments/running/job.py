@@ -27,7 +27,7 @@ from deconfound.experiments.running.messages import (
 from deconfound.files import atomic
 from deconfound.intervention.embedder import Embedder
 from deconfound.methods.contract import Imputer
-from deconfound.metrics import seen_in_training
+from deconfound.metrics.accuracy import seen_in_training
 from deconfound.runs.config import RunConfig, config_model
 from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.device import start_fabric

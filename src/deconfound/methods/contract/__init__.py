@@ -1,28 +1,282 @@
-"""What a trained method is, by name: everything that a file of a method imports from here."""
+"""What a trained method is: a network that declares its stages and losses, and embeds images."""
 
-from deconfound.methods.contract.imputer import Imputer
-from deconfound.methods.contract.method import Method
-from deconfound.methods.contract.options import MethodOptions, OptimizerName
-from deconfound.methods.contract.records import (
-    DrawnOver,
-    Loss,
-    Phase,
-    Stage,
-    Task,
-    Tensors,
-    weighted_sum,
-)
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
-__all__ = [
-    "DrawnOver",
-    "Imputer",
-    "Loss",
-    "Method",
-    "MethodOptions",
-    "OptimizerName",
-    "Phase",
-    "Stage",
-    "Task",
-    "Tensors",
-    "weighted_sum",
-]
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from deconfound.config import Options, SamplerName
+from deconfound.data.loading.batch import Batch
+from deconfound.errors import UserError
+
+Backward = Callable[[Tensor, list[nn.Parameter]], None]
+"""Adds the gradients of a loss () to parameters."""
+Optimizers = Iterable[torch.optim.Optimizer]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+Tensors = dict[str, Tensor]
+DrawnOver = Literal["label", "environment", "control"]
+"""Groups with equal probability: labels, environments, or controls and non-controls."""
+
+
+class MethodOptions(Options):
+    """Options every trained method has."""
+
+    optimizer: OptimizerName = "adamw"
+    """adamw, adam or sgd."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of the optimizer."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of the optimizer."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of sgd."""
+    skip_above: float | None = Field(None, gt=0)
+    """A phase whose gradient has a larger norm, or one that is not finite, does not step, and is
+    counted; if not given, a loss that is not finite ends the run."""
+    clip_at: float | None = Field(None, gt=0)
+    """Gradients of a phase with a larger norm are scaled down to it."""
+    most_skipped: int = Field(100, ge=1)
+    """Skipped steps in a row that end the run."""
+
+    @property
+    def sees_held_out(self) -> bool:
+        """Whether each training batch is joined by an equal number of unlabelled test images."""
+        return False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the training data look like."""
+
+    channels: int
+    """Channels of an image, or features of a profile."""
+    image_size: int | None
+    """Height, which equals the width; None for profiles."""
+    labels: int
+    """Labels present in training."""
+    environments: int
+    """Environments present in training."""
+    controls: tuple[int, ...] = ()
+    """Codes of the labels that are controls; empty where weights are loaded, not trained."""
+
+    def require_environments(self, method: str, least: int = 2) -> None:
+        """Raise UserError if training has fewer than `least` environments, which `method` needs."""
+        if self.environments < least:
+            raise UserError(
+                f"{method}: training has {self.environments} environment; expected {least} or "
+                "more, choose another --environment or hold out less"
+            )
+
+    def require_images(self, does: str) -> int:
+        """The image size; raises UserError for profiles, with what the method `does` to images."""
+        if self.image_size is None:
+            raise UserError(
+                f"{does}, and the screen holds profiles, which have none; use another method"
+            )
+        return self.image_size
+
+
+class Loss(NamedTuple):
+    """One term of an objective."""
+
+    value: Tensor
+    """Scalar."""
+    weight: float = 1.0
+
+
+def weighted_sum(losses: dict[str, Loss]) -> Tensor:
+    """Σ weight · value, a float32 scalar."""
+    return torch.stack([loss.weight * loss.value.float() for loss in losses.values()]).sum()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer and the named losses it minimises."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    losses: Callable[[Batch, Tensors], dict[str, Loss]]
+    """From the batch and the method's `outputs`; called in the order of the phases, each after
+    the step of the one before."""
+    learning_rate: float
+    weight_decay: float
+    validates: bool = False
+    """Whether the phase's weighted sum is the validation loss of its stage."""
+    rule: OptimizerName = "adamw"
+    """Update rule."""
+    momentum: float = 0.0
+    """Momentum of sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the two averages of adam and adamw."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new optimizer over the phase's parameters."""
+        rate, decay = self.learning_rate, self.weight_decay
+        if self.rule == "sgd":
+            return torch.optim.SGD(
+                self.parameters, lr=rate, momentum=self.momentum, weight_decay=decay
+            )
+        adam = torch.optim.Adam if self.rule == "adam" else torch.optim.AdamW
+        return adam(self.parameters, lr=rate, betas=self.betas, weight_decay=decay)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Phases that step together for a number of steps, with new optimizers.
+
+    The next stage starts from the weights that validation selects, unless that one `continues`.
+    """
+
+    name: str
+    steps: int
+    phases: tuple[Phase, ...]
+    batch_size: int | None = None
+    """Images in a batch; the training options' if None."""
+    validation_batches: int = 500
+    """Most batches that a validation uses."""
+    classifies: bool = True
+    """Whether the stage changes what `predict` says, so that accuracy can select a checkpoint."""
+    continues: bool = False
+    """Whether it starts from the last weights of the stage before, not from the selected ones."""
+    draws: DrawnOver | None = None
+    """Groups that batches are drawn uniformly over, with replacement: labels, environments, or
+    controls and non-controls with equal probability. The training options' sampler if None."""
+    partner: DrawnOver | None = None
+    """Groups that partners are drawn over, independently of the rows they follow in the batch
+    (`Batch.partners`); no partners if None."""
+    partner_draws: int = 1
+    """Partners drawn for each row. All partners of a row share one group. They are stored as all
+    first partners, then all second partners."""
+    selects: bool = True
+    """Whether validation selects the stage's weights; its last weights are used otherwise."""
+
+
+class Method(nn.Module):
+    """A trained method; a file in the folder `methods` with one subclass is one, by its name.
+
+    A subclass sets `Options`, `SUMMARY` and `PAPER`, and defines `stages` and `embed`. All else is
+    optional.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    SUMMARY: ClassVar[str]
+    """One line for `deconfound list methods`."""
+    PAPER: ClassVar[str]
+    """Authors, title, equation."""
+    SAMPLER: ClassVar[SamplerName] = "plain"
+    """How batches are drawn unless the user says otherwise."""
+    ENVIRONMENTS: ClassVar[int] = 1
+    """Least environments in training: 2 for a method that compares them."""
+    CONTROLS: ClassVar[bool] = False
+    """Whether training needs both labels that are controls and labels that are not."""
+
+    def __init__(self, options: MethodOptions, task: Task) -> None:
+        super().__init__()
+        task.require_environments(type(self).__module__.rpartition(".")[2], self.ENVIRONMENTS)
+        self.options = options
+        self.task = task
+
+    def stages(self, steps: int) -> tuple[Stage, ...]:
+        """The stages in order; the steps of those that classify add up to `steps`."""
+        raise NotImplementedError
+
+    def embed(self, image: Tensor) -> Tensors:
+        """Images or profiles to "representation" and, if there are blocks, "content", "style".
+
+        (B, C, H, W) or (B, features) to (B, D) float32 each.
+        """
+        raise NotImplementedError
+
+    def outputs(self, batch: Batch, stage: str) -> Tensors:
+        """What the losses of `stage` share; holds at least what `predict` needs."""
+        del stage
+        return self.embed(batch.image)
+
+    def predict(self, embedded: Tensors) -> Tensor | None:
+        """Logits (B, labels) from what `embed` or `outputs` returned; None if it has no head."""
+        del embedded
+        return None
+
+    def swap(self, content: Tensor, style: Tensor) -> Tensor | None:
+        """Images (B, C, H, W) composed of content and style blocks; None if it has no decoder."""
+        del content, style
+        return None
+
+    def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
+        """Scalars by name that are recorded on validation batches and are no part of a loss."""
+        del batch, outputs
+        return {}
+
+    def alarm(self, scores: dict[str, float]) -> str | None:
+        """A one-line warning if the validation scores of the selected weights mean a failure."""
+        del scores
+        return None
+
+    def begin(self, stage: Stage) -> None:
+        """Change weights before the first step of a stage; not called where a run is resumed."""
+        del stage
+
+    def step(
+        self, batch: Batch, stage: Stage, optimizers: Optimizers, backward: Backward
+    ) -> Tensors:
+        """One optimisation step: every phase in order. Returns the unweighted losses, detached."""
+        outputs = self.outputs(batch, stage.name)
+        logged: Tensors = {}
+        for phase, optimizer in zip(stage.phases, optimizers, strict=True):
+            losses = phase.losses(batch, outputs)
+            optimizer.zero_grad(set_to_none=True)
+            backward(weighted_sum(losses), phase.parameters)
+            optimizer.step()
+            logged |= {name: loss.value.detach() for name, loss in losses.items()}
+        return logged
+
+    def phase(
+        self,
+        name: str,
+        parameters: Iterable[nn.Parameter],
+        losses: Callable[[Batch, Tensors], dict[str, Loss]],
+        *,
+        learning_rate: float | None = None,
+        validates: bool = False,
+    ) -> Phase:
+        """A phase with the optimizer of the method's options, or at another `learning_rate`."""
+        options = self.options
+        return Phase(
+            name,
+            list(parameters),
+            losses,
+            options.learning_rate if learning_rate is None else learning_rate,
+            options.weight_decay,
+            validates,
+            options.optimizer,
+            options.momentum,
+        )
+
+
+class Imputer(Method):
+    """A method that imputes images as if they had been taken in another environment.
+
+    Pernice et al., Interventional Style Transfer, 2023, eq. 1: the intervention do(C = c). In
+    evaluation mode `impute` returns the same image for the same arguments.
+    """
+
+    def style(self, image: Tensor, environment: Tensor) -> Tensor:
+        """The style of images: (B, C, H, W) taken in `environment` (B,) int64 to (B, S) float32.
+
+        −1 is an unknown environment, for which a method may raise UserError.
+        """
+        raise NotImplementedError
+
+    def relative_style(self, own: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Shift each image's own style by what leads from `source` to `target`; (B, S) each.
+
+        `source` is the mean style of the image's environment and `target` the mean style it is
+        brought to, so a style equal to `source` becomes `target`. Optional.
+        """
+        raise NotImplementedError
+
+    def impute(self, image: Tensor, style: Tensor) -> Tensor:
+        """The images (B, C, H, W) in the styles (B, S): (B, C, H, W) float32, as `Batch.image`."""
+        raise NotImplementedError

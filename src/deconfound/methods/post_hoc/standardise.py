@@ -1,6 +1,6 @@
 """Standardise: every environment by the mean and spread of its own rows."""
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -16,18 +16,14 @@ FEWEST = 2
 """Least rows of an environment that have a spread."""
 
 
+Scale = tuple[Doubles, Doubles]
+
+
 class StandardiseOptions(PostHocOptions):
     """Options of standardisation."""
 
     by: Literal["controls", "all"] = "controls"
     """Rows that an environment's mean and sd are taken over: its controls, or all."""
-
-
-class Scale(NamedTuple):
-    """Mean and sd, (D,) each."""
-
-    mean: Doubles
-    sd: Doubles
 
 
 class Standardise(PostHoc):
@@ -44,6 +40,7 @@ class Standardise(PostHoc):
     PAPER = "Caicedo et al., Data-analysis strategies for image-based cell profiling, 2017"
 
     scales: dict[int, Scale]
+    """Of each environment the mean and sd, (D,) each."""
 
     def needs_controls(self) -> bool:
         """True unless `by` is "all"."""
@@ -79,10 +76,11 @@ class Standardise(PostHoc):
             rows = environment == one
             if one not in scales:
                 scales[one] = self._scale(embedding, rows, control, one)
-            corrected[rows] = (embedding[rows] - scales[one].mean) / scales[one].sd
+            mean, sd = scales[one]
+            corrected[rows] = (embedding[rows] - mean) / sd
         return corrected
 
     def _scale(self, embedding: Floats, rows: Mask, control: Mask | None, one: int) -> Scale:
         if self.needs_controls():
             rows = require_controls(control, rows, FEWEST, one if one >= 0 else None)
-        return Scale(*centre_and_scale(embedding[rows]))
+        return centre_and_scale(embedding[rows])

@@ -1,6 +1,6 @@
 """Typical variation normalisation: controls of all environments get one mean and covariance."""
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,7 @@ from deconfound.methods.post_hoc.sphering import power
 RIDGE = 0.5
 """Added to every variance of a covariance of controls, as EFAAR does."""
 FEWEST = 2
+Alignment = tuple[Doubles, Doubles, Doubles]
 
 
 class TvnOptions(PostHocOptions):
@@ -26,17 +27,6 @@ class TvnOptions(PostHocOptions):
 
     components: int | None = Field(None, ge=1)
     """Principal components of controls that are kept; all if not given."""
-
-
-class Alignment(NamedTuple):
-    """The affine map that aligns one environment with the others."""
-
-    mean: Doubles
-    """(d,)."""
-    sd: Doubles
-    """(d,)."""
-    map: Doubles
-    """(d, d)."""
 
 
 class Tvn(PostHoc):
@@ -60,6 +50,7 @@ class Tvn(PostHoc):
     pooled: Doubles
     """(C + ½I)^(½) of all controls fitted."""
     alignments: dict[int, Alignment]
+    """Of each environment the mean (d,), the sd (d,) and the map (d, d) that align it."""
 
     def needs_controls(self) -> bool:
         """Always."""
@@ -112,7 +103,7 @@ class Tvn(PostHoc):
                 of_one = projected[require_controls(control, rows, FEWEST, one)]
                 mean, sd = centre_and_scale(of_one)
                 whiten = power(_covariance((of_one - mean) / sd), -0.5, RIDGE)
-                alignments[one] = Alignment(mean, sd, whiten @ self.pooled)
+                alignments[one] = mean, sd, whiten @ self.pooled
             mean, sd, recolour = alignments[one]
             aligned[rows] = (projected[rows] - mean) / sd @ recolour
         return aligned

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from deconfound.nets.average import averaged_copy, update_average
-from deconfound.nets.constant import constant
+from deconfound.nets.weights import averaged_copy, constant, update_average
 
 
 def network() -> nn.Sequential:

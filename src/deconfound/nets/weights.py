@@ -1,10 +1,12 @@
-"""The moving average of a network's weights."""
+"""A network with constant weights, and the moving average of its weights."""
 
 import copy
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -36,3 +38,10 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
     weights = network.state_dict()
     for name, value in average.state_dict().items():
         value.lerp_(weights[name], 1 - decay)
+
+
+def constant(network: nn.Module) -> Callable[..., Any]:
+    """`network` as a function: no gradient reaches its weights, and its buffers do not change."""
+    state = {name: value.detach() for name, value in network.named_parameters()}
+    state |= {name: value.clone() for name, value in network.named_buffers()}
+    return lambda *inputs: functional_call(network, state, inputs)
