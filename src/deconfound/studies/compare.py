@@ -17,7 +17,7 @@ from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.plan import Plan, make_plan
 from deconfound.experiments.running.executors import ExecutorArguments, executor_options
 from deconfound.files import atomic
-from deconfound.files.claim import refuse_foreign
+from deconfound.files.atomic import refuse_foreign
 from deconfound.studies import levels, search, trade_off
 from deconfound.studies.comparison import CompareOptions, Comparison, ViewName
 from deconfound.studies.demo import demo

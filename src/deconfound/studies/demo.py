@@ -17,7 +17,7 @@ from deconfound.experiments.plan import Plan, make_plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.messages import run_directory
 from deconfound.files import atomic
-from deconfound.files.claim import refuse_foreign
+from deconfound.files.atomic import refuse_foreign
 from deconfound.reports.report import report
 from deconfound.studies.comparison import CompareOptions, Comparison
 

@@ -22,7 +22,7 @@ from deconfound.experiments.plan import Plan, make_plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.verdict import FEWEST, FoldDiagnosis, Verdict, judge
 from deconfound.files import atomic
-from deconfound.files.claim import refuse_foreign
+from deconfound.files.atomic import refuse_foreign
 from deconfound.studies.comparison import CompareOptions, Comparison
 
 FORMAT_VERSION = 1
