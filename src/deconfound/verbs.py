@@ -10,8 +10,8 @@ class Form(NamedTuple):
     """MODULE:FUNCTION in `deconfound.cli`, which takes the words after the verb."""
     page: str
     """Name of its page in docs/."""
-    functions: dict[str, str]
-    """Public functions and classes of `deconfound`, and the module each is in."""
+    functions: str
+    """Public functions and classes of `deconfound`: MODULE:NAME, with spaces between several."""
     usage: str
     """The words after `deconfound`, in short."""
 
@@ -28,202 +28,96 @@ class Verb(NamedTuple):
     """Whether a command that is told to end has saved its work and ends with 0."""
 
 
+# fmt: off
 VERBS = {
     "compare": Verb(
-        "methods × folds × seeds of a plan, a screen or a demonstration, to a table and a verdict",
-        (
-            Form(
-                "comparing:call_compare",
-                "compare",
-                {"compare": "studies.compare"},
-                "compare FILE.yaml | SCREEN | demo --out DIR",
-            ),
-        ),
-        resumes=True,
-        saves=True,
-    ),
+        "methods × folds × seeds of a plan, a screen or a demonstration, to a table and a verdict", (
+        Form("comparing:call_compare", "compare", "studies.compare:compare",
+             "compare FILE.yaml | SCREEN | demo --out DIR"),
+    ), resumes=True, saves=True),
     "simulate": Verb(
-        "make a screen with planted truth; --cells SCREEN puts technical effects into real cells",
-        (
-            Form(
-                "screens:call_simulate",
-                "simulate",
-                {"simulate": "data.simulation.simulate"},
-                "simulate --out SCREEN",
-            ),
-            Form(
-                "screens:call_inject",
-                "inject",
-                {"inject": "data.simulation.inject"},
-                "simulate --cells CLEAN --out SCREEN",
-            ),
-        ),
-    ),
+        "make a screen with planted truth; --cells SCREEN puts technical effects into real cells", (
+        Form("screens:call_simulate", "simulate", "data.simulation.simulate:simulate",
+             "simulate --out SCREEN"),
+        Form("screens:call_inject", "inject", "data.simulation.inject:inject",
+             "simulate --cells CLEAN --out SCREEN"),
+    )),
     "ingest": Verb(
-        "make a screen of your table and images, a public data set, or CellProfiler's features",
-        (
-            Form(
-                "screens:call_ingest",
-                "ingest",
-                {
-                    "ingest": "data.ingest.images",
-                    "ingest_profiles": "data.ingest.profiles",
-                    "ingest_array": "data.ingest.arrays",
-                    "Screen": "data.screens.screen",
-                    "open_screen": "data.screens.screen",
-                },
-                "ingest TABLE --images-root DIR --out SCREEN",
-            ),
-            Form("screens:call_source", "source", {}, "ingest source NAME --root DIR --out SCREEN"),
-            Form(
-                "screens:call_cellprofiler",
-                "cellprofiler",
-                {"cellprofiler": "data.ingest.cellprofiler"},
-                "ingest cellprofiler IMAGES --out SCREEN",
-            ),
-        ),
-        resumes=True,
-    ),
-    "describe": Verb(
-        "what a screen holds, what can be held out, what is confounded",
-        (
-            Form(
-                "screens:call_describe",
-                "describe",
-                {"describe": "description.describe"},
-                "describe SCREEN",
-            ),
-        ),
-    ),
-    "fit": Verb(
-        "train one method on one fold with one seed",
-        (
-            Form(
-                "runs:call_fit",
-                "fit",
-                {"fit": "training.fit"},
-                "fit METHOD SCREEN --hold-out COLUMN=GROUP --out RUN",
-            ),
-        ),
-        resumes=True,
-        saves=True,
-    ),
+        "make a screen of your table and images, a public data set, or CellProfiler's features", (
+        Form("screens:call_ingest", "ingest",
+             "data.ingest.images:ingest data.ingest.profiles:ingest_profiles "
+             "data.ingest.arrays:ingest_array data.screens.screen:Screen "
+             "data.screens.screen:open_screen",
+             "ingest TABLE --images-root DIR --out SCREEN"),
+        Form("screens:call_source", "source", "",
+             "ingest source NAME --root DIR --out SCREEN"),
+        Form("screens:call_cellprofiler", "cellprofiler", "data.ingest.cellprofiler:cellprofiler",
+             "ingest cellprofiler IMAGES --out SCREEN"),
+    ), resumes=True),
+    "describe": Verb("what a screen holds, what can be held out, what is confounded", (
+        Form("screens:call_describe", "describe", "description.describe:describe",
+             "describe SCREEN"),
+    )),
+    "fit": Verb("train one method on one fold with one seed", (
+        Form("runs:call_fit", "fit", "training.fit:fit",
+             "fit METHOD SCREEN --hold-out COLUMN=GROUP --out RUN"),
+    ), resumes=True, saves=True),
     "embed": Verb(
-        "embed every image of a screen with a run; of a screen of profiles, take them as they are",
-        (
-            Form(
-                "runs:call_embed",
-                "embed",
-                {"embed": "embeddings.embed", "embed_shards": "embeddings.embed_shards"},
-                "embed RUN SCREEN --out FILE.h5ad",
-            ),
-            Form(
-                "runs:call_profiles",
-                "profiles",
-                {"profiles": "embeddings.profiles"},
-                "embed PROFILES --out FILE.h5ad",
-            ),
-        ),
-        resumes=True,
-    ),
-    "correct": Verb(
-        "take the environment out of embeddings after training",
-        (
-            Form(
-                "runs:call_correct",
-                "correct",
-                {"correct": "embeddings.correct"},
-                "correct METHOD FILE.h5ad --out FILE.h5ad",
-            ),
-        ),
-    ),
-    "aggregate": Verb(
-        "from cells to guides to genes",
-        (
-            Form(
-                "runs:call_aggregate",
-                "aggregate",
-                {"aggregate": "embeddings.aggregate"},
-                "aggregate FILE.h5ad --out FILE.h5ad",
-            ),
-        ),
-    ),
+        "embed every image of a screen with a run; of a screen of profiles, take them as they are", (
+        Form("runs:call_embed", "embed",
+             "embeddings.embed:embed embeddings.embed_shards:embed_shards",
+             "embed RUN SCREEN --out FILE.h5ad"),
+        Form("runs:call_profiles", "profiles", "embeddings.profiles:profiles",
+             "embed PROFILES --out FILE.h5ad"),
+    ), resumes=True),
+    "correct": Verb("take the environment out of embeddings after training", (
+        Form("runs:call_correct", "correct", "embeddings.correct:correct",
+             "correct METHOD FILE.h5ad --out FILE.h5ad"),
+    )),
+    "aggregate": Verb("from cells to guides to genes", (
+        Form("runs:call_aggregate", "aggregate", "embeddings.aggregate:aggregate",
+             "aggregate FILE.h5ad --out FILE.h5ad"),
+    )),
     "measure": Verb(
-        "score embeddings, gene relations, retrieval or imputed images, by what is given",
-        (
-            Form(
-                "scoring:call_measure",
-                "measure",
-                {"measure": "evaluation.measure"},
-                "measure FILE.h5ad … --out SCORES.parquet",
-            ),
-            Form(
-                "scoring:call_relations",
-                "relations",
-                {"relations": "evaluation.relations"},
-                "measure GENES.h5ad … --complexes FILE --out SCORES.parquet",
-            ),
-            Form(
-                "scoring:call_retrieval",
-                "retrieval",
-                {"retrieval": "evaluation.retrieval"},
-                "measure FILE.h5ad … --retrieval --out SCORES.parquet",
-            ),
-            Form(
-                "scoring:call_imputation",
-                "imputation",
-                {"imputation": "counterfactuals.judge"},
-                "measure RUN SCREEN --out SCORES.parquet",
-            ),
-        ),
-    ),
+        "score embeddings, gene relations, retrieval or imputed images, by what is given", (
+        Form("scoring:call_measure", "measure", "evaluation.measure:measure",
+             "measure FILE.h5ad … --out SCORES.parquet"),
+        Form("scoring:call_relations", "relations", "evaluation.relations:relations",
+             "measure GENES.h5ad … --complexes FILE --out SCORES.parquet"),
+        Form("scoring:call_retrieval", "retrieval", "evaluation.retrieval:retrieval",
+             "measure FILE.h5ad … --retrieval --out SCORES.parquet"),
+        Form("scoring:call_imputation", "imputation", "counterfactuals.judge:imputation",
+             "measure RUN SCREEN --out SCORES.parquet"),
+    )),
     "transfer": Verb(
-        "counterfactual images: swap content and style, or impute into an environment",
-        (
-            Form(
-                "runs:call_transfer",
-                "transfer",
-                {"transfer": "counterfactuals.swap", "impute": "counterfactuals.impute"},
-                "transfer RUN SCREEN --out DIR",
-            ),
-        ),
-    ),
-    "report": Verb(
-        "one HTML page of runs, embeddings and scores",
-        (
-            Form(
-                "comparing:call_report",
-                "report",
-                {"report": "reports.report"},
-                "report PATH … --out PAGE.html",
-            ),
-        ),
-    ),
-    "export": Verb(
-        "a screen as OME-TIFF files and a table, or profiles as Parquet",
-        (
-            Form(
-                "screens:call_export",
-                "export",
-                {"export": "data.screens.export"},
-                "export SCREEN --out DIR",
-            ),
-        ),
-    ),
-    "check": Verb(
-        "verify that every file of a screen or a run is whole",
-        (Form("screens:call_check", "check", {"check": "verification"}, "check PATH"),),
-    ),
-    "list": Verb(
-        "list methods, metrics or sources",
-        (Form("lists:call_list", "list", {}, "list methods | metrics | sources"),),
-    ),
+        "counterfactual images: swap content and style, or impute into an environment", (
+        Form("runs:call_transfer", "transfer",
+             "counterfactuals.swap:transfer counterfactuals.impute:impute",
+             "transfer RUN SCREEN --out DIR"),
+    )),
+    "report": Verb("one HTML page of runs, embeddings and scores", (
+        Form("comparing:call_report", "report", "reports.report:report",
+             "report PATH … --out PAGE.html"),
+    )),
+    "export": Verb("a screen as OME-TIFF files and a table, or profiles as Parquet", (
+        Form("screens:call_export", "export", "data.screens.export:export",
+             "export SCREEN --out DIR"),
+    )),
+    "check": Verb("verify that every file of a screen or a run is whole", (
+        Form("screens:call_check", "check", "verification:check",
+             "check PATH"),
+    )),
+    "list": Verb("list methods, metrics or sources", (
+        Form("lists:call_list", "list", "",
+             "list methods | metrics | sources"),
+    )),
 }
+# fmt: on
 
 PUBLIC = {
     name: f"deconfound.{module}"
     for verb in VERBS.values()
     for form in verb.forms
-    for name, module in form.functions.items()
+    for module, _, name in (text.partition(":") for text in form.functions.split())
 }
 """The module of every public function and class."""

@@ -33,7 +33,7 @@ def test_a_file_and_a_row_are_a_verb(
 ) -> None:
     (tmp_path / "greet.py").write_text(GREET)
     monkeypatch.setattr(deconfound.cli, "__path__", [*deconfound.cli.__path__, str(tmp_path)])
-    verb = Verb("greet a plate", (Form("greet:call_greet", "greet", {}, "greet --plate NAME"),))
+    verb = Verb("greet a plate", (Form("greet:call_greet", "greet", "", "greet --plate NAME"),))
     monkeypatch.setitem(VERBS, "greet", verb)
     cli.main(["greet", "--plate", "P7"])
     assert capsys.readouterr().out == "hello, P7\n"
