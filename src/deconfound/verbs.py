@@ -31,7 +31,7 @@ class Verb(NamedTuple):
 # fmt: off
 VERBS = {
     "compare": Verb(
-        "methods × folds × seeds of a plan, a screen or a demonstration, to a table and a verdict", (
+        "methods × folds × seeds of a plan, a screen or a demonstration: a table and a verdict", (
         Form("comparing:call_compare", "compare", "studies.compare:compare",
              "compare FILE.yaml | SCREEN | demo --out DIR"),
     ), resumes=True, saves=True),
@@ -63,7 +63,7 @@ VERBS = {
              "fit METHOD SCREEN --hold-out COLUMN=GROUP --out RUN"),
     ), resumes=True, saves=True),
     "embed": Verb(
-        "embed every image of a screen with a run; of a screen of profiles, take them as they are", (
+        "embed every image of a screen with a run, or take profiles as they are", (
         Form("runs:call_embed", "embed",
              "embeddings.embed:embed embeddings.embed_shards:embed_shards",
              "embed RUN SCREEN --out FILE.h5ad"),

@@ -29,7 +29,7 @@ from deconfound.studies.comparison import CompareOptions
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 EXECUTE = importlib.import_module("deconfound.experiments.execute")
-SEARCH = importlib.import_module("deconfound.studies.search")
+SEARCH = importlib.import_module("deconfound.experiments.search_table")
 CHEAP = {
     "steps": 2, "batch_size": 12, "validate_every": 2, "checkpoint_every": 2,
     "device": "cpu", "precision": "32",

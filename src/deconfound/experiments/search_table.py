@@ -13,6 +13,7 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed, require_columns
 from deconfound.display.numbers import mean_and_sd
 from deconfound.errors import UserError
+from deconfound.experiments.execute import Done
 from deconfound.experiments.plan import Plan, Setting
 from deconfound.experiments.running.messages import predictions_file
 from deconfound.experiments.select import Choice, Result
@@ -92,6 +93,13 @@ def make_table(
     places = list(dict.fromkeys(map(_place, rows)))
     in_order = [row for place in places for row in rows if _place(row) == place]
     return pd.DataFrame(in_order, columns=_columns())
+
+
+def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Write table.csv, .md and .tex of the settings taken; the table as text, and no sentences."""
+    table = make_table(plan, done.choices, done.results, out)
+    write_table(table, out)
+    return shown_table(table), []
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:

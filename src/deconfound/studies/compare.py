@@ -13,12 +13,13 @@ from typing import Any, Unpack
 import pandas as pd
 
 from deconfound.errors import UserError
+from deconfound.experiments import search_table
 from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.plan import Plan, make_plan
 from deconfound.experiments.running.executors import ExecutorArguments, executor_options
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
-from deconfound.studies import levels, search, trade_off
+from deconfound.studies import levels, trade_off
 from deconfound.studies.comparison import CompareOptions, Comparison, ViewName
 from deconfound.studies.demo import demo
 
@@ -26,7 +27,7 @@ DEMO = "demo"
 MARKERS = ("sweep.yaml", "crossval.yaml", "diagnose.yaml")
 """Plan files of a directory that `compare` may go on with; the first is written for a plan file."""
 VIEWS: dict[ViewName, Callable[[Plan, Done, Path], tuple[pd.DataFrame, list[str]]]] = {
-    "search": search.write_view,
+    "search": search_table.write_view,
     "levels": levels.write_view,
     "trade-off": trade_off.write_view,
 }
