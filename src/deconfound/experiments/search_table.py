@@ -127,12 +127,12 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_shown_table(out: Path) -> pd.DataFrame:
-    """The table of the sweep `out`, as text; raises UserError if it has none that is whole."""
+    """The table of the search in `out`, as text; raises UserError if it has none that is whole."""
     return shown_table(_read_table(out))
 
 
 def selected_runs(out: Path) -> list[str]:
-    """Names of the runs that the sweep `out` took; raises UserError as `read_shown_table` does."""
+    """Names of the runs that the search in `out` took; raises UserError as `read_shown_table` does."""
     runs = " ".join(_read_table(out)["runs"]).split()
     return list(dict.fromkeys(runs))
 
@@ -142,7 +142,7 @@ def _read_table(out: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(file, keep_default_na=False, na_values={c: [""] for c in _numbers()})
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: missing or damaged; sweep again") from error
+        raise UserError(f"{file}: missing or damaged; compare again") from error
     require_columns(table, _columns(), str(file))
     return table
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from deconfound.errors import UserError
 from deconfound.evaluation.scores import COLUMNS
 from deconfound.experiments.plan import Plan, Setting
 from deconfound.experiments.select import Result
@@ -79,6 +80,16 @@ def write_table_files(shown: pd.DataFrame, out: Path, left: int) -> None:
     begin = rf"\begin{{tabular}}{{{'l' * left + 'r' * (len(head) - left)}}}"
     latex = "\n".join([r"% needs \usepackage{booktabs}", begin, *body, r"\end{tabular}", ""])
     atomic.write_text(out / "table.tex", latex)
+
+
+def read_table_file(out: Path) -> pd.DataFrame:
+    """The table.md that `write_table_files` wrote, as text; raises UserError if it is not whole."""
+    file = out / "table.md"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    if len(cells) < 2 or len({len(row) for row in cells}) > 1:
+        raise UserError(f"{file}: damaged; compare again")
+    return pd.DataFrame(cells[2:], columns=cells[0])
 
 
 def _latex(text: str) -> str:

@@ -45,7 +45,7 @@ class ImputedSource:
 
 
 def read_diagnosis(path: Path) -> DiagnosisSource:
-    """Read a directory of `diagnose`; raises UserError if a file is missing or damaged."""
+    """Read the directory of a trade-off; raises UserError if a file is missing or damaged."""
     about = read_json(path / "diagnosis.json")
     file = path / "diagnosis.png"
     if missing := {"screen", "folds", "sentences"} - about.keys():

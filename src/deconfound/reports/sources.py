@@ -17,6 +17,7 @@ from deconfound.embeddings.shards import INDEX
 from deconfound.errors import UserError
 from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.search_table import read_shown_table, selected_runs
+from deconfound.experiments.table import read_table_file
 from deconfound.reports.names import Names
 from deconfound.reports.pictures import (
     DiagnosisSource,
@@ -103,7 +104,7 @@ class Sources:
     swaps: list[SwapSource]
     imputed: list[ImputedSource]
     sweeps: list[tuple[Path, pd.DataFrame]]
-    """Directory and table, as text, of each sweep."""
+    """Directory and table, as text, of each comparison."""
     diagnoses: list[DiagnosisSource]
     left_out: list[str]
     """Reasons why something found could not be read."""
@@ -139,6 +140,8 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
                         runs.append(_read_run(path))
                     case "sweep":
                         sweeps.append((path, read_shown_table(path)))
+                    case "levels":
+                        sweeps.append((path, read_table_file(path)))
                     case "diagnosis":
                         diagnoses.append(read_diagnosis(path))
                     case "swap":
@@ -181,8 +184,8 @@ def _candidates(named: Path) -> Iterator[Path]:
             with suppress(UserError):  # reading the sweep says why
                 yield from [run_directory(here, name) for name in selected_runs(here)]
             inside[:] = [name for name in inside if name == "embeddings"]
-        if kind in ("diagnosis", "embeddings"):
-            inside[:] = []
+        if kind in ("diagnosis", "embeddings"):  # a diagnosis stands for its many runs
+            inside[:], files = [], []
         for name in sorted(files):
             file = here / name
             searched = name.startswith("scores") or file.suffix == ".h5ad"
@@ -196,6 +199,8 @@ def _kind(path: Path) -> str | None:
             return "run"
         if (path / "sweep.yaml").is_file() and (path / "table.csv").is_file():
             return "sweep"
+        if (path / "crossval.yaml").is_file() and (path / "table.md").is_file():
+            return "levels"
         if (path / "diagnosis.json").is_file():
             return "diagnosis"
         if (path / "imputed.json").is_file():

@@ -60,7 +60,7 @@ def start_fabric(
     it takes the accelerator of its place on the node and knows nothing of the others. Raises
     UserError for a device that is not there.
     """
-    from lightning_fabric import Fabric  # takes seconds, and a sweep itself trains nothing
+    from lightning_fabric import Fabric  # takes seconds, and the process that plans trains nothing
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 

@@ -148,7 +148,7 @@ def _predict(
     if predicted is None and isinstance(embedder.method, Imputer):
         return rows[:0], rows[:0]  # what it imputes is scored elsewhere
     if predicted is None:
-        raise UserError(f"{run.config.method}: predicts no label, and a sweep scores labels")
+        raise UserError(f"{run.config.method}: predicts no label, and a comparison scores labels")
     label[unknown] = predicted
     return rows, _codes_of(run.labels, problem)[label[rows]]
 

@@ -1,4 +1,4 @@
-"""Runs of a sweep in processes of this machine, which stay from run to run."""
+"""Runs in processes of this machine, which stay from run to run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from deconfound.experiments.running.messages import Order, Outcome
 from deconfound.runtime import stop
 
 PATIENCE_SECONDS = stop.GRACE_SECONDS + 5
-"""How long a process may take to save its run when the sweep is stopped."""
+"""How long a process may take to save its run when the command is stopped."""
 
 
 def run_local(orders: Sequence[Order], workers: int) -> Generator[Outcome, None, None]:
@@ -64,7 +64,7 @@ class _Process:
             env=_environment(number),
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for the sweep, which passes it on
+            start_new_session=True,  # Ctrl-C is for the command, which passes it on
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -1,4 +1,4 @@
-"""Runs of a sweep on a Ray cluster whose machines share the sweep's and the screens' folders."""
+"""Runs on a Ray cluster whose machines share the folders of the experiment and its screens."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ def run_ray(
     """Outcomes of all orders as they come, from actors of `threads` processors each.
 
     `address` is a cluster's ("auto" finds one); without one Ray starts here and ends with the
-    sweep. `workers` actors, or as many as there are processors for. Closing the iterator kills
+    experiment. `workers` actors, or as many as there are processors for. Closing the iterator kills
     them: their runs resume from the last checkpoint. Raises UserError if Ray is not installed or
     cannot be reached.
     """

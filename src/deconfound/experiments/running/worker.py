@@ -1,6 +1,6 @@
-"""A process of a sweep: reads orders on its input, a line of JSON each, and answers with outcomes.
+"""A process that does runs: it reads orders, a line of JSON each, and answers with outcomes.
 
-It saves the run in hand and ends on SIGTERM, and ends at once when its input does: then the sweep
+It saves the run in hand and ends on SIGTERM, and ends at once when its input does: then the command
 is gone, and the run resumes from its last checkpoint.
 """
 
