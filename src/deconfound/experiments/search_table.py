@@ -132,7 +132,7 @@ def read_shown_table(out: Path) -> pd.DataFrame:
 
 
 def selected_runs(out: Path) -> list[str]:
-    """Names of the runs that the search in `out` took; raises UserError as `read_shown_table` does."""
+    """Names of the runs that the search in `out` took; raises as `read_shown_table` does."""
     runs = " ".join(_read_table(out)["runs"]).split()
     return list(dict.fromkeys(runs))
 
