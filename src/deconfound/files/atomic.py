@@ -218,18 +218,14 @@ def refuse_foreign(out: Path, marker: str, kind: str, content: str | None = None
     """
     file = Path(out) / marker
     if not file.is_file():
-        if not _is_free(Path(out)):
+        if file.parent.exists() and not (
+            file.parent.is_dir() and all(is_leftover(one.name) for one in file.parent.iterdir())
+        ):
             raise UserError(f"{out}: exists and is not a {kind}; choose another --out")
         return False
     if content is not None and file.read_text(encoding="utf-8", errors="replace") != content:
         raise UserError(f"{out}: holds a {kind} with other options; choose another --out")
     return True
-
-
-def _is_free(out: Path) -> bool:
-    if not out.is_dir():
-        return not out.exists()
-    return all(is_leftover(file.name) for file in out.iterdir())
 
 
 def _remove_all_leftovers(path: Path, keep: Path | None = None) -> None:

@@ -142,19 +142,16 @@ class FieldCrops:
         try:
             mark = CutMark.model_validate_json(self._note.read_bytes())
             self._spool = GrowingFile(file, mark=mark.cells)
-            self._go_on_from(mark)
+            self._cut = mark.fields
+            self._spooled = mark.cells.bytes // (ROW_BYTES + self._bytes)
+            for place in range(self._spooled):
+                stored = self._spool.read(ROW_BYTES, place * (ROW_BYTES + self._bytes))
+                self._place[int.from_bytes(stored, "little")] = place
         except (FileNotFoundError, ValueError, Damaged):
             atomic.discard(self._note)
             self._spool = GrowingFile(file)
         with self._spool:
             yield
-
-    def _go_on_from(self, mark: CutMark) -> None:
-        self._cut = mark.fields
-        self._spooled = mark.cells.bytes // (ROW_BYTES + self._bytes)
-        for place in range(self._spooled):
-            stored = self._opened().read(ROW_BYTES, place * (ROW_BYTES + self._bytes))
-            self._place[int.from_bytes(stored, "little")] = place
 
     def summary(self) -> dict[str, Any]:
         """For the provenance: the columns, and how many fields, rows and dropped cells."""

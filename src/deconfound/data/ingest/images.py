@@ -6,11 +6,10 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound.config import Options, TransformName
-from deconfound.data.ingest.columns import image_columns, row_files
 from deconfound.data.ingest.fields import FieldCrops
 from deconfound.data.ingest.paths import FOLDER_LABEL, class_folders, labelled_by_folder
 from deconfound.data.ingest.provenance import provenance_of
-from deconfound.data.ingest.rows import RowReader
+from deconfound.data.ingest.rows import RowReader, image_columns, row_files
 from deconfound.data.ingest.writing import PATH_COLUMNS, THREADS, kept_if_stopped, write_screen
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix

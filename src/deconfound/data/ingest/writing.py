@@ -9,13 +9,18 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
-from deconfound.arrays import Pixels
 from deconfound.config import Options, TransformName
-from deconfound.data.ingest.columns import FileColumn, ImageColumns, image_columns, row_files
 from deconfound.data.ingest.fields import FieldCrops
 from deconfound.data.ingest.paths import FOLDER_PATH
 from deconfound.data.ingest.provenance import identity_of
-from deconfound.data.ingest.rows import RowReader, whole_images
+from deconfound.data.ingest.rows import (
+    FileColumn,
+    ImageColumns,
+    RowReader,
+    image_columns,
+    row_files,
+    whole_images,
+)
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import (
@@ -146,7 +151,10 @@ def write_screen(
     """
     kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
     side = crops.side if crops else size
-    refuse_full_disk(out, _bytes_needed(len(table), reader.first, side, crops) - kept_bytes)
+    pixels = reader.first.size if side is None else len(reader.first) * side * side
+    # Crops lie on the disk twice while the screen is written.
+    needed = len(table) * pixels * reader.first.itemsize * (1 if crops is None else 2)
+    refuse_full_disk(out, needed - kept_bytes)
     identity = identity_of(made, reader.files)
     with (
         ScreenWriter(out, name, reader.channels, roles, made, identity) as writer,
@@ -184,9 +192,3 @@ def refuse_full_disk(out: Path, needed: int) -> None:
             f"{out}: needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; make room, "
             "choose another --out, or shrink the images with --size"
         )
-
-
-def _bytes_needed(rows: int, first: Pixels, side: int | None, crops: FieldCrops | None) -> int:
-    pixels = first.size if side is None else len(first) * side * side
-    # Crops lie on the disk twice while the screen is written.
-    return rows * pixels * first.itemsize * (1 if crops is None else 2)

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +116,9 @@ class _Text(FeatureTable):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._separator = "\t" if table_kind(path) == ".tsv" else ","
-        self._compression = compression(path)
-        header = pd.read_csv(
-            path,
-            sep=self._separator,
-            dtype=str,
-            nrows=1,
-            header=None,
-            encoding="utf-8-sig",
-            compression=self._compression,
-        )
+        separator, packed = "\t" if table_kind(path) == ".tsv" else ",", compression(path)
+        self._read: Any = partial(pd.read_csv, path, dtype=str, sep=separator, compression=packed)
+        header = self._read(nrows=1, header=None, encoding="utf-8-sig")
         self.columns = [
             name if isinstance(name, str) else f"Unnamed: {place}"  # as pandas calls them below
             for place, name in enumerate(header.iloc[0])
@@ -154,14 +147,7 @@ class _Text(FeatureTable):
         with warnings.catch_warnings():
             # A row longer than the header would otherwise lose a column with a warning only.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            yield from pd.read_csv(
-                self._path,
-                dtype=str,
-                sep=self._separator,
-                index_col=False,
-                chunksize=rows,
-                compression=self._compression,
-            )
+            yield from self._read(index_col=False, chunksize=rows)
 
 
 class _Parquet(FeatureTable):

@@ -237,7 +237,6 @@ def _layout(clean: Screen, label: str, config: InjectConfig) -> tuple[pd.DataFra
 def _with_cells(
     places: pd.DataFrame, clean: Screen, label: str, names: list[str], config: InjectConfig
 ) -> pd.DataFrame:
-    """The table of the injected screen: one row per cell, well after well."""
     cells, well = _dealt(clean, label, names, places[LABEL].to_numpy(), config.seed)
     table = places.drop(columns=LABEL).iloc[well].reset_index(drop=True)
     add_places(table)
@@ -285,10 +284,8 @@ def _dealt(
 
 
 def _brightest(clean: Screen) -> int:
-    """The largest pixel; raises UserError if all are 0."""
-    starts = range(0, len(clean), CHUNK)
-    rows = (np.arange(start, min(start + CHUNK, len(clean))) for start in starts)
-    largest = max(int(clean.read(some).max()) for some in rows)
+    chunks = np.split(np.arange(len(clean)), range(CHUNK, len(clean), CHUNK))
+    largest = max(int(clean.read(rows).max()) for rows in chunks)
     if largest == 0:
         raise UserError(f"{clean.path}: every image is black; there is nothing to inject into")
     return largest

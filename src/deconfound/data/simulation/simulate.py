@@ -171,7 +171,6 @@ def _pooled(config: SimulateConfig) -> _Plan:
 
 
 def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> pd.DataFrame:
-    """The table with each cell's place in its well, its traits and its pose."""
     cells = len(table)
     add_places(table)
     table[CELL] = np.arange(cells, dtype=np.int64)

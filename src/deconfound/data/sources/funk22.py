@@ -199,7 +199,6 @@ def _cells(file: Path, config: Config, made: dict[str, Any]) -> pd.DataFrame:
 
 
 def _keys(table: pd.DataFrame, rows: slice) -> list[str]:
-    """The names of the records of some cells."""
     parts = [
         table[name].iloc[rows].astype(str) for name in ("UID", PLATE, WELL, SITE, GENE, "index")
     ]
@@ -215,7 +214,6 @@ def _parts(tables: list[pd.DataFrame], start: int) -> Iterator[tuple[int, slice]
 
 
 def _screen_table(tables: list[pd.DataFrame], config: Config) -> pd.DataFrame:
-    """The table of the screen, with the split."""
     for folder, table in zip(FOLDERS, tables, strict=True):
         table[CELL] = folder + "/" + table["UID"]
     whole = pd.concat(tables, ignore_index=True)
