@@ -40,10 +40,8 @@ class Progress:
         """Advance by a number of units; `note` replaces the text at the end."""
         speed = self._bar.tasks[self._task].speed
         rate = f"{speed:,.1f} {self._unit}/s" if speed else ""
-        fields: dict[str, Any] = (
-            {"rate": rate} if note is None else {"rate": rate, "note": _shown(note)}
-        )
-        self._bar.update(self._task, advance=advance, **fields)
+        noted: dict[str, Any] = {} if note is None else {"note": _shown(note)}
+        self._bar.update(self._task, advance=advance, rate=rate, **noted)
 
 
 def _shown(text: str) -> str:

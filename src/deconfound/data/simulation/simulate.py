@@ -13,30 +13,11 @@ from deconfound.arrays import Floats, Images, Rows
 from deconfound.config import validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen
+from deconfound.data.simulation import layout
 from deconfound.data.simulation.cells import CHANNELS, POSE, Values, draw_pose, render_cells
 from deconfound.data.simulation.config import SimulateConfig as SimulateConfig
-from deconfound.data.simulation.layout import (
-    CELL,
-    LABEL,
-    PLATE,
-    SECTION,
-    SERIES,
-    WELL,
-    add_places,
-    grid_layout,
-    lincs_layout,
-)
 from deconfound.data.simulation.optics import Optics, apply_optics, digitised, draw_optics
 from deconfound.data.simulation.phenotype import TRAIT_NAMES, draw_phenotypes, draw_traits
-from deconfound.data.simulation.pooled_layout import (
-    GENE,
-    NONTARGETING,
-    SPLIT,
-    complex_lines,
-    draw_library,
-    numbered,
-    pooled_cells,
-)
 from deconfound.data.simulation.rendering import render_screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
@@ -99,7 +80,7 @@ class SimulatedCells:
     def __call__(self, rows: Rows, optics: Optics) -> Images:
         """The cells of `rows` as `optics` record them: (B, 4, size, size), the screen's dtype."""
         chosen = self.table.iloc[rows]
-        cells = chosen[CELL].tolist()
+        cells = chosen[layout.CELL].tolist()
         values: Values = {
             name: chosen[f"Truth_{name}"].to_numpy(dtype=np.float32)
             for name in (*TRAIT_NAMES, *POSE)
@@ -138,42 +119,46 @@ def _arrayed(config: SimulateConfig) -> _Plan:
     assert config.labels and config.plates and config.wells
     labels, series, plates, wells = config.labels, config.series, config.plates, config.wells
     if config.layout == "grid":
-        places = grid_layout(labels, series, plates, config.sections, wells, config.seed)
+        places = layout.grid_layout(labels, series, plates, config.sections, wells, config.seed)
     else:
-        places = lincs_layout(labels, series, config.maps, plates, wells, config.seed)
+        places = layout.lincs_layout(labels, series, config.maps, plates, wells, config.seed)
     cells, count = config.cells, len(places)
     if cells < count:
         raise UserError(f"{cells} cells for {count} wells; raise --cells or lower --wells")
     phenotypes = draw_phenotypes(labels, config.strength, config.seed)
     owner = np.arange(cells) * count // cells
-    label = places[LABEL].to_numpy()[owner]
-    names = ["control", *numbered("treatment-", labels - 1)]
-    table = places.drop(columns=LABEL).iloc[owner].reset_index(drop=True)
+    label = places[layout.LABEL].to_numpy()[owner]
+    names = ["control", *layout.numbered("treatment-", labels - 1)]
+    table = places.drop(columns=layout.LABEL).iloc[owner].reset_index(drop=True)
     table[PERTURBATION] = np.array(names)[label]
     table[CONTROL_TYPE] = np.where(label == 0, NEGATIVE, "treatment")
-    levels = tuple(c for c in (SERIES, PLATE, SECTION) if c in places)
-    roles = Roles(label=PERTURBATION, environment=levels, levels=levels, well=WELL)
+    levels = tuple(c for c in layout.LEVELS if c in places)
+    roles = Roles(label=PERTURBATION, environment=levels, levels=levels, well=layout.WELL)
     return _Plan(table, phenotypes[label], names, phenotypes, roles)
 
 
 def _pooled(config: SimulateConfig) -> _Plan:
     """Every gene in every well, well after well; the well is the environment."""
     assert config.plates and config.wells
-    library = draw_library(
+    library = layout.draw_library(
         config.genes, config.complexes, config.guides, config.strength, config.seed
     )
-    table, shift = pooled_cells(library, config.cells, config.wells, config.plates, config.seed)
-    table[CONTROL_TYPE] = np.where(table[GENE] == NONTARGETING, NEGATIVE, "treatment")
-    levels = (PLATE, WELL)
-    roles = Roles(label=GENE, environment=levels, levels=levels, well=WELL, split=SPLIT)
-    files = {COMPLEX_FILE: complex_lines(library.complexes)}
+    table, shift = layout.pooled_cells(
+        library, config.cells, config.wells, config.plates, config.seed
+    )
+    table[CONTROL_TYPE] = np.where(table[layout.GENE] == layout.NONTARGETING, NEGATIVE, "treatment")
+    levels = (layout.PLATE, layout.WELL)
+    roles = Roles(
+        label=layout.GENE, environment=levels, levels=levels, well=layout.WELL, split=layout.SPLIT
+    )
+    files = {COMPLEX_FILE: layout.complex_lines(library.complexes)}
     return _Plan(table, shift, library.genes, library.shift, roles, files)
 
 
 def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> pd.DataFrame:
     cells = len(table)
-    add_places(table)
-    table[CELL] = np.arange(cells, dtype=np.int64)
+    layout.add_places(table)
+    table[layout.CELL] = np.arange(cells, dtype=np.int64)
     traits = draw_traits(shift, config.variation, config.seed).T
     drawn = dict(zip(TRAIT_NAMES, traits, strict=True)) | draw_pose(cells, config.seed)
     for name, values in drawn.items():

@@ -23,7 +23,7 @@ from deconfound.data.readers.image import resampled
 from deconfound.data.readers.lmdb import LmdbImages
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
-from deconfound.data.simulation.pooled_layout import SPLIT, random_split
+from deconfound.data.simulation.layout import SPLIT, random_split
 from deconfound.data.tables.compressed import readable
 from deconfound.data.tables.table import Roles, refuse_divided, refuse_empty, require_columns
 from deconfound.errors import UserError
