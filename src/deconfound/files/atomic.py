@@ -75,10 +75,8 @@ def resumable(path: Path, identity: str) -> Iterator[Path]:
     """
     path = Path(path)
     folder = unfinished(path)
-    with (
-        _claimed(path, keep=folder),
-        _explained(path, folder, f"; what is done is kept in {folder.name}"),
-    ):
+    kept = f"; what is done is kept in {folder.name}"
+    with claimed(path, keep=folder), _explained(path, folder, kept):
         _keep_only(folder, identity)
         yield folder
         discard(folder)
@@ -139,18 +137,13 @@ def publish(folder: Path, path: Path) -> None:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Hold the right to make `path`; half-written files of killed processes are removed.
+def claimed(path: Path, keep: Path | None = None) -> Iterator[None]:
+    """Hold the right to make `path`; half-written files of killed processes, but `keep`, go.
 
     Raises UserError if `path` exists, as nothing is ever overwritten, if another process is writing
     it, or if its folder cannot be written.
     """
-    with _claimed(Path(path)):
-        yield
-
-
-@contextmanager
-def _claimed(path: Path, keep: Path | None = None) -> Iterator[None]:
+    path = Path(path)
     refuse_existing(path)
     with locked(path):
         refuse_existing(path)

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from deconfound.arrays import Pixels
 from deconfound.data.ingest.images import IngestConfig, resolve_roles
 from deconfound.data.ingest.profiles import ROLE_OPTIONS, refuse_options, write_profiles
-from deconfound.data.ingest.provenance import provenance_of
 from deconfound.data.ingest.rows import CHUNK_BYTES
-from deconfound.data.ingest.writing import refuse_full_disk
+from deconfound.data.ingest.writing import provenance_of, refuse_full_disk
 from deconfound.data.readers.array import open_array
 from deconfound.data.readers.image import resampled
 from deconfound.data.screens.screen import Screen, open_screen

@@ -8,12 +8,18 @@ from pydantic import Field
 from deconfound.config import Options, TransformName
 from deconfound.data.ingest.fields import FieldCrops
 from deconfound.data.ingest.paths import FOLDER_LABEL, class_folders, labelled_by_folder
-from deconfound.data.ingest.provenance import provenance_of
 from deconfound.data.ingest.rows import RowReader, image_columns, row_files
-from deconfound.data.ingest.writing import PATH_COLUMNS, THREADS, kept_if_stopped, write_screen
+from deconfound.data.ingest.writing import (
+    PATH_COLUMNS,
+    THREADS,
+    kept_if_stopped,
+    provenance_of,
+    write_screen,
+)
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
 from deconfound.data.tables.table import (
+    LEVEL_COLUMNS,
     Roles,
     read_table,
     refuse_empty,
@@ -30,13 +36,6 @@ LABEL_COLUMNS = (
     "Metadata_sgRNA",
     "Metadata_JCP2022",
     "Metadata_Label",
-)
-LEVEL_COLUMNS = (
-    "Metadata_Source",
-    "Metadata_Series",
-    "Metadata_Batch",
-    "Metadata_Plate",
-    "Metadata_Section",
 )
 ENVIRONMENT_COLUMN = "Metadata_Environment"
 WELL_COLUMN = "Metadata_Well"

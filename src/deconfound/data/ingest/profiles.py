@@ -10,8 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.data.ingest.images import IngestConfig, resolve_roles
-from deconfound.data.ingest.provenance import provenance_of
-from deconfound.data.ingest.writing import refuse_full_disk
+from deconfound.data.ingest.writing import provenance_of, refuse_full_disk
 from deconfound.data.readers.features import feature_columns, open_features
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter

@@ -16,12 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deconfound.arrays import Floats
-from deconfound.data.tables.compressed import (
-    compression,
-    readable,
-    refuse_unfit_packing,
-    table_kind,
-)
+from deconfound.data.tables.compressed import readable, refuse_unfit_packing, table_kind
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
 
@@ -101,8 +96,8 @@ def feature_columns(table: FeatureTable, wanted: Sequence[str], where: str) -> l
         return list(chosen)
     if table.features is not None:
         return table.features
-    found = [name for name in table.columns if name.startswith(COMPARTMENTS)]
-    found = [name for name in found if not NO_FEATURE.search(name)]
+    own = (name for name in table.columns if name.startswith(COMPARTMENTS))
+    found = [name for name in own if not NO_FEATURE.search(name)]
     if not found:
         raise UserError(
             f"{where}: no feature columns (looked for {', '.join(COMPARTMENTS)}); name them with "
@@ -116,8 +111,8 @@ class _Text(FeatureTable):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        separator, packed = "\t" if table_kind(path) == ".tsv" else ",", compression(path)
-        self._read: Any = partial(pd.read_csv, path, dtype=str, sep=separator, compression=packed)
+        separator = "\t" if table_kind(path) == ".tsv" else ","
+        self._read: Any = partial(pd.read_csv, path, dtype=str, sep=separator)
         header = self._read(nrows=1, header=None, encoding="utf-8-sig")
         self.columns = [
             name if isinstance(name, str) else f"Unnamed: {place}"  # as pandas calls them below

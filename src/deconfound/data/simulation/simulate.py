@@ -140,17 +140,13 @@ def _arrayed(config: SimulateConfig) -> _Plan:
 def _pooled(config: SimulateConfig) -> _Plan:
     """Every gene in every well, well after well; the well is the environment."""
     assert config.plates and config.wells
-    library = layout.draw_library(
-        config.genes, config.complexes, config.guides, config.strength, config.seed
-    )
-    table, shift = layout.pooled_cells(
-        library, config.cells, config.wells, config.plates, config.seed
-    )
+    strength, seed = config.strength, config.seed
+    library = layout.draw_library(config.genes, config.complexes, config.guides, strength, seed)
+    table, shift = layout.pooled_cells(library, config.cells, config.wells, config.plates, seed)
     table[CONTROL_TYPE] = np.where(table[layout.GENE] == layout.NONTARGETING, NEGATIVE, "treatment")
     levels = (layout.PLATE, layout.WELL)
-    roles = Roles(
-        label=layout.GENE, environment=levels, levels=levels, well=layout.WELL, split=layout.SPLIT
-    )
+    well, split = layout.WELL, layout.SPLIT
+    roles = Roles(label=layout.GENE, environment=levels, levels=levels, well=well, split=split)
     files = {COMPLEX_FILE: layout.complex_lines(library.complexes)}
     return _Plan(table, shift, library.genes, library.shift, roles, files)
 

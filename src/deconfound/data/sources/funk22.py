@@ -16,9 +16,14 @@ from pydantic import Field
 from deconfound.arrays import Pixels
 from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.ingest.provenance import identity_of, resizing
 from deconfound.data.ingest.rows import CHUNK_IMAGES
-from deconfound.data.ingest.writing import THREADS, kept_if_stopped, refuse_full_disk
+from deconfound.data.ingest.writing import (
+    THREADS,
+    identity_of,
+    kept_if_stopped,
+    refuse_full_disk,
+    resizing,
+)
 from deconfound.data.readers.image import resampled
 from deconfound.data.readers.lmdb import LmdbImages
 from deconfound.data.screens.screen import Screen, open_screen
