@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from deconfound.arrays import Doubles, Pixels, Rows
 from deconfound.data.ingest.rows import RowReader, images_per_chunk
@@ -77,10 +77,8 @@ def centres(table: pd.DataFrame, columns: Sequence[str], where: str) -> Doubles:
     return values
 
 
-class CutMark(BaseModel):
+class CutMark(BaseModel, frozen=True, extra="forbid"):
     """The fields whose cells are on the disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fields: int
     cells: Mark

@@ -122,10 +122,9 @@ def ingest(
     it, and `Image_Metadata_X` becomes `Metadata_X`. The screen's table has the rows kept, in their
     order. With `config.class_folders` the images lie in LABEL/file. Without a table they lie in
     ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment, Metadata_Label and
-    Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
-    stays bounded whatever the number of images. Unless `quiet`, the terminal shows the rate and the
-    time left. What a killed or stopped call has written is kept beside `out`; the same call goes on
-    behind it, and any other with the same `out` removes it.
+    Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory stays bounded whatever
+    the number of images. Unless `quiet`, the terminal shows the rate and the time left. A killed or
+    stopped call is resumed as `write_screen` says.
 
     Raises UserError, and leaves nothing at `out`, for a role without a column, an empty label,
     environment or level, a path that is missing or leaves `images_root`, a file that cannot be

@@ -16,8 +16,13 @@ from deconfound.config import did_you_mean, validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation import layout
-from deconfound.data.simulation.config import EnvironmentOptions
-from deconfound.data.simulation.optics import Optics, apply_optics, digitised, draw_optics
+from deconfound.data.simulation.optics import (
+    EnvironmentOptions,
+    Optics,
+    apply_optics,
+    digitised,
+    draw_optics,
+)
 from deconfound.data.simulation.rendering import CHUNK, render_screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from deconfound.arrays import Floats, Images, Rows
 from deconfound.config import validated
@@ -15,8 +16,13 @@ from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation import layout
 from deconfound.data.simulation.cells import CHANNELS, POSE, Values, draw_pose, render_cells
-from deconfound.data.simulation.config import SimulateConfig as SimulateConfig
-from deconfound.data.simulation.optics import Optics, apply_optics, digitised, draw_optics
+from deconfound.data.simulation.optics import (
+    EnvironmentOptions,
+    Optics,
+    apply_optics,
+    digitised,
+    draw_optics,
+)
 from deconfound.data.simulation.phenotype import TRAIT_NAMES, draw_phenotypes, draw_traits
 from deconfound.data.simulation.rendering import render_screen
 from deconfound.data.tables.table import Roles
@@ -28,6 +34,67 @@ PERTURBATION = "Metadata_Perturbation"
 SIMULATE = "simulate"
 """Entry of the provenance that a simulated screen has and no other."""
 COMPLEX_FILE = "complexes.tsv"
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "grid": {"labels": 9, "plates": 2, "wells": 2, "plate_spread": 0.4},
+    "lincs": {"labels": 13, "plates": 2, "wells": 2, "plate_spread": 0.4},
+    "ops": {"plates": 6, "wells": 34, "plate_spread": 0.8},
+}
+"""Options that each layout takes by itself."""
+
+
+class SimulateConfig(EnvironmentOptions):
+    """A simulated screen; the defaults are those every comparison in the documentation uses."""
+
+    layout: Literal["grid", "lincs", "ops"] = "grid"
+    """grid: sections in plates in series, conditions only partly shared. lincs: plate maps with
+    exclusive treatments and shared controls, one full series and several partial ones. ops: an
+    optical pooled screen, every gene in every well, genes grouped in complexes."""
+    cells: int = Field(12_000, ge=1)
+    """Cells, dealt evenly to the wells."""
+    labels: int | None = Field(None, ge=2)
+    """Labels, the control among them; 9 (grid) or 13 (lincs) if not given."""
+    plates: int | None = Field(None, ge=1)
+    """Plates of a series (grid), replicate plates of a map in a partial series (lincs), or plates
+    of the screen (ops); 2, or 6 (ops), if not given."""
+    wells: int | None = Field(None, ge=1)
+    """Wells of a label in a section (grid) or on a plate (lincs), or of the screen (ops); 2, or 34
+    (ops), if not given."""
+    genes: int = Field(200, ge=1)
+    """Genes, besides the non-targeting controls (ops only)."""
+    complexes: int = Field(30, ge=0)
+    """Complexes, which hold three genes in four between them (ops only)."""
+    guides: int = Field(4, ge=1)
+    """Guides of a gene (ops only)."""
+    size: int = Field(48, ge=24, le=512)
+    """Height and width of an image in pixels; the cells fill it at any size."""
+    dtype: Literal["uint8", "uint16"] = "uint8"
+    """Pixel type; its largest value is the camera's full scale."""
+    strength: float = Field(1.5, ge=0)
+    """How far a phenotype moves a trait, in logits of the trait's range; in ops the strongest."""
+    variation: float = Field(0.5, ge=0)
+    """Standard deviation of a trait from cell to cell, in logits of its range."""
+    plate_spread: float | None = Field(None, ge=0)
+    """Standard deviation of the technical draws from plate to plate; 0.4, or 0.8 (ops), if not
+    given."""
+    well_spread: float = Field(0.4, ge=0)
+    """The same from well to well of a plate (ops only)."""
+
+    def complete(self) -> Self:
+        """A copy with the layout's defaults for options that are not given.
+
+        Raises UserError for labels in a pooled screen.
+        """
+        if self.layout == "ops" and self.labels is not None:
+            raise UserError("--labels with --layout ops, whose labels are genes; give --genes")
+        missing = {k: v for k, v in DEFAULTS[self.layout].items() if getattr(self, k) is None}
+        return self.model_copy(update=missing)
+
+    def spread(self) -> tuple[float, ...]:
+        """Standard deviation of the technical draws at each level, outermost first."""
+        plate = self.plate_spread or 0.0
+        if self.layout == "ops":
+            return plate, self.well_spread
+        return self.series_spread, plate, self.section_spread
 
 
 def simulate(

@@ -122,38 +122,27 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
             for start in range(0, len(table), KEYS):
                 some = _keys(table, slice(start, start + KEYS))
                 store.refuse_unfit(some, str(root / folder / "key.csv"), start)
-        return _written(stores, tables, root, out, config, made)
+        rows, size = sum(map(len, tables)), config.size
+        refuse_full_disk(out, rows * SHAPE[0] * size * size * 2)
 
+        def chunk(part: tuple[int, slice]) -> Pixels:
+            store, some = part
+            images = stores[store].read(_keys(tables[store], some))
+            return np.stack([resampled(image, size) for image in images])
 
-def _written(
-    stores: list[LmdbImages],
-    tables: list[pd.DataFrame],
-    root: Path,
-    out: Path,
-    config: Config,
-    made: dict[str, Any],
-) -> Screen:
-    rows, size = sum(map(len, tables)), config.size
-    refuse_full_disk(out, rows * SHAPE[0] * size * size * 2)
-
-    def chunk(part: tuple[int, slice]) -> Pixels:
-        store, some = part
-        images = stores[store].read(_keys(tables[store], some))
-        return np.stack([resampled(image, size) for image in images])
-
-    roles = Roles(
-        label=GENE, environment=(PLATE, WELL), levels=(PLATE, WELL), well=WELL, split=SPLIT
-    )
-    data = [(root / folder / "data.mdb",) for folder in FOLDERS]
-    with (
-        ScreenWriter(out, out.name, CHANNELS, roles, made, identity_of(made, data)) as writer,
-        Progress("source funk22", rows, "cells", writer.rows) as progress,
-    ):
-        for images in in_order(chunk, _parts(tables, writer.rows), config.threads):
-            writer.append(images)
-            progress.update(len(images))
-        made["rows"], made["black_images"] = writer.rows, writer.black
-        writer.finish(_screen_table(tables, config), "arcsinh")
+        roles = Roles(
+            label=GENE, environment=(PLATE, WELL), levels=(PLATE, WELL), well=WELL, split=SPLIT
+        )
+        data = [(root / folder / "data.mdb",) for folder in FOLDERS]
+        with (
+            ScreenWriter(out, out.name, CHANNELS, roles, made, identity_of(made, data)) as writer,
+            Progress("source funk22", rows, "cells", writer.rows) as progress,
+        ):
+            for images in in_order(chunk, _parts(tables, writer.rows), config.threads):
+                writer.append(images)
+                progress.update(len(images))
+            made["rows"], made["black_images"] = writer.rows, writer.black
+            writer.finish(_screen_table(tables, config), "arcsinh")
     return open_screen(out)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from deconfound.arrays import Codes
 from deconfound.config import did_you_mean
@@ -48,10 +48,8 @@ PLACES = (
 """Columns of places; each place may count its identifiers from 1 again."""
 
 
-class Roles(BaseModel):
+class Roles(BaseModel, frozen=True, extra="forbid"):
     """Which column plays which part; the defaults of a screen, overridden at run time."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str | None = None
     """Column of the biological cause to predict."""
