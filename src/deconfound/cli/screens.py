@@ -60,7 +60,7 @@ def call_ingest(words: list[str]) -> None:
     from deconfound.data.ingest.arrays import ingest_array
     from deconfound.data.ingest.images import IngestConfig, ingest
     from deconfound.data.ingest.profiles import ingest_profiles
-    from deconfound.data.ingest.provenance import remarks
+    from deconfound.data.ingest.writing import remarks
 
     arguments = create_model(
         "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())

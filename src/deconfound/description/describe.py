@@ -14,9 +14,8 @@ from deconfound.data.folds.groups import Level, physical_well
 from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import Coded, Roles, nested_ids, require_columns
-from deconfound.description.description import Description
+from deconfound.description.description import Description, find_warnings
 from deconfound.description.pixels import pixel_statistics, sample_rows
-from deconfound.description.warnings import find_warnings
 from deconfound.errors import UserError
 from deconfound.files import atomic
 

@@ -75,10 +75,8 @@ def resumable(path: Path, identity: str) -> Iterator[Path]:
     """
     path = Path(path)
     folder = unfinished(path)
-    with (
-        _claimed(path, keep=folder),
-        _explained(path, folder, f"; what is done is kept in {folder.name}"),
-    ):
+    kept = f"; what is done is kept in {folder.name}"
+    with claimed(path, keep=folder), _explained(path, folder, kept):
         _keep_only(folder, identity)
         yield folder
         discard(folder)
@@ -139,18 +137,13 @@ def publish(folder: Path, path: Path) -> None:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Hold the right to make `path`; half-written files of killed processes are removed.
+def claimed(path: Path, keep: Path | None = None) -> Iterator[None]:
+    """Hold the right to make `path`; half-written files of killed processes, but `keep`, go.
 
     Raises UserError if `path` exists, as nothing is ever overwritten, if another process is writing
     it, or if its folder cannot be written.
     """
-    with _claimed(Path(path)):
-        yield
-
-
-@contextmanager
-def _claimed(path: Path, keep: Path | None = None) -> Iterator[None]:
+    path = Path(path)
     refuse_existing(path)
     with locked(path):
         refuse_existing(path)
@@ -218,18 +211,14 @@ def refuse_foreign(out: Path, marker: str, kind: str, content: str | None = None
     """
     file = Path(out) / marker
     if not file.is_file():
-        if not _is_free(Path(out)):
+        if file.parent.exists() and not (
+            file.parent.is_dir() and all(is_leftover(one.name) for one in file.parent.iterdir())
+        ):
             raise UserError(f"{out}: exists and is not a {kind}; choose another --out")
         return False
     if content is not None and file.read_text(encoding="utf-8", errors="replace") != content:
         raise UserError(f"{out}: holds a {kind} with other options; choose another --out")
     return True
-
-
-def _is_free(out: Path) -> bool:
-    if not out.is_dir():
-        return not out.exists()
-    return all(is_leftover(file.name) for file in out.iterdir())
 
 
 def _remove_all_leftovers(path: Path, keep: Path | None = None) -> None:

@@ -12,8 +12,12 @@ CHECKSUMS = "checksums.json"
 
 def write_checksums(run: Path, model: Path) -> None:
     """Record the SHA-256 of every file of `run`, and of `model`, the future model.safetensors."""
-    files = sorted(file for file in run.iterdir() if _counts(file))
-    found = {file.name: sha256(file) for file in files} | {"model.safetensors": sha256(model)}
+    found = {
+        file.name: sha256(file)
+        for file in sorted(run.iterdir())
+        if file.is_file() and file.name[0] != "." and file.name not in (CHECKSUMS, "resume.pt")
+    }
+    found["model.safetensors"] = sha256(model)
     atomic.write_text(run / CHECKSUMS, json.dumps(found, indent=2))
 
 
@@ -32,14 +36,6 @@ def read_checksums(run: Path) -> dict[str, str]:
 def differs(file: Path, expected: str) -> bool:
     """Whether a file is missing or has another SHA-256 than `expected`."""
     return not file.is_file() or sha256(file) != expected
-
-
-def _counts(file: Path) -> bool:
-    return (
-        file.is_file()
-        and not file.name.startswith(".")
-        and file.name not in (CHECKSUMS, "resume.pt")
-    )
 
 
 def sha256(file: Path) -> str:

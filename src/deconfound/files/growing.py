@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from deconfound.files.atomic import flush
 
@@ -14,10 +14,8 @@ MARK_SECONDS = 5.0
 """Seconds between marks: the most work that a killed process loses."""
 
 
-class Mark(BaseModel):
+class Mark(BaseModel, frozen=True, extra="forbid"):
     """Number and checksum of the first bytes of a file, which are on the disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: int
     sha256: str

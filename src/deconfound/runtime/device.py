@@ -100,11 +100,6 @@ def _found(device: str) -> str:
     return device
 
 
-def _fabric_precision(device: str, precision: Precision) -> Literal["bf16-mixed", "32-true"]:
-    half = precision == "bf16" or (precision == "auto" and _computes_in_bfloat16(device))
-    return "bf16-mixed" if half else "32-true"
-
-
 def free_memory() -> int | None:
     """Bytes that a process may still take on this machine; None where the system does not say."""
     try:
@@ -136,10 +131,11 @@ def precision_name(fabric: "Fabric") -> str:
     return str(fabric._precision.precision)
 
 
-def _computes_in_bfloat16(device: str) -> bool:
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+def _fabric_precision(device: str, precision: Precision) -> Literal["bf16-mixed", "32-true"]:
+    half = precision == "bf16"
+    if precision == "auto" and device == "cuda":
+        half = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif precision == "auto" and device == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    return False
+        half = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return "bf16-mixed" if half else "32-true"

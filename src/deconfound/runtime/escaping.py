@@ -2,11 +2,12 @@
 
 import csv
 import re
-from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
@@ -49,12 +50,12 @@ def from_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _each_text(table: pd.DataFrame, change: Any) -> pd.DataFrame:
-    texts = [place for place, kind in enumerate(table.dtypes) if _holds_text(kind)]
-    changed = {place: table.iloc[:, place].map(change, na_action="ignore") for place in texts}
-    columns: list[Hashable] = [change(name) for name in table.columns]
-    parts = [changed.get(place, table.iloc[:, place]) for place in range(table.shape[1])]
+    parts = [
+        values if is_numeric_dtype(values.dtype) else values.map(change, na_action="ignore")
+        for _, values in table.items()
+    ]
     result = pd.concat(parts, axis=1) if parts else table.copy()
-    result.columns = pd.Index(columns)
+    result.columns = pd.Index([change(name) for name in table.columns])
     return result
 
 
@@ -64,20 +65,11 @@ def _line_by_line(value: Any) -> Any:
     return "\n".join(for_terminal(line) for line in value.split("\n"))
 
 
-def _holds_text(kind: Any) -> bool:
-    return not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind))
-
-
 def _marked(value: Any) -> Any:
-    if not isinstance(value, str) or not _FORMULA.match(value):
-        return value
-    return value if _is_number(value) else f"'{value}"
+    computes = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if computes else value
 
 
 def _unmarked(value: Any) -> Any:
     is_marked = isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value)
     return value[1:] if is_marked else value
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is not None

@@ -1,6 +1,6 @@
 """Progress of long work on the terminal: rate and time left."""
 
-from typing import Self
+from typing import Any, Self
 
 from rich import progress as bars
 from rich.console import Console
@@ -40,10 +40,8 @@ class Progress:
         """Advance by a number of units; `note` replaces the text at the end."""
         speed = self._bar.tasks[self._task].speed
         rate = f"{speed:,.1f} {self._unit}/s" if speed else ""
-        if note is None:
-            self._bar.update(self._task, advance=advance, rate=rate)
-        else:
-            self._bar.update(self._task, advance=advance, rate=rate, note=_shown(note))
+        noted: dict[str, Any] = {} if note is None else {"note": _shown(note)}
+        self._bar.update(self._task, advance=advance, rate=rate, **noted)
 
 
 def _shown(text: str) -> str:

@@ -22,8 +22,8 @@ def numpy_stream(seed: int, *purpose: Purpose) -> np.random.Generator:
     return np.random.default_rng(derived_seed(seed, *purpose))
 
 
-def torch_stream(seed: int, *purpose: Purpose, device: str = "cpu") -> "torch.Generator":
-    """A PyTorch generator for one purpose, e.g. `torch_stream(seed, "augment", step)`."""
+def torch_stream(seed: int, *purpose: Purpose) -> "torch.Generator":
+    """A PyTorch CPU generator for one purpose, e.g. `torch_stream(seed, "augment", step)`."""
     import torch  # takes seconds, which metrics do without
 
-    return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
+    return torch.Generator().manual_seed(derived_seed(seed, *purpose))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deconfound.data.ingest.images import IngestConfig, ingest
-from deconfound.data.ingest.provenance import remarks
+from deconfound.data.ingest.writing import remarks
 from deconfound.errors import UserError
 
 PACS = Path(__file__).parents[3].parent / "shared" / "data" / "pacs_64px"

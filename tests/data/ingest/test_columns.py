@@ -3,7 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from deconfound.data.ingest.columns import FileColumn, ImageColumns, image_columns, row_files
+from deconfound.data.ingest.rows import FileColumn, ImageColumns, image_columns, row_files
 from deconfound.errors import UserError
 
 

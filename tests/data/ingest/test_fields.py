@@ -11,7 +11,7 @@ from deconfound.arrays import Pixels
 from deconfound.data.ingest import rows
 from deconfound.data.ingest.fields import CENTRE_COLUMNS, centre_columns, centres
 from deconfound.data.ingest.images import IngestConfig, ingest
-from deconfound.data.ingest.provenance import remarks
+from deconfound.data.ingest.writing import remarks
 from deconfound.data.readers.image import read_image
 from deconfound.errors import UserError
 from deconfound.files import growing

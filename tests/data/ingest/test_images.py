@@ -14,7 +14,7 @@ from deconfound.config import DataOptions
 from deconfound.data.folds.problem import pose
 from deconfound.data.ingest import rows
 from deconfound.data.ingest.images import IngestConfig, ingest
-from deconfound.data.ingest.provenance import remarks
+from deconfound.data.ingest.writing import remarks
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError

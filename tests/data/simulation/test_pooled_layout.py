@@ -11,8 +11,8 @@ from deconfound.config import validated
 from deconfound.data.folds.fold import make_fold
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.counterfactual import counterfactual
+from deconfound.data.simulation.layout import complex_lines, draw_library, pooled_cells
 from deconfound.data.simulation.phenotype import TRAIT_NAMES
-from deconfound.data.simulation.pooled_layout import complex_lines, draw_library, pooled_cells
 from deconfound.data.simulation.simulate import COMPLEX_FILE, SimulateConfig, simulate
 from deconfound.data.tables.table import joined
 from deconfound.errors import UserError

@@ -31,19 +31,18 @@ def control_rows(
         if not sign or not value:
             raise UserError(f"--control {named}: expected COLUMN=VALUE")
         require_columns(table, [column], where)
-        found = table[column].astype("string") == value
     elif CONTROL_TYPE in table.columns:
         column, value = CONTROL_TYPE, NEGATIVE
-        found = table[column].astype("string") == value
     elif label is not None:
         column, value = label, NONTARGETING
-        text = table[column].astype("string").str.lower()
-        found = text.str.replace(r"[-_ ]", "", regex=True) == value
     else:
         raise UserError(
             f"{where}: no column {CONTROL_TYPE}; name the controls with --control COLUMN=VALUE"
         )
-    controls = found.fillna(False).to_numpy(dtype=bool)
+    text = table[column].astype("string")
+    if named is None and column != CONTROL_TYPE:
+        text = text.str.lower().str.replace(r"[-_ ]", "", regex=True)
+    controls = (text == value).fillna(False).to_numpy(dtype=bool)
     if not controls.any():
         raise UserError(
             f"{where}: no controls, no row has {column} = {value}; name them with "

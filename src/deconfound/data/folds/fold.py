@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.arrays import Mask, Rows
-from deconfound.data.folds.groups import Group, Level, physical_well
+from deconfound.data.folds.groups import Level, physical_well
 from deconfound.data.tables.table import (
     Coded,
     Roles,
@@ -78,7 +78,13 @@ def make_fold(
             f"{', '.join(roles.levels) or '(this screen has none: pass --levels)'}"
         )
     level = Level(table, roles, column)
-    held_out, leaking = level.separated(_find_group(level, column, identity))
+    group = next((group for group in level.groups if group.identity == identity), None)
+    if group is None:
+        names = ", ".join(group.identity for group in level.groups[:12])
+        raise UserError(f"fold {name}: no such group; {column} has {names}")
+    if group.refused:
+        raise UserError(f"fold {name}: {group.refused}; hold out a coarser level")
+    held_out, leaking = level.separated(group)
     kept, fractions = ~held_out & ~leaking, {"id_test": id_test_fraction, "val": val_fraction}
     part = _random_parts(table, roles, kept, fractions=fractions, unit=unit, seed=seed)
     part[held_out] = "test"
@@ -116,16 +122,6 @@ def shared_labels(label: Coded, fold: Fold, part: Part) -> Rows:
     other = np.unique(label.codes[fold.rows(part)])
     both = np.intersect1d(train, other)
     return both[both >= 0]
-
-
-def _find_group(level: Level, column: str, identity: str) -> Group:
-    for group in level.groups:
-        if group.identity == identity:
-            if group.refused:
-                raise UserError(f"fold {group.fold}: {group.refused}; hold out a coarser level")
-            return group
-    names = ", ".join(group.identity for group in level.groups[:12])
-    raise UserError(f"fold {column}={identity}: no such group; {column} has {names}")
 
 
 def _random_parts(

@@ -1,5 +1,6 @@
 """What a run predicts on a screen: roles, fold, and the codes of labels and environments."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,14 +54,8 @@ class Problem:
 
 def roles_of(screen: Screen, options: DataOptions) -> Roles:
     """The screen's roles, where the options name no others."""
-    default = screen.roles
-    return Roles(
-        label=options.label or default.label,
-        environment=options.environment or default.environment,
-        levels=options.levels or default.levels,
-        well=default.well,
-        split=default.split,
-    )
+    chosen = {name: getattr(options, name) for name in ("label", "environment", "levels")}
+    return screen.roles.model_copy(update={name: one for name, one in chosen.items() if one})
 
 
 def pose(screen: Screen, options: DataOptions) -> Problem:
@@ -91,10 +86,8 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
     for part in ("train", "val"):
         if not len(fold.rows(part)):
             raise UserError(f"fold {fold.name}: no rows for {part}; hold out less")
-    every_label = screen.coded([roles.label])
-    every_environment = screen.coded(roles.environment)
-    label = screen.coded([roles.label], _present(every_label, train))
-    environment = screen.coded(roles.environment, _present(every_environment, train))
+    label = _of_training(screen, [roles.label], train)
+    environment = _of_training(screen, roles.environment, train)
     if len(label.names) < 2:
         found = f"{len(label.names)} label" + "s" * (len(label.names) != 1)
         raise UserError(
@@ -109,22 +102,18 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
             "neither can be told from the other; choose another --environment"
         )
     transform, by = _transform(screen, options, roles)
-    group = screen.coded(by, _present(screen.coded(by), train)) if by else None
+    group = _of_training(screen, by, train) if by else None
     controls = control_codes(screen.table, label, train, options.controls)
+    every_label = screen.coded([roles.label])
     problem = Problem(roles, fold, label, environment, every_label, transform, by, group, controls)
-    _refuse_unscorable(problem)
-    return problem
-
-
-def _refuse_unscorable(problem: Problem) -> None:
-    """Raise UserError if a group is held out none of whose labels training has."""
-    untrained, fold = problem.untrained(), problem.fold
-    labelled = int((problem.all_labels.codes[fold.rows("test")] >= 0).sum())
+    untrained = problem.untrained()
+    labelled = int((every_label.codes[fold.rows("test")] >= 0).sum())
     if "=" in fold.name and labelled and sum(untrained.values()) == labelled:
         raise UserError(
             f"fold {fold.name}: none of its labels ({listed(untrained, 5)}) has a training row, so "
             "nothing could be scored; hold out another group, or choose another --label"
         )
+    return problem
 
 
 def _same_partition(label: Rows, environment: Rows) -> bool:
@@ -153,5 +142,8 @@ def _transform(
     return transform, columns
 
 
-def _present(values: Coded, rows: Rows) -> list[str]:
-    return [values.names[code] for code in np.unique(values.codes[rows]) if code >= 0]
+def _of_training(screen: Screen, columns: Sequence[str], train: Rows) -> Coded:
+    """Codes of all rows, numbered by the values of training rows."""
+    every = screen.coded(columns)
+    names = [every.names[code] for code in np.unique(every.codes[train]) if code >= 0]
+    return screen.coded(columns, names)

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from deconfound.arrays import Pixels
 from deconfound.data.ingest.images import IngestConfig, resolve_roles
 from deconfound.data.ingest.profiles import ROLE_OPTIONS, refuse_options, write_profiles
-from deconfound.data.ingest.provenance import provenance_of
 from deconfound.data.ingest.rows import CHUNK_BYTES
-from deconfound.data.ingest.writing import refuse_full_disk
+from deconfound.data.ingest.writing import provenance_of, refuse_full_disk
 from deconfound.data.readers.array import open_array
 from deconfound.data.readers.image import resampled
 from deconfound.data.screens.screen import Screen, open_screen
@@ -66,9 +65,16 @@ def ingest_array(
         "rows": len(metadata),
         "array": str(array), "array_key": key, "array_axes": axes,
     }  # fmt: skip
+    last = is_image and _is_channels_last(values.shape, axes, array)
+    shape = _channels_first(np.broadcast_to(np.uint8(0), values.shape), last).shape
+    kind = "channel" if is_image else "feature"
+    names = config.channels or tuple(f"{kind}_{number}" for number in range(shape[1]))
+    if len(names) != shape[1]:
+        raise UserError(
+            f"{array}: {shape[1]} channels or features, but --channels names {len(names)}; name as "
+            "many"
+        )
     if not is_image:
-        names = config.channels or tuple(f"feature_{i}" for i in range(values.shape[1]))
-        _refuse_other_count(names, values.shape[1], str(array))
         place = {name: number for number, name in enumerate(names)}
 
         def chunks(wanted: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:
@@ -87,10 +93,6 @@ def ingest_array(
             where=str(array),
             quiet=quiet,
         )
-    last = _is_channels_last(values.shape, axes, array)
-    shape = _channels_first(np.broadcast_to(np.uint8(0), values.shape), last).shape
-    names = config.channels or tuple(f"channel_{c}" for c in range(shape[1]))
-    _refuse_other_count(names, shape[1], str(array))
     size, bytes_each = config.size, min(4, values.dtype.itemsize)
     sides = shape[2:] if size is None else (size, size)
     refuse_full_disk(Path(out), len(metadata) * len(names) * math.prod(sides) * bytes_each)
@@ -109,7 +111,6 @@ def ingest_array(
 
 
 def _is_channels_last(shape: tuple[int, ...], axes: Axes | None, file: Path) -> bool:
-    """Whether images of this shape are N × H × W × C."""
     if len(shape) == 3:
         return False
     _, first, second, third = shape
@@ -124,7 +125,7 @@ def _is_channels_last(shape: tuple[int, ...], axes: Axes | None, file: Path) -> 
 
 
 def _channels_first(values: Pixels, last: bool) -> Pixels:
-    """A view (N, C, H, W)."""
+    """A view (N, C, H, W), or the profiles (N, D)."""
     if values.ndim == 3:
         return values[:, None]
     return values.transpose(0, 3, 1, 2) if last else values
@@ -148,11 +149,3 @@ def _pixels(images: Pixels, start: int, file: Path) -> Pixels:
 def _as_float32(values: Pixels) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
         return np.asarray(values, dtype=np.float32)
-
-
-def _refuse_other_count(names: Sequence[str], found: int, where: str) -> None:
-    if len(names) != found:
-        raise UserError(
-            f"{where}: {found} channels or features, but --channels names {len(names)}; name as "
-            "many"
-        )

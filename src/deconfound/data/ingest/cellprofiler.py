@@ -49,27 +49,22 @@ def cellprofiler(
         "slow": slow,
     }
     with atomic.resumable(out.with_name(f"{out.name}.features"), str(about)) as folder:
-        starts = range(0, len(opened), CHUNK)
-        files = [folder / f"{start:012d}.npz" for start in starts]
-        done = sum(
-            min(CHUNK, len(opened) - start)
-            for start, file in zip(starts, files, strict=True)
-            if file.exists()
-        )
+        chunks_of = np.split(np.arange(len(opened)), range(CHUNK, len(opened), CHUNK))
+        parts = {folder / f"{rows[0]:012d}.npz": rows for rows in chunks_of}
+        done = sum(len(rows) for file, rows in parts.items() if file.exists())
         with Progress("measure", len(opened), "images", done, quiet) as progress:
-            for start, file in zip(starts, files, strict=True):
+            for file, rows in parts.items():
                 if not file.exists():
-                    rows = np.arange(start, min(start + CHUNK, len(opened)))
                     values, names = measure(*_objects(opened, rows, mask))
                     with atomic.atomic_file(file) as temporary, temporary.open("wb") as stream:
                         np.savez(stream, values=values.astype(np.float32), names=np.array(names))
                     progress.update(len(rows))
-        with np.load(files[0], allow_pickle=False) as first:
+        with np.load(next(iter(parts)), allow_pickle=False) as first:
             names = [str(name) for name in first["names"]]
 
         def chunks(chosen: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:
             columns = [names.index(name) for name in chosen]
-            for file in files:
+            for file in parts:
                 with np.load(file, allow_pickle=False) as kept:
                     yield kept["values"][:, columns]
 

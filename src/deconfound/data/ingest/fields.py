@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from deconfound.arrays import Doubles, Pixels, Rows
 from deconfound.data.ingest.rows import RowReader, images_per_chunk
@@ -77,10 +77,8 @@ def centres(table: pd.DataFrame, columns: Sequence[str], where: str) -> Doubles:
     return values
 
 
-class CutMark(BaseModel):
+class CutMark(BaseModel, frozen=True, extra="forbid"):
     """The fields whose cells are on the disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fields: int
     cells: Mark
@@ -142,19 +140,16 @@ class FieldCrops:
         try:
             mark = CutMark.model_validate_json(self._note.read_bytes())
             self._spool = GrowingFile(file, mark=mark.cells)
-            self._go_on_from(mark)
+            self._cut = mark.fields
+            self._spooled = mark.cells.bytes // (ROW_BYTES + self._bytes)
+            for place in range(self._spooled):
+                stored = self._spool.read(ROW_BYTES, place * (ROW_BYTES + self._bytes))
+                self._place[int.from_bytes(stored, "little")] = place
         except (FileNotFoundError, ValueError, Damaged):
             atomic.discard(self._note)
             self._spool = GrowingFile(file)
         with self._spool:
             yield
-
-    def _go_on_from(self, mark: CutMark) -> None:
-        self._cut = mark.fields
-        self._spooled = mark.cells.bytes // (ROW_BYTES + self._bytes)
-        for place in range(self._spooled):
-            stored = self._opened().read(ROW_BYTES, place * (ROW_BYTES + self._bytes))
-            self._place[int.from_bytes(stored, "little")] = place
 
     def summary(self) -> dict[str, Any]:
         """For the provenance: the columns, and how many fields, rows and dropped cells."""

@@ -6,15 +6,20 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound.config import Options, TransformName
-from deconfound.data.ingest.columns import image_columns, row_files
 from deconfound.data.ingest.fields import FieldCrops
 from deconfound.data.ingest.paths import FOLDER_LABEL, class_folders, labelled_by_folder
-from deconfound.data.ingest.provenance import provenance_of
-from deconfound.data.ingest.rows import RowReader
-from deconfound.data.ingest.writing import PATH_COLUMNS, THREADS, kept_if_stopped, write_screen
+from deconfound.data.ingest.rows import RowReader, image_columns, row_files
+from deconfound.data.ingest.writing import (
+    PATH_COLUMNS,
+    THREADS,
+    kept_if_stopped,
+    provenance_of,
+    write_screen,
+)
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
 from deconfound.data.tables.table import (
+    LEVEL_COLUMNS,
     Roles,
     read_table,
     refuse_empty,
@@ -31,13 +36,6 @@ LABEL_COLUMNS = (
     "Metadata_sgRNA",
     "Metadata_JCP2022",
     "Metadata_Label",
-)
-LEVEL_COLUMNS = (
-    "Metadata_Source",
-    "Metadata_Series",
-    "Metadata_Batch",
-    "Metadata_Plate",
-    "Metadata_Section",
 )
 ENVIRONMENT_COLUMN = "Metadata_Environment"
 WELL_COLUMN = "Metadata_Well"
@@ -124,10 +122,9 @@ def ingest(
     it, and `Image_Metadata_X` becomes `Metadata_X`. The screen's table has the rows kept, in their
     order. With `config.class_folders` the images lie in LABEL/file. Without a table they lie in
     ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment, Metadata_Label and
-    Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory
-    stays bounded whatever the number of images. Unless `quiet`, the terminal shows the rate and the
-    time left. What a killed or stopped call has written is kept beside `out`; the same call goes on
-    behind it, and any other with the same `out` removes it.
+    Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory stays bounded whatever
+    the number of images. Unless `quiet`, the terminal shows the rate and the time left. A killed or
+    stopped call is resumed as `write_screen` says.
 
     Raises UserError, and leaves nothing at `out`, for a role without a column, an empty label,
     environment or level, a path that is missing or leaves `images_root`, a file that cannot be

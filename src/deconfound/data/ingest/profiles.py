@@ -1,16 +1,16 @@
 """Make a screen of profiles: a table of CellProfiler features, or any other."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from deconfound.data.ingest.images import IngestConfig, resolve_roles
-from deconfound.data.ingest.provenance import provenance_of
-from deconfound.data.ingest.writing import refuse_full_disk
+from deconfound.data.ingest.writing import provenance_of, refuse_full_disk
 from deconfound.data.readers.features import feature_columns, open_features
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
@@ -23,16 +23,6 @@ from deconfound.runtime.progress import Progress
 ROLE_OPTIONS = frozenset({"label", "environment", "levels", "well", "split", "name"})
 
 Chunks = Callable[[Sequence[str]], Iterator[npt.NDArray[np.float32]]]
-
-
-class Usable(NamedTuple):
-    """Features that can be used, and those that cannot, by reason."""
-
-    kept: list[str]
-    constant: list[str]
-    """The same value in every row."""
-    not_finite: list[str]
-    """Missing or infinite in some row."""
 
 
 def ingest_profiles(
@@ -101,21 +91,19 @@ def write_profiles(
     `chunks` yields the values (B, D) of the features asked for, in the order of `metadata`. Raises
     UserError, which calls the table `where`, if no feature can be used.
     """
-    usable = _usable(names, chunks)
-    if not usable.kept:
+    kept, constant, not_finite = _usable(names, chunks)
+    if not kept:
         raise UserError(
-            f"{where}: of {len(names)} features {len(usable.constant)} are constant and "
-            f"{len(usable.not_finite)} missing or infinite in some row; none is left"
+            f"{where}: of {len(names)} features {len(constant)} are constant and "
+            f"{len(not_finite)} missing or infinite in some row; none is left"
         )
-    refuse_full_disk(out, 4 * len(usable.kept) * len(metadata))
-    dropped = {"constant": usable.constant, "not_finite": usable.not_finite}
+    refuse_full_disk(out, 4 * len(kept) * len(metadata))
+    made = provenance | {"dropped": {"constant": constant, "not_finite": not_finite}}
     with (
-        ScreenWriter(
-            out, name or out.name, usable.kept, roles, provenance | {"dropped": dropped}
-        ) as writer,
+        ScreenWriter(out, name or out.name, kept, roles, made) as writer,
         Progress("ingest", len(metadata), "profiles", quiet=quiet) as progress,
     ):
-        for values in chunks(usable.kept):
+        for values in chunks(kept):
             writer.append(values)
             progress.update(len(values))
         writer.finish(metadata)
@@ -130,7 +118,8 @@ def refuse_options(config: IngestConfig, allowed: Collection[str], what: str) ->
             raise UserError(f"{option} means nothing for {what}; leave it out")
 
 
-def _usable(names: Sequence[str], chunks: Chunks) -> Usable:
+def _usable(names: Sequence[str], chunks: Chunks) -> list[list[str]]:
+    """The features that can be used, the constant ones, and those not finite in some row."""
     low = np.full(len(names), np.inf)
     high = np.full(len(names), -np.inf)
     for values in chunks(names):
@@ -138,8 +127,4 @@ def _usable(names: Sequence[str], chunks: Chunks) -> Usable:
         high = np.maximum(high, values.max(axis=0))
     finite = np.isfinite(low) & np.isfinite(high)
     constant = finite & (low == high)
-
-    def those(mask: npt.NDArray[np.bool_]) -> list[str]:
-        return [name for name, is_one in zip(names, mask, strict=True) if is_one]
-
-    return Usable(those(finite & ~constant), those(constant), those(~finite))
+    return [list(compress(names, mask)) for mask in (finite & ~constant, constant, ~finite)]

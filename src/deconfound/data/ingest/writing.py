@@ -1,25 +1,35 @@
-"""Images of a table's rows, read and written as a screen, resumably."""
+"""Images of a table's rows written as a screen, resumably, and the provenance they get."""
 
+import hashlib
+import json
+import os
+import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pydantic import Field
 
-from deconfound.arrays import Pixels
 from deconfound.config import Options, TransformName
-from deconfound.data.ingest.columns import FileColumn, ImageColumns, image_columns, row_files
 from deconfound.data.ingest.fields import FieldCrops
 from deconfound.data.ingest.paths import FOLDER_PATH
-from deconfound.data.ingest.provenance import identity_of
-from deconfound.data.ingest.rows import RowReader, whole_images
+from deconfound.data.ingest.rows import (
+    FileColumn,
+    ImageColumns,
+    RowReader,
+    image_columns,
+    row_files,
+    whole_images,
+)
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import (
     Roles,
+    listed,
     read_table,
     refuse_divided,
     refuse_empty,
@@ -146,7 +156,10 @@ def write_screen(
     """
     kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
     side = crops.side if crops else size
-    refuse_full_disk(out, _bytes_needed(len(table), reader.first, side, crops) - kept_bytes)
+    pixels = reader.first.size if side is None else len(reader.first) * side * side
+    # Crops lie on the disk twice while the screen is written.
+    needed = len(table) * pixels * reader.first.itemsize * (1 if crops is None else 2)
+    refuse_full_disk(out, needed - kept_bytes)
     identity = identity_of(made, reader.files)
     with (
         ScreenWriter(out, name, reader.channels, roles, made, identity) as writer,
@@ -186,7 +199,65 @@ def refuse_full_disk(out: Path, needed: int) -> None:
         )
 
 
-def _bytes_needed(rows: int, first: Pixels, side: int | None, crops: FieldCrops | None) -> int:
-    pixels = first.size if side is None else len(first) * side * side
-    # Crops lie on the disk twice while the screen is written.
-    return rows * pixels * first.itemsize * (1 if crops is None else 2)
+def provenance_of(
+    table: Path | None, images_root: Path | None, config: Options, size: int | None
+) -> dict[str, Any]:
+    """The provenance known before the images are read: files, options, resizing and versions."""
+    packages = ("deconfound", "numpy", "pandas", "pillow", "tifffile")
+    return {
+        "made_by": "ingest",
+        "table": None if table is None else os.fspath(table),
+        "table_sha256": None if table is None else sha256(Path(table)),
+        "images_root": None if images_root is None else os.fspath(images_root),
+        "options": config.model_dump(mode="json"),
+        "resize": None if size is None else resizing(size),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+    }
+
+
+def resizing(size: int) -> dict[str, Any]:
+    """The provenance of images resized to `size` × `size`."""
+    return {"size": size, "shrinking": "area mean", "growing": "linear"}
+
+
+def identity_of(made: dict[str, Any], files: Iterable[tuple[Path, ...]]) -> str:
+    """A checksum of all that the images of a screen depend on, for an ingest to go on from another.
+
+    `made` is its provenance, of which the number of threads does not count; of every image file the
+    path, the size and the time of its last change do.
+    """
+    options = made["options"] | {"threads": None}
+    digest = hashlib.sha256(json.dumps(made | {"options": options}).encode())
+    for file in dict.fromkeys(file for of_row in files for file in of_row):
+        state = file.stat()
+        digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def remarks(made: dict[str, Any]) -> list[str]:
+    """Remarks for the user on a screen just made: dropped rows or features, black images."""
+    said = [
+        f"dropped {len(features)} features, {why.replace('_', ' ')}: {listed(features)}"
+        for why, features in made.get("dropped", {}).items()
+        if features
+    ]
+    crop = made.get("crop")
+    if crop:
+        said.append(
+            f"{crop['dropped_at_border']:,} of {crop['rows_of_table']:,} cells in "
+            f"{crop['fields']:,} fields lie too near the border and were dropped"
+        )
+    if made.get("files_without_row"):
+        said.append(
+            f"{made['files_without_row']:,} images in class folders have no row in the table "
+            "and were left out"
+        )
+    if made.get("black_images"):
+        said.append(
+            f"warning: {made['black_images']:,} images are black (every pixel 0); check "
+            "their files, or drop these rows"
+        )
+    return said

@@ -100,9 +100,13 @@ class BatchReader:
 
     def _pixels(self, rows: Rows) -> Tensor:
         """The images of `rows` as stored; for a GPU in pinned memory."""
-        if self._device.type == "cuda":
-            return _pinned(self._screen, rows)
-        return torch.from_numpy(self._screen.read(rows))
+        screen = self._screen
+        if self._device.type != "cuda":
+            return torch.from_numpy(screen.read(rows))
+        kind = torch.from_numpy(np.empty(0, screen.dtype)).dtype
+        pixels = torch.empty((len(rows), *screen.image_shape), dtype=kind, pin_memory=True)
+        screen.read(rows, out=pixels.numpy())
+        return pixels
 
     @torch.no_grad()
     def _scaled(self, rows: Rows, pixels: Tensor) -> Tensor:
@@ -176,11 +180,3 @@ def dihedral(image: Tensor, turns: Tensor) -> Tensor:
 
 def _contiguous(rows: Rows) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(rows))
-
-
-def _pinned(screen: Screen, rows: Rows) -> Tensor:
-    """The images of `rows` as stored, in pinned memory, from which a GPU copies without the CPU."""
-    kind = torch.from_numpy(np.empty(0, screen.dtype)).dtype
-    pixels = torch.empty((len(rows), *screen.image_shape), dtype=kind, pin_memory=True)
-    screen.read(rows, out=pixels.numpy())
-    return pixels

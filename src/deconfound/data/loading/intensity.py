@@ -23,9 +23,8 @@ CONSTANT = 1e-6
 class Intensity(nn.Module):
     """(transform(x) − offset) · scale for every channel or feature; part of a run's checkpoint.
 
-    `forward` takes stored pixels (B, C, H, W) of any numeric dtype, or profiles (B, D), and returns
-    float32. With `groups` the transform percentile has limits for each of that number of groups,
-    and for rows of any other group.
+    With `groups` the transform percentile has limits for each of that number of groups, and for
+    rows of any other group.
     """
 
     offset: Tensor
@@ -43,7 +42,7 @@ class Intensity(nn.Module):
             self.register_buffer("limits", torch.zeros(groups + 1, 2, channels))
 
     def forward(self, pixels: Tensor, group: Tensor | None = None) -> Tensor:
-        """Stored pixels (B, C, H, W) or profiles (B, D) to float32 of the same shape.
+        """Stored pixels (B, C, H, W) or profiles (B, D) of any dtype to float32 of that shape.
 
         `group` (B,) int64 is the group of each image, −1 for one that the fit never saw; it is
         needed where there are groups.

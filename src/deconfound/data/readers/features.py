@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deconfound.arrays import Floats
-from deconfound.data.tables.compressed import (
-    compression,
-    readable,
-    refuse_unfit_packing,
-    table_kind,
-)
+from deconfound.data.tables.compressed import readable, refuse_unfit_packing, table_kind
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
 
@@ -100,8 +96,8 @@ def feature_columns(table: FeatureTable, wanted: Sequence[str], where: str) -> l
         return list(chosen)
     if table.features is not None:
         return table.features
-    found = [name for name in table.columns if name.startswith(COMPARTMENTS)]
-    found = [name for name in found if not NO_FEATURE.search(name)]
+    own = (name for name in table.columns if name.startswith(COMPARTMENTS))
+    found = [name for name in own if not NO_FEATURE.search(name)]
     if not found:
         raise UserError(
             f"{where}: no feature columns (looked for {', '.join(COMPARTMENTS)}); name them with "
@@ -115,17 +111,9 @@ class _Text(FeatureTable):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._separator = "\t" if table_kind(path) == ".tsv" else ","
-        self._compression = compression(path)
-        header = pd.read_csv(
-            path,
-            sep=self._separator,
-            dtype=str,
-            nrows=1,
-            header=None,
-            encoding="utf-8-sig",
-            compression=self._compression,
-        )
+        separator = "\t" if table_kind(path) == ".tsv" else ","
+        self._read: Any = partial(pd.read_csv, path, dtype=str, sep=separator)
+        header = self._read(nrows=1, header=None, encoding="utf-8-sig")
         self.columns = [
             name if isinstance(name, str) else f"Unnamed: {place}"  # as pandas calls them below
             for place, name in enumerate(header.iloc[0])
@@ -154,14 +142,7 @@ class _Text(FeatureTable):
         with warnings.catch_warnings():
             # A row longer than the header would otherwise lose a column with a warning only.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            yield from pd.read_csv(
-                self._path,
-                dtype=str,
-                sep=self._separator,
-                index_col=False,
-                chunksize=rows,
-                compression=self._compression,
-            )
+            yield from self._read(index_col=False, chunksize=rows)
 
 
 class _Parquet(FeatureTable):

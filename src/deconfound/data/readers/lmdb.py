@@ -38,16 +38,7 @@ class LmdbImages:
             raise UserError(
                 f"{folder}: no LMDB that can be read ({error}); expected its data.mdb there"
             ) from error
-        self._refuse_truncated()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._environment.close()
-
-    def _refuse_truncated(self) -> None:
-        """Raise UserError for a file cut off at its end, which would kill the process when read."""
+        # A file cut off at its end would kill the process when read.
         pages = self._environment.info()["last_pgno"] + 1
         least, file = pages * self._environment.stat()["psize"], self._folder / "data.mdb"
         if (found := file.stat().st_size) < least:
@@ -55,6 +46,12 @@ class LmdbImages:
             raise UserError(
                 f"{file}: is cut off, {found:,} bytes of at least {least:,}; fetch it again"
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._environment.close()
 
     def refuse_unfit(self, keys: Sequence[str], where: str, start: int = 0) -> None:
         """Raise UserError for the first key without a record, or with one of the wrong size.

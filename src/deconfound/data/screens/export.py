@@ -93,7 +93,6 @@ def _write_profiles(screen: Screen, folder: Path, progress: Progress) -> None:
 
 
 def _refuse_changed(table: pd.DataFrame, back: pd.DataFrame, screen: Screen) -> None:
-    """Raise UserError if the table read back, as text, differs from the table written."""
     assert back.shape == table.shape
     for column, read in zip(table.columns, back.columns, strict=True):
         if str(column) != read:
@@ -117,10 +116,7 @@ def _refuse_changed(table: pd.DataFrame, back: pd.DataFrame, screen: Screen) -> 
 def _chunks(screen: Screen) -> list[np.ndarray]:
     each = int(np.prod(screen.image_shape)) * screen.dtype.itemsize
     step = max(1, CHUNK_BYTES // each)
-    return [
-        np.arange(start, min(start + step, len(screen)), dtype=np.int64)
-        for start in range(0, len(screen), step)
-    ]
+    return np.split(np.arange(len(screen), dtype=np.int64), range(step, len(screen), step))
 
 
 def _command(screen: Screen, out: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from deconfound.arrays import Images, Rows
 from deconfound.config import TransformName
@@ -22,10 +22,8 @@ from deconfound.files.checksums import sha256
 FORMAT_VERSION = 1
 
 
-class ScreenIndex(BaseModel):
+class ScreenIndex(BaseModel, frozen=True, extra="forbid"):
     """The content of `screen.json`; for profiles, `channels` are the names of the features."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int
     name: str

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from deconfound.arrays import Images
 from deconfound.files.atomic import flush
@@ -14,20 +14,16 @@ from deconfound.files.checksums import sha256
 from deconfound.files.growing import Damaged, GrowingFile, Mark
 
 
-class Shard(BaseModel):
+class Shard(BaseModel, frozen=True, extra="forbid"):
     """One file of consecutive images."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
     rows: int
     sha256: str
 
 
-class ShardsMark(BaseModel):
+class ShardsMark(BaseModel, frozen=True, extra="forbid"):
     """The images that are on the disk: complete shards, and part of the next one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[int, ...]
     """Shape of one image."""

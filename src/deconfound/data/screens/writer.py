@@ -107,10 +107,7 @@ class ScreenWriter:
         return self.kept / "screen" if self._resumes else self.kept
 
     def append(self, images: Images) -> None:
-        """Add images (B, C, H, W), uint8, uint16 or float32, or profiles (B, D), float32.
-
-        All of one shape and dtype.
-        """
+        """Add images (B, C, H, W), uint8, uint16 or float32, or profiles (B, D), float32."""
         if self._shards is None:
             self._refuse_unfit(images)
             self._shards = ShardWriter(self._folder, images.shape[1:], images.dtype, SHARD_BYTES)

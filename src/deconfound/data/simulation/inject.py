@@ -15,22 +15,14 @@ from deconfound.arrays import Images, Rows
 from deconfound.config import did_you_mean, validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen, open_screen
-from deconfound.data.simulation.config import EnvironmentOptions
-from deconfound.data.simulation.layout import (
-    CELL,
-    LABEL,
-    OBJECT,
-    PLATE,
-    PLATE_MAP,
-    SECTION,
-    SERIES,
-    SITE,
-    WELL,
-    add_places,
-    grid_layout,
-    lincs_layout,
+from deconfound.data.simulation import layout
+from deconfound.data.simulation.optics import (
+    EnvironmentOptions,
+    Optics,
+    apply_optics,
+    digitised,
+    draw_optics,
 )
-from deconfound.data.simulation.optics import Optics, apply_optics, digitised, draw_optics
 from deconfound.data.simulation.rendering import CHUNK, render_screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
@@ -40,7 +32,7 @@ from deconfound.runtime.seeds import numpy_stream
 INJECTED = "injected"
 """Entry of the provenance that an injected screen has and no other."""
 FIELD_X, FIELD_Y = "Truth_FieldX", "Truth_FieldY"
-WRITTEN = frozenset((SERIES, PLATE, SECTION, PLATE_MAP, WELL, SITE, OBJECT, CELL, FIELD_X, FIELD_Y))
+WRITTEN = frozenset((*layout.PLACES, layout.CELL, FIELD_X, FIELD_Y))
 """Columns of a cell's place in the injected screen; those of the clean screen are dropped."""
 
 
@@ -95,8 +87,8 @@ def inject(
     label = _label_of(source)
     places, names = _layout(source, label, config)
     table = _with_cells(places, source, label, names, config)
-    levels = tuple(c for c in (SERIES, PLATE, SECTION) if c in places)
-    roles = Roles(label=label, environment=levels, levels=levels, well=WELL)
+    levels = tuple(c for c in layout.LEVELS if c in places)
+    roles = Roles(label=label, environment=levels, levels=levels, well=layout.WELL)
     brightest = _brightest(source)
     provenance = {
         "made_by": f"deconfound inject {version('deconfound')}",
@@ -145,7 +137,7 @@ class InjectedCells:
     def __call__(self, rows: Rows, optics: Optics) -> Images:
         """The cells of `rows` as `optics` record them: (B, C, S, S), the clean screen's dtype."""
         chosen = self.table.iloc[rows]
-        cells = chosen[CELL].to_numpy(dtype=np.int64)
+        cells = chosen[layout.CELL].to_numpy(dtype=np.int64)
         light = self.clean.read(cells).astype(np.float32)
         light *= np.float32(self.config.exposure / self.brightest)
         noise = np.empty_like(light)
@@ -224,23 +216,22 @@ def _layout(clean: Screen, label: str, config: InjectConfig) -> tuple[pd.DataFra
     series, plates, wells, seed = config.series, config.plates, config.wells, config.seed
     if config.layout == "grid":
         with_control = control is not None
-        places = grid_layout(
+        places = layout.grid_layout(
             len(names), series, plates, config.sections, wells, seed, control=with_control
         )
     elif control is None:
         raise UserError("--layout lincs needs a control on every plate; name its label, --control")
     else:
-        places = lincs_layout(len(names), series, config.maps, plates, wells, seed)
+        places = layout.lincs_layout(len(names), series, config.maps, plates, wells, seed)
     return places, names
 
 
 def _with_cells(
     places: pd.DataFrame, clean: Screen, label: str, names: list[str], config: InjectConfig
 ) -> pd.DataFrame:
-    """The table of the injected screen: one row per cell, well after well."""
-    cells, well = _dealt(clean, label, names, places[LABEL].to_numpy(), config.seed)
-    table = places.drop(columns=LABEL).iloc[well].reset_index(drop=True)
-    add_places(table)
+    cells, well = _dealt(clean, label, names, places[layout.LABEL].to_numpy(), config.seed)
+    table = places.drop(columns=layout.LABEL).iloc[well].reset_index(drop=True)
+    layout.add_places(table)
     roles = clean.roles
     left = WRITTEN.union(roles.environment, roles.levels, {roles.well, roles.split}) - {label}
     of_clean = clean.table[[name for name in clean.table if name not in left]]
@@ -249,7 +240,7 @@ def _with_cells(
     if config.control is not None:
         is_control = (table[label].astype("string") == config.control).to_numpy(dtype=bool)
         table[CONTROL_TYPE] = np.where(is_control, NEGATIVE, "treatment")
-    table[CELL] = cells
+    table[layout.CELL] = cells
     streams = (numpy_stream(config.seed, "injected field", cell) for cell in cells.tolist())
     field = 2 * np.array([stream.random(2, dtype=np.float32) for stream in streams]) - 1
     table[FIELD_X], table[FIELD_Y] = field.T
@@ -285,10 +276,8 @@ def _dealt(
 
 
 def _brightest(clean: Screen) -> int:
-    """The largest pixel; raises UserError if all are 0."""
-    starts = range(0, len(clean), CHUNK)
-    rows = (np.arange(start, min(start + CHUNK, len(clean))) for start in starts)
-    largest = max(int(clean.read(some).max()) for some in rows)
+    chunks = np.split(np.arange(len(clean)), range(CHUNK, len(clean), CHUNK))
+    largest = max(int(clean.read(rows).max()) for rows in chunks)
     if largest == 0:
         raise UserError(f"{clean.path}: every image is black; there is nothing to inject into")
     return largest

@@ -6,12 +6,33 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from deconfound.arrays import Floats
+from deconfound.config import Options
 from deconfound.runtime.seeds import numpy_stream
 
 REFERENCE_SIZE = 48  # pixels of the crop that `Optics.blur` refers to
 FIELD = 0.2  # width of a crop, as a fraction of the field of view
+
+
+class EnvironmentOptions(Options):
+    """How many nested environments a simulated or injected screen has, and how much they differ."""
+
+    series: int = Field(4, ge=2)
+    """Series, the outermost level (grid and lincs)."""
+    sections: int = Field(2, ge=1)
+    """Sections of a plate (grid only)."""
+    maps: int = Field(6, ge=1)
+    """Plate maps (lincs only)."""
+    technical: float = Field(1.0, ge=0, le=1.5)
+    """Scale of all staining and optics; 0 leaves clean images."""
+    series_spread: float = Field(1.0, ge=0)
+    """Standard deviation of the technical draws from series to series (grid and lincs)."""
+    section_spread: float = Field(0.2, ge=0)
+    """The same from section to section of a plate (grid only)."""
+    seed: int = 0
+    """Seed of everything; the same seed gives the same bits on the same kind of processor."""
 
 
 @dataclass(frozen=True)

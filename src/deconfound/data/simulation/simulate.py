@@ -4,39 +4,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from deconfound.arrays import Floats, Images, Rows
 from deconfound.config import validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen
+from deconfound.data.simulation import layout
 from deconfound.data.simulation.cells import CHANNELS, POSE, Values, draw_pose, render_cells
-from deconfound.data.simulation.config import SimulateConfig as SimulateConfig
-from deconfound.data.simulation.layout import (
-    CELL,
-    LABEL,
-    PLATE,
-    SECTION,
-    SERIES,
-    WELL,
-    add_places,
-    grid_layout,
-    lincs_layout,
+from deconfound.data.simulation.optics import (
+    EnvironmentOptions,
+    Optics,
+    apply_optics,
+    digitised,
+    draw_optics,
 )
-from deconfound.data.simulation.optics import Optics, apply_optics, digitised, draw_optics
 from deconfound.data.simulation.phenotype import TRAIT_NAMES, draw_phenotypes, draw_traits
-from deconfound.data.simulation.pooled_layout import (
-    GENE,
-    NONTARGETING,
-    SPLIT,
-    complex_lines,
-    draw_library,
-    numbered,
-    pooled_cells,
-)
 from deconfound.data.simulation.rendering import render_screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
@@ -47,6 +34,67 @@ PERTURBATION = "Metadata_Perturbation"
 SIMULATE = "simulate"
 """Entry of the provenance that a simulated screen has and no other."""
 COMPLEX_FILE = "complexes.tsv"
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "grid": {"labels": 9, "plates": 2, "wells": 2, "plate_spread": 0.4},
+    "lincs": {"labels": 13, "plates": 2, "wells": 2, "plate_spread": 0.4},
+    "ops": {"plates": 6, "wells": 34, "plate_spread": 0.8},
+}
+"""Options that each layout takes by itself."""
+
+
+class SimulateConfig(EnvironmentOptions):
+    """A simulated screen; the defaults are those every comparison in the documentation uses."""
+
+    layout: Literal["grid", "lincs", "ops"] = "grid"
+    """grid: sections in plates in series, conditions only partly shared. lincs: plate maps with
+    exclusive treatments and shared controls, one full series and several partial ones. ops: an
+    optical pooled screen, every gene in every well, genes grouped in complexes."""
+    cells: int = Field(12_000, ge=1)
+    """Cells, dealt evenly to the wells."""
+    labels: int | None = Field(None, ge=2)
+    """Labels, the control among them; 9 (grid) or 13 (lincs) if not given."""
+    plates: int | None = Field(None, ge=1)
+    """Plates of a series (grid), replicate plates of a map in a partial series (lincs), or plates
+    of the screen (ops); 2, or 6 (ops), if not given."""
+    wells: int | None = Field(None, ge=1)
+    """Wells of a label in a section (grid) or on a plate (lincs), or of the screen (ops); 2, or 34
+    (ops), if not given."""
+    genes: int = Field(200, ge=1)
+    """Genes, besides the non-targeting controls (ops only)."""
+    complexes: int = Field(30, ge=0)
+    """Complexes, which hold three genes in four between them (ops only)."""
+    guides: int = Field(4, ge=1)
+    """Guides of a gene (ops only)."""
+    size: int = Field(48, ge=24, le=512)
+    """Height and width of an image in pixels; the cells fill it at any size."""
+    dtype: Literal["uint8", "uint16"] = "uint8"
+    """Pixel type; its largest value is the camera's full scale."""
+    strength: float = Field(1.5, ge=0)
+    """How far a phenotype moves a trait, in logits of the trait's range; in ops the strongest."""
+    variation: float = Field(0.5, ge=0)
+    """Standard deviation of a trait from cell to cell, in logits of its range."""
+    plate_spread: float | None = Field(None, ge=0)
+    """Standard deviation of the technical draws from plate to plate; 0.4, or 0.8 (ops), if not
+    given."""
+    well_spread: float = Field(0.4, ge=0)
+    """The same from well to well of a plate (ops only)."""
+
+    def complete(self) -> Self:
+        """A copy with the layout's defaults for options that are not given.
+
+        Raises UserError for labels in a pooled screen.
+        """
+        if self.layout == "ops" and self.labels is not None:
+            raise UserError("--labels with --layout ops, whose labels are genes; give --genes")
+        missing = {k: v for k, v in DEFAULTS[self.layout].items() if getattr(self, k) is None}
+        return self.model_copy(update=missing)
+
+    def spread(self) -> tuple[float, ...]:
+        """Standard deviation of the technical draws at each level, outermost first."""
+        plate = self.plate_spread or 0.0
+        if self.layout == "ops":
+            return plate, self.well_spread
+        return self.series_spread, plate, self.section_spread
 
 
 def simulate(
@@ -99,7 +147,7 @@ class SimulatedCells:
     def __call__(self, rows: Rows, optics: Optics) -> Images:
         """The cells of `rows` as `optics` record them: (B, 4, size, size), the screen's dtype."""
         chosen = self.table.iloc[rows]
-        cells = chosen[CELL].tolist()
+        cells = chosen[layout.CELL].tolist()
         values: Values = {
             name: chosen[f"Truth_{name}"].to_numpy(dtype=np.float32)
             for name in (*TRAIT_NAMES, *POSE)
@@ -138,43 +186,42 @@ def _arrayed(config: SimulateConfig) -> _Plan:
     assert config.labels and config.plates and config.wells
     labels, series, plates, wells = config.labels, config.series, config.plates, config.wells
     if config.layout == "grid":
-        places = grid_layout(labels, series, plates, config.sections, wells, config.seed)
+        places = layout.grid_layout(labels, series, plates, config.sections, wells, config.seed)
     else:
-        places = lincs_layout(labels, series, config.maps, plates, wells, config.seed)
+        places = layout.lincs_layout(labels, series, config.maps, plates, wells, config.seed)
     cells, count = config.cells, len(places)
     if cells < count:
         raise UserError(f"{cells} cells for {count} wells; raise --cells or lower --wells")
     phenotypes = draw_phenotypes(labels, config.strength, config.seed)
     owner = np.arange(cells) * count // cells
-    label = places[LABEL].to_numpy()[owner]
-    names = ["control", *numbered("treatment-", labels - 1)]
-    table = places.drop(columns=LABEL).iloc[owner].reset_index(drop=True)
+    label = places[layout.LABEL].to_numpy()[owner]
+    names = ["control", *layout.numbered("treatment-", labels - 1)]
+    table = places.drop(columns=layout.LABEL).iloc[owner].reset_index(drop=True)
     table[PERTURBATION] = np.array(names)[label]
     table[CONTROL_TYPE] = np.where(label == 0, NEGATIVE, "treatment")
-    levels = tuple(c for c in (SERIES, PLATE, SECTION) if c in places)
-    roles = Roles(label=PERTURBATION, environment=levels, levels=levels, well=WELL)
+    levels = tuple(c for c in layout.LEVELS if c in places)
+    roles = Roles(label=PERTURBATION, environment=levels, levels=levels, well=layout.WELL)
     return _Plan(table, phenotypes[label], names, phenotypes, roles)
 
 
 def _pooled(config: SimulateConfig) -> _Plan:
     """Every gene in every well, well after well; the well is the environment."""
     assert config.plates and config.wells
-    library = draw_library(
-        config.genes, config.complexes, config.guides, config.strength, config.seed
-    )
-    table, shift = pooled_cells(library, config.cells, config.wells, config.plates, config.seed)
-    table[CONTROL_TYPE] = np.where(table[GENE] == NONTARGETING, NEGATIVE, "treatment")
-    levels = (PLATE, WELL)
-    roles = Roles(label=GENE, environment=levels, levels=levels, well=WELL, split=SPLIT)
-    files = {COMPLEX_FILE: complex_lines(library.complexes)}
+    strength, seed = config.strength, config.seed
+    library = layout.draw_library(config.genes, config.complexes, config.guides, strength, seed)
+    table, shift = layout.pooled_cells(library, config.cells, config.wells, config.plates, seed)
+    table[CONTROL_TYPE] = np.where(table[layout.GENE] == layout.NONTARGETING, NEGATIVE, "treatment")
+    levels = (layout.PLATE, layout.WELL)
+    well, split = layout.WELL, layout.SPLIT
+    roles = Roles(label=layout.GENE, environment=levels, levels=levels, well=well, split=split)
+    files = {COMPLEX_FILE: layout.complex_lines(library.complexes)}
     return _Plan(table, shift, library.genes, library.shift, roles, files)
 
 
 def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> pd.DataFrame:
-    """The table with each cell's place in its well, its traits and its pose."""
     cells = len(table)
-    add_places(table)
-    table[CELL] = np.arange(cells, dtype=np.int64)
+    layout.add_places(table)
+    table[layout.CELL] = np.arange(cells, dtype=np.int64)
     traits = draw_traits(shift, config.variation, config.seed).T
     drawn = dict(zip(TRAIT_NAMES, traits, strict=True)) | draw_pose(cells, config.seed)
     for name, values in drawn.items():

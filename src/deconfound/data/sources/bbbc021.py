@@ -61,7 +61,13 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     opened = open_features(profiles)
     require_columns(pd.DataFrame(columns=opened.columns), OF_PROFILES, str(profiles))
     wells = opened.metadata(list(OF_PROFILES)).rename(columns=OF_PROFILES)
-    _refuse_repeated(wells, str(profiles))
+    again = np.flatnonzero(wells.duplicated([PLATE, WELL]))
+    if len(again):
+        plate, well = wells[[PLATE, WELL]].iloc[again[0]]
+        raise UserError(
+            f"{profiles}: row {again[0]} (from 0): well {well} of plate {plate} has a profile "
+            "already; expected one a well, drop the repeated rows"
+        )
     wells = _joined(wells, _read(images, OF_IMAGES), [PLATE, WELL], str(profiles), str(images))
     treatment = [COMPOUND, CONCENTRATION]
     wells = _joined(wells, _read(known, OF_MECHANISMS), treatment, str(profiles), str(known))
@@ -73,8 +79,7 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
             "expected WeekN_PLATE"
         )
     control = np.where(wells[COMPOUND] == CONTROL, NEGATIVE, "treatment")
-    table = wells.copy()
-    table[WEEK], table[CONTROL_TYPE] = week, control
+    table = wells.assign(**{WEEK: week}).assign(**{CONTROL_TYPE: control})
     made: dict[str, Any] = {
         "made_by": "source bbbc021",
         "paper": PAPER,
@@ -90,7 +95,6 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
 
 
 def _table(root: Path, name: str) -> Path:
-    """A published table, packed or not."""
     for file in (root / f"{name}.gz", root / name):
         if file.is_file():
             return file
@@ -113,16 +117,6 @@ def _read(file: Path, columns: dict[str, str]) -> pd.DataFrame:
             "number; mend it"
         )
     return table.assign(**{CONCENTRATION: number})
-
-
-def _refuse_repeated(wells: pd.DataFrame, where: str) -> None:
-    again = np.flatnonzero(wells.duplicated([PLATE, WELL]))
-    if len(again):
-        plate, well = wells[[PLATE, WELL]].iloc[again[0]]
-        raise UserError(
-            f"{where}: row {again[0]} (from 0): well {well} of plate {plate} has a profile "
-            "already; expected one a well, drop the repeated rows"
-        )
 
 
 def _joined(

@@ -53,11 +53,10 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     """
     config = config or Config()
     root = Path(root)
-    files = {name: _find(root, name) for name in ("train-images", "train-labels")}
-    files |= {name: _find(root, name) for name in ("t10k-images", "t10k-labels")}
-    grey, digit = _read_pair(files["train-images"], files["train-labels"])
-    test_grey, test_digit = _read_pair(files["t10k-images"], files["t10k-labels"])
-
+    names = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+    files = [_find(root, name) for name in names]
+    grey, digit = _read_pair(*files[:2])
+    test_grey, test_digit = _read_pair(*files[2:])
     environment = numpy_stream(config.seed, "cmnist", "environment").integers(0, 2, len(digit))
     split = np.full(len(digit), "train", dtype=object)
     order = numpy_stream(config.seed, "cmnist", "split").permutation(len(digit))
@@ -80,7 +79,7 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
         "made_by": "source cmnist",
         "paper": PAPER,
         "options": config.model_dump(mode="json"),
-        "sha256": {file.name: sha256(file) for file in files.values()},
+        "sha256": {file.name: sha256(file) for file in files},
         "deviation": "colours rounded to uint8, within 0.5/255",
     }
     with ScreenWriter(out, "cmnist", ("R", "G", "B"), roles, provenance) as writer:

@@ -16,14 +16,19 @@ from pydantic import Field
 from deconfound.arrays import Pixels
 from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.ingest.provenance import identity_of, resizing
 from deconfound.data.ingest.rows import CHUNK_IMAGES
-from deconfound.data.ingest.writing import THREADS, kept_if_stopped, refuse_full_disk
+from deconfound.data.ingest.writing import (
+    THREADS,
+    identity_of,
+    kept_if_stopped,
+    refuse_full_disk,
+    resizing,
+)
 from deconfound.data.readers.image import resampled
 from deconfound.data.readers.lmdb import LmdbImages
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
-from deconfound.data.simulation.pooled_layout import SPLIT, random_split
+from deconfound.data.simulation.layout import SPLIT, random_split
 from deconfound.data.tables.compressed import readable
 from deconfound.data.tables.table import Roles, refuse_divided, refuse_empty, require_columns
 from deconfound.errors import UserError
@@ -117,38 +122,27 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
             for start in range(0, len(table), KEYS):
                 some = _keys(table, slice(start, start + KEYS))
                 store.refuse_unfit(some, str(root / folder / "key.csv"), start)
-        return _written(stores, tables, root, out, config, made)
+        rows, size = sum(map(len, tables)), config.size
+        refuse_full_disk(out, rows * SHAPE[0] * size * size * 2)
 
+        def chunk(part: tuple[int, slice]) -> Pixels:
+            store, some = part
+            images = stores[store].read(_keys(tables[store], some))
+            return np.stack([resampled(image, size) for image in images])
 
-def _written(
-    stores: list[LmdbImages],
-    tables: list[pd.DataFrame],
-    root: Path,
-    out: Path,
-    config: Config,
-    made: dict[str, Any],
-) -> Screen:
-    rows, size = sum(map(len, tables)), config.size
-    refuse_full_disk(out, rows * SHAPE[0] * size * size * 2)
-
-    def chunk(part: tuple[int, slice]) -> Pixels:
-        store, some = part
-        images = stores[store].read(_keys(tables[store], some))
-        return np.stack([resampled(image, size) for image in images])
-
-    roles = Roles(
-        label=GENE, environment=(PLATE, WELL), levels=(PLATE, WELL), well=WELL, split=SPLIT
-    )
-    data = [(root / folder / "data.mdb",) for folder in FOLDERS]
-    with (
-        ScreenWriter(out, out.name, CHANNELS, roles, made, identity_of(made, data)) as writer,
-        Progress("source funk22", rows, "cells", writer.rows) as progress,
-    ):
-        for images in in_order(chunk, _parts(tables, writer.rows), config.threads):
-            writer.append(images)
-            progress.update(len(images))
-        made["rows"], made["black_images"] = writer.rows, writer.black
-        writer.finish(_screen_table(tables, config), "arcsinh")
+        roles = Roles(
+            label=GENE, environment=(PLATE, WELL), levels=(PLATE, WELL), well=WELL, split=SPLIT
+        )
+        data = [(root / folder / "data.mdb",) for folder in FOLDERS]
+        with (
+            ScreenWriter(out, out.name, CHANNELS, roles, made, identity_of(made, data)) as writer,
+            Progress("source funk22", rows, "cells", writer.rows) as progress,
+        ):
+            for images in in_order(chunk, _parts(tables, writer.rows), config.threads):
+                writer.append(images)
+                progress.update(len(images))
+            made["rows"], made["black_images"] = writer.rows, writer.black
+            writer.finish(_screen_table(tables, config), "arcsinh")
     return open_screen(out)
 
 
@@ -199,7 +193,6 @@ def _cells(file: Path, config: Config, made: dict[str, Any]) -> pd.DataFrame:
 
 
 def _keys(table: pd.DataFrame, rows: slice) -> list[str]:
-    """The names of the records of some cells."""
     parts = [
         table[name].iloc[rows].astype(str) for name in ("UID", PLATE, WELL, SITE, GENE, "index")
     ]
@@ -215,7 +208,6 @@ def _parts(tables: list[pd.DataFrame], start: int) -> Iterator[tuple[int, slice]
 
 
 def _screen_table(tables: list[pd.DataFrame], config: Config) -> pd.DataFrame:
-    """The table of the screen, with the split."""
     for folder, table in zip(FOLDERS, tables, strict=True):
         table[CELL] = folder + "/" + table["UID"]
     whole = pd.concat(tables, ignore_index=True)

@@ -7,30 +7,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, TextIO
+from typing import IO, Any, TextIO
 
 from deconfound.errors import UserError
 
-Compression = Literal["gzip", "bz2", "xz"]
-COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
-OPEN: dict[Compression, Callable[..., IO[Any]]] = {
-    "gzip": gzip.open,
-    "bz2": bz2.open,
-    "xz": lzma.open,
-}
+OPEN: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""What unpacks a file, by the end of its name."""
 MAX_TEXT = 2 * 2**30
 """Bytes of text that a compressed table may unpack to."""
 READ_BYTES = 2**20
 
 
-def compression(path: Path) -> Compression | None:
-    """How a file is compressed, by the end of its name."""
-    return COMPRESSIONS.get(path.suffix.lower())
-
-
 def table_kind(path: Path) -> str:
     """The kind of table by the end of its name, in lower case: ".csv" for `cells.csv.gz`."""
-    if compression(path):
+    if path.suffix.lower() in OPEN:
         inner = Path(path.stem).suffix.lower()
         return inner if inner in (".csv", ".tsv") else "".join(path.suffixes[-2:]).lower()
     return path.suffix.lower()
@@ -38,8 +28,7 @@ def table_kind(path: Path) -> str:
 
 def open_text(path: Path) -> TextIO:
     """Open a table of text, unpacking it as it is read."""
-    packed = compression(path)
-    opened: Any = OPEN[packed] if packed else open
+    opened: Any = OPEN.get(path.suffix.lower(), open)
     stream: TextIO = opened(path, "rt", encoding="utf-8-sig", newline="")
     return stream
 
@@ -60,12 +49,12 @@ def readable(path: Path) -> Iterator[None]:
 
 def refuse_unfit_packing(path: Path) -> None:
     """Raise UserError if a compressed table is damaged or unpacks to more than `MAX_TEXT`."""
-    packed = compression(path)
-    if packed is None:
+    unpacked = OPEN.get(path.suffix.lower())
+    if unpacked is None:
         return
     found = 0
     try:
-        with OPEN[packed](path, "rb") as stream:
+        with unpacked(path, "rb") as stream:
             while part := stream.read(READ_BYTES):
                 found += len(part)
                 if found > MAX_TEXT:

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from deconfound.arrays import Codes
 from deconfound.config import did_you_mean
 from deconfound.data.tables.compressed import (
-    compression,
     open_text,
     readable,
     refuse_unfit_packing,
@@ -29,12 +28,16 @@ EXPORTED_PATH = "deconfound_path"
 ROW_IDS = ("Metadata_RowID", "Metadata_CellID")
 IMAGE_IDS = ("Metadata_ImageID", "Metadata_ImageNumber", "ImageNumber")
 OBJECT_IDS = ("Metadata_ObjectNumber", "ObjectNumber")
-PLACES = (
+LEVEL_COLUMNS = (
     "Metadata_Source",
     "Metadata_Series",
     "Metadata_Batch",
     "Metadata_Plate",
     "Metadata_Section",
+)
+"""The usual names of nested levels, outermost first."""
+PLACES = (
+    *LEVEL_COLUMNS,
     "Metadata_Well",
     "Metadata_Site",
     "TableNumber",
@@ -45,10 +48,8 @@ PLACES = (
 """Columns of places; each place may count its identifiers from 1 again."""
 
 
-class Roles(BaseModel):
+class Roles(BaseModel, frozen=True, extra="forbid"):
     """Which column plays which part; the defaults of a screen, overridden at run time."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str | None = None
     """Column of the biological cause to predict."""
@@ -112,9 +113,7 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
     with warnings.catch_warnings():
         # A row longer than the header would otherwise shift or lose a column with a warning only.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        table = pd.read_csv(
-            path, dtype=str, sep=separator, index_col=False, compression=compression(path)
-        )
+        table = pd.read_csv(path, dtype=str, sep=separator, index_col=False)
     return from_spreadsheet(table) if EXPORTED_PATH in table.columns else table
 
 
