@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deconfound.studies.crossval import crossval
 from pydantic import ValidationError
 
 from deconfound import cli
@@ -20,14 +21,18 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.data.simulation.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError
-from deconfound.intervention.at_test_time import correction_of, represent
+from deconfound.intervention.embedder import correction_of, represent
 from deconfound.intervention.intervention import begin_intervention, load_intervention
-from deconfound.intervention.relative_style import mean_style_of, source_styles_of, style_reference
-from deconfound.intervention.styles import Styles, styles_of
+from deconfound.intervention.styles import (
+    Styles,
+    mean_style_of,
+    source_styles_of,
+    style_reference,
+    styles_of,
+)
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.seeds import torch_stream
-from deconfound.studies.crossval import crossval
 from deconfound.training.fit import fit
 
 MakeConfig = Callable[..., RunConfig]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 
 from deconfound.arrays import AnyCodes, AnyFloats, Codes, Doubles, Mask
 from deconfound.errors import UserError
@@ -92,7 +93,8 @@ def linear_probe(
     train = np.flatnonzero(is_train & (target >= 0))
     available = len(train)
     if available > max_train_rows:
-        train = _thinned(train, max_train_rows, seed)
+        drawn = numpy_stream(seed, "linear probe").choice(train, max_train_rows, replace=False)
+        train = np.sort(drawn)
     classes = np.unique(target[train]).astype(np.int64)
     if len(classes) < 2:
         return _undefined("training rows hold fewer than two classes")
@@ -166,16 +168,9 @@ def batch_prediction(
 
 def _in_proportion(environment: AnyCodes, most: int) -> Codes:
     """Places of about `most` rows, the first of each environment: its share, and at least one."""
-    order = np.argsort(environment, kind="stable")
-    counts = np.bincount(environment)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    rank = np.arange(len(order)) - np.repeat(starts, counts)
-    kept = np.maximum(counts * most // len(environment), np.minimum(counts, 1))
-    return np.sort(order[rank < np.repeat(kept, counts)])
-
-
-def _thinned(rows: Codes, size: int, seed: int) -> Codes:
-    return np.sort(numpy_stream(seed, "linear probe").choice(rows, size, replace=False))
+    kept = np.maximum(np.bincount(environment) * most // len(environment), 1)
+    place = pd.Series(environment).groupby(environment).cumcount()
+    return np.flatnonzero(place < kept[environment])
 
 
 def _fit(
@@ -192,14 +187,11 @@ def _fit(
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(scaler.transform(features), target)
     stopped = any(issubclass(warning.category, ConvergenceWarning) for warning in raised)
+    unfinished = stopped * int(max(model.n_iter_))
     if not standardise:
-        return model.coef_, model.intercept_, stopped * int(max(model.n_iter_))
+        return model.coef_, model.intercept_, unfinished
     coefficients = model.coef_ / scaler.scale_
-    return (
-        coefficients,
-        model.intercept_ - coefficients @ scaler.mean_,
-        stopped * int(max(model.n_iter_)),
-    )
+    return coefficients, model.intercept_ - coefficients @ scaler.mean_, unfinished
 
 
 def _noted(score: Score, note: str) -> Score:
