@@ -102,12 +102,8 @@ def linear_probe(
     coefficients, intercept, unfinished = _fit(
         embedding[train].astype(np.float64), target[train], max_iterations
     )
-    caveats = []
-    if available > len(train):
-        caveats.append(f"fitted on {len(train)} of {available} training rows")
-    if unfinished:
-        caveats.append(f"not converged after {unfinished} iterations")
-    note = "; ".join(caveats)
+    thinned = f"fitted on {len(train)} of {available} training rows"
+    note = "; ".join([thinned, *unfinished] if available > len(train) else unfinished)
     predicted = classes[_answers(embedding[is_test], coefficients, intercept)]
     truth = target[is_test]
     seen = seen_in_training(truth, classes)
@@ -159,8 +155,7 @@ def batch_prediction(
         100,
         standardise=len(classes) == 2,
     )
-    if unfinished:
-        notes.append(f"not converged after {unfinished} iterations")
+    notes += unfinished
     predicted = classes[_answers(embedding[test], coefficients, intercept)]
     value = f1_score(environment[test], predicted, average="macro", zero_division=0.0)
     return Score(float(value), len(test), "; ".join(notes))
@@ -175,8 +170,8 @@ def _in_proportion(environment: AnyCodes, most: int) -> Codes:
 
 def _fit(
     features: Doubles, target: AnyCodes, max_iterations: int, *, standardise: bool = True
-) -> tuple[Doubles, Doubles, int]:
-    """Coefficients and intercepts for raw features; iterations if they did not converge, or 0."""
+) -> tuple[Doubles, Doubles, list[str]]:
+    """Coefficients and intercepts for raw features; a caveat if they did not converge."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -187,7 +182,7 @@ def _fit(
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(scaler.transform(features), target)
     stopped = any(issubclass(warning.category, ConvergenceWarning) for warning in raised)
-    unfinished = stopped * int(max(model.n_iter_))
+    unfinished = [f"not converged after {max(model.n_iter_)} iterations"] if stopped else []
     if not standardise:
         return model.coef_, model.intercept_, unfinished
     coefficients = model.coef_ / scaler.scale_

@@ -155,7 +155,8 @@ class Training:
                     if done == min(LOG_EVERY, stage.steps):
                         values |= effective_sizes(sampler)
                     self._log(values)
-                    progress.update(1, _headline(values))
+                    first = list(values.items())[:3]
+                    progress.update(1, " ".join(f"{name} {value:.3f}" for name, value in first))
                 else:
                     progress.update(1)
                 if done % training.validate_every == 0 or done == stage.steps:
@@ -253,7 +254,3 @@ class Training:
             save_weights(temporary, self.network.weights())
             write_checksums(self.out, temporary)
         self.resume_file.path.unlink(missing_ok=True)
-
-
-def _headline(values: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.3f}" for name, value in list(values.items())[:3])

@@ -18,7 +18,7 @@ from deconfound.methods.post_hoc.sphering import power
 RIDGE = 0.5
 """Added to every variance of a covariance of controls, as EFAAR does."""
 FEWEST = 2
-Alignment = tuple[Doubles, Doubles, Doubles]
+Alignments = dict[int, tuple[Doubles, Doubles, Doubles]]
 
 
 class TvnOptions(PostHocOptions):
@@ -49,7 +49,7 @@ class Tvn(PostHoc):
     components: Components
     pooled: Doubles
     """(C + ½I)^(½) of all controls fitted."""
-    alignments: dict[int, Alignment]
+    alignments: Alignments
     """Of each environment the mean (d,), the sd (d,) and the map (d, d) that align it."""
 
     def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
@@ -84,11 +84,7 @@ class Tvn(PostHoc):
         return self._aligned(projected, environment, control, dict(self.alignments))
 
     def _aligned(
-        self,
-        projected: Doubles,
-        environment: Codes,
-        control: Controls,
-        alignments: dict[int, Alignment],
+        self, projected: Doubles, environment: Codes, control: Controls, alignments: Alignments
     ) -> Floats:
         aligned = np.empty(projected.shape, dtype=np.float32)
         for one in np.unique(environment).tolist():
