@@ -39,7 +39,7 @@ from deconfound.data.tables.table import Roles
 from deconfound.embeddings.embed_shards import embed_shards
 from deconfound.embeddings.stream import EmbeddingStream, batch_size
 from deconfound.files.checksums import sha256
-from deconfound.intervention.at_test_time import represent
+from deconfound.intervention.embedder import represent
 from deconfound.runs.config import config_model
 from deconfound.runs.run import Run
 from deconfound.runtime.device import Precision, device_name, start_fabric

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.risk import cross_entropy
 from deconfound.methods.contract import Imputer, Loss, MethodOptions, Stage, Task, Tensors
-from deconfound.nets.tapped import relative_code
+from deconfound.nets.ist import relative_code
 
 
 class Restain(Imputer):

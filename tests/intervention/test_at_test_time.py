@@ -19,7 +19,7 @@ from deconfound.embeddings.file import PREDICTED, read_embeddings
 from deconfound.embeddings.stream import EmbeddingStream
 from deconfound.evaluation.measure import measure
 from deconfound.experiments.running import job
-from deconfound.intervention.at_test_time import Correction, correction_of, represent
+from deconfound.intervention.embedder import Correction, correction_of, represent
 from deconfound.intervention.intervention import load_intervention
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import Run, open_run

@@ -20,14 +20,20 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.data.simulation.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError
-from deconfound.intervention.at_test_time import correction_of, represent
+from deconfound.intervention.embedder import correction_of, represent
 from deconfound.intervention.intervention import begin_intervention, load_intervention
-from deconfound.intervention.relative_style import mean_style_of, source_styles_of, style_reference
-from deconfound.intervention.styles import Styles, styles_of
+from deconfound.intervention.styles import (
+    Styles,
+    mean_style_of,
+    source_styles_of,
+    style_reference,
+    styles_of,
+)
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.seeds import torch_stream
-from deconfound.studies.crossval import crossval
+from deconfound.studies.compare import compare
+from deconfound.studies.comparison import CompareOptions
 from deconfound.training.fit import fit
 
 MakeConfig = Callable[..., RunConfig]
@@ -438,12 +444,12 @@ def test_relative_images_are_judged_as_they_are_made(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_crossval_without_controls_is_refused_before_it_trains(
+def test_a_comparison_without_controls_is_refused_before_it_trains(
     screen: Screen, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="no row has compound = nontargeting; mark them, or choose"):
-        given = {"relative_style": "controls"}
-        crossval(("erm+ist",), screen.path, tmp_path / "out", intervention=given, quiet=True)
+        given, options = {"relative_style": "controls"}, CompareOptions(methods=("erm+ist",))
+        compare(screen.path, tmp_path / "out", options, intervention=given, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,8 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from deconfound.losses.adversarial import fake_loss, gradient_penalty, r1_penalty, real_loss
+from deconfound.losses.generated import fake_loss, r1_penalty, real_loss
+from deconfound.losses.risk import gradient_penalty
 
 
 def test_the_penalty_of_a_linear_discriminator_is_known() -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deconfound.losses.alignment import coral_penalty, irm_penalty
+from deconfound.losses.risk import coral_penalty, irm_penalty
 
 
 def rows(count: int, width: int = 5) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from deconfound.losses.style import (
+from deconfound.losses.generated import (
     class_matching,
     content_distance,
     gram,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.losses.style import style_loss
+from deconfound.losses.generated import style_loss
 from deconfound.methods.contract import Stage, Task, weighted_sum
 from deconfound.methods.ist import Ist, IstOptions
 

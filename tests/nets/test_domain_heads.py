@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from deconfound.nets.domain_heads import DomainHeads
+from deconfound.nets.layers import DomainHeads
 
 WIDTHS = (5, 7, 6, 3)
 

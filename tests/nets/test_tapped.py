@@ -2,7 +2,7 @@
 
 import torch
 
-from deconfound.nets.tapped import build_tapped_encoder, relative_code, style_code
+from deconfound.nets.ist import build_tapped_encoder, relative_code, style_code
 
 WIDTHS = (2, 3)
 

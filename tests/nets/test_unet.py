@@ -5,13 +5,16 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from deconfound.errors import UserError
-from deconfound.nets.tapped import (
+from deconfound.nets.ist import (
+    StyledConvolution,
     TappedName,
+    UNetGenerator,
+    adaptive_instance_norm,
     build_tapped_encoder,
     channel_statistics,
+    code_layers,
     style_code,
 )
-from deconfound.nets.unet import StyledConvolution, UNetGenerator, adaptive_instance_norm
 
 
 def images(count: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -100,7 +103,7 @@ def test_the_code_is_mean_and_sd_layer_by_layer() -> None:
     expected = [flat.mean(2), flat.std(2, correction=0)]
     expected += [tap.flatten(2).mean(2), tap.flatten(2).std(2, correction=0)]
     torch.testing.assert_close(code, torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
-    (mean, sd), *_ = UNetGenerator(2, [5]).layers_of(code)
+    (mean, sd), *_ = code_layers(code, [2, 5])
     torch.testing.assert_close(mean, expected[0])
     torch.testing.assert_close(sd, expected[1], rtol=1e-4, atol=1e-5)
 

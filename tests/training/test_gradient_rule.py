@@ -16,9 +16,8 @@ from deconfound.errors import UserError
 from deconfound.methods.contract import Loss, Method
 from deconfound.runs.history import read_history
 from deconfound.training.fit import fit
-from deconfound.training.gradient_rule import GradientRule
 from deconfound.training.loop import Training
-from deconfound.training.step import Stepper
+from deconfound.training.step import GradientRule, Stepper
 
 MakeConfig = Callable[..., Any]
 RULE = {"skip_above": 1e12, "clip_at": 1e6, "most_skipped": 3}

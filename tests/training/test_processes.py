@@ -31,7 +31,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.methods import ist, stargan2
 from deconfound.methods.contract import Method
 from deconfound.nets import mixstyle, vae
-from deconfound.nets.batch_norm import synchronise_batch_norm
+from deconfound.nets.layers import synchronise_batch_norm
 from deconfound.runs.checkpoint import read_resume
 from deconfound.runs.config import RunConfig, dump_config, read_config
 from deconfound.runs.run import build_method

@@ -18,14 +18,15 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.intervention.intervention import Intervention, frozen
-from deconfound.intervention.relative_style import (
+from deconfound.intervention.source_run import refuse_unable
+from deconfound.intervention.styles import (
+    mean_styles,
     refuse_absolute,
     source_styles_of,
     style_reference,
     styles_anywhere,
+    styles_of,
 )
-from deconfound.intervention.source_run import refuse_unable
-from deconfound.intervention.styles import mean_styles, styles_of
 from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric

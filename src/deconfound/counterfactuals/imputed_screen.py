@@ -16,7 +16,7 @@ from deconfound.data.screens.writer import ScreenWriter
 from deconfound.files.checksums import sha256
 from deconfound.intervention.embedder import in_batches
 from deconfound.intervention.intervention import Intervention
-from deconfound.intervention.relative_style import SourceStyles
+from deconfound.intervention.styles import SourceStyles
 from deconfound.runs.run import Run
 from deconfound.runtime.progress import Progress
 

@@ -27,14 +27,14 @@ from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, NamedScore, score_row
 from deconfound.files import atomic
-from deconfound.intervention.relative_style import (
+from deconfound.intervention.source_run import refuse_unable
+from deconfound.intervention.styles import (
     SourceStyles,
     refuse_absolute,
     relative,
     source_styles_of,
     styles_anywhere,
 )
-from deconfound.intervention.source_run import refuse_unable
 from deconfound.methods.contract import Imputer
 from deconfound.metrics.imputation import matched_moments
 from deconfound.runs.run import Run, open_run

@@ -15,8 +15,8 @@ from deconfound.experiments.plan_file import Entry, PlanFile, configured, points
 from deconfound.experiments.running.chain import Chain, Task
 from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.words import read_chain
-from deconfound.intervention.relative_style import refuse_absolute
 from deconfound.intervention.source_run import imputing_methods
+from deconfound.intervention.styles import refuse_absolute
 from deconfound.runs.config import RunConfig
 
 

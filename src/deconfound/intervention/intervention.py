@@ -17,8 +17,15 @@ from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.files.checksums import sha256
-from deconfound.intervention.relative_style import mean_style_of, relative, style_reference
-from deconfound.intervention.styles import AT_ONCE, mean_styles, style_bank, styles_of
+from deconfound.intervention.styles import (
+    AT_ONCE,
+    mean_style_of,
+    mean_styles,
+    relative,
+    style_bank,
+    style_reference,
+    styles_of,
+)
 from deconfound.methods.contract import Imputer
 from deconfound.runs.checkpoint import read_weights, save_weights
 from deconfound.runs.config import RunConfig, config_model

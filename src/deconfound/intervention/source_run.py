@@ -10,7 +10,7 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.intervention.intervention import DESCRIPTION
-from deconfound.intervention.relative_style import refuse_absolute, style_reference
+from deconfound.intervention.styles import refuse_absolute, style_reference
 from deconfound.methods.contract import Imputer
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import Run, open_run, read_json
@@ -77,16 +77,12 @@ def refuse_unfit(run: Run, config: RunConfig, screen: Screen, problem: Problem) 
 
 
 def _refuse_other_data(run: Run, data: DataOptions, problem: Problem) -> None:
-    """Raise UserError if the runs differ in rows held out, in columns used or in pixel scaling."""
-    theirs = run.config.data.model_dump(exclude={"controls"})
-    own = data.model_dump(exclude={"controls"})
-    theirs |= {name: getattr(run.roles, name) for name in ("label", "environment", "levels")}
-    own |= {name: getattr(problem.roles, name) for name in ("label", "environment", "levels")}
-    for name, (that, this) in {
-        "transform": (run.transform, problem.transform),
-        "percentile_by": (run.percentile_by, problem.percentile_by),
-    }.items():
-        theirs[name], own[name] = that, this
+    theirs, own = (
+        options.model_dump(exclude={"controls"})
+        | {name: getattr(of.roles, name) for name in ("label", "environment", "levels")}
+        | {"transform": of.transform, "percentile_by": of.percentile_by}
+        for options, of in ((run.config.data, run), (data, problem))
+    )
     for name, value in theirs.items():
         if value != own[name]:
             flag = "--" + name.replace("_", "-")

@@ -1,22 +1,37 @@
-"""Style codes: of rows of a screen, in a bank for each environment, and their means."""
+"""Style codes: of rows of a screen, in a bank for each environment, their means, relative to these.
+
+Relative styles are not in the paper: an image keeps how its own style differs from its
+environment's mean style. With the styles of Pernice et al., Interventional Style Transfer, 2023,
+eq. 1, all images imputed by one style image become equally bright: that a cell was brighter than
+its neighbours is then treated as a technical effect, and lost.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deconfound.arrays import Rows
+from deconfound import methods
+from deconfound.arrays import Mask, Rows
+from deconfound.config import RelativeTo
+from deconfound.data.folds.controls import CONTROL_TYPE, control_rows
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
+from deconfound.errors import UserError
 from deconfound.methods.contract import Imputer
+from deconfound.runs.run import Run, group_codes
 from deconfound.runtime.seeds import numpy_stream
 
 AT_ONCE = 128
 """Most images that an imputer receives at once."""
 MEAN_OF = 256
 """Most images that the mean style of an environment is taken over."""
+WITHOUT = "choose --relative-style all where the run is fitted or images are imputed"
+"""The remedy where controls are not known."""
 
 Styles = Callable[[Rows], Tensor]
 """Rows (B,) of a screen to their styles (B, S) float32."""
@@ -76,3 +91,152 @@ def mean_styles(styles: Styles, members: Sequence[Rows], names: Sequence[str], s
         drawn = numpy_stream(seed, "mean style", name).permutation(rows)[:MEAN_OF]
         found.append(styles(np.sort(drawn)).mean(dim=0))
     return torch.stack(found)
+
+
+@dataclass(frozen=True)
+class SourceStyles:
+    """The mean style of each row's environment, in a screen."""
+
+    mean: Tensor
+    """(E, S) float32, one for each environment."""
+    environment: Coded
+    """The environment of every row of the screen."""
+
+    def of(self, row: Tensor) -> Tensor:
+        """(B, S): the mean styles of the environments of the rows (B,)."""
+        return mean_style_of(self.mean, torch.from_numpy(self.environment.codes[row.cpu().numpy()]))
+
+    def of_names(self, names: Sequence[str]) -> Tensor:
+        """(B, S): the mean styles of environments by name."""
+        return self.mean[[self.environment.names.index(name) for name in names]]
+
+
+def mean_style_of(mean: Tensor, environment: Tensor) -> Tensor:
+    """Rows of the mean styles (E, S) for environments (B,) int64: (B, S), NaN where −1."""
+    known = environment.to(mean.device)
+    return torch.where((known >= 0)[:, None], mean[known.clamp(min=0)], torch.nan)
+
+
+def relative(imputer: Imputer, image: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Move each image's own style by what leads from `source` to `target`; (B, S) each.
+
+    `image` (B, C, H, W); `source` holds the mean style of each image's environment, `target` the
+    mean style it is brought to. An image without a known environment (NaN) takes `target`
+    unchanged.
+    """
+    own = imputer.style(image, torch.full_like(source[:, 0], -1, dtype=torch.int64)).float()
+    return imputer.relative_style(own, torch.where(source.isnan(), own, source), target)
+
+
+@dataclass(frozen=True)
+class StyleReference:
+    """The images of each environment of a screen that its mean style is taken over."""
+
+    environment: Coded
+    """The environment of every row of the screen."""
+    members: list[Rows]
+    """Rows of each environment that its mean style is taken over."""
+
+    def of(self, names: Sequence[str]) -> list[Rows]:
+        """The members of environments by name."""
+        return [self.members[self.environment.names.index(name)] for name in names]
+
+
+def style_reference(
+    screen: Screen,
+    roles: Roles,
+    over: RelativeTo,
+    controls: Sequence[str],
+    trained_on: Sequence[str],
+    train: Rows | None,
+) -> StyleReference:
+    """The rows that the mean style of each environment is taken over.
+
+    For environments `trained_on` they are the rows `train`, for others all rows; with `over`
+    "controls", the controls among them. On another screen than the run's `train` is None, and all
+    rows of every environment count. Controls are rows of the labels `controls`, or, if there are
+    none, what `control_rows` finds. Raises UserError if a row has no environment, or if an
+    environment has no control where `over` is "controls".
+    """
+    columns, where = roles.environment, screen.path
+    remedy = "an image is compared with others of its environment: leave --relative-style out"
+    if missing := [column for column in columns if column not in screen.table.columns]:
+        raise UserError(f"{where}: lacks the column {listed(missing)}; add it, as {remedy}")
+    environment = coded(joined(screen.table, columns))
+    unknown = np.flatnonzero(environment.codes < 0)
+    if len(unknown):
+        raise UserError(
+            f"{where}: {listed(columns)} is empty in {len(unknown):,} rows, first in row "
+            f"{unknown[0]}; fill it in, as {remedy}"
+        )
+    usable = np.ones(len(screen), dtype=bool)
+    if train is not None:
+        known = [e for e, name in enumerate(environment.names) if name in trained_on]
+        usable = ~np.isin(environment.codes, known)
+        usable[train] = True
+    if over == "controls":
+        usable &= _controls(screen, roles.label, controls)
+    members = []
+    for code, name in enumerate(environment.names):
+        members.append(np.flatnonzero(usable & (environment.codes == code)))
+        if not len(members[-1]):
+            raise UserError(
+                f"{where}: {name} has no negative control to take its mean style over; mark one, "
+                f"or {WITHOUT}"
+            )
+    return StyleReference(environment, members)
+
+
+def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> Mask:
+    table = screen.table
+    label = label if label in table.columns else None
+    if named and label is not None:
+        return table[label].isin(list(named)).to_numpy(dtype=bool)
+    if CONTROL_TYPE not in table.columns and label is None:
+        raise UserError(
+            f"{screen.path}: no column {CONTROL_TYPE} and none of labels, so which rows are "
+            f"negative controls is unknown; add one, or {WITHOUT}"
+        )
+    try:
+        return control_rows(table, label, None, str(screen.path))
+    except UserError as error:
+        raise UserError(f"{str(error).partition(';')[0]}; mark them, or {WITHOUT}") from error
+
+
+def styles_anywhere(run: Run, screen: Screen, imputer: Imputer, intensity: Intensity) -> Styles:
+    """Styles of rows of any screen, by the imputer of a run, as if environments were unknown."""
+    unknown = np.full(len(screen), -1, dtype=np.int64)
+    device = intensity.offset.device
+    return styles_of(imputer, intensity, screen, unknown, group_codes(run, screen), device)
+
+
+def source_styles_of(
+    run: Run, screen: Screen, styles: Styles, over: RelativeTo, seed: int
+) -> SourceStyles:
+    """The mean style of each row's environment, by the imputer of a run.
+
+    In the run's own screen it is taken over training rows for environments trained on, and over
+    all rows for others; in another screen always over all rows. Labels are used only to find
+    controls, where `over` is "controls". Raises UserError as `style_reference`.
+    """
+    train = np.flatnonzero(run.parts(screen) == "train") if run.trained_on(screen) else None
+    found = style_reference(
+        screen, run.roles, over, run.config.data.controls, run.environments, train
+    )
+    mean = mean_styles(styles, found.members, found.environment.names, seed)
+    return SourceStyles(mean, found.environment)
+
+
+def refuse_absolute(method: str, where: str) -> None:
+    """Raise UserError, which begins with `where`, if styles of a method cannot be relative."""
+    able = [
+        name
+        for name in methods.names()
+        if issubclass(kind := methods.load(name), Imputer)
+        and kind.relative_style is not Imputer.relative_style
+    ]
+    if method not in able:
+        raise UserError(
+            f"{where}: --relative-style needs styles made of means and deviations, which "
+            f"{method}'s are not; leave it out, or use {listed(able)}"
+        )

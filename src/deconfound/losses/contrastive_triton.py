@@ -11,9 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 32
-COLUMNS = 64
-CHUNK = 32
-PRECISION = "ieee" if torch.version.hip else "tf32x3"
+SETTINGS = {
+    "ROWS": ROWS,
+    "COLUMNS": 64,
+    "CHUNK": 32,
+    "PRECISION": "ieee" if torch.version.hip else "tf32x3",
+}
 
 
 def log_sum_exp(z: Tensor, rows: slice, temperature: float, include_self: bool) -> Tensor:
@@ -33,10 +36,7 @@ def log_sum_exp(z: Tensor, rows: slice, temperature: float, include_self: bool) 
                 *z.shape,
                 1 / temperature,
                 INCLUDE_SELF=include_self,
-                ROWS=ROWS,
-                COLUMNS=COLUMNS,
-                CHUNK=CHUNK,
-                PRECISION=PRECISION,
+                **SETTINGS,
             )
     return lse
 
@@ -63,11 +63,8 @@ def log_sum_exp_gradient(
                 *z.shape,
                 1 / temperature,
                 INCLUDE_SELF=include_self,
-                ROWS=ROWS,
-                COLUMNS=COLUMNS,
-                CHUNK=CHUNK,
                 WIDTH=width,
-                PRECISION=PRECISION,
+                **SETTINGS,
             )
     return dz
 

@@ -1,6 +1,6 @@
 """Terms of the evidence lower bound, and how many dimensions of a posterior depend on the image.
 
-Every mean over rows is over the rows of all processes.
+Every mean over rows is over the rows of all processes. No function raises errors of its own.
 """
 
 import torch
@@ -17,8 +17,7 @@ def kl_divergence(q: Gaussian, p: Gaussian | None = None) -> Tensor:
     """KL(q || p) of each row, the sum over dimensions: (B,) in nats, at least 0.
 
     q and p hold (B, D) each; p is N(0, 1) where it is not given. Kingma & Welling, Auto-Encoding
-    Variational Bayes, 2014, appendix B; Makino et al., SCBD, section 3. Raises no errors of its
-    own.
+    Variational Bayes, 2014, appendix B; Makino et al., SCBD, section 3.
     """
     if p is None:
         p = Gaussian(torch.zeros_like(q.mean), torch.zeros_like(q.mean))
@@ -31,7 +30,7 @@ def distance_to_zero(q: Gaussian) -> Tensor:
     """Squared 2-Wasserstein distance of each row to a point mass at 0: |mean|² + Σ variance, (B,).
 
     q holds (B, D) each. Wang et al., Multi-Contrastive VAE, 2023: the penalty on the salient
-    posterior of controls. Raises no errors of its own.
+    posterior of controls.
     """
     return (q.mean**2 + q.log_variance.exp()).sum(dim=1)
 
@@ -48,8 +47,7 @@ def active_units(q: Gaussian) -> Tensor:
 
     q holds (B, D) each; returns () in [0, D], without gradient: 0 where the posterior has
     collapsed. Burda et al., Importance Weighted Autoencoders, 2016, appendix C, with the variance
-    of the posterior in place of 1, since a learned prior may have any scale. Raises no errors of
-    its own.
+    of the posterior in place of 1, since a learned prior may have any scale.
     """
     mean, log_variance = gather_rows(q.mean), gather_rows(q.log_variance)
     if not len(mean):
@@ -63,8 +61,7 @@ def prior_spread(prior: Gaussian) -> Tensor:
 
     For each dimension the sd of the means divided by the root mean variance; the largest of these.
     The prior holds (K, D) each, one row per class. Returns () from 0 on, without gradient; 0 where
-    the prior has collapsed, i.e. ignores the class: Makino et al., SCBD, section 3. Raises no
-    errors of its own.
+    the prior has collapsed, i.e. ignores the class: Makino et al., SCBD, section 3.
     """
     mean, log_variance = prior.mean.detach(), prior.log_variance.detach()
     share = mean.var(dim=0, correction=0) / log_variance.exp().mean(dim=0)

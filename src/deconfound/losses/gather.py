@@ -38,8 +38,7 @@ def gather_rows(tensor: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     tensor = tensor.detach()
     if not _several_ranks():
         return tensor
-    if counts is None:
-        counts = row_counts(len(tensor), tensor.device)
+    counts = counts or row_counts(len(tensor), tensor.device)
     padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in counts]
@@ -57,8 +56,7 @@ def gather_with_gradient(tensor: Tensor, counts: Sequence[int] | None = None) ->
     """
     if not _several_ranks():
         return tensor
-    if counts is None:
-        counts = row_counts(len(tensor), tensor.device)
+    counts = counts or row_counts(len(tensor), tensor.device)
     gathered: Tensor = _Gather.apply(tensor, counts)  # type: ignore[no-untyped-call]
     return gathered
 

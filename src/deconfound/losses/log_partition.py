@@ -9,7 +9,6 @@ meet all columns and each row keeps its own running maximum.
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from deconfound.losses.gather import gather_rows, own_rows
 
 BLOCK = 512
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def log_partition(
@@ -77,12 +77,7 @@ class _LogPartition(torch.autograd.Function):
 
 
 def _has_kernel(z: Tensor) -> bool:
-    return z.is_cuda and z.dtype == torch.float32 and _triton_installed()
-
-
-@cache
-def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return z.is_cuda and z.dtype == torch.float32 and HAS_TRITON
 
 
 def _shared_bound(z: Tensor, temperature: float, counts: Sequence[int]) -> float | None:

@@ -4,13 +4,10 @@ The folder `contract` says what a method is. Methods in `post_hoc` correct embed
 trained.
 """
 
-import importlib
-
-from deconfound.config import did_you_mean
 from deconfound.errors import UserError
 from deconfound.methods import post_hoc
 from deconfound.methods.contract import Method
-from deconfound.methods.contract.discovery import file_names, only_class
+from deconfound.methods.contract.discovery import class_of, file_names
 
 
 def names() -> list[str]:
@@ -30,6 +27,4 @@ def refuse_post_hoc(name: str) -> None:
 def load(name: str) -> type[Method]:
     """The method class of the file `name`.py; raises UserError naming the nearest method."""
     refuse_post_hoc(name)
-    if name not in names():
-        raise UserError(f"unknown method {name!r}; {did_you_mean(name, names())}")
-    return only_class(importlib.import_module(f"{__name__}.{name}"), Method)
+    return class_of(name, Method, __name__, names(), "method")

@@ -1,13 +1,10 @@
 """CORAL: ERM with features whose means and covariances agree between environments."""
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from deconfound.data.loading.batch import Batch
-from deconfound.losses.alignment import coral_penalty
-from deconfound.losses.risk import cross_entropy
-from deconfound.methods.contract import Loss, MethodOptions, Tensors
+from deconfound.losses.risk import coral_penalty, cross_entropy
+from deconfound.methods.contract import Loss, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 
@@ -26,7 +23,7 @@ class Coral(Erm):
     normalisation sees all environments together.
     """
 
-    Options: ClassVar[type[MethodOptions]] = CoralOptions
+    Options = CoralOptions
     options: CoralOptions
     SUMMARY = "cross-entropy, and features whose means and covariances agree between environments"
     PAPER = "Sun & Saenko, Deep CORAL: Correlation Alignment for Deep Domain Adaptation, 2016"

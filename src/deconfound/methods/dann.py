@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -10,12 +10,10 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.losses.adversarial import gradient_penalty
-from deconfound.losses.risk import cross_entropy
+from deconfound.losses.risk import cross_entropy, gradient_penalty
 from deconfound.methods.contract import (
     Backward,
     Loss,
-    MethodOptions,
     OptimizerName,
     Optimizers,
     Phase,
@@ -70,7 +68,7 @@ class Dann(Erm):
     which would undo it.
     """
 
-    Options: ClassVar[type[MethodOptions]] = DannOptions
+    Options = DannOptions
     options: DannOptions
     SUMMARY = "an encoder from which a discriminator cannot tell the environment"
     PAPER = "Ganin et al., Domain-Adversarial Training of Neural Networks, 2016"
@@ -146,7 +144,6 @@ class Dann(Erm):
         return {"discriminator": cross_entropy(logits, batch.environment)}
 
     def _turn(self) -> set[str]:
-        """Names of the phases that step now; counts the step."""
         if self.options.form == "reversal":
             return {"discriminator", "encoder", "head"}
         self.count += 1

@@ -1,7 +1,5 @@
 """ERM: an encoder and a linear head under cross-entropy, blind to the environment."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
@@ -26,7 +24,7 @@ class Erm(Method):
     section 5.2). "representation" is the encoder's output r.
     """
 
-    Options: ClassVar[type[MethodOptions]] = ErmOptions
+    Options = ErmOptions
     options: ErmOptions
     SUMMARY = "cross-entropy on the label, blind to the environment"
     PAPER = "Vapnik, The Nature of Statistical Learning Theory, 1995"

@@ -1,6 +1,6 @@
 """Fish: one step in each environment in turn, then a fraction of the total move."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -9,15 +9,7 @@ from torch import Tensor
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
 from deconfound.losses.gather import gather_rows
-from deconfound.methods.contract import (
-    Backward,
-    MethodOptions,
-    Optimizers,
-    Stage,
-    Task,
-    Tensors,
-    weighted_sum,
-)
+from deconfound.methods.contract import Backward, Optimizers, Stage, Task, Tensors, weighted_sum
 from deconfound.methods.erm import Erm, ErmOptions
 
 
@@ -40,11 +32,11 @@ class Fish(Erm):
     """Fish: Shi et al. 2022, Gradient Matching for Domain Generalization, algorithm 1.
 
     θ' starts at θ and takes one step in each environment; then θ ← θ + ε · (θ' − θ), for buffers
-    too. "representation" is the encoder's output. Deviations from the authors' code: environments
-    are drawn uniformly, and the inner optimizer keeps its state for the whole training.
+    too. Deviations from the authors' code: environments are drawn uniformly, and the inner
+    optimizer keeps its state for the whole training.
     """
 
-    Options: ClassVar[type[MethodOptions]] = FishOptions
+    Options = FishOptions
     options: FishOptions
     SUMMARY = "steps through the environments in turn, so that their gradients agree"
     PAPER = "Shi et al., Gradient Matching for Domain Generalization, 2022, alg. 1"

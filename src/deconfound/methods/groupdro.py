@@ -1,6 +1,6 @@
 """GroupDRO: ERM with weights on the environments that grow where the loss is high."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.risk import environment_risks
-from deconfound.methods.contract import Loss, MethodOptions, Task, Tensors
+from deconfound.methods.contract import Loss, Task, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 
@@ -27,11 +27,11 @@ class GroupDro(Erm):
 
     Σ_e q_e · cross-entropy in e. In training q_e is first multiplied by exp(eta · cross-entropy)
     and renormalised. q starts uniform; DomainBed's start at 1 gives the same after one step.
-    "representation" is the encoder's output. Deviation from DomainBed: one forward pass, so batch
-    normalisation sees all environments together.
+    Deviation from DomainBed: one forward pass, so batch normalisation sees all environments
+    together.
     """
 
-    Options: ClassVar[type[MethodOptions]] = GroupDroOptions
+    Options = GroupDroOptions
     options: GroupDroOptions
     SUMMARY = "cross-entropy, weighted to the environments where it is high"
     PAPER = "Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, 2020, alg. 1"

@@ -2,15 +2,13 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar
 
 from pydantic import Field
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.losses.alignment import irm_penalty
-from deconfound.losses.risk import environment_risks
-from deconfound.methods.contract import Loss, MethodOptions, Stage, Tensors
+from deconfound.losses.risk import environment_risks, irm_penalty
+from deconfound.methods.contract import Loss, Stage, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
 
@@ -28,10 +26,10 @@ class Irm(Erm):
     """IRMv1: Arjovsky et al. 2019, equation IRMv1, in the form of DomainBed and WILDS.
 
     Mean over environments of the cross-entropy + weight · `irm_penalty`. The weight is 1 during
-    annealing; when it changes, the optimizer is renewed. "representation" is the encoder's output.
+    annealing; when it changes, the optimizer is renewed.
     """
 
-    Options: ClassVar[type[MethodOptions]] = IrmOptions
+    Options = IrmOptions
     options: IrmOptions
     SUMMARY = "cross-entropy, and a head that is optimal in every environment at once"
     PAPER = "Arjovsky et al., Invariant Risk Minimization, 2019, IRMv1"

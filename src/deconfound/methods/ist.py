@@ -1,35 +1,45 @@
 """IST: a generator redraws images as if they had been taken in another environment."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import replace
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
+from deconfound.losses.generated import (
+    class_matching,
+    content_distance,
+    fake_loss,
+    pixel_distance,
+    r1_penalty,
+    real_loss,
+    style_loss,
+)
 from deconfound.losses.risk import cross_entropy
-from deconfound.losses.style import class_matching, content_distance, pixel_distance, style_loss
 from deconfound.methods.contract import (
     Backward,
     Imputer,
     Loss,
     MethodOptions,
+    Objective,
     Optimizers,
     Phase,
     Stage,
     Task,
     Tensors,
 )
-from deconfound.nets.tapped import (
+from deconfound.nets.ist import (
+    AdaIN,
     Features,
+    Output,
     TappedName,
+    UNetGenerator,
     build_tapped_encoder,
     relative_code,
     style_code,
 )
-from deconfound.nets.unet import AdaIN, Output, UNetGenerator
 from deconfound.nets.weights import averaged_copy, constant, early_decay, update_average
 
 BETAS = (0.0, 0.99)
@@ -88,7 +98,7 @@ class Ist(Imputer):
     `matched`, far fewer steps.
     """
 
-    Options: ClassVar[type[MethodOptions]] = IstOptions
+    Options = IstOptions
     options: IstOptions
     SUMMARY = "redraws images in the style of other environments, for predictors to train on"
     PAPER = "Pernice et al., Interventional Style Transfer, 2023, eq. 7"
@@ -199,22 +209,11 @@ class Ist(Imputer):
         found |= {f"content_{layer}": tap for layer, tap in enumerate(features.taps)}
         return found | {f"style_{layer}": tap for layer, tap in enumerate(style_features.taps)}
 
-    def _turn(
-        self,
-        name: str,
-        modules: list[nn.Module],
-        losses: Callable[[Batch, Tensors], dict[str, Loss]],
-    ) -> Phase:
-        return Phase(
-            name,
-            list(nn.ModuleList(modules).parameters()),
-            losses,
-            self.options.transfer_learning_rate,
-            self.options.transfer_weight_decay,
-            validates=name == "generator",
-            rule="adam",
-            betas=BETAS,
-        )
+    def _turn(self, name: str, modules: list[nn.Module], losses: Objective) -> Phase:
+        parameters, rate = nn.ModuleList(modules).parameters(), self.options.transfer_learning_rate
+        validates, decay = name == "generator", self.options.transfer_weight_decay
+        phase = self.phase(name, parameters, losses, learning_rate=rate, validates=validates)
+        return replace(phase, weight_decay=decay, rule="adam", betas=BETAS)
 
     def _encoder_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
         environment = cross_entropy(self.environment_head(outputs["seen"]), batch.environment)

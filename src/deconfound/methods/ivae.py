@@ -8,7 +8,7 @@ from deconfound.losses.elbo import prior_spread
 from deconfound.losses.risk import cross_entropy
 from deconfound.methods.contract import Loss, Task, Tensors
 from deconfound.methods.vae import Block, Vae, VaeOptions
-from deconfound.nets.domain_heads import DomainHeads
+from deconfound.nets.layers import DomainHeads
 from deconfound.nets.vae import Gaussian, GaussianTable
 
 LEAST_SPREAD = 0.1
@@ -68,11 +68,6 @@ class Ivae(Vae):
             "style_log_variance": style.log_variance,
             "style_features": features,
         }
-
-    def swap(self, content: Tensor, style: Tensor) -> Tensor:
-        """Images of content z_c (B, D) in style z_s (B, D), scaled as the method's input."""
-        unknown = torch.full((len(content),), -1, device=content.device)
-        return self.likelihood.mean(self._decoded([content, style], unknown))
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
         """The diagnostics of a VAE, and the spread of each prior's means, in sd of the prior."""

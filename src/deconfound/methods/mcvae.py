@@ -1,7 +1,6 @@
 """mcVAE: background variables of all cells, and salient variables that controls lack."""
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -9,15 +8,7 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.elbo import distance_to_zero, row_mean
-from deconfound.methods.contract import (
-    Backward,
-    Loss,
-    MethodOptions,
-    Optimizers,
-    Stage,
-    Task,
-    Tensors,
-)
+from deconfound.methods.contract import Backward, Loss, Optimizers, Stage, Task, Tensors
 from deconfound.methods.vae import Block, Vae, VaeOptions
 from deconfound.nets.vae import Gaussian, GaussianTable
 
@@ -50,7 +41,7 @@ class Mcvae(Vae):
     unknown environment takes the mean of all vectors.
     """
 
-    Options: ClassVar[type[MethodOptions]] = McvaeOptions
+    Options = McvaeOptions
     options: McvaeOptions
     SUMMARY = "VAE with salient variables that controls lack, and background variables"
     PAPER = "Wang et al., Multi-Contrastive VAE, 2023"
@@ -114,11 +105,6 @@ class Mcvae(Vae):
         """Logits (B, labels) of the linear probe on the salient means."""
         logits: Tensor = self.label_probe(embedded["content"])
         return logits
-
-    def swap(self, content: Tensor, style: Tensor) -> Tensor:
-        """Images of salient content (B, D) on background style (B, D), environment unknown."""
-        unknown = torch.full((len(content),), -1, device=content.device)
-        return self.likelihood.mean(self._decoded([content, style], unknown))
 
     def _decoded_beside(self) -> int:
         return self.options.environment_size

@@ -1,11 +1,11 @@
 """MixStyle: ERM whose training mixes the channel statistics of images."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from deconfound.data.loading.batch import Batch
-from deconfound.methods.contract import MethodOptions, Task, Tensors
+from deconfound.methods.contract import Task, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 from deconfound.nets.mixstyle import Mix, MixStyle, mix_after
 
@@ -44,7 +44,7 @@ class MixStyleMethod(Erm):
     of held-out images, which are partners and are left out of the loss.
     """
 
-    Options: ClassVar[type[MethodOptions]] = MixStyleOptions
+    Options = MixStyleOptions
     options: MixStyleOptions
     SUMMARY = "cross-entropy on the label, with channel statistics mixed between images"
     PAPER = "Zhou et al., Domain Generalization with MixStyle, 2021"

@@ -1,6 +1,6 @@
 """SCBD: a content block that ignores the environment and a style block that follows it."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -77,7 +77,7 @@ class Scbd(Method):
     options too: no style block, and a decoder that trains the encoders.
     """
 
-    Options: ClassVar[type[MethodOptions]] = ScbdOptions
+    Options = ScbdOptions
     options: ScbdOptions
     SUMMARY = "two contrastive blocks: z_c follows the label and ignores the environment"
     PAPER = "Makino et al., Supervised Contrastive Block Disentanglement, eq. 1"
@@ -251,7 +251,6 @@ class Scbd(Method):
 
 
 def _refuse_missing_parts(options: ScbdOptions, task: Task) -> None:
-    """Raise UserError for options of a decoder or a style block that cannot be."""
     if task.image_size is None and options.decoder not in (None, "none"):
         raise UserError(
             f"--decoder {options.decoder} draws images, and the screen holds profiles; "

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.losses.adversarial import fake_loss, r1_penalty, real_loss
-from deconfound.losses.style import row_distance
+from deconfound.losses.generated import fake_loss, r1_penalty, real_loss, row_distance
 from deconfound.methods.contract import (
     Backward,
     Imputer,
@@ -84,7 +82,7 @@ class StarGan2(Imputer):
     cropped; no label picks the references.
     """
 
-    Options: ClassVar[type[MethodOptions]] = StarGan2Options
+    Options = StarGan2Options
     options: StarGan2Options
     SUMMARY = "redraws images in the style of another environment, by adversarial training"
     PAPER = "Choi et al., StarGAN v2: Diverse Image Synthesis for Multiple Domains, 2020"
@@ -217,7 +215,6 @@ class StarGan2(Imputer):
         return imputed
 
     def _told_apart(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
-        """The discriminator's objective, for the styles that `outputs` holds."""
         del batch
         kind = _kind(outputs)
         with torch.no_grad():

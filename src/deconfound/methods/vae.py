@@ -59,7 +59,7 @@ class Vae(Method):
     of q(z|x). A linear probe that trains nothing else predicts the label from it.
     """
 
-    Options: ClassVar[type[MethodOptions]] = VaeOptions
+    Options = VaeOptions
     options: VaeOptions
     SUMMARY = "variational autoencoder, blind to label and environment"
     PAPER = "Kingma & Welling, Auto-Encoding Variational Bayes, 2014"
@@ -109,6 +109,16 @@ class Vae(Method):
         """Logits (B, labels) of the linear probe."""
         logits: Tensor = self.label_probe(embedded["representation"])
         return logits
+
+    def swap(self, content: Tensor, style: Tensor) -> Tensor | None:
+        """Images of content (B, D) in style (B, D), scaled as the method's input.
+
+        The decoder is told no environment. None for a method with one block.
+        """
+        if self.BLOCKS == 1:
+            return None
+        unknown = torch.full((len(content),), -1, device=content.device)
+        return self.likelihood.mean(self._decoded([content, style], unknown))
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
         """Active dimensions of each block, and its KL per dimension; 0 where it has collapsed."""

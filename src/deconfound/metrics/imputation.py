@@ -79,7 +79,7 @@ class RelativeError(NamedTuple):
 def absolute_distance(image: Images, true: Images) -> Doubles:
     """Σ|image − true| over the pixels of each channel: (N, C, H, W) twice to (N, C), in [0, ∞).
 
-    Any numeric dtype, one unit. Ours, see the module.
+    Any numeric dtype, one unit.
     """
     difference = np.abs(image.astype(np.float64) - true.astype(np.float64))
     return np.asarray(difference.sum(axis=(2, 3)))
@@ -88,7 +88,7 @@ def absolute_distance(image: Images, true: Images) -> Doubles:
 def squared_distance(image: Images, true: Images) -> Doubles:
     """Σ(image − true)² over the pixels of each channel: (N, C, H, W) twice to (N, C), in [0, ∞).
 
-    Any numeric dtype, one unit. Ours, see the module.
+    Any numeric dtype, one unit.
     """
     difference = np.square(image.astype(np.float64) - true.astype(np.float64))
     return np.asarray(difference.sum(axis=(2, 3)))
@@ -102,7 +102,7 @@ def relative_error(
     `imputed` and `alone` (N,) are distances of the imputed and of the source images from the true
     ones. The 95 % percentile interval comes from 2,000 draws, by `seed`, of as many units as there
     are, with replacement; `unit` (N,) int64 says which rows belong together, each alone if None.
-    NaN where every source is the true image already, or there is no row. Ours, see the module.
+    NaN where every source is the true image already, or there is no row.
     """
     rows = len(alone)
     if not rows:
@@ -129,7 +129,7 @@ def label_probability(probability: AnyFloats, label: Codes) -> Score:
     """Mean probability of the own label, in [0, 1]; rows without a label (−1) are left out.
 
     `probability` (N, K) of an oracle, rows summing to 1; `label` (N,) int64. NaN if no row has a
-    label. Ours, see the module.
+    label.
     """
     known = np.flatnonzero(label >= 0)
     if not len(known):
@@ -141,7 +141,7 @@ def label_agreement(imputed: AnyFloats, true: AnyFloats) -> Score:
     """Share of rows whose likeliest label is the same in both, in [0, 1].
 
     `imputed` and `true` (N, K) are an oracle's probabilities on imputed and true images. NaN if
-    there is no row. Ours, see the module.
+    there is no row.
     """
     if not len(true):
         return Score(math.nan, 0, "no row to impute")
@@ -158,7 +158,7 @@ def hallucination_rate(
     hallucinated if another label has the probability `confident` or more on the imputed image; a
     phenotype that has merely faded, so that no label is that probable, is not. `n` is the number of
     rows counted. `imputed` and `true` (N, K) are the oracle's probabilities, `label` (N,) int64, −1
-    for rows without a label, which are left out. NaN if no row is counted. Ours, see the module.
+    for rows without a label, which are left out. NaN if no row is counted.
     """
     known = label >= 0
     right = known & (true.argmax(axis=1) == label)

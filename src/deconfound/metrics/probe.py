@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 
 from deconfound.arrays import AnyCodes, AnyFloats, Codes, Doubles, Mask
 from deconfound.errors import UserError
@@ -92,7 +93,8 @@ def linear_probe(
     train = np.flatnonzero(is_train & (target >= 0))
     available = len(train)
     if available > max_train_rows:
-        train = _thinned(train, max_train_rows, seed)
+        drawn = numpy_stream(seed, "linear probe").choice(train, max_train_rows, replace=False)
+        train = np.sort(drawn)
     classes = np.unique(target[train]).astype(np.int64)
     if len(classes) < 2:
         return _undefined("training rows hold fewer than two classes")
@@ -100,12 +102,8 @@ def linear_probe(
     coefficients, intercept, unfinished = _fit(
         embedding[train].astype(np.float64), target[train], max_iterations
     )
-    caveats = []
-    if available > len(train):
-        caveats.append(f"fitted on {len(train)} of {available} training rows")
-    if unfinished:
-        caveats.append(f"not converged after {unfinished} iterations")
-    note = "; ".join(caveats)
+    thinned = f"fitted on {len(train)} of {available} training rows"
+    note = "; ".join([thinned, *unfinished] if available > len(train) else unfinished)
     predicted = classes[_answers(embedding[is_test], coefficients, intercept)]
     truth = target[is_test]
     seen = seen_in_training(truth, classes)
@@ -157,8 +155,7 @@ def batch_prediction(
         100,
         standardise=len(classes) == 2,
     )
-    if unfinished:
-        notes.append(f"not converged after {unfinished} iterations")
+    notes += unfinished
     predicted = classes[_answers(embedding[test], coefficients, intercept)]
     value = f1_score(environment[test], predicted, average="macro", zero_division=0.0)
     return Score(float(value), len(test), "; ".join(notes))
@@ -166,22 +163,15 @@ def batch_prediction(
 
 def _in_proportion(environment: AnyCodes, most: int) -> Codes:
     """Places of about `most` rows, the first of each environment: its share, and at least one."""
-    order = np.argsort(environment, kind="stable")
-    counts = np.bincount(environment)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    rank = np.arange(len(order)) - np.repeat(starts, counts)
-    kept = np.maximum(counts * most // len(environment), np.minimum(counts, 1))
-    return np.sort(order[rank < np.repeat(kept, counts)])
-
-
-def _thinned(rows: Codes, size: int, seed: int) -> Codes:
-    return np.sort(numpy_stream(seed, "linear probe").choice(rows, size, replace=False))
+    kept = np.maximum(np.bincount(environment) * most // len(environment), 1)
+    place = pd.Series(environment).groupby(environment).cumcount()
+    return np.flatnonzero(place < kept[environment])
 
 
 def _fit(
     features: Doubles, target: AnyCodes, max_iterations: int, *, standardise: bool = True
-) -> tuple[Doubles, Doubles, int]:
-    """Coefficients and intercepts for raw features; iterations if they did not converge, or 0."""
+) -> tuple[Doubles, Doubles, list[str]]:
+    """Coefficients and intercepts for raw features; a caveat if they did not converge."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -192,14 +182,11 @@ def _fit(
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(scaler.transform(features), target)
     stopped = any(issubclass(warning.category, ConvergenceWarning) for warning in raised)
+    unfinished = [f"not converged after {max(model.n_iter_)} iterations"] if stopped else []
     if not standardise:
-        return model.coef_, model.intercept_, stopped * int(max(model.n_iter_))
+        return model.coef_, model.intercept_, unfinished
     coefficients = model.coef_ / scaler.scale_
-    return (
-        coefficients,
-        model.intercept_ - coefficients @ scaler.mean_,
-        stopped * int(max(model.n_iter_)),
-    )
+    return coefficients, model.intercept_ - coefficients @ scaler.mean_, unfinished
 
 
 def _noted(score: Score, note: str) -> Score:

@@ -69,11 +69,11 @@ class Retrieval:
             return Score(math.nan, 0, self.note)
         return Score(float(self.mean_average_precision.mean()), len(self.group))
 
-    def share(self, threshold: float = 0.05) -> Score:
-        """Share of the groups whose corrected p-value is below `threshold`."""
+    def share(self) -> Score:
+        """Share of the groups whose corrected p-value is below 0.05."""
         if not len(self.group):
             return Score(math.nan, 0, self.note)
-        return Score(float((self.corrected_p_value < threshold).mean()), len(self.group))
+        return Score(float((self.corrected_p_value < 0.05).mean()), len(self.group))
 
 
 def profile_retrieval(
@@ -158,7 +158,6 @@ def _needed(codes: AnyCodes | None, form: Form, what: str) -> AnyCodes:
 
 
 def _lacking(profiles: pd.DataFrame, group: str, apart: list[str], form: Form) -> str:
-    """The reason why no profiles can be compared; empty if some can."""
     treated = profiles[profiles["control"] == 0]
     of_group = treated.groupby(group)
     several = of_group[apart[0]].nunique() if apart else of_group.size()

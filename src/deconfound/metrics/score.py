@@ -41,9 +41,7 @@ def all_metrics() -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for entry in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{entry.name}")
-        for declared in vars(module).values():
-            if not isinstance(declared, Metric):
-                continue
+        for declared in (value for value in vars(module).values() if isinstance(value, Metric)):
             if found.setdefault(declared.name, declared) != declared:
                 raise ValueError(f"two metrics are called {declared.name!r}")
     return dict(sorted(found.items()))

@@ -14,6 +14,7 @@ from deconfound.errors import UserError
 Norm = Literal["batch", "instance", "group", "none"]
 
 ENCODERS = ("small", "resnet18", "densenet121")
+KNOWN = ", ".join(ENCODERS)
 MLP = "mlp"
 MLP_WIDTHS = (512, 512, 256)
 TIMM_PREFIX = "timm:"
@@ -103,20 +104,17 @@ def build_encoder(
         return _mlp(name, channels, norm)
     if name == MLP:
         raise UserError(f"encoder {MLP} takes profiles, and the screen holds images; use small")
-    if name == "small":
-        network = _small(channels)
-    elif name == "resnet18":
-        network = _resnet18(channels)
-    elif name == "densenet121":
-        network = _densenet121(channels)
+    builders = {"small": _small, "resnet18": _resnet18, "densenet121": _densenet121}
+    if name in builders:
+        network = builders[name](channels)
     elif name.startswith(TIMM_PREFIX):
         if norm != "batch":
-            raise UserError(f"{name} keeps its own norm; norm={norm!r} works with {_known_names()}")
+            raise UserError(f"{name} keeps its own norm; norm={norm!r} works with {KNOWN}")
         network = _timm(name.removeprefix(TIMM_PREFIX), channels)
     else:
         near = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"unknown encoder {name!r}; {hint}expected {_known_names()} or timm:NAME")
+        raise UserError(f"unknown encoder {name!r}; {hint}expected {KNOWN} or timm:NAME")
     if norm != "batch":
         _replace_batch_norm(network, norm)
     return Encoder(network, _feature_count(network, name, channels, image_size, norm))
@@ -168,15 +166,11 @@ def _mlp(name: str, features: int, norm: Norm) -> Encoder:
 
 def _resnet18(channels: int) -> nn.Module:
     # MONAI takes seconds to import; a run with `small` does not pay for it.
-    from monai.networks.nets.resnet import ResNet
+    from monai.networks.nets.resnet import resnet18
 
-    network: nn.Module = ResNet(
-        block="basic",
-        layers=[2, 2, 2, 2],
-        block_inplanes=[64, 128, 256, 512],
+    network: nn.Module = resnet18(
         spatial_dims=2,
         n_input_channels=channels,
-        conv1_t_size=7,
         conv1_t_stride=2,
         feed_forward=False,
         bias_downsample=False,
@@ -185,16 +179,9 @@ def _resnet18(channels: int) -> nn.Module:
 
 
 def _densenet121(channels: int) -> nn.Module:
-    from monai.networks.nets.densenet import DenseNet
+    from monai.networks.nets.densenet import DenseNet121
 
-    network: nn.Module = DenseNet(
-        spatial_dims=2,
-        in_channels=channels,
-        out_channels=1,
-        init_features=64,
-        growth_rate=32,
-        block_config=(6, 12, 24, 16),
-    )
+    network: nn.Module = DenseNet121(spatial_dims=2, in_channels=channels, out_channels=1)
     network.class_layers.out = nn.Identity()  # type: ignore[union-attr]
     return network
 
@@ -212,10 +199,6 @@ def _timm(name: str, channels: int) -> nn.Module:
         raise UserError(f"timm has no network {name!r}{hint}")
     network: nn.Module = timm.create_model(name, in_chans=channels, num_classes=0)
     return network
-
-
-def _known_names() -> str:
-    return ", ".join(ENCODERS)
 
 
 def _replace_batch_norm(module: nn.Module, norm: Norm) -> None:

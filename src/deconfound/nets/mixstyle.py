@@ -93,9 +93,7 @@ class MixStyle(nn.Module):
             self._environment = None
 
     def forward(self, map: Tensor) -> Tensor:
-        if not self.training or self._environment is None:
-            return map
-        if torch.rand(()) >= self.probability:
+        if not self.training or self._environment is None or torch.rand(()) >= self.probability:
             return map
         partner = draw_partners(self._environment, self.mix, self._held_out)
         weight = self.weights(len(map))

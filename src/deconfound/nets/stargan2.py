@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deconfound.errors import UserError
-from deconfound.nets.domain_heads import DomainHeads
+from deconfound.nets.layers import DomainHeads
 
 SLOPE = 0.2
 SMALLEST = 16

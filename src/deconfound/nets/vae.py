@@ -1,5 +1,6 @@
 """Networks of VAEs, for images and for profiles: trunk, posterior, prior, decoder."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -99,16 +100,9 @@ def build_decoder(size: int, channels: int, side: int | None, width: int) -> nn.
     whose final tanh is left out: pixels have no bounds here. Raises no errors of its own.
     """
     if side is None:
-        first, second, last = MLP_WIDTHS
-        network = nn.Sequential(
-            nn.Linear(size, last),
-            nn.GELU(),
-            nn.Linear(last, second),
-            nn.GELU(),
-            nn.Linear(second, first),
-            nn.GELU(),
-            nn.Linear(first, channels),
-        )
+        hidden = pairwise((size, *reversed(MLP_WIDTHS)))
+        layers = (layer for pair in hidden for layer in (nn.Linear(*pair), nn.GELU()))
+        network = nn.Sequential(*layers, nn.Linear(MLP_WIDTHS[0], channels))
     else:
         network = nn.Sequential(
             nn.Linear(size, 2 * width * MAP**2),

@@ -25,7 +25,7 @@ from deconfound.experiments.verdict import paired_differences
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
-from deconfound.intervention.relative_style import style_reference
+from deconfound.intervention.styles import style_reference
 from deconfound.studies.comparison import CompareOptions, Comparison
 
 IID = "iid"

@@ -105,13 +105,9 @@ def _size(config: RunConfig, stage: Stage) -> int:
 
 def _codes(problem: Problem, over: DrawnOver) -> Rows:
     """(N,) the group of every row of the screen, −1 where it has none."""
-    match over:
-        case "label":
-            return problem.label.codes
-        case "environment":
-            return problem.environment.codes
-        case "control":
-            return problem.control
+    if over == "control":
+        return problem.control
+    return problem.label.codes if over == "label" else problem.environment.codes
 
 
 def with_partners(batch: Batch, stage: Stage) -> Batch:

@@ -1,7 +1,7 @@
 """fit: train one method on one fold with one seed, resumably."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,9 +85,8 @@ def train(
     if source is not None:
         refuse_unfit(source, config, screen, problem)
     if first and warn is not None:
-        for warning in (_of_untrained(problem), _of_thin_parts(problem, config.data)):
-            if warning is not None:
-                warn(warning)
+        for warning in _warnings(problem, config.data):
+            warn(warning)
     with atomic.locked(out) if first else contextlib.nullcontext():
         finished = _claims(out, config, screen) if first else (out / "model.safetensors").is_file()
         if finished:
@@ -126,7 +125,6 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
 
 
 def _refuse_without_controls(method: str, problem: Problem) -> None:
-    """Raise UserError unless training has both labels that are controls and labels that are not."""
     if not problem.controls:
         raise UserError(
             f"{method}: no label is a control: none has {NEGATIVE!r} in {CONTROL_TYPE!r} in every "
@@ -138,34 +136,30 @@ def _refuse_without_controls(method: str, problem: Problem) -> None:
         )
 
 
-def _of_untrained(problem: Problem) -> str | None:
+def _warnings(problem: Problem, options: DataOptions) -> Iterator[str]:
+    """Of labels without training rows, and of random parts with half of the rows asked for."""
+    fold = problem.fold
     found = [f"{name} ({rows} rows)" for name, rows in problem.untrained().items()]
-    if not found:
-        return None
-    return (
-        f"warning: fold {problem.fold.name}: training has no row of {listed(found, 5)}; their test "
-        "rows are never scored, hold out another group if they must be"
-    )
-
-
-def _of_thin_parts(problem: Problem, options: DataOptions) -> str | None:
-    """Random parts with less than half of the rows asked for, unless few were asked for."""
+    if found:
+        yield (
+            f"warning: fold {fold.name}: training has no row of {listed(found, 5)}; their test "
+            "rows are never scored, hold out another group if they must be"
+        )
     if options.fold == "given":
-        return None
-    counts = problem.fold.counts()
+        return
+    counts = fold.counts()
     other: Part = "test" if options.fold == "iid" else "id_test"
     drawn = counts["train"] + counts["val"] + counts[other]
     asked = {"val": options.val_fraction, other: options.id_test_fraction}
     few = [part for part, share in asked.items() if counts[part] < share * drawn / 2]
-    if not any(asked[part] * drawn >= FEW_ROWS for part in few):
-        return None
-    has = " and ".join(f"{counts[part]:,} ({share:.0%} asked)" for part, share in asked.items())
-    return (
-        f"warning: fold {problem.fold.name}: of {drawn:,} rows val and {other} have {has}: where a "
-        "label has one or two rows in an environment, they stay in training; scores and the choice "
-        "of a checkpoint rest on few rows, so name fewer columns with --environment, or give a "
-        "split (--fold given)"
-    )
+    if any(asked[part] * drawn >= FEW_ROWS for part in few):
+        has = " and ".join(f"{counts[part]:,} ({share:.0%} asked)" for part, share in asked.items())
+        yield (
+            f"warning: fold {fold.name}: of {drawn:,} rows val and {other} have {has}: where a "
+            "label has one or two rows in an environment, they stay in training; scores and the "
+            "choice of a checkpoint rest on few rows, so name fewer columns with --environment, or "
+            "give a split (--fold given)"
+        )
 
 
 def _remove_leftovers(out: Path) -> None:

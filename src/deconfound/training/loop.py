@@ -24,16 +24,15 @@ from deconfound.runs.checkpoint import save_weights
 from deconfound.runs.config import RunConfig
 from deconfound.runs.history import History
 from deconfound.runs.software import software
+from deconfound.runs.weights import load_weights
 from deconfound.runtime.device import device_name, precision_name
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import derived_seed
 from deconfound.runtime.stop import Request, Stopped
 from deconfound.training.batches import reader_of, sampler_of, validation_batches, with_partners
-from deconfound.training.network import build_network
 from deconfound.training.resume import Position, ResumeFile
-from deconfound.training.selection import Selection
-from deconfound.training.step import Stepper
-from deconfound.training.validation import Predictions, validation_scores
+from deconfound.training.step import Stepper, build_network
+from deconfound.training.validation import Predictions, Selection, validation_scores
 
 LOG_EVERY = 10
 
@@ -94,7 +93,8 @@ class Training:
                 self.fabric.barrier()
                 last = self.stage is self.stages[-1]
                 if last or not self.stages[self.position.stage_number + 1].continues:
-                    self.network.load(self.selection.file(self.stage))
+                    file, network = self.selection.file(self.stage), self.network
+                    load_weights(file, network.method, network.intensity)
                 if last:
                     break
                 self.position.stage_number += 1
@@ -133,7 +133,6 @@ class Training:
         self.stepper.renew_optimizers(self.stage)
 
     def _train(self, progress: Progress) -> None:
-        """Take the steps of the stage at hand that are left."""
         stage, training = self.stage, self.config.training
         if self.position.validation_due:
             self._validate()
@@ -156,7 +155,8 @@ class Training:
                     if done == min(LOG_EVERY, stage.steps):
                         values |= effective_sizes(sampler)
                     self._log(values)
-                    progress.update(1, _headline(values))
+                    first = list(values.items())[:3]
+                    progress.update(1, " ".join(f"{name} {value:.3f}" for name, value in first))
                 else:
                     progress.update(1)
                 if done % training.validate_every == 0 or done == stage.steps:
@@ -212,7 +212,6 @@ class Training:
         return bool(asked)
 
     def _stop_if_asked(self) -> None:
-        """Save the run as it stands and raise Stopped, if a signal asks for it."""
         if not self._is_asked():
             return
         self.request.answered()
@@ -225,7 +224,6 @@ class Training:
             self.resume_file.save(self.position)
 
     def _refuse_too_many_skipped(self) -> None:
-        """Raise UserError if too many steps in a row were skipped; files written so far stay."""
         rule = self.stepper.rule
         if not rule.gives_up:
             return
@@ -256,7 +254,3 @@ class Training:
             save_weights(temporary, self.network.weights())
             write_checksums(self.out, temporary)
         self.resume_file.path.unlink(missing_ok=True)
-
-
-def _headline(values: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.3f}" for name, value in list(values.items())[:3])

@@ -11,9 +11,8 @@ from deconfound.files import atomic
 from deconfound.methods.contract import Stage
 from deconfound.runs.checkpoint import damaged_resume, read_resume
 from deconfound.runs.history import History
-from deconfound.training.network import Network
-from deconfound.training.selection import Selection
-from deconfound.training.step import Stepper
+from deconfound.training.step import Network, Stepper
+from deconfound.training.validation import Selection
 
 
 @dataclass

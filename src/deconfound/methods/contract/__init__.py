@@ -86,6 +86,9 @@ class Loss(NamedTuple):
     weight: float = 1.0
 
 
+Objective = Callable[[Batch, Tensors], dict[str, Loss]]
+
+
 def weighted_sum(losses: dict[str, Loss]) -> Tensor:
     """Σ weight · value, a float32 scalar."""
     return torch.stack([loss.weight * loss.value.float() for loss in losses.values()]).sum()
@@ -97,7 +100,7 @@ class Phase:
 
     name: str
     parameters: list[nn.Parameter]
-    losses: Callable[[Batch, Tensors], dict[str, Loss]]
+    losses: Objective
     """From the batch and the method's `outputs`; called in the order of the phases, each after
     the step of the one before."""
     learning_rate: float
@@ -141,8 +144,7 @@ class Stage:
     continues: bool = False
     """Whether it starts from the last weights of the stage before, not from the selected ones."""
     draws: DrawnOver | None = None
-    """Groups that batches are drawn uniformly over, with replacement: labels, environments, or
-    controls and non-controls with equal probability. The training options' sampler if None."""
+    """Groups that batches are drawn over, with replacement; by the options' sampler if None."""
     partner: DrawnOver | None = None
     """Groups that partners are drawn over, independently of the rows they follow in the batch
     (`Batch.partners`); no partners if None."""
@@ -216,7 +218,6 @@ class Method(nn.Module):
 
     def begin(self, stage: Stage) -> None:
         """Change weights before the first step of a stage; not called where a run is resumed."""
-        del stage
 
     def step(
         self, batch: Batch, stage: Stage, optimizers: Optimizers, backward: Backward
@@ -236,7 +237,7 @@ class Method(nn.Module):
         self,
         name: str,
         parameters: Iterable[nn.Parameter],
-        losses: Callable[[Batch, Tensors], dict[str, Loss]],
+        losses: Objective,
         *,
         learning_rate: float | None = None,
         validates: bool = False,

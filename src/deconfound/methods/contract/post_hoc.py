@@ -8,6 +8,9 @@ from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.config import Options
 from deconfound.errors import UserError
 
+Controls = Mask | None
+"""Which rows are controls, (N,); None where that is unknown."""
+
 
 class PostHocOptions(Options):
     """Base of the options of every post hoc method."""
@@ -40,6 +43,8 @@ class PostHoc:
     """One line for `deconfound list methods`."""
     PAPER: ClassVar[str]
     """Authors, title, year."""
+    CONTROLS: ClassVar[bool] = False
+    """Whether `fit` and `transform` need to know which rows are controls."""
     MAPS: ClassVar[bool] = True
     """Whether `transform` takes rows and environments that `fit` never saw. Otherwise all rows are
     fitted, held-out ones too, and the method's name and scores say so."""
@@ -57,10 +62,10 @@ class PostHoc:
         return name if cls.MAPS else f"{name}-refit"
 
     def needs_controls(self) -> bool:
-        """Whether `fit` and `transform` need to know which rows are controls."""
-        return False
+        """`CONTROLS`, unless that depends on the options."""
+        return self.CONTROLS
 
-    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Learn from rows (N, D) float32 of environments (N,) int64; returns them corrected (N, d).
 
         `control` (N,) bool marks the controls, for a method that needs them. Raises UserError for
@@ -68,9 +73,7 @@ class PostHoc:
         """
         raise NotImplementedError
 
-    def transform(
-        self, embedding: Floats, environment: Codes, control: Mask | None = None
-    ) -> Floats:
+    def transform(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """New rows (Q, D), corrected: (Q, d) float32; learns nothing.
 
         `environment` (Q,) int64 may hold codes that `fit` saw and others; −1 is unknown.
@@ -78,12 +81,22 @@ class PostHoc:
         raise NotImplementedError
 
 
-def require_controls(control: Mask | None, rows: Mask, least: int, environment: int | None) -> Mask:
+def require_controls(control: Controls, rows: Mask, least: int, environment: int | None) -> Mask:
     """The controls (N,) among `rows` (N,); raises TooFewControls if they are fewer than `least`."""
     found = rows & control if control is not None else np.zeros_like(rows)
     if (count := int(found.sum())) < least:
         raise TooFewControls(count, least, environment)
     return found
+
+
+def refuse_unknown(environment: Codes, method: str, use: str) -> None:
+    """Raise UserError if a row has no environment, which `method` needs; names what to `use`."""
+    unknown = np.flatnonzero(environment < 0)
+    if len(unknown):
+        raise UserError(
+            f"{method}: row {unknown[0]} has no environment, and {method} cannot correct it; leave "
+            f"such rows out of the screen, or use {use}"
+        )
 
 
 def centre_and_scale(rows: Floats | Doubles) -> tuple[Doubles, Doubles]:

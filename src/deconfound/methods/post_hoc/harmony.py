@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from deconfound.arrays import Codes, Doubles, Floats, Mask
+from deconfound.arrays import Codes, Doubles, Floats
 from deconfound.errors import UserError
-from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions
+from deconfound.methods.contract.post_hoc import Controls, PostHoc, PostHocOptions, refuse_unknown
 from deconfound.methods.post_hoc.pca import Components
 from deconfound.runtime.seeds import derived_seed
 
@@ -39,7 +39,7 @@ class Harmony(PostHoc):
     on to harmonypy, whose defaults hold for everything else; its versions differ in numbers.
     """
 
-    Options: ClassVar[type[PostHocOptions]] = HarmonyOptions
+    Options = HarmonyOptions
     options: HarmonyOptions
     SUMMARY = "mixes environments cluster by cluster; refitted on all rows, held-out ones too"
     PAPER = "Korsunsky et al., Fast, sensitive and accurate integration … with Harmony, 2019"
@@ -50,26 +50,19 @@ class Harmony(PostHoc):
         """Raise UserError where harmonypy is not installed."""
         run_harmony("harmony")
 
-    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """All rows (N, D) of environments (N,), corrected: (N, d) float32.
 
         Raises UserError for a row without an environment, fewer than two environments, and where
         harmonypy is not installed.
         """
         del control
-        if (environment < 0).any():
-            row = int(np.flatnonzero(environment < 0)[0])
-            raise UserError(
-                f"harmony: row {row} has no environment, and Harmony cannot place it; leave such "
-                "rows out of the screen, or use symphony"
-            )
+        refuse_unknown(environment, "harmony", "symphony")
         components = Components.of(embedding, self.options.components)
         found = harmonise(components.project(embedding), environment, self.options, "harmony")
         return found.corrected.astype(np.float32)
 
-    def transform(
-        self, embedding: Floats, environment: Codes, control: Mask | None = None
-    ) -> Floats:
+    def transform(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Raises UserError: Harmony cannot map rows that it was not fitted on."""
         del embedding, environment, control
         raise UserError("harmony: cannot map rows that it was not fitted on; use symphony")

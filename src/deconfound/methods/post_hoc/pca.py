@@ -1,13 +1,12 @@
 """PCA: the leading principal components of standardised features."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from deconfound.arrays import Codes, Doubles, Floats, Mask
-from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions, centre_and_scale
+from deconfound.arrays import Codes, Doubles, Floats
+from deconfound.methods.contract.post_hoc import Controls, PostHoc, PostHocOptions, centre_and_scale
 
 
 class PcaOptions(PostHocOptions):
@@ -24,21 +23,19 @@ class Pca(PostHoc):
     are those of the rows fitted; environments are ignored, and nothing is corrected.
     """
 
-    Options: ClassVar[type[PostHocOptions]] = PcaOptions
+    Options = PcaOptions
     options: PcaOptions
     SUMMARY = "leading principal components of standardised features; corrects nothing by itself"
     PAPER = "Hotelling 1933; as the baseline of Makino et al., SCBD, section 4.2"
 
     components: "Components"
 
-    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Learn mean, sd and loadings of rows (N, D); returns their components (N, d)."""
         self.components = Components.of(embedding, self.options.components)
         return self.transform(embedding, environment, control)
 
-    def transform(
-        self, embedding: Floats, environment: Codes, control: Mask | None = None
-    ) -> Floats:
+    def transform(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Components (Q, d) float32 of rows (Q, D)."""
         del environment, control
         return self.components.project(embedding).astype(np.float32)

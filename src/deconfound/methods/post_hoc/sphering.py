@@ -1,12 +1,11 @@
 """Sphering: the features in which controls vary are scaled down until controls are a sphere."""
 
-from typing import ClassVar
-
 import numpy as np
 from pydantic import Field
 
-from deconfound.arrays import Codes, Doubles, Floats, Mask
+from deconfound.arrays import Codes, Doubles, Floats
 from deconfound.methods.contract.post_hoc import (
+    Controls,
     PostHoc,
     PostHocOptions,
     centre_and_scale,
@@ -30,21 +29,18 @@ class Sphering(PostHoc):
     environments vary are scaled down; a new environment needs no controls of its own.
     """
 
-    Options: ClassVar[type[PostHocOptions]] = SpheringOptions
+    Options = SpheringOptions
     options: SpheringOptions
     SUMMARY = "features in which controls vary are scaled down until controls are a sphere"
     PAPER = "Kessy et al., Optimal whitening and decorrelation, 2018; Ando et al. 2017"
+    CONTROLS = True
 
     mean: Doubles
     """(D,)."""
     map: Doubles
     """(D, D)."""
 
-    def needs_controls(self) -> bool:
-        """Always."""
-        return True
-
-    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Learn from the controls among rows (N, D); returns all of them sphered, (N, D).
 
         Raises TooFewControls for fewer than two.
@@ -56,9 +52,7 @@ class Sphering(PostHoc):
         self.map = power(covariance, -0.5, self.options.regularisation) / sd[:, None]
         return self.transform(embedding, environment, control)
 
-    def transform(
-        self, embedding: Floats, environment: Codes, control: Mask | None = None
-    ) -> Floats:
+    def transform(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Rows (Q, D), sphered: (Q, D) float32."""
         del environment, control
         return np.asarray((embedding - self.mean) @ self.map, dtype=np.float32)

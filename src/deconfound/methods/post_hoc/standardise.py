@@ -1,11 +1,12 @@
 """Standardise: every environment by the mean and spread of its own rows."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
 from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.methods.contract.post_hoc import (
+    Controls,
     PostHoc,
     PostHocOptions,
     centre_and_scale,
@@ -34,7 +35,7 @@ class Standardise(PostHoc):
     without an environment (−1) take those of all environments fitted, together.
     """
 
-    Options: ClassVar[type[PostHocOptions]] = StandardiseOptions
+    Options = StandardiseOptions
     options: StandardiseOptions
     SUMMARY = "every environment by the mean and sd of its controls, or of all its rows"
     PAPER = "Caicedo et al., Data-analysis strategies for image-based cell profiling, 2017"
@@ -46,7 +47,7 @@ class Standardise(PostHoc):
         """True unless `by` is "all"."""
         return self.options.by == "controls"
 
-    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Learn the scale of every environment of rows (N, D); returns them standardised (N, D).
 
         Raises TooFewControls for an environment with fewer than two.
@@ -55,9 +56,7 @@ class Standardise(PostHoc):
         self.scales = {-1: self._scale(embedding, everywhere, control, -1)}
         return self._mapped(embedding, environment, control, self.scales)
 
-    def transform(
-        self, embedding: Floats, environment: Codes, control: Mask | None = None
-    ) -> Floats:
+    def transform(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Rows (Q, D), standardised: (Q, D) float32.
 
         Raises TooFewControls for an environment that `fit` never saw and that has fewer than two.
@@ -65,11 +64,7 @@ class Standardise(PostHoc):
         return self._mapped(embedding, environment, control, dict(self.scales))
 
     def _mapped(
-        self,
-        embedding: Floats,
-        environment: Codes,
-        control: Mask | None,
-        scales: dict[int, Scale],
+        self, embedding: Floats, environment: Codes, control: Controls, scales: dict[int, Scale]
     ) -> Floats:
         corrected = np.empty_like(embedding)
         for one in np.unique(environment).tolist():
@@ -80,7 +75,7 @@ class Standardise(PostHoc):
             corrected[rows] = (embedding[rows] - mean) / sd
         return corrected
 
-    def _scale(self, embedding: Floats, rows: Mask, control: Mask | None, one: int) -> Scale:
+    def _scale(self, embedding: Floats, rows: Mask, control: Controls, one: int) -> Scale:
         if self.needs_controls():
             rows = require_controls(control, rows, FEWEST, one if one >= 0 else None)
         return centre_and_scale(embedding[rows])

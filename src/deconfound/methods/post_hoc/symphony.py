@@ -1,12 +1,11 @@
 """Symphony: training rows are corrected by Harmony, and new rows mapped onto them."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from deconfound.arrays import Codes, Doubles, Floats, Mask
-from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions
+from deconfound.arrays import Codes, Doubles, Floats
+from deconfound.methods.contract.post_hoc import Controls, PostHoc
 from deconfound.methods.post_hoc.harmony import BANDWIDTH, HarmonyOptions, harmonise, run_harmony
 from deconfound.methods.post_hoc.pca import Components
 
@@ -21,7 +20,7 @@ class Symphony(PostHoc):
     as in Pernice et al., IST, section 5.2) and nothing is log-normalised.
     """
 
-    Options: ClassVar[type[PostHocOptions]] = HarmonyOptions
+    Options = HarmonyOptions
     options: HarmonyOptions
     SUMMARY = "Harmony of the training rows; rows of any other environment are mapped onto it"
     PAPER = "Kang et al., Efficient and precise … reference atlas mapping with Symphony, 2021"
@@ -34,7 +33,7 @@ class Symphony(PostHoc):
         """Raise UserError where harmonypy is not installed."""
         run_harmony("symphony")
 
-    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Build the reference from rows (N, D); returns them corrected by Harmony, (N, d).
 
         Rows without an environment (−1) are not in the reference, but mapped onto it. Raises
@@ -52,9 +51,7 @@ class Symphony(PostHoc):
         corrected[~known] = self.transform(embedding[~known], environment[~known])
         return corrected
 
-    def transform(
-        self, embedding: Floats, environment: Codes, control: Mask | None = None
-    ) -> Floats:
+    def transform(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Map rows (Q, D): (Q, d) float32; those of one environment are corrected together."""
         del control
         projected = self.components.project(embedding)

@@ -1,16 +1,15 @@
 """Typical variation normalisation: controls of all environments get one mean and covariance."""
 
-from typing import ClassVar
-
 import numpy as np
 from pydantic import Field
 
-from deconfound.arrays import Codes, Doubles, Floats, Mask
-from deconfound.errors import UserError
+from deconfound.arrays import Codes, Doubles, Floats
 from deconfound.methods.contract.post_hoc import (
+    Controls,
     PostHoc,
     PostHocOptions,
     centre_and_scale,
+    refuse_unknown,
     require_controls,
 )
 from deconfound.methods.post_hoc.pca import Components
@@ -19,7 +18,7 @@ from deconfound.methods.post_hoc.sphering import power
 RIDGE = 0.5
 """Added to every variance of a covariance of controls, as EFAAR does."""
 FEWEST = 2
-Alignment = tuple[Doubles, Doubles, Doubles]
+Alignments = dict[int, tuple[Doubles, Doubles, Doubles]]
 
 
 class TvnOptions(PostHocOptions):
@@ -41,28 +40,25 @@ class Tvn(PostHoc):
     controls among the rows that are mapped together, and cannot be mapped without controls.
     """
 
-    Options: ClassVar[type[PostHocOptions]] = TvnOptions
+    Options = TvnOptions
     options: TvnOptions
     SUMMARY = "controls of every environment are given one mean, spread and covariance"
     PAPER = "Ando et al., Improving phenotypic measurements in high-content imaging screens, 2017"
+    CONTROLS = True
 
     components: Components
     pooled: Doubles
     """(C + ½I)^(½) of all controls fitted."""
-    alignments: dict[int, Alignment]
+    alignments: Alignments
     """Of each environment the mean (d,), the sd (d,) and the map (d, d) that align it."""
 
-    def needs_controls(self) -> bool:
-        """Always."""
-        return True
-
-    def fit(self, embedding: Floats, environment: Codes, control: Mask | None = None) -> Floats:
+    def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Learn from the controls among rows (N, D); returns all of them aligned, (N, d).
 
         Raises TooFewControls for an environment with fewer than two, and UserError for a row
         without an environment.
         """
-        _refuse_unknown(environment)
+        refuse_unknown(environment, "tvn", "sphering")
         everywhere = np.ones(len(embedding), dtype=bool)
         controls = require_controls(control, everywhere, FEWEST, None)
         most = self.options.components or embedding.shape[1]
@@ -78,23 +74,17 @@ class Tvn(PostHoc):
         self.alignments = {}
         return self._aligned(projected, environment, control, self.alignments)
 
-    def transform(
-        self, embedding: Floats, environment: Codes, control: Mask | None = None
-    ) -> Floats:
+    def transform(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Rows (Q, D), aligned: (Q, d) float32.
 
         Raises TooFewControls for an environment that `fit` never saw and that has fewer than two.
         """
-        _refuse_unknown(environment)
+        refuse_unknown(environment, "tvn", "sphering")
         projected = self.components.project(embedding)
         return self._aligned(projected, environment, control, dict(self.alignments))
 
     def _aligned(
-        self,
-        projected: Doubles,
-        environment: Codes,
-        control: Mask | None,
-        alignments: dict[int, Alignment],
+        self, projected: Doubles, environment: Codes, control: Controls, alignments: Alignments
     ) -> Floats:
         aligned = np.empty(projected.shape, dtype=np.float32)
         for one in np.unique(environment).tolist():
@@ -111,12 +101,3 @@ class Tvn(PostHoc):
 
 def _covariance(rows: Doubles) -> Doubles:
     return np.atleast_2d(np.cov(rows, rowvar=False, ddof=1))
-
-
-def _refuse_unknown(environment: Codes) -> None:
-    if (environment < 0).any():
-        row = int(np.flatnonzero(environment < 0)[0])
-        raise UserError(
-            f"tvn: row {row} has no environment, and TVN cannot align it; leave such rows out of "
-            "the screen, or use sphering"
-        )

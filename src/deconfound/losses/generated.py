@@ -1,6 +1,6 @@
-"""Distances of generated images from their style images and content images.
+"""Losses of generated images: of a critic, and distances to their style and content images.
 
-Every mean over images is over the images of all processes.
+Every mean over images is over the images of all processes. Only `r1_penalty` raises an error.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,49 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconfound.losses.gather import global_mean
-from deconfound.nets.tapped import instance_normalised
+from deconfound.nets.ist import instance_normalised
+
+
+def real_loss(logits: Tensor) -> Tensor:
+    """Mean of −log sigmoid(logit): a critic's loss on real images, a generator's on its images.
+
+    logits (B,) floating, > 0 for "real". Returns (), 0 without rows; the mean is over the rows of
+    every process. The non-saturating form of Goodfellow et al., Generative Adversarial Networks,
+    2014.
+    """
+    return global_mean(functional.softplus(-_at_least_float32(logits)).sum(), len(logits))
+
+
+def fake_loss(logits: Tensor) -> Tensor:
+    """Mean of −log(1 − sigmoid(logit)): a critic's loss on generated images.
+
+    logits (B,) as in `real_loss`, which is its counterpart (Goodfellow et al., 2014). Returns (),
+    0 without rows.
+    """
+    return global_mean(functional.softplus(_at_least_float32(logits)).sum(), len(logits))
+
+
+def r1_penalty(logits: Tensor, image: Tensor) -> Tensor:
+    """0.5 · ‖∂ logit / ∂ image‖², summed over pixels, averaged over images; for real images.
+
+    logits (B,) of a critic on image (B, ...), which requires a gradient, row by row. Returns (),
+    differentiable in the critic, 0 without rows. Mescheder et al., Which Training Methods for GANs
+    do actually Converge?, 2018, eq. 9, without gamma. Raises RuntimeError if the logits do not
+    depend on the image.
+    """
+    (slope,) = torch.autograd.grad(_at_least_float32(logits).sum(), image, create_graph=True)
+    return global_mean(0.5 * slope.square().sum(), len(logits))
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def gram(map: Tensor) -> Tensor:
     """Products of the channels of a map, summed over its pixels and divided by C · H · W.
 
     map (B, C, H, W) floating -> (B, C, C), symmetric, at least float32: Li et al., Demystifying
-    Neural Style Transfer, 2017. Raises no errors of its own.
+    Neural Style Transfer, 2017.
     """
     with torch.autocast(map.device.type, enabled=False):
         flat = map.flatten(2).to(torch.promote_types(map.dtype, torch.float32))
@@ -30,7 +65,7 @@ def style_loss(drawn: Sequence[Tensor], style: Sequence[Tensor]) -> Tensor:
     The sum over the entries of a matrix, the mean over layers and images. Both are maps
     (B, C, H, W), one for each layer, with row i of pair i. Returns (). Pernice et al.,
     Interventional Style Transfer, 2023, eq. 3. Deviation: eq. 3 as printed compares with the
-    content image, which would work against the transfer. Raises no errors of its own.
+    content image, which would work against the transfer.
     """
     total = torch.stack(
         [(gram(one) - gram(other)).abs().sum() for one, other in zip(drawn, style, strict=True)]
@@ -41,8 +76,7 @@ def style_loss(drawn: Sequence[Tensor], style: Sequence[Tensor]) -> Tensor:
 def pixel_distance(drawn: Tensor, image: Tensor) -> Tensor:
     """Mean absolute difference of pixels, (B, C, H, W) each, a scalar.
 
-    Pernice et al., Interventional Style Transfer, 2023, eq. 4 and the first term of eq. 5. Raises
-    no errors of its own.
+    Pernice et al., Interventional Style Transfer, 2023, eq. 4 and the first term of eq. 5.
     """
     return global_mean((drawn - image).abs().mean(dim=(1, 2, 3)).sum(), len(image))
 
@@ -50,7 +84,7 @@ def pixel_distance(drawn: Tensor, image: Tensor) -> Tensor:
 def row_distance(first: Tensor, second: Tensor) -> Tensor:
     """Mean absolute difference of rows (B, ...), a scalar: images, or styles; 0 without rows.
 
-    Choi et al., StarGAN v2, 2020, eq. 2 to 4. Raises no errors of its own.
+    Choi et al., StarGAN v2, 2020, eq. 2 to 4.
     """
     per_row = (first - second).abs().flatten(1).mean(dim=1)
     return global_mean(per_row.sum(), len(per_row))
@@ -61,7 +95,7 @@ def content_distance(drawn: Sequence[Tensor], content: Sequence[Tensor]) -> Tens
 
     Both are maps (B, C, H, W), one for each layer. Returns (). Pernice et al., Interventional Style
     Transfer, 2023, second term of eq. 5. Deviation: maps are instance-normalised, without the
-    statistics that the style loss is to change. Raises no errors of its own.
+    statistics that the style loss is to change.
     """
     return torch.stack(
         [
@@ -76,7 +110,7 @@ def class_matching(drawn: Tensor, content: Tensor) -> Tensor:
 
     Logits (B, K) of the same classifier. The target is the softmax of `content`, not the label.
     Returns (), at least the entropy of the target. Pernice et al., Interventional Style Transfer,
-    2023, eq. 6. Raises no errors of its own.
+    2023, eq. 6.
     """
     with torch.autocast(drawn.device.type, enabled=False):
         wide = torch.promote_types(drawn.dtype, torch.float32)
