@@ -3,7 +3,6 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Self
 
 from pydantic import BaseModel
 
@@ -26,7 +25,7 @@ class Damaged(Exception):
 
 
 class GrowingFile:
-    """A file whose first bytes are `head`; used as a context manager, which closes it.
+    """A file whose first bytes are `head`; the caller closes it.
 
     With `mark` it continues after the bytes marked; bytes written later are cut off. Raises Damaged
     if those bytes are missing or have another checksum.
@@ -49,12 +48,6 @@ class GrowingFile:
         except BaseException:
             os.close(self._descriptor)
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; nothing more is flushed."""

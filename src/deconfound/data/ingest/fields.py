@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ class FieldCrops:
         except (FileNotFoundError, ValueError, Damaged):
             atomic.discard(self._note)
             self._spool = GrowingFile(file)
-        with self._spool:
+        with closing(self._spool):
             yield
 
     def summary(self) -> dict[str, Any]:

@@ -30,12 +30,16 @@ def class_folders(root: Path, *, allow_outside: bool = False) -> pd.DataFrame:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images; check --images-root")
+    real_root = os.path.realpath(root)
     rows: list[tuple[str, ...]] = []
     empty: list[str] = []
     for place, folders, files in os.walk(root, followlinks=True):
         before = len(rows)
-        if not allow_outside:
-            _refuse_link_outside(Path(place), root)
+        if not (allow_outside or Path(os.path.realpath(place)).is_relative_to(real_root)):
+            raise UserError(
+                f"{place}: a link that leads outside {root}; move the folder below it, or pass "
+                "--allow-outside if that is meant"
+            )
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         parts = Path(place).relative_to(root).parts
         if len(parts) == 2:
@@ -66,14 +70,6 @@ def class_folders(root: Path, *, allow_outside: bool = False) -> pd.DataFrame:
     if empty:
         raise UserError(f"{empty[0]}: no images in this class; add some, or remove the folder")
     return pd.DataFrame(rows, columns=[FOLDER_ENVIRONMENT, FOLDER_LABEL, FOLDER_PATH])
-
-
-def _refuse_link_outside(folder: Path, root: Path) -> None:
-    if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
-        raise UserError(
-            f"{folder}: a link that leads outside {root}; move the folder below it, or pass "
-            "--allow-outside if that is meant"
-        )
 
 
 def labelled_by_folder(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from deconfound.errors import UserError
 class LmdbImages:
     """Reads images of one `shape` (C, H, W) and little-endian `dtype` out of the LMDB in `folder`.
 
-    Use as a context manager; threads may read at the same time. Raises UserError, which names
+    The caller closes it; threads may read at the same time. Raises UserError, which names
     `asked_by`, if lmdb is not installed, and for a folder that holds no LMDB or a truncated one.
     """
 
@@ -47,10 +47,8 @@ class LmdbImages:
                 f"{file}: is cut off, {found:,} bytes of at least {least:,}; fetch it again"
             )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the LMDB."""
         self._environment.close()
 
     def refuse_unfit(self, keys: Sequence[str], where: str, start: int = 0) -> None:

@@ -5,7 +5,7 @@ code of its authors says of the files, and tested on small LMDBs in that layout.
 """
 
 from collections.abc import Hashable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
         }
         for folder, kind in FOLDERS.items():
             store = LmdbImages(root / folder, SHAPE, np.dtype("uint16"), "source funk22")
-            stores.append(stack.enter_context(store))
+            stores.append(stack.enter_context(closing(store)))
             table = _cells(root / folder / "key.csv", config, made)
             tables.append(table.assign(**{CONTROL_TYPE: kind}))
         if not sum(map(len, tables)):

@@ -29,7 +29,7 @@ def read_complexes(path: Path) -> Complexes:
 
     From CORUM's download only complexes of the organism Human are taken; in a list of pairs each
     pair is a complex. Raises UserError if the file is missing, cannot be read or has none of the
-    forms.
+    forms; a line of another form is named.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,11 +38,7 @@ def read_complexes(path: Path) -> Complexes:
         refuse_unfit_packing(path)
         with open_text(path) as stream:
             lines = [line.rstrip("\r\n") for line in stream]
-    return complexes_of(lines, str(path))
-
-
-def complexes_of(lines: Sequence[str], where: str) -> Complexes:
-    """The complexes in the lines of a file; raises UserError, naming the line, for another form."""
+    where = str(path)
     header = next((line for line in lines if line.strip()), "")
     if subunits := [column for column in header.split("\t") if column in SUBUNITS]:
         found = _download(lines, subunits[0], where)

@@ -13,12 +13,7 @@ from pydantic import BaseModel
 
 from deconfound.arrays import Codes
 from deconfound.config import did_you_mean
-from deconfound.data.tables.compressed import (
-    open_text,
-    readable,
-    refuse_unfit_packing,
-    table_kind,
-)
+from deconfound.data.tables.compressed import open_text, readable, refuse_unfit_packing, table_kind
 from deconfound.errors import UserError
 from deconfound.runtime.escaping import from_spreadsheet
 
