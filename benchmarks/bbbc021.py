@@ -21,8 +21,8 @@ from deconfound.data.folds.groups import groups
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.tables.table import coded
 from deconfound.embeddings.correct import KNN, correct
+from deconfound.embeddings.embed import profiles
 from deconfound.embeddings.file import read_embeddings
-from deconfound.embeddings.profiles import profiles
 from deconfound.evaluation.measure import measure, prediction_scores
 from deconfound.evaluation.scores import COLUMNS, score_row
 from deconfound.experiments.plan import make_plan

@@ -36,7 +36,7 @@ from deconfound.data.loading.batch import Batch, BatchReader
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles
-from deconfound.embeddings.embed_shards import embed_shards
+from deconfound.embeddings.embed import embed_shards
 from deconfound.embeddings.stream import EmbeddingStream, batch_size
 from deconfound.files.checksums import sha256
 from deconfound.intervention.embedder import represent
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device, precision, threads = arguments.device, arguments.precision, arguments.threads
-    vars(importlib.import_module("deconfound.embeddings.embed_shards"))["EmbeddingStream"] = Timed
+    vars(importlib.import_module("deconfound.embeddings.embed"))["EmbeddingStream"] = Timed
     fabric = start_fabric(device, precision, threads, alone=True)
     report: dict[str, Any] = {
         "device": device_name(fabric), "precision": precision,

@@ -119,7 +119,7 @@ def measured_features(screen: Screen, out: Path) -> Path:
     if not features.exists():
         cellprofiler(some, features)
     if not file.exists():
-        from deconfound.embeddings.profiles import profiles
+        from deconfound.embeddings.embed import profiles
 
         profiles(features, file, DataOptions(fold="given"))
     return file

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from deconfound.embeddings.aggregate import aggregate as aggregate
     from deconfound.embeddings.correct import correct as correct
     from deconfound.embeddings.embed import embed as embed
-    from deconfound.embeddings.embed_shards import embed_shards as embed_shards
-    from deconfound.embeddings.profiles import profiles as profiles
+    from deconfound.embeddings.embed import embed_shards as embed_shards
+    from deconfound.embeddings.embed import profiles as profiles
     from deconfound.evaluation.measure import measure as measure
     from deconfound.evaluation.relations import relations as relations
     from deconfound.evaluation.retrieval import retrieval as retrieval

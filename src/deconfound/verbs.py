@@ -65,9 +65,9 @@ VERBS = {
     "embed": Verb(
         "embed every image of a screen with a run, or take profiles as they are", (
         Form("runs:call_embed", "embed",
-             "embeddings.embed:embed embeddings.embed_shards:embed_shards",
+             "embeddings.embed:embed embeddings.embed:embed_shards",
              "embed RUN SCREEN --out FILE.h5ad"),
-        Form("runs:call_profiles", "profiles", "embeddings.profiles:profiles",
+        Form("runs:call_profiles", "profiles", "embeddings.embed:profiles",
              "embed PROFILES --out FILE.h5ad"),
     ), resumes=True),
     "correct": Verb("take the environment out of embeddings after training", (

@@ -8,7 +8,7 @@ from deconfound.errors import UserError
 from deconfound.files.checksums import differs, read_checksums
 from deconfound.runs.checkpoint import read_resume, read_weights
 from deconfound.runs.config import read_config
-from deconfound.runs.history import read_history
+from deconfound.runs.record import read_history
 from deconfound.runs.run import open_run, read_json
 
 
@@ -52,8 +52,13 @@ def _check_unfinished(path: Path) -> str:
     for name in ("classes.json", "fold.json", "intervention.json"):
         if (path / name).is_file():
             read_json(path / name)
-    if (path / "fold.json").is_file():
-        _refuse_changed_config(path)
+    described = read_json(path / "fold.json") if (path / "fold.json").is_file() else {}
+    recorded = described.get("config_sha256")
+    if recorded is not None and differs(path / "config.yaml", recorded):
+        raise UserError(
+            f"{path / 'config.yaml'}: changed since the run began; restore a copy, or remove "
+            f"{path} and fit it again"
+        )
     for file in sorted(path.glob("*.safetensors")):
         read_weights(file)
     if not (path / "resume.pt").is_file():
@@ -64,12 +69,3 @@ def _check_unfinished(path: Path) -> str:
         f"{path}: whole and not finished, stage {state['stage_number'] + 1}, step "
         f"{state['done']}; the same fit resumes it"
     )
-
-
-def _refuse_changed_config(path: Path) -> None:
-    recorded = read_json(path / "fold.json").get("config_sha256")
-    if recorded is not None and differs(path / "config.yaml", recorded):
-        raise UserError(
-            f"{path / 'config.yaml'}: changed since the run began; restore a copy, or remove "
-            f"{path} and fit it again"
-        )

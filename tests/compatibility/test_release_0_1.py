@@ -20,10 +20,8 @@ from safetensors.torch import load_file
 from deconfound.config import DataOptions, read_yaml
 from deconfound.data.screens.screen import open_screen
 from deconfound.embeddings.correct import correct
-from deconfound.embeddings.embed import embed
-from deconfound.embeddings.embed_shards import embed_shards
+from deconfound.embeddings.embed import embed, embed_shards, profiles
 from deconfound.embeddings.file import Embeddings, read_embeddings
-from deconfound.embeddings.profiles import profiles
 from deconfound.evaluation.measure import measure
 from deconfound.experiments.plan_file import read_plan
 from deconfound.methods.post_hoc import standardise

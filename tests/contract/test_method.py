@@ -20,9 +20,9 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.embeddings.embed import embed
 from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.methods.contract import Method, Phase, Stage, weighted_sum
+from deconfound.runs.checkpoint import load_weights, weights
 from deconfound.runs.config import RunConfig, dump_config, read_config
 from deconfound.runs.run import build_method, open_run
-from deconfound.runs.weights import load_weights, weights
 from deconfound.training.fit import fit
 
 MakeConfig = Callable[..., RunConfig]

@@ -14,10 +14,9 @@ from PIL import Image
 
 from deconfound import cli, open_screen
 from deconfound.counterfactuals import impute as impute_module
-from deconfound.counterfactuals import landing
-from deconfound.counterfactuals.impute import impute
-from deconfound.counterfactuals.imputed_screen import stored
-from deconfound.counterfactuals.landing import Landing
+from deconfound.counterfactuals import pictures
+from deconfound.counterfactuals.impute import impute, stored
+from deconfound.counterfactuals.pictures import Landing
 from deconfound.counterfactuals.swap import transfer
 from deconfound.data.folds.problem import pose
 from deconfound.data.screens.screen import Screen
@@ -38,7 +37,7 @@ def stained(table: pd.DataFrame, images: Pixels) -> Pixels:
 def _plain_map() -> Iterator[None]:
     """Two of the dimensions in place of UMAP, which takes half a minute to start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(landing, "coordinates", lambda values, _: values[:, :2])
+        patch.setattr(pictures, "coordinates", lambda values, _: values[:, :2])
         yield
 
 

@@ -16,8 +16,7 @@ import pytest
 from deconfound import cli
 from deconfound.data.screens.screen import Screen
 from deconfound.embeddings.correct import correct
-from deconfound.embeddings.embed import embed
-from deconfound.embeddings.embed_shards import embed_shards
+from deconfound.embeddings.embed import embed, embed_shards
 from deconfound.embeddings.file import read_embeddings
 from deconfound.embeddings.shards import ShardsIndex, metadata_names, open_index
 from deconfound.errors import UserError
@@ -28,7 +27,6 @@ from deconfound.runtime.device import Processes
 from deconfound.verification import check
 
 embed_module = importlib.import_module("deconfound.embeddings.embed")
-shards_module = importlib.import_module("deconfound.embeddings.embed_shards")
 stream_module = importlib.import_module("deconfound.embeddings.stream")
 Runs = Callable[[str], Path]
 Maker = Callable[..., ShardsIndex | None]
@@ -38,7 +36,7 @@ Maker = Callable[..., ShardsIndex | None]
 def _small_shards() -> Iterator[None]:
     """The tiny screen is 5 shards, the last one shorter, of batches that do not fit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards_module, "SHARD_ROWS", 22)
+        patch.setattr(embed_module, "SHARD_ROWS", 22)
         patch.setattr(embed_module, "CHUNK", 22)
         patch.setattr(stream_module, "BATCH", 8)
         yield
@@ -65,7 +63,7 @@ def alone(make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
     own = Processes(rank, count, rank, count, "torchrun")
-    monkeypatch.setattr(shards_module, "processes", lambda: own)
+    monkeypatch.setattr(embed_module, "processes", lambda: own)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -135,7 +133,7 @@ def dying_process(make: Maker, out: Path, rank: int, count: int, die_at: int) ->
         return child
     code = 1
     try:
-        shards_module.processes = lambda: Processes(rank, count, rank, count, "torchrun")
+        embed_module.processes = lambda: Processes(rank, count, rank, count, "torchrun")
         operations = 0
 
         def stop() -> None:
@@ -186,7 +184,7 @@ def test_processes_killed_at_any_point_lose_nothing(
 
 def interrupt(make: Maker, out: Path, **named: Any) -> list[Path]:
     """Stop after the second shard; the shards that are kept."""
-    write, written = shards_module._write, []
+    write, written = embed_module._write, []
 
     def stopping(*words: Any) -> None:
         if len(written) == 2:
@@ -194,7 +192,7 @@ def interrupt(make: Maker, out: Path, **named: Any) -> list[Path]:
         written.append(write(*words))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards_module, "_write", stopping)
+        patch.setattr(embed_module, "_write", stopping)
         with pytest.raises(KeyboardInterrupt):
             make(out, **named)
     return sorted((out.parent / f".{out.name}.unfinished" / "shards").iterdir())

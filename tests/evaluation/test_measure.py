@@ -17,7 +17,7 @@ from deconfound.errors import UserError
 from deconfound.evaluation.measure import measure
 from deconfound.evaluation.scores import COLUMNS
 
-representations_module = importlib.import_module("deconfound.evaluation.representations")
+measure_module = importlib.import_module("deconfound.evaluation.measure")
 ROLES = {
     "label": "y", "environment": ["plate"], "levels": ["series", "plate"],
     "well": None, "split": None,
@@ -265,7 +265,7 @@ def test_a_collapsed_block_is_called_so(saved: Saved) -> None:
 def test_neighbours_are_thinned_by_the_seed_alone(
     saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(representations_module, "GRAPH_ROWS", 60)
+    monkeypatch.setattr(measure_module, "GRAPH_ROWS", 60)
     path = saved(made())
     first, again, other = (measure([path], seed=seed, quiet=True) for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(first, again)

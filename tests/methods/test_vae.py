@@ -12,7 +12,7 @@ from deconfound.errors import UserError
 from deconfound.methods.contract import Task
 from deconfound.methods.vae import Vae, VaeOptions
 from deconfound.nets import encoder, vae
-from deconfound.runs.history import read_history
+from deconfound.runs.record import read_history
 from deconfound.training.fit import fit
 
 MakeConfig = Callable[..., Any]

@@ -27,8 +27,7 @@ from deconfound.reports.figures import training_curves
 from deconfound.reports.map import draw_maps, thumbnails
 from deconfound.reports.names import Names
 from deconfound.reports.report import _json_in_page, report
-from deconfound.reports.scores import SCORE_COLUMNS
-from deconfound.reports.sources import find_sources
+from deconfound.reports.sources import SCORE_COLUMNS, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import Level, Spread, levels, spread, with_levels
 from deconfound.runs.config import config_model, dump_config

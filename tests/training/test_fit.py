@@ -19,7 +19,7 @@ from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods.contract import Loss, Method
 from deconfound.runs.config import RunConfig, dump_config
-from deconfound.runs.history import read_history
+from deconfound.runs.record import read_history
 from deconfound.runs.run import open_run
 from deconfound.training.fit import fit
 from deconfound.training.loop import Training

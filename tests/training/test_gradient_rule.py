@@ -14,7 +14,7 @@ from deconfound import methods
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.methods.contract import Loss, Method
-from deconfound.runs.history import read_history
+from deconfound.runs.record import read_history
 from deconfound.training.fit import fit
 from deconfound.training.loop import Training
 from deconfound.training.step import GradientRule, Stepper

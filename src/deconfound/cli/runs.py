@@ -70,8 +70,7 @@ def call_embed(words: list[str]) -> None:
     if _names_profiles(words):
         call_profiles(words)
         return
-    from deconfound.embeddings.embed import embed
-    from deconfound.embeddings.embed_shards import embed_shards
+    from deconfound.embeddings.embed import embed, embed_shards
 
     parsed = parse(EmbedArguments, words, "embed")
     if parsed.out.suffix:
@@ -91,7 +90,7 @@ def _names_profiles(words: list[str]) -> bool:
 
 def call_profiles(words: list[str]) -> None:
     """Write profiles as an embeddings file."""
-    from deconfound.embeddings.profiles import profiles
+    from deconfound.embeddings.embed import profiles
 
     arguments = create_model(
         "WithData", __base__=ProfilesArguments, data=(DataOptions, DataOptions())

@@ -2,24 +2,30 @@
 
 import json
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from deconfound.arrays import Rows
 from deconfound.config import RelativeTo, did_you_mean
 from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_percentile, texts
-from deconfound.counterfactuals.imputed_screen import Imputation
-from deconfound.counterfactuals.landing import Landing, draw_landing, find_landing
-from deconfound.counterfactuals.pictures import draw_imputed
+from deconfound.counterfactuals.pictures import Landing, draw_imputed, draw_landing, find_landing
 from deconfound.data.folds.problem import Problem, pose
+from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.writer import ScreenWriter
 from deconfound.errors import UserError
 from deconfound.files import atomic
+from deconfound.files.checksums import sha256
+from deconfound.intervention.embedder import in_batches
 from deconfound.intervention.intervention import Intervention, frozen
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import (
+    SourceStyles,
     mean_styles,
     refuse_absolute,
     source_styles_of,
@@ -30,12 +36,16 @@ from deconfound.intervention.styles import (
 from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
+from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
 
 STYLES = 32
 """Style images at most; half of the target's rows are kept as real cells to compare with."""
 SHOWN = 8
 """Cells in the picture."""
+BATCH = 256
+TARGET, SOURCE_ROW = "deconfound_imputed_to", "deconfound_source_row"
+"""Columns that the table of an imputed screen adds to those of its source."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,17 @@ def impute(
         )
     with atomic.atomic_directory(out) as temporary:
         folder = temporary / "imputed"
-        planned = Imputation(opened, source, imputer, source_styles, rows, style, to)
-        clipped = planned.write(folder, quiet)
+        clipped = _write(
+            folder,
+            opened,
+            source,
+            imputer,
+            source_styles=source_styles,
+            rows=rows,
+            style=style,
+            to=to,
+            quiet=quiet,
+        )
         written = open_screen(folder)
         shown = _shown(opened, source, rows, others, seed)
         draw_imputed(
@@ -152,6 +171,70 @@ def impute(
         }
         (temporary / "imputed.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return Imputed(open_screen(out / "imputed"), rows, style_rows, clipped, landing)
+
+
+def _write(
+    folder: Path,
+    run: Run,
+    source: Screen,
+    imputer: Intervention,
+    *,
+    source_styles: SourceStyles | None,
+    rows: Rows,
+    style: Rows,
+    to: str,
+    quiet: bool,
+) -> float:
+    """Write the screen of imputed images; returns the share of values that were clipped.
+
+    `style` (N,) is the number of each image's style in the bank of `imputer`; `source_styles` say
+    where the rows of the source were taken, None where styles are not relative.
+    """
+    provenance = {
+        "made_by": f"deconfound transfer {version('deconfound')}",
+        "run": run.path.resolve().name,
+        "method": run.config.method,
+        "model_sha256": sha256(run.path / "model.safetensors"),
+        "imputed_to": to,
+        "source": source.name,
+        "source_identity": source.identity,
+        "source_provenance": source.provenance,
+    }
+    intensity = imputer.intensity
+    reader = BatchReader(source, intensity=intensity, device=imputer.bank.device)
+    beyond = values = 0
+    name = f"{source.name} as {to}"
+    with (
+        ScreenWriter(folder, name, source.channels, source.roles, provenance) as writer,
+        Progress("impute", len(rows), "images", quiet=quiet) as progress,
+    ):
+        batches = reader.stream(in_batches(rows, BATCH))
+        for numbers, batch in zip(in_batches(style, BATCH), batches, strict=True):
+            taken_in = None if source_styles is None else source_styles.of(batch.row)
+            imputed = imputer.impute(batch.image, torch.from_numpy(numbers), taken_in)
+            pixels, clipped = stored(intensity.inverse(imputed), source.dtype)
+            writer.append(pixels)
+            beyond, values = beyond + clipped, values + pixels.size
+            progress.update(len(numbers))
+        table = source.table.iloc[rows].reset_index(drop=True)
+        table[TARGET] = to
+        table[SOURCE_ROW] = rows
+        writer.finish(table, source.index.transform, source.index.percentile_by)
+    return beyond / values
+
+
+def stored(image: torch.Tensor, dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], int]:
+    """Float images in stored units as the stored type, and how many values that clipped."""
+    pixels = image.cpu().contiguous().numpy()
+    if dtype.kind == "u":
+        pixels = pixels.round()
+    inside = within_range(pixels, dtype)
+    return inside.astype(dtype), int(((inside < pixels) | (inside > pixels)).sum())
+
+
+def within_range(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The images clipped to the range of an unsigned stored type; not rounded."""
+    return np.clip(image, 0, np.iinfo(dtype).max) if dtype.kind == "u" else image
 
 
 def _refuse_unable(run: Run, screen: Screen, to: str, relative: bool) -> None:

@@ -14,9 +14,8 @@ import torch
 
 from deconfound.arrays import Images, Rows
 from deconfound.config import RelativeTo
-from deconfound.counterfactuals.cells import refuse_percentile
-from deconfound.counterfactuals.draws import Interventions, interventions
-from deconfound.counterfactuals.imputed_scores import Judged, imputation_scores
+from deconfound.counterfactuals.cells import Interventions, interventions, refuse_percentile
+from deconfound.counterfactuals.impute import within_range
 from deconfound.counterfactuals.oracle import Oracle, oracle_of
 from deconfound.data.folds.fold import Part
 from deconfound.data.folds.groups import physical_well
@@ -36,7 +35,8 @@ from deconfound.intervention.styles import (
     styles_anywhere,
 )
 from deconfound.methods.contract import Imputer
-from deconfound.metrics.imputation import matched_moments
+from deconfound.metrics import imputation as metrics
+from deconfound.metrics.score import Score
 from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress
@@ -81,6 +81,24 @@ class _Imputer:
         return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
 
 
+class _Judged:
+    """Distances and probabilities of the images of one imputer, filled batch by batch."""
+
+    def __init__(self, rows: int, channels: int, labels: int) -> None:
+        self.absolute = np.zeros((rows, channels))
+        """Summed absolute distance from the true image, in stored units."""
+        self.squared = np.zeros((rows, channels))
+        """Summed squared distance."""
+        self.probability = np.zeros((rows, labels), dtype=np.float32)
+        """Of every label, by the oracle."""
+
+    def put(self, places: Rows, image: npt.NDArray[Any], true: Images, oracle: Oracle) -> None:
+        """Compare images with the true ones of the same rows."""
+        self.absolute[places] = metrics.absolute_distance(image, true)
+        self.squared[places] = metrics.squared_distance(image, true)
+        self.probability[places] = oracle.probabilities(image)
+
+
 def imputation(
     run: Path,
     screen: Path,
@@ -115,58 +133,45 @@ def imputation(
     the run's, if there is no cell to judge, or if pixels cannot be put back into stored units.
     """
     with atomic.claimed(Path(out)):
-        opened_run, opened_screen = open_run(run), open_screen(screen)
+        opened, source = open_run(run), open_screen(screen)
         fabric = start_fabric(device, "32", threads)
-        method, intensity = _loaded(opened_run, opened_screen)
+        method, intensity = _loaded(opened, source)
         method.to(fabric.device)
         intensity.to(fabric.device)
         source_styles = None
         if relative_style is not None:
-            refuse_absolute(opened_run.config.method, str(opened_run.path))
-            styles = styles_anywhere(opened_run, opened_screen, method, intensity)
-            source_styles = source_styles_of(
-                opened_run, opened_screen, styles, relative_style, seed
-            )
-        problem = pose(opened_screen, opened_run.config.data)
+            refuse_absolute(opened.config.method, str(opened.path))
+            styles = styles_anywhere(opened, source, method, intensity)
+            source_styles = source_styles_of(opened, source, styles, relative_style, seed)
+        problem = pose(source, opened.config.data)
         drawn_of = {
-            part: interventions(opened_screen, problem, part, images, seed, style_images)
-            for part in PARTS
+            part: interventions(source, problem, part, images, seed, style_images) for part in PARTS
         }
         planned = {part: drawn for part, drawn in drawn_of.items() if len(drawn.rows)}
         if not planned:
             raise UserError(
-                f"{opened_run.path}: fold {problem.fold.name} holds no cell out; fit it on a fold "
+                f"{opened.path}: fold {problem.fold.name} holds no cell out; fit it on a fold "
                 "with test or id_test rows"
             )
         folder = Path(out).absolute().parent
         oracle = oracle_of(
-            opened_screen,
-            problem,
-            folder,
-            steps=oracle_steps,
-            seed=seed,
-            threads=threads,
-            quiet=quiet,
+            source, problem, folder, steps=oracle_steps, seed=seed, threads=threads, quiet=quiet
         )
         records = []
         asked = {"style_images": style_images, "relative_style": relative_style}
-        imputer = _Imputer(method, intensity, opened_run.environments, source_styles)
+        imputer = _Imputer(method, intensity, opened.environments, source_styles)
         total = sum(len(drawn.rows) for drawn in planned.values())
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():
-                judged = _judged(opened_screen, imputer, drawn, oracle, progress, threads)
-                well = physical_well(opened_screen.table, opened_screen.roles).iloc[drawn.rows]
+                judged = _judged(source, imputer, drawn, oracle, progress, threads)
+                well = physical_well(source.table, source.roles).iloc[drawn.rows]
+                codes = {
+                    "label": problem.label.codes[drawn.rows],
+                    "unit": np.asarray(well.astype("category").cat.codes, dtype=np.int64),
+                }
                 for name in ("run", *BASELINES):
-                    scores = imputation_scores(
-                        judged,
-                        name,
-                        part,
-                        label=problem.label.codes[drawn.rows],
-                        unit=np.asarray(well.astype("category").cat.codes, dtype=np.int64),
-                        channels=opened_screen.channels,
-                        seed=seed,
-                    )
-                    records += _records(opened_run, name, scores, seed, asked)
+                    scores = _imputation_scores(judged, name, part, source.channels, seed, **codes)
+                    records += _records(opened, name, scores, seed, asked)
         table = pd.DataFrame(records, columns=COLUMNS)
         with atomic.atomic_file(Path(out)) as temporary:
             table.to_parquet(temporary)
@@ -195,35 +200,76 @@ def _judged(
     oracle: Oracle,
     progress: Progress,
     threads: int | None,
-) -> dict[str, Judged]:
+) -> dict[str, _Judged]:
     """Impute every row with the run and the baselines, and judge them and the true images."""
     size = len(drawn.rows), len(screen.channels), oracle.head.out_features
-    judged = {name: Judged(*size) for name in ("run", "true", *BASELINES)}
+    judged = {name: _Judged(*size) for name in ("run", "true", *BASELINES)}
     for rendering in np.unique(drawn.rendering):
         of_rendering = np.flatnonzero(drawn.rendering == rendering)
         for places in np.split(of_rendering, np.arange(BATCH, len(of_rendering), BATCH)):
             rows = drawn.rows[places]
-            wanted = drawn.style[places]
-            style = screen.read(wanted.ravel()).reshape(*wanted.shape, *screen.image_shape)
-            source = screen.read(rows)
+            source, style = screen.read(rows), screen.read(drawn.style[places].ravel())
+            style = style.reshape(len(rows), -1, *screen.image_shape)
             true = counterfactual(screen, rows, str(rendering), threads=threads)
-            environment = drawn.environment[places]
-            imputed = imputer(rows, source, style, environment)
-            judged["run"].put(places, _clipped(imputed, screen.dtype), true, oracle)
-            moments = _clipped(matched_moments(source, style), screen.dtype)
-            judged[MOMENTS].put(places, moments, true, oracle)
-            judged[ALONE].put(places, source, true, oracle)
-            judged["true"].put(places, true, true, oracle)
+            imputed = imputer(rows, source, style, drawn.environment[places])
+            shown = {
+                "run": within_range(imputed, screen.dtype),
+                MOMENTS: within_range(metrics.matched_moments(source, style), screen.dtype),
+                ALONE: source,
+                "true": true,
+            }
+            for name, image in shown.items():
+                judged[name].put(places, image, true, oracle)
             progress.update(len(places))
     return judged
 
 
-def _clipped(image: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The images clipped to the range of an unsigned stored type; not rounded."""
-    if dtype.kind != "u":
-        return image
-    clipped: npt.NDArray[Any] = np.clip(image, 0, np.iinfo(dtype).max)
-    return clipped
+def _imputation_scores(
+    judged: dict[str, _Judged],
+    name: str,
+    part: str,
+    channels: tuple[str, ...],
+    seed: int,
+    *,
+    label: Rows,
+    unit: Rows,
+) -> list[NamedScore]:
+    """The scores of the imputer `name` against the images left alone and the true ones.
+
+    `label` and `unit` (N,) are the codes of each image's label and well; intervals are over wells.
+    """
+    one, alone, true = judged[name], judged[ALONE], judged["true"].probability
+    probability = one.probability
+    over = f"95 % interval over {len(np.unique(unit))} wells"
+
+    def errors(representation: str, chosen: slice) -> list[NamedScore]:
+        """The errors of the chosen channels together."""
+        error, square = (
+            metrics.relative_error(
+                own[:, chosen].sum(axis=1), left[:, chosen].sum(axis=1), unit, seed
+            )
+            for own, left in ((one.absolute, alone.absolute), (one.squared, alone.squared))
+        )
+        n = error.score.n
+        found = {
+            "imputation_error": error.score,
+            "imputation_error_low": Score(error.low, n, over),
+            "imputation_error_high": Score(error.high, n, over),
+            "imputation_squared_error": square.score,
+        }
+        return [NamedScore(representation, metric, part, score) for metric, score in found.items()]
+
+    labels = {
+        "imputation_label_probability": metrics.label_probability(probability, label),
+        "imputation_label_probability_true": metrics.label_probability(true, label),
+        "imputation_agreement": metrics.label_agreement(probability, true),
+        "imputation_hallucination": metrics.hallucination_rate(probability, true, label),
+    }
+    scores = errors("image", slice(None))
+    scores += [NamedScore("image", metric, part, score) for metric, score in labels.items()]
+    for place, channel in enumerate(channels):
+        scores += errors(f"channel {channel}", slice(place, place + 1))
+    return scores
 
 
 def _records(

@@ -75,10 +75,9 @@ def oracle_of(
 
     The oracle learns from true renderings of training rows, never from a cell that is judged. Each
     row is rendered in several environments, drawn uniformly from those of training and from "none",
-    which has no technical variation. An oracle of clean images alone has never seen a technical
-    environment, and would take the staining of imputed images for another phenotype; this one has
-    seen every phenotype in every target environment. Batches are balanced over the labels, so that
-    its probabilities favour none.
+    which has no technical variation. An oracle of clean images alone would take the staining of
+    imputed images for another phenotype. Batches are balanced over the labels, so that its
+    probabilities favour none.
 
     The file is `oracle-IDENTITY.safetensors`; the identity stands for all that the weights depend
     on except the machine.

@@ -11,9 +11,16 @@ import torch
 
 from deconfound import methods
 from deconfound.arrays import Bytes, Rows
-from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_percentile, texts
+from deconfound.counterfactuals.cells import (
+    about_run,
+    diverse,
+    names,
+    refuse_percentile,
+    short,
+    texts,
+)
 from deconfound.data.loading.intensity import Intensity
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import open_screen
 from deconfound.display.pixels import contrast, rgb
 from deconfound.errors import UserError
 from deconfound.files import atomic
@@ -64,32 +71,33 @@ def transfer(
     images = CELLS if images is None else images
     if images < 2:
         raise UserError(f"--images {images}: a swap needs 2 cells or more")
-    opened_run, opened_screen = open_run(run), open_screen(screen)
-    if opened_screen.holds_profiles:
+    opened, source = open_run(run), open_screen(screen)
+    if source.holds_profiles:
         raise UserError(f"{screen}: holds profiles; transfer draws cells, give a screen of images")
-    method, intensity = opened_run.load(opened_screen)
+    method, intensity = opened.load(source)
     if isinstance(method, Imputer):
         raise UserError(
-            f"{run}: {opened_run.config.method} has no content and style to swap; it imputes, add "
+            f"{run}: {opened.config.method} has no content and style to swap; it imputes, add "
             "--to ENVIRONMENT"
         )
     with atomic.atomic_directory(out) as temporary:
-        label = names(opened_screen, [str(opened_run.roles.label)])
-        environment = names(opened_screen, opened_run.roles.environment)
-        candidates = _candidates(opened_run, opened_screen)
+        label = names(source, [str(opened.roles.label)])
+        environment = names(source, opened.roles.environment)
+        part = opened.parts(source)
+        candidates = np.concatenate([np.flatnonzero(part == n) for n in ("val", "id_test", "new")])
         rows = diverse(candidates, label, environment, images, seed)
         if len(rows) < 2:
             raise UserError(
                 f"{screen}: {len(rows)} cell to swap; expected 2 or more in val or id_test"
             )
-        originals = opened_screen.read(rows)
-        swapped = _swapped(opened_run, method, intensity, originals)
+        originals = source.read(rows)
+        swapped = _swapped(opened, method, intensity, originals)
         swap = Swap(rows, texts(label, rows), texts(environment, rows), originals, swapped)
         np.save(temporary / "originals.npy", originals, allow_pickle=False)
         np.save(temporary / "swapped.npy", swapped, allow_pickle=False)
-        _draw(swap, opened_screen.channels, temporary / "swap.png")
-        about = about_run(opened_run, opened_screen) | {
-            "channels": opened_screen.channels,
+        _draw(swap, source.channels, temporary / "swap.png")
+        about = about_run(opened, source) | {
+            "channels": source.channels,
             "cells_seed": seed,
             "rows": rows.tolist(),
             "labels": swap.labels,
@@ -97,11 +105,6 @@ def transfer(
         }
         (temporary / "transfer.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
     return swap
-
-
-def _candidates(run: Run, screen: Screen) -> Rows:
-    part = run.parts(screen)
-    return np.concatenate([np.flatnonzero(part == name) for name in ("val", "id_test", "new")])
 
 
 @torch.inference_mode()
@@ -156,7 +159,7 @@ def _draw(swap: Swap, channels: tuple[str, ...], file: Path) -> None:
         frame = Rectangle((here - 2, here - 2), TILE + 3, TILE + 3, fill=False, linewidth=1.5)
         frame.set_edgecolor(FRAME)
         axes.add_patch(frame)
-        name = f"{_short(swap.labels[i])}\n{_short(swap.environments[i])}"
+        name = "\n".join(short(of[i], 16) for of in (swap.labels, swap.environments))
         middle = here + TILE / 2
         common: dict[str, Any] = {"fontsize": 7.5, "parse_math": False, "clip_on": False}
         axes.text(-GAP, middle, name, ha="right", va="center", **common)
@@ -176,7 +179,3 @@ def _paste(sheet: Bytes, top: int, left: int, shown: Bytes) -> None:
     method = Image.Resampling.NEAREST if grows else Image.Resampling.BOX
     tile = np.asarray(Image.fromarray(shown).resize((TILE, TILE), method))
     sheet[top : top + TILE, left : left + TILE] = tile
-
-
-def _short(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"

@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deconfound.arrays import Mask
-from deconfound.config import Options, did_you_mean
+from deconfound.arrays import Floats, Mask
+from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE, control_rows
 from deconfound.data.tables.table import coded, require_columns
 from deconfound.embeddings.correct import named_line
@@ -34,7 +34,6 @@ from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods import post_hoc
 from deconfound.methods.contract.post_hoc import TooFewControls
-from deconfound.metrics.neighbors import refuse_malformed
 from deconfound.runtime.progress import Progress
 
 GENE, GUIDE = "Metadata_Gene", "Metadata_sgRNA"
@@ -102,21 +101,18 @@ def aggregate(
 
     The mean of the controls is subtracted and every dimension standardised over the rows (Makino et
     al., SCBD, A.3). With `align`, cells are aligned on controls before they are averaged instead
-    (Celik et al. 2024); the alignment learns from training rows unless `align_on` says otherwise.
-    `out` is AnnData (.h5ad, an
-    embeddings file whose rows are genes) or Parquet (Metadata_ columns, then features). Raises
-    UserError if `out` exists or is being written, for a missing column or block, for what
-    `group_cells` and `control_rows` refuse, and for an environment without controls to align on.
+    (Celik et al. 2024). `out` is AnnData (.h5ad, an embeddings file whose rows are genes) or
+    Parquet (Metadata_ columns, then features). Raises UserError if `out` exists or is being
+    written, for a missing column or block, for what `group_cells` and `control_rows` refuse, and
+    for an environment without controls to align on.
     """
     options, out = options or AggregateOptions(), Path(out)
     if out.suffix not in (".h5ad", ".parquet"):
         raise UserError(f"{out}: expected a name ending in .h5ad or .parquet")
     with atomic.claimed(out):
         made = _aggregated(read_embeddings(embeddings), options, str(embeddings), quiet)
-        if out.suffix == ".h5ad":
-            _write_anndata(out, made)
-        else:
-            _write_parquet(out, made)
+        write = _write_anndata if out.suffix == ".h5ad" else _write_parquet
+        write(out, made)
     return made
 
 
@@ -125,13 +121,17 @@ def _aggregated(
 ) -> Aggregate:
     if "aggregated" in opened.about:
         raise UserError(f"{where}: is aggregated already; name the file it was made of")
-    table, name = opened.table, _block(opened, options.representation, where)
+    table = opened.table
+    name = options.representation or (
+        "content" if "content" in opened.representations else "representation"
+    )
+    cells = opened.block(name, where)
     gene, guide = _columns(opened, options, where)
     control = control_rows(table, gene, options.control, where)
     groups = group_cells(table, gene, guide, options.within, where)
     refuse_half_controls(groups, control, where)
-    taken = _taken(opened, options.parts, where)
-    aligned = _aligned(opened, name, control, options, where)
+    taken = opened.of_parts(options.parts, where)
+    aligned = _aligned(opened, cells, control, options, where)
     means = GroupMeans(len(groups.gene), aligned.shape[1])
     controls = np.zeros(len(groups.gene), dtype=bool)
     code = np.where(taken, groups.guide, -1)
@@ -157,16 +157,6 @@ def _aggregated(
     return Aggregate(rows_table, values.astype(np.float32), name, about)
 
 
-def _block(opened: Embeddings, asked: str | None, where: str) -> str:
-    known = opened.representations
-    name = asked or ("content" if "content" in known else "representation")
-    if name not in known:
-        hint = did_you_mean(name, sorted(known))
-        raise UserError(f"{where}: holds no representation {name!r}; {hint}")
-    refuse_malformed(known[name], where)
-    return name
-
-
 def _columns(opened: Embeddings, options: AggregateOptions, where: str) -> tuple[str, str | None]:
     """The names of the columns of genes and of guides."""
     table = opened.table
@@ -179,26 +169,14 @@ def _columns(opened: Embeddings, options: AggregateOptions, where: str) -> tuple
     return gene, guide
 
 
-def _taken(opened: Embeddings, parts: tuple[str, ...], where: str) -> Mask:
-    part = opened.part
-    for name in parts:
-        if name not in part:
-            known = sorted(set(part.tolist()))
-            raise UserError(f"{where}: no row is of part {name!r}; {did_you_mean(name, known)}")
-    return np.isin(part, parts) if parts else np.ones(len(part), dtype=bool)
-
-
 def _aligned(
-    opened: Embeddings, name: str, control: Mask, options: AggregateOptions, where: str
-) -> npt.NDArray[np.float32]:
-    """The representation `name` of all rows, aligned on controls if asked."""
-    values = opened.representations[name]
+    opened: Embeddings, values: Floats, control: Mask, options: AggregateOptions, where: str
+) -> Floats:
+    """The representation of all rows, aligned on controls if asked."""
     if options.align == "none":
         return values
     environment = coded(opened.environment())
-    fitted = opened.part == "train"
-    if options.align_on == "all":
-        fitted[:] = True
+    fitted = (opened.part == "train") | (options.align_on == "all")
     if not fitted.any():
         raise UserError(
             f"{where}: holds no training rows to learn the alignment from; add --align-on all to "

@@ -1,5 +1,6 @@
 """correct: post hoc removal of the environment from embeddings, and a vote of neighbours."""
 
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.methods import post_hoc
 from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions, TooFewControls
-from deconfound.metrics.neighbors import nearest, refuse_malformed, vote
+from deconfound.metrics.neighbors import nearest, vote
 
 KNN = "knn"
 """The name under which `correct` only takes the vote and leaves the embedding as it is."""
@@ -63,7 +64,7 @@ def correct(
         opened = read_embeddings(embeddings)
         learnt = opened if reference is None else _fitting(reference, embeddings, opened)
         for path, one in ((embeddings, opened), (reference or embeddings, learnt)):
-            _require(one, representation, path)
+            one.block(representation, str(path))
         _refuse_unfit(learnt, opened, method, reference or embeddings, reference is not None)
         correction = None
         if method != KNN:
@@ -71,21 +72,24 @@ def correct(
             correction = loaded(loaded.Options() if options is None else options)
         controls = None
         if correction is not None and correction.needs_controls():
-            controls = [_controls(one, control, embeddings) for one in (learnt, opened)]
+            controls = [
+                control_rows(one.table, one.roles.label, control, str(embeddings))
+                for one in (learnt, opened)
+            ]
         fitted, values = _corrected(correction, opened, learnt, representation, controls)
         predicted = pd.Series(pd.NA, index=opened.table.index, dtype="string")
         if knn is not None:
             predicted = _voted(fitted, learnt, values, opened, knn)
         table = opened.table.assign(**{PREDICTED: predicted})
-        about = _about(
-            opened,
-            correction,
-            method,
-            representation,
-            knn=knn,
-            reference=reference,
-            control=control,
-        )
+        done: dict[str, Any] = {}
+        if correction is not None:
+            done[_word(method)] = correction.options.model_dump(mode="json")
+            done[_word(method)]["representation"] = representation
+            if controls is not None and control is not None:
+                done[_word(method)]["control"] = control
+        if knn is not None:
+            done[KNN] = {"k": knn, "representation": representation}
+        about = _about(opened, correction, done, reference)
         write_embeddings(out, Embeddings(table, {representation: values}, about))
     return read_embeddings(out)
 
@@ -107,13 +111,6 @@ def _fitting(reference: Path, embeddings: Path, opened: Embeddings) -> Embedding
     return found
 
 
-def _require(opened: Embeddings, representation: str, path: Path) -> None:
-    if representation not in opened.representations:
-        hint = did_you_mean(representation, sorted(opened.representations))
-        raise UserError(f"{path}: holds no representation {representation!r}; {hint}")
-    refuse_malformed(opened.representations[representation], str(path))
-
-
 def _refuse_unfit(
     learnt: Embeddings, opened: Embeddings, method: str, path: Path, apart: bool
 ) -> None:
@@ -128,10 +125,6 @@ def _refuse_unfit(
         )
     if _word(method) in opened.about["config"].get("post_hoc", {}):
         raise UserError(f"{path}: is already corrected by {method}; name the file it was made of")
-
-
-def _controls(opened: Embeddings, control: str | None, where: Path) -> Mask:
-    return control_rows(opened.table, opened.roles.label, control, str(where))
 
 
 def _corrected(
@@ -205,24 +198,9 @@ def _word(method: str) -> str:
 
 
 def _about(
-    opened: Embeddings,
-    correction: PostHoc | None,
-    method: str,
-    representation: str,
-    *,
-    knn: int | None,
-    reference: Path | None,
-    control: str | None,
+    opened: Embeddings, correction: PostHoc | None, done: dict[str, Any], reference: Path | None
 ) -> dict[str, Any]:
-    """What the corrected file holds of its run, and of the correction."""
-    done: dict[str, Any] = {}
-    if correction is not None:
-        done[_word(method)] = correction.options.model_dump(mode="json")
-        done[_word(method)]["representation"] = representation
-        if correction.needs_controls() and control is not None:
-            done[_word(method)]["control"] = control
-    if knn is not None:
-        done[KNN] = {"k": knn, "representation": representation}
+    """What the corrected file holds of its run, and the options `done` of each correction."""
     refitted = correction is not None and not correction.MAPS
     about = opened.about | {
         "method": "+".join([str(opened.about["method"]), *done]),
@@ -235,12 +213,7 @@ def _about(
     if reference is not None:
         about["reference"] = Path(reference).name
     if correction is not None:
-        about["post_hoc_software"] = _versions()
+        about["post_hoc_software"] = {}
+        with suppress(metadata.PackageNotFoundError):
+            about["post_hoc_software"]["harmonypy"] = metadata.version("harmonypy")
     return about
-
-
-def _versions() -> dict[str, str]:
-    try:
-        return {"harmonypy": metadata.version("harmonypy")}
-    except metadata.PackageNotFoundError:
-        return {}

@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from deconfound.arrays import Mask
+from deconfound.config import did_you_mean
 from deconfound.data.tables.table import Roles, joined
 from deconfound.embeddings.shards import read_shards
 from deconfound.errors import UserError
 from deconfound.files import atomic
+from deconfound.metrics.neighbors import refuse_malformed
 
 FORMAT_VERSION = 1
 PART = "deconfound_part"
@@ -41,6 +44,26 @@ class Embeddings:
     def roles(self) -> Roles:
         """The roles of the table's columns in the run."""
         return Roles.model_validate(self.about["roles"])
+
+    def of_parts(self, parts: tuple[str, ...], where: str) -> Mask:
+        """(N,) whether each row is of one of `parts`; every row if none is given.
+
+        Raises UserError for a part that no row is of.
+        """
+        part = self.part
+        for name in parts:
+            if name not in part:
+                known = sorted(set(part.tolist()))
+                raise UserError(f"{where}: no row is of part {name!r}; {did_you_mean(name, known)}")
+        return np.isin(part, parts) if parts else np.ones(len(part), dtype=bool)
+
+    def block(self, name: str, where: str) -> npt.NDArray[np.float32]:
+        """The representation `name`, (N, D); raises UserError if it is missing or malformed."""
+        if name not in self.representations:
+            hint = did_you_mean(name, sorted(self.representations))
+            raise UserError(f"{where}: holds no representation {name!r}; {hint}")
+        refuse_malformed(self.representations[name], where)
+        return self.representations[name]
 
     def label(self) -> pd.Series:
         """The label of each row as text, missing where it has none."""

@@ -74,9 +74,11 @@ def group_cells(
     keys = pd.DataFrame({"gene": genes, "guide": guides})
     for column in within:
         keys[column] = table[column].astype("string")
-        if (keys[column].isna() & known).any():
-            row = int(np.flatnonzero((keys[column].isna() & known).to_numpy())[0])
-            raise UserError(f"{where}: row {row} has no {column!r}, which means are taken within")
+        empty = np.flatnonzero((keys[column].isna() & known).to_numpy())
+        if len(empty):
+            raise UserError(
+                f"{where}: row {empty[0]} has no {column!r}, which means are taken within"
+            )
     keys = keys[known]
     pairs = keys[["gene", "guide"]].drop_duplicates()
     twice = pairs[pairs.duplicated("guide", keep=False)].sort_values(["guide", "gene"])

@@ -76,13 +76,13 @@ def write_shard(file: Path, table: pd.DataFrame, representations: dict[str, Floa
     for name, values in representations.items():
         columns += [pa.array(column) for column in np.ascontiguousarray(values.T)]
         named += feature_names(name, values.shape[1])
-    kept = set(metadata.column_names)
+    kept = list(metadata.column_names)
     pq.write_table(
         pa.table(columns, names=named),
         file,
-        use_dictionary=[name for name in named if name in kept],
+        use_dictionary=kept,
         compression={name: "zstd" if name in kept else "none" for name in named},
-        write_statistics=[name for name in named if name in kept],
+        write_statistics=kept,
     )
 
 
@@ -114,7 +114,9 @@ def open_index(path: Path) -> ShardsIndex:
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: damaged ({reason}); embed again") from error
-    expected = [*index.columns.values(), *_features(index)]
+    expected = [*index.columns.values()]
+    for name, width in index.representations.items():
+        expected += feature_names(name, width)
     for shard in index.shards:
         part = Path(path) / Path(shard.file).name
         try:
@@ -177,16 +179,10 @@ def _joined(tables: list[Any]) -> pd.DataFrame:
     table: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas(
         strings_to_categorical=True, ignore_metadata=True
     )
-    for name in table:
-        if isinstance(table[name].dtype, pd.CategoricalDtype):
-            named = table[name].cat
-            table[name] = named.reorder_categories(sorted(named.categories))
+    for name in table.select_dtypes("category"):
+        named = table[name].cat
+        table[name] = named.reorder_categories(sorted(named.categories))
     return table
-
-
-def _features(index: ShardsIndex) -> list[str]:
-    found = index.representations.items()
-    return [column for name, width in found for column in feature_names(name, width)]
 
 
 def _of_another(part: Path, path: Path) -> UserError:

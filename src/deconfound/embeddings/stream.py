@@ -2,8 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -18,9 +17,10 @@ from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.files.checksums import sha256
 from deconfound.intervention.embedder import Embedder, in_batches
 from deconfound.intervention.intervention import WEIGHTS
+from deconfound.runs.record import software
 from deconfound.runs.run import open_run
-from deconfound.runs.software import software
 from deconfound.runtime.device import Precision, device_name, start_fabric
+from deconfound.runtime.prefetch import in_order
 from deconfound.runtime.progress import Progress
 
 BATCH, GPU_BATCH = 64, 512
@@ -31,6 +31,8 @@ CODES = "predicted"
 Arrays = dict[str, npt.NDArray[np.generic]]
 Span = tuple[int, int]
 """First row, and the one after the last."""
+Result = tuple[Span, dict[str, list[torch.Tensor]]]
+"""A span and, by name, a tensor for each batch, on the device of the network."""
 
 
 class StreamOptions(TypedDict, total=False):
@@ -94,12 +96,22 @@ class EmbeddingStream:
         """
         started = time.perf_counter()
         total = done + sum(stop - start for start, stop in spans)
-        size = batch_size(self._fabric.device.type)
+
+        def copy(result: Result) -> None:
+            span, found = result
+            keep(span, {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()})
+
         with (
-            contextlib.closing(self._embedder.stream(_batches(spans, size))) as stream,
-            _Keeper(keep) as keeper,
             Progress(f"embed {self.screen.name}", total, self.unit, done, quiet) as progress,
+            contextlib.closing(self._results(spans, progress)) as results,
         ):
+            for _ in in_order(copy, results, 1, ahead=1):
+                pass
+        self.seconds += time.perf_counter() - started
+
+    def _results(self, spans: list[Span], progress: Progress) -> Generator[Result, None, None]:
+        size = batch_size(self._fabric.device.type)
+        with contextlib.closing(self._embedder.stream(_batches(spans, size))) as stream:
             for span in spans:
                 found: dict[str, list[torch.Tensor]] = {}
                 for rows in _batches([span], size):
@@ -110,8 +122,7 @@ class EmbeddingStream:
                         found.setdefault(name, []).append(values)
                     progress.update(len(rows))
                     self.rows += len(rows)
-                keeper.take(span, found)
-        self.seconds += time.perf_counter() - started
+                yield span, found
 
     def speed(self) -> str:
         """A sentence that says how many rows were embedded, and how fast."""
@@ -150,35 +161,6 @@ class EmbeddingStream:
             "software": software(),
             "training": run.provenance(),
         }
-
-
-class _Keeper:
-    """Copies results to the CPU and hands them to `keep`, in a thread, one span at a time."""
-
-    def __init__(self, keep: Callable[[Span, Arrays], None]) -> None:
-        self._keep = keep
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
-
-    def __enter__(self) -> "_Keeper":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown()
-        if kind is None:
-            self._finish()
-
-    def take(self, span: Span, found: dict[str, list[torch.Tensor]]) -> None:
-        self._finish()
-        self._pending = self._pool.submit(self._work, span, found)
-
-    def _finish(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-
-    def _work(self, span: Span, found: dict[str, list[torch.Tensor]]) -> None:
-        arrays = {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
-        self._keep(span, arrays)
 
 
 def batch_size(device: str) -> int:

@@ -6,17 +6,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import torch
 
-from deconfound.arrays import Mask
+from deconfound.arrays import Codes, Floats, Mask
 from deconfound.data.tables.table import coded
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
 from deconfound.errors import UserError
-from deconfound.evaluation.representations import representation_scores
-from deconfound.evaluation.scores import COLUMNS, NamedScore, classification, score_row
-from deconfound.files import atomic
-from deconfound.metrics.accuracy import seen_in_training
+from deconfound.evaluation.scores import NamedScore, classification, score_row, write_scores
+from deconfound.losses import supervised_contrastive
+from deconfound.metrics.accuracy import accuracy, macro_f1, macro_f1_chance, seen_in_training
+from deconfound.metrics.batch_cv import knn_batch_cv
+from deconfound.metrics.collapse import mean_resultant_length, supcon_against_collapse
+from deconfound.metrics.mixing import clisi, ilisi, lisi, lisi_ratio
+from deconfound.metrics.neighbors import neighbor_graph
+from deconfound.metrics.probe import batch_prediction, linear_probe
 from deconfound.runtime.progress import Progress
+from deconfound.runtime.seeds import numpy_stream
+
+GRAPH_ROWS = 20_000
+PROBE_ROWS = 8_000
+PROBE_ITERATIONS = 200
+COLLAPSE_BATCH = 1_024
 
 
 def measure(
@@ -31,18 +43,12 @@ def measure(
     paths = [Path(path) for path in embeddings]
     if not paths:
         raise UserError("nothing to measure; give one or more .h5ad files of `deconfound embed`")
-    if out is None:
-        return _measured(paths, seed, quiet)
-    with atomic.claimed(Path(out)):
-        table = _measured(paths, seed, quiet)
-        with atomic.atomic_file(Path(out)) as temporary:
-            table.to_parquet(temporary)
-    return table
+    return write_scores(out, lambda: _measured(paths, seed, quiet))
 
 
-def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
+def _measured(paths: list[Path], seed: int, quiet: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    predictions: dict[tuple[str, str], dict[str, _Predictions]] = {}
+    predictions: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
     last_of: dict[tuple[str, str], dict[str, Any]] = {}
     with Progress("measure", len(paths), "files", quiet=quiet) as progress:
         for path in paths:
@@ -52,24 +58,20 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> pd.DataFrame:
                 raise UserError(f"{path}: holds genes, not cells; add --complexes FILE")
             measured = [*prediction_scores(opened), *representation_scores(opened, seed)]
             rows += [score_row(about, str(about["fold"]), row) for row in measured]
-            level = str(about["fold"]).partition("=")
-            if level[1]:
-                key = (level[0], _setting(about))
-                of_folds = predictions.setdefault(key, {})
-                of_folds[str(about["fold"])] = _predictions_of_test(opened)
+            level, holds_out, _ = str(about["fold"]).partition("=")
+            if holds_out:
+                key = level, _setting(about)
+                of_test = _predictions_of_test(opened)
+                predictions.setdefault(key, {})[str(about["fold"])] = of_test
                 last_of[key] = about
             progress.update(1, path.name)
     for key, folds in predictions.items():
         if len(folds) > 1:
             name = f"{key[0]} (pooled over {len(folds)} folds)"
-            rows += [score_row(last_of[key], name, row) for row in _pooled(list(folds.values()))]
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-class _Predictions(NamedTuple):
-    truth: pd.Series
-    predicted: pd.Series
-    seen: Mask
+            rows += [
+                score_row(last_of[key], name, row) for row in _pooled(pd.concat(folds.values()))
+            ]
+    return rows
 
 
 def _setting(about: dict[str, Any]) -> str:
@@ -90,25 +92,140 @@ def prediction_scores(embeddings: Embeddings) -> list[NamedScore]:
     rows = []
     for name in ("val", "ood_val", "id_test", "test", "new"):
         inside = part == name
-        if not inside.any():
-            continue
-        truth, answer = label.codes[inside], predicted[inside]
-        seen = seen_in_training(truth, trained)
-        rows += classification(truth, answer, seen, name)
+        if inside.any():
+            truth = label.codes[inside]
+            seen = seen_in_training(truth, trained)
+            rows += classification(truth, predicted[inside], seen, name)
     return rows
 
 
-def _predictions_of_test(embeddings: Embeddings) -> _Predictions:
+def _predictions_of_test(embeddings: Embeddings) -> pd.DataFrame:
+    """The columns truth, predicted and seen (whether training has the label) of test rows."""
     part, label = embeddings.part, embeddings.label()
-    test = part == "test"
-    seen = label[test].isin(label[part == "train"].dropna().unique())
+    seen = label.isin(label[part == "train"].dropna().unique())
     predicted = embeddings.table[PREDICTED].astype("string")
-    return _Predictions(label[test], predicted[test], np.asarray(seen, dtype=bool))
+    table = pd.DataFrame({"truth": label, "predicted": predicted, "seen": seen})
+    of_test: pd.DataFrame = table[part == "test"]
+    return of_test
 
 
-def _pooled(folds: list[_Predictions]) -> list[NamedScore]:
-    truth = pd.concat([fold.truth for fold in folds])
-    label = coded(truth)
-    predicted = coded(pd.concat([fold.predicted for fold in folds]), label.names).codes
-    seen = np.concatenate([fold.seen for fold in folds])
-    return classification(label.codes, predicted, seen, "test")
+def _pooled(rows: pd.DataFrame) -> list[NamedScore]:
+    label = coded(rows["truth"])
+    predicted = coded(rows["predicted"], label.names).codes
+    return classification(label.codes, predicted, rows["seen"].to_numpy(dtype=bool), "test")
+
+
+class _Rows(NamedTuple):
+    """The rows whose representations are scored, (N,) each."""
+
+    label: Codes
+    environment: Codes
+    part: npt.NDArray[np.str_]
+    train: Mask
+    inside: Mask
+    """Whether a row is unseen and from a training environment."""
+
+
+def representation_scores(embeddings: Embeddings, seed: int) -> list[NamedScore]:
+    """Scores of every representation; none where training rows or unseen rows are missing."""
+    part, fold = embeddings.part, embeddings.about["fold"]
+    # Unseen rows from training environments are id_test, else an iid test, else val.
+    unseen = "id_test" if (part == "id_test").any() else "test" if fold == "iid" else "val"
+    label, environment = coded(embeddings.label()).codes, coded(embeddings.environment()).codes
+    rows = _Rows(label, environment, part, part == "train", part == unseen)
+    if not rows.train.any() or not rows.inside.any():
+        return []
+    graphed = _graphed(rows, seed)
+    # A fold that holds no environment out lets a probe be fitted on all of its rows.
+    no_environment_held_out = fold in ("iid", "given") and bool(
+        np.isin(environment, environment[rows.train]).all()
+    )
+    scores: list[NamedScore] = []
+    for name, values in sorted(embeddings.representations.items()):
+        scores += _probes(name, values, rows, unseen, seed)
+        if no_environment_held_out:
+            score = batch_prediction(values, environment, seed)
+            scores.append(NamedScore(name, "batch_prediction_macro_f1", "all", score))
+        of_graph = _Rows._make(one[graphed] for one in rows)
+        scores += _neighbourhood(name, values[graphed], of_graph, unseen)
+    if "content" in embeddings.representations:
+        scores += _collapse(embeddings.representations["content"], rows, unseen, seed)
+    return scores
+
+
+def _probes(name: str, values: Floats, rows: _Rows, unseen: str, seed: int) -> list[NamedScore]:
+    """Scores of fresh linear probes fitted on training rows.
+
+    The label is probed on unseen rows and on test rows, the environment on unseen rows alone: a
+    held-out environment has no training row.
+    """
+    part = rows.part
+    scores = []
+    for target, codes, parts in (
+        ("label", rows.label, sorted({unseen, "test"})),
+        ("environment", rows.environment, [unseen]),
+    ):
+        is_test = np.isin(part, parts)
+        most = {"max_train_rows": PROBE_ROWS, "max_iterations": PROBE_ITERATIONS}
+        probe = linear_probe(values, codes, rows.train, is_test, seed=seed, **most)
+        if not len(probe.classes):
+            scores.append(NamedScore(name, f"probe_{target}_macro_f1", unseen, probe.macro_f1))
+            continue
+        for one in parts:
+            chosen = part[is_test] == one
+            if not chosen.any():
+                continue
+            truth, predicted = codes[is_test][chosen], probe.predicted[chosen]
+            seen = seen_in_training(truth, codes[rows.train])
+            for metric, score in (
+                ("macro_f1", macro_f1(truth, predicted, seen)),
+                ("accuracy", accuracy(truth, predicted, seen)),
+                ("macro_f1_chance", macro_f1_chance(truth, predicted, seen)),
+            ):
+                noted = score._replace(note="; ".join(filter(None, (score.note, probe.note))))
+                scores.append(NamedScore(name, f"probe_{target}_{metric}", one, noted))
+    return scores
+
+
+def _neighbourhood(name: str, values: Floats, rows: _Rows, part: str) -> list[NamedScore]:
+    """LISI of unseen rows among unseen and training rows, and kNN BatchCV, on one graph."""
+    label, environment = rows.label, rows.environment
+    graph = neighbor_graph(values)
+    per_row = lisi(graph, np.stack([environment, label], axis=1))[rows.inside]
+    of_environment, of_label = per_row[:, 0], per_row[:, 1]
+    environments = len(np.unique(environment[environment >= 0]))
+    labels = len(np.unique(label[label >= 0]))
+    ratio = lisi_ratio(of_environment, of_label, environments, labels)
+    batch_cv = knn_batch_cv(values, label, environment, rows.train, rows.inside, graph=graph)
+    return [
+        NamedScore(name, "lisi_environment", part, ratio.environment),
+        NamedScore(name, "lisi_label", part, ratio.label),
+        NamedScore(name, "lisi_ratio", part, ratio.ratio),
+        NamedScore(name, "ilisi", part, ilisi(of_environment, environments)),
+        NamedScore(name, "clisi", part, clisi(of_label, labels)),
+        NamedScore(name, "knn_batch_cv", part, batch_cv.mean),
+    ]
+
+
+def _collapse(content: Floats, rows: _Rows, part: str, seed: int) -> list[NamedScore]:
+    """The alarms for content that has shrunk to a point, on unseen rows."""
+    content, label = content[rows.inside], rows.label[rows.inside]
+    chosen = numpy_stream(seed, "collapse").permutation(len(content))[:COLLAPSE_BATCH]
+    z = torch.nn.functional.normalize(torch.from_numpy(content[chosen]))
+    loss = float(supervised_contrastive(z, torch.from_numpy(label[chosen])))
+    against = supcon_against_collapse(loss, len(chosen))
+    return [
+        NamedScore("content", "mean_resultant_length", part, mean_resultant_length(content)),
+        NamedScore("content", "supcon_collapse", part, against),
+    ]
+
+
+def _graphed(rows: _Rows, seed: int) -> Codes:
+    """Rows of the neighbour graph, ascending: unseen rows, and training rows while there is room.
+
+    Unseen rows fill at most half of the graph.
+    """
+    stream = numpy_stream(seed, "neighbour graph")
+    unseen = stream.permutation(np.flatnonzero(rows.inside))[: GRAPH_ROWS // 2]
+    seen = stream.permutation(np.flatnonzero(rows.train))[: GRAPH_ROWS - len(unseen)]
+    return np.sort(np.concatenate([unseen, seen]))

@@ -9,14 +9,8 @@ import pandas as pd
 from deconfound.data.tables.complexes import Complexes, pairs_among, read_complexes
 from deconfound.embeddings.aggregate import GENE, Aggregate, read_aggregate
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import COLUMNS, NamedScore, score_row
-from deconfound.files import atomic
-from deconfound.metrics.corum import (
-    relation_average_precision,
-    relation_curve,
-    relation_prevalence,
-    relation_recall,
-)
+from deconfound.evaluation.scores import NamedScore, score_row, write_scores
+from deconfound.metrics import corum
 
 
 def relations(aggregates: Iterable[Path], out: Path | None, *, complexes: Path) -> pd.DataFrame:
@@ -30,16 +24,10 @@ def relations(aggregates: Iterable[Path], out: Path | None, *, complexes: Path) 
     paths = [Path(path) for path in aggregates]
     if not paths:
         raise UserError("nothing to score; give one or more files of `deconfound aggregate`")
-    if out is None:
-        return _scored(paths, Path(complexes))
-    with atomic.claimed(Path(out)):
-        table = _scored(paths, Path(complexes))
-        with atomic.atomic_file(Path(out)) as temporary:
-            table.to_parquet(temporary)
-    return table
+    return write_scores(out, lambda: _scored(paths, Path(complexes)))
 
 
-def _scored(paths: list[Path], source: Path) -> pd.DataFrame:
+def _scored(paths: list[Path], source: Path) -> list[dict[str, Any]]:
     known = read_complexes(source)
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -49,7 +37,7 @@ def _scored(paths: list[Path], source: Path) -> pd.DataFrame:
         }
         scores = relation_scores(made, known, path, source)
         rows += [score_row(about, str(about["fold"]), row) for row in scores]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return rows
 
 
 def relation_scores(
@@ -71,13 +59,13 @@ def relation_scores(
             "complex; expected names of genes as in the column of genes"
         )
     values = made.values[~made.control]
-    curve = relation_curve(values, pairs)
+    curve = corum.relation_curve(values, pairs)
     scores = {
         "corum_curve_area": curve.area(),
-        "corum_average_precision": relation_average_precision(values, pairs),
-        "corum_prevalence": relation_prevalence(pairs),
-        "corum_recall_5_95": relation_recall(values, pairs, 0.05),
-        "corum_recall_10_90": relation_recall(values, pairs, 0.10),
+        "corum_average_precision": corum.relation_average_precision(values, pairs),
+        "corum_prevalence": corum.relation_prevalence(pairs),
+        "corum_recall_5_95": corum.relation_recall(values, pairs, 0.05),
+        "corum_recall_10_90": corum.relation_recall(values, pairs, 0.10),
     }
     compared = f"{source.name}: {curve.genes} of {len(genes)} genes in {len(pairs)} pairs"
     rows = []

@@ -1,19 +1,16 @@
 """retrieval: scores of how profiles of one perturbation, or of one target, retrieve each other."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from deconfound.config import did_you_mean
 from deconfound.data.folds.controls import control_rows
 from deconfound.data.tables.table import coded, joined, require_columns
 from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import COLUMNS, NamedScore, score_row
+from deconfound.evaluation.scores import NamedScore, score_row, write_scores
 from deconfound.files import atomic
 from deconfound.metrics.retrieval import Form, load_copairs, profile_retrieval
 
@@ -46,51 +43,44 @@ def retrieval(
     load_copairs()
     if details is not None:
         atomic.refuse_existing(Path(details))
-    asked = _Asked(target, control, parts, null_size, seed)
-    rows: list[dict[str, Any]] = []
     groups: list[dict[str, Any]] = []
-    with atomic.claimed(Path(out)):
+
+    def score() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
         for path in paths:
-            scores, found = _scored(path, asked)
+            scores, found = _scored(path, target, control, parts, null_size=null_size, seed=seed)
             rows += scores
-            groups += found
-        table = pd.DataFrame(rows, columns=COLUMNS)
-        with atomic.atomic_file(Path(out)) as temporary:
-            table.to_parquet(temporary)
+            groups.extend(found)
+        return rows
+
+    table = write_scores(out, score)
     if details is not None:
         with atomic.claimed(Path(details)), atomic.atomic_file(Path(details)) as temporary:
             pd.DataFrame(groups, columns=DETAILS).to_parquet(temporary)
     return table
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The arguments of `retrieval` that decide scores."""
+def _scored(
+    path: Path,
+    target: str | None,
+    control: str | None,
+    parts: tuple[str, ...],
+    **draws: Any,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines of the scores of one file, and a line of details for each group in it.
 
-    target: str | None
-    control: str | None
-    parts: tuple[str, ...]
-    null_size: int
-    seed: int
-
-
-def _scored(path: Path, asked: _Asked) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Lines of the scores of one file, and a line of details for each group in it."""
+    `draws` are the size of the null and its seed, as in `retrieval`.
+    """
     rows: list[dict[str, Any]] = []
     groups: list[dict[str, Any]] = []
     opened = read_embeddings(path)
-    label, part = opened.roles.label, opened.part
+    label = opened.roles.label
     if label is None:
         raise UserError(f"{path}: no label, which is the perturbation; ingest with --label")
-    for one in asked.parts:
-        if one not in part:
-            raise UserError(
-                f"{path}: no row is of part {one!r}; {did_you_mean(one, sorted({*part.tolist()}))}"
-            )
-    taken = np.isin(part, asked.parts) if asked.parts else np.ones(len(part), dtype=bool)
-    scored = asked.parts[0] if len(asked.parts) == 1 else "all"
+    taken = opened.of_parts(parts, str(path))
+    scored = parts[0] if len(parts) == 1 else "all"
     table = opened.table[taken]
-    controls = control_rows(table, label, asked.control, str(path))
+    controls = control_rows(table, label, control, str(path))
     perturbation = coded(joined(table, [label]))
     codes: dict[Form, dict[str, Any]] = {"activity": {}}
     names = {"activity": perturbation.names, "cross_batch": perturbation.names}
@@ -98,28 +88,22 @@ def _scored(path: Path, asked: _Asked) -> tuple[list[dict[str, Any]], list[dict[
         environment = coded(opened.environment()[taken])
         if len(environment.names) > 1:
             codes["cross_batch"] = {"environment": environment.codes}
-    if asked.target is not None:
-        require_columns(table, [asked.target], str(path))
-        of_target = coded(joined(table, [asked.target]))
+    if target is not None:
+        require_columns(table, [target], str(path))
+        of_target = coded(joined(table, [target]))
         codes["consistency"], names["consistency"] = {"target": of_target.codes}, of_target.names
     for block, values in sorted(opened.representations.items()):
         for form, named in codes.items():
             found = profile_retrieval(
-                values[taken], perturbation.codes, controls, form,
-                null_size=asked.null_size, seed=asked.seed, **named,
-            )  # fmt: skip
+                values[taken], perturbation.codes, controls, form, **draws, **named
+            )
             for metric, score in (("map", found.mean()), ("share", found.share())):
                 row = NamedScore(block, f"retrieval_{form}_{metric}", scored, score)
                 rows.append(score_row(opened.about, str(opened.about["fold"]), row))
             setting = {name: rows[-1][name] for name in SETTING} | {"form": form}
+            columns = found.mean_average_precision, found.p_value, found.corrected_p_value
             groups += [
                 setting | dict(zip(DETAILS[6:], (names[form][code], *one), strict=True))
-                for code, *one in zip(
-                    found.group,
-                    found.mean_average_precision,
-                    found.p_value,
-                    found.corrected_p_value,
-                    strict=True,
-                )
+                for code, *one in zip(found.group, *columns, strict=True)
             ]
     return rows, groups

@@ -1,9 +1,14 @@
 """The columns of a scores file, which has one row for each score."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from deconfound.arrays import Codes, Mask
+from deconfound.files import atomic
 from deconfound.metrics.accuracy import (
     accuracy,
     accuracy_chance,
@@ -14,17 +19,8 @@ from deconfound.metrics.accuracy import (
 from deconfound.metrics.score import Score
 
 COLUMNS = [
-    "method",
-    "fold",
-    "seed",
-    "representation",
-    "metric",
-    "part",
-    "value",
-    "n",
-    "note",
-    "config",
-]
+    "method", "fold", "seed", "representation", "metric", "part", "value", "n", "note", "config",
+]  # fmt: skip
 SAW_HELD_OUT = "trained with images of test rows"
 """Note of a score whose method saw held-out images."""
 ALONE, MOMENTS = "left alone", "moments"
@@ -64,10 +60,25 @@ def classification(truth: Codes, predicted: Codes, seen: Mask, part: str) -> lis
 
     Codes (N,) int64 of one numbering; `seen` (N,) comes from `seen_in_training`.
     """
-    return [
-        NamedScore("prediction", "accuracy", part, accuracy(truth, predicted, seen)),
-        NamedScore("prediction", "macro_f1", part, macro_f1(truth, predicted, seen)),
-        NamedScore("prediction", "accuracy_chance", part, accuracy_chance(truth, predicted, seen)),
-        NamedScore("prediction", "macro_f1_chance", part, macro_f1_chance(truth, predicted, seen)),
-        NamedScore("prediction", "class_coverage", part, class_coverage(truth, seen)),
-    ]
+    found = {
+        "accuracy": accuracy(truth, predicted, seen),
+        "macro_f1": macro_f1(truth, predicted, seen),
+        "accuracy_chance": accuracy_chance(truth, predicted, seen),
+        "macro_f1_chance": macro_f1_chance(truth, predicted, seen),
+        "class_coverage": class_coverage(truth, seen),
+    }
+    return [NamedScore("prediction", metric, part, score) for metric, score in found.items()]
+
+
+def write_scores(out: Path | None, score: Callable[[], list[dict[str, Any]]]) -> pd.DataFrame:
+    """The table of the rows that `score` returns, written to the Parquet file `out` if given.
+
+    Raises UserError if `out` exists or is being written.
+    """
+    if out is None:
+        return pd.DataFrame(score(), columns=COLUMNS)
+    with atomic.claimed(Path(out)):
+        table = pd.DataFrame(score(), columns=COLUMNS)
+        with atomic.atomic_file(Path(out)) as temporary:
+            table.to_parquet(temporary)
+    return table

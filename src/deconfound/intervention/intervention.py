@@ -27,10 +27,9 @@ from deconfound.intervention.styles import (
     styles_of,
 )
 from deconfound.methods.contract import Imputer
-from deconfound.runs.checkpoint import read_weights, save_weights
+from deconfound.runs.checkpoint import read_weights, save_weights, take_weights, weights
 from deconfound.runs.config import RunConfig, config_model
 from deconfound.runs.run import FORMAT_VERSION, Run, build_method, read_json, refuse_changed
-from deconfound.runs.weights import take_weights, weights
 from deconfound.runtime.seeds import torch_stream
 
 WEIGHTS, DESCRIPTION = "intervention.safetensors", "intervention.json"

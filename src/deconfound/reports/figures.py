@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -89,7 +90,7 @@ def _curves(history: pd.DataFrame, colours: dict[str, str], selected: float | No
                 "type": "scatter",
                 "mode": "lines" if part == "train" or len(rows) > 40 else "lines+markers",
                 "x": rows["step"].tolist(),
-                "y": [_finite(value) for value in rows["value"]],
+                "y": [value if math.isfinite(value) else None for value in rows["value"]],
                 "yaxis": "y2" if accuracy else "y",
                 "name": _plain_text(f"{name} ({part})"),
                 "line": {"color": colours[str(name)], "width": 2.0 if part == "val" else 1.2},
@@ -126,29 +127,21 @@ def _dots(rows: pd.DataFrame, methods: list[str]) -> Json:
     defined = rows[rows["value"].notna()]
     means = defined.groupby("method")["value"].mean()
     chosen = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(reversed(methods))}
-    dots = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": defined["value"].tolist(),
-        "y": [_plain_text(method) for method in defined["method"]],
-        "text": [_plain_text(f"{row.fold}, seed {row.seed}") for row in defined.itertuples()],
-        "marker": {
-            "size": 9, "opacity": 0.65, "color": [chosen[method] for method in defined["method"]],
-        },
-        "hovertemplate": "%{text}: %{x:.3f}<extra></extra>",
-    }  # fmt: skip
-    bars = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": means.tolist(),
-        "y": [_plain_text(str(method)) for method in means.index],
-        "text": [number(mean, 3) for mean in means],
-        "marker": {
-            "symbol": "line-ns", "size": 20,
-            "line": {"width": 3, "color": [chosen[str(method)] for method in means.index]},
-        },
-        "hovertemplate": "mean %{text}<extra></extra>",
-    }  # fmt: skip
+    dots = _marks(
+        defined["method"],
+        defined["value"],
+        text=[_plain_text(f"{row.fold}, seed {row.seed}") for row in defined.itertuples()],
+        marker={"size": 9, "opacity": 0.65, "color": [chosen[one] for one in defined["method"]]},
+        hovertemplate="%{text}: %{x:.3f}<extra></extra>",
+    )
+    line = {"width": 3, "color": [chosen[str(method)] for method in means.index]}
+    bars = _marks(
+        means.index,
+        means,
+        text=[number(mean, 3) for mean in means],
+        marker={"symbol": "line-ns", "size": 20, "line": line},
+        hovertemplate="mean %{text}<extra></extra>",
+    )
     layout: Json = {
         "height": 70 + 34 * len(methods),
         "margin": {"l": 10, "r": 14, "t": 6, "b": 36},
@@ -165,10 +158,12 @@ def _dots(rows: pd.DataFrame, methods: list[str]) -> Json:
     return {"data": [dots, bars], "layout": layout}
 
 
+def _marks(methods: Iterable[object], values: pd.Series, **drawn: Any) -> Json:
+    """A mark for each value, at the height of its method."""
+    y = [_plain_text(str(method)) for method in methods]
+    return {"type": "scatter", "mode": "markers", "x": values.tolist(), "y": y, **drawn}
+
+
 def _plain_text(text: str) -> str:
     """Text escaped for plotly.js, which reads < and & as markup."""
     return html.escape(text, quote=False)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

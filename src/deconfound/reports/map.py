@@ -1,6 +1,5 @@
 """Maps in a report: UMAP of each method's embedding, with a picture of the cell at each point."""
 
-import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import natural_order
+from deconfound.display.page import data_uri
 from deconfound.display.pixels import contrast, rgb
 from deconfound.display.umap import coordinates
 from deconfound.errors import UserError
@@ -48,25 +48,24 @@ def draw_maps(
 ) -> tuple[list[Map], list[Sprite]]:
     """One map for each method, of the fold and seed that most methods have, and the thumbnails."""
     chosen = _one_each(samples)
-    screens: dict[Path, list[tuple[Sample, Screen]]] = {}
+    opened: dict[Path, tuple[Screen, list[Sample]]] = {}
     absent: dict[str, str] = {}
     for sample in chosen:
         try:
             screen = _screen(sample, runs)
-            screens.setdefault(screen.path, []).append((sample, screen))
+            opened.setdefault(screen.path, (screen, []))[1].append(sample)
         except UserError as error:
             absent[sample.name] = str(error)
     sprites: list[Sprite] = []
     number: dict[str, int] = {}
-    for members in screens.values():
-        rows = np.unique(np.concatenate([sample.rows for sample, _ in members]))
-        sprites.append(thumbnails(members[0][1], rows, THUMBNAILS // len(screens), seed))
-        number |= {sample.name: len(sprites) - 1 for sample, _ in members}
-    maps = []
-    for sample in chosen:
-        place = number.get(sample.name)
-        sprite = None if place is None else sprites[place]
-        maps.append(_map(sample, sprite, place, absent.get(sample.name), seed))
+    for screen, members in opened.values():
+        rows = np.unique(np.concatenate([sample.rows for sample in members]))
+        number |= {sample.name: len(sprites) for sample in members}
+        sprites.append(thumbnails(screen, rows, THUMBNAILS // len(opened), seed))
+    maps = [
+        _map(sample, sprites, number.get(sample.name), absent.get(sample.name), seed)
+        for sample in chosen
+    ]
     return maps, sprites
 
 
@@ -90,9 +89,8 @@ def thumbnails(screen: Screen, rows: npt.NDArray[np.int64], most: int, seed: int
             sheet.paste(tile, (across * side, down * side))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85, subsampling=0)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
     place = {int(row): tile for tile, row in enumerate(kept)}
-    return Sprite(f"data:image/jpeg;base64,{encoded}", side, columns, place)
+    return Sprite(data_uri("image/jpeg", buffer.getvalue()), side, columns, place)
 
 
 def _one_each(samples: list[Sample]) -> list[Sample]:
@@ -114,16 +112,12 @@ def _split(sample: Sample) -> tuple[str, int]:
 def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
     """The screen that a sample is of, its run's own; raises UserError if it cannot be found."""
     about = sample.about
-    if "new" in sample.part:
+    if "new" in sample.marks["part"].names:
         raise UserError(f"{about['screen']} is not the screen of the run")
-    of_sample = [
-        run
-        for run in runs
-        if run.path.name == about.get("run") and run.config == about.get("config")
-    ]
-    if not of_sample:
+    wanted = about.get("run"), about.get("config")
+    run = next((one.run for one in runs if (one.path.name, one.config) == wanted), None)
+    if run is None:
         raise UserError(f"its run ({about.get('run')}) is not among the paths reported on")
-    run = of_sample[0].run
     path = run.screen_path
     if not path.is_dir():
         raise UserError(f"the screen is no longer at {path}")
@@ -136,11 +130,7 @@ def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
 
 
 def _map(
-    sample: Sample,
-    sprite: Sprite | None,
-    sheet: int | None,
-    absent: str | None,
-    seed: int,
+    sample: Sample, sprites: list[Sprite], sheet: int | None, absent: str | None, seed: int
 ) -> Map:
     title = f"{sample.name}: {sample.representation}"
     fold, run_seed = _split(sample)
@@ -155,18 +145,13 @@ def _map(
         "x": np.round(xy[:, 0].astype(float), 3).tolist(),
         "y": np.round(xy[:, 1].astype(float), 3).tolist(),
         "row": sample.rows.tolist(),
-        "part": _numbered(sample.part),
-        "label": _numbered(sample.label),
-        "environment": _numbered(sample.environment),
-        "predicted": _numbered(sample.predicted),
+        **{
+            key: {"names": one.names, "codes": one.codes.tolist()}
+            for key, one in sample.marks.items()
+        },
         "sheet": sheet,
-        "tile": [sprite.place.get(int(row), -1) for row in sample.rows] if sprite else [],
+        "tile": []
+        if sheet is None
+        else [sprites[sheet].place.get(int(row), -1) for row in sample.rows],
     }
     return Map(title, caption, points)
-
-
-def _numbered(values: list[str]) -> dict[str, Any]:
-    """The distinct values in natural order, and the place of each value among them."""
-    names = sorted(set(values), key=natural_order)
-    lookup = {name: number for number, name in enumerate(names)}
-    return {"names": names, "codes": [lookup[value] for value in values]}

@@ -19,11 +19,7 @@ class Names:
         self._differing: dict[str, list[str]] = {}
         for method in {_title(config) for config in configs}:
             flat = [_flat(config) for config in configs if _title(config) == method]
-            keys = [
-                key
-                for key in dict.fromkeys(k for one in flat for k in one)
-                if key not in INCIDENTAL
-            ]
+            keys = dict.fromkeys(key for one in flat for key in one if key not in INCIDENTAL)
             self._differing[method] = [
                 key for key in keys if len({one.get(key) for one in flat}) > 1
             ]

@@ -17,8 +17,7 @@ from deconfound.evaluation.scores import BASELINES
 from deconfound.files import atomic
 from deconfound.reports.figures import score_dots, training_curves
 from deconfound.reports.map import draw_maps
-from deconfound.reports.scores import SCORE_COLUMNS
-from deconfound.reports.sources import RunSource, Sources, find_sources
+from deconfound.reports.sources import SCORE_COLUMNS, RunSource, Sources, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import IMPUTATION, levels, with_levels
 from deconfound.runtime.escaping import csv_text
@@ -73,22 +72,13 @@ def _page(sources: Sources, seed: int) -> str:
         dots=dots,
         sweeps=[(path, list(table.columns), table.to_numpy().tolist()) for path, table in
                 sources.sweeps],
-        diagnoses=[
-            (found.about, data_uri("image/png", found.picture)) for found in sources.diagnoses
-        ],
         levels=levels(scores),
-        raw=sources.scores[list(SCORE_COLUMNS)].head(RAW_ROWS).to_dict("records"),
+        raw=sources.scores[SCORE_COLUMNS].head(RAW_ROWS).to_dict("records"),
         scores=len(sources.scores),
-        csv=data_uri("text/csv", csv_text(sources.scores[list(SCORE_COLUMNS)]).encode()),
+        csv=data_uri("text/csv", csv_text(sources.scores[SCORE_COLUMNS]).encode()),
         maps=maps,
         embeddings=len(sources.samples),
-        swaps=[
-            (swap.name, swap.about, data_uri("image/png", swap.picture)) for swap in sources.swaps
-        ],
-        drawn_imputed=[
-            (one.name, one.about, *(data_uri("image/png", p) for p in (one.picture, one.landing)))
-            for one in sources.imputed
-        ],
+        pictures=sources.pictures,
         curves=curves,
         runs=[(run, _facts(run), _yaml(run.config), _yaml(run.provenance)) for run in sources.runs],
         data=_json_in_page(data),

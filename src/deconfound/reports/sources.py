@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +14,30 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.embeddings.file import read_embeddings
+from deconfound.data.tables.table import Coded, coded, require_columns
+from deconfound.embeddings.file import PREDICTED, read_embeddings
 from deconfound.embeddings.shards import INDEX
 from deconfound.errors import UserError
+from deconfound.evaluation.scores import COLUMNS
 from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.search_table import read_shown_table, selected_runs
 from deconfound.experiments.table import read_table_file
 from deconfound.reports.names import Names
-from deconfound.reports.pictures import (
-    DiagnosisSource,
-    ImputedSource,
-    SwapSource,
-    read_diagnosis,
-    read_imputed,
-    read_swap,
-)
-from deconfound.reports.scores import (
-    SCORE_COLUMNS,
-    joined_scores,
-    read_scores,
-    without_repeats,
-)
-from deconfound.runs.history import read_history
+from deconfound.reports.pictures import PICTURES, Pictures, read_pictures
+from deconfound.runs.record import read_history
 from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.seeds import numpy_stream
+
+SCORE_COLUMNS = [column for column in COLUMNS if column != "config"]
+SCORE_KEY = ["method", "fold", "seed", "representation", "metric", "part"]
+MARKS = {
+    "run": {"config.yaml", "fold.json"},
+    "sweep": {"sweep.yaml", "table.csv"},
+    "levels": {"crossval.yaml", "table.md"},
+    "embeddings": {INDEX},
+    **{kind: {described} for kind, (_, described, *_) in PICTURES.items()},
+}
+"""Files by which a directory is known, by its kind; the first kind that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,6 @@ class RunSource:
 class Sample:
     """Rows of one embeddings file, drawn for a map."""
 
-    path: Path
     name: str
     """As in `RunSource`."""
     about: dict[str, Any]
@@ -86,11 +87,8 @@ class Sample:
     """(P,) rows of the screen."""
     total: int
     """Rows of the file."""
-    part: list[str]
-    label: list[str]
-    environment: list[str]
-    predicted: list[str]
-    """Empty text where missing."""
+    marks: dict[str, Coded]
+    """The part, label, environment and predicted label of each row; empty text where missing."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,10 @@ class Sources:
     samples: list[Sample]
     scores: pd.DataFrame
     """Columns `SCORE_COLUMNS` and `file`; `method` holds the name as in `RunSource`."""
-    swaps: list[SwapSource]
-    imputed: list[ImputedSource]
+    pictures: dict[str, list[Pictures]]
+    """By kind, as in `PICTURES`."""
     sweeps: list[tuple[Path, pd.DataFrame]]
     """Directory and table, as text, of each comparison."""
-    diagnoses: list[DiagnosisSource]
     left_out: list[str]
     """Reasons why something found could not be read."""
 
@@ -117,13 +114,15 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
     searching. Raises UserError if such a path was named, if nothing is found, or if two files
     disagree about a score.
     """
-    runs: list[RunSource] = []
-    samples: list[Sample] = []
-    scores: list[pd.DataFrame] = []
-    swaps: list[SwapSource] = []
-    imputed: list[ImputedSource] = []
-    sweeps: list[tuple[Path, pd.DataFrame]] = []
-    diagnoses: list[DiagnosisSource] = []
+    readers: dict[str, Callable[[Path], Any]] = {
+        "run": _read_run,
+        "sweep": lambda path: (path, read_shown_table(path)),
+        "levels": lambda path: (path, read_table_file(path)),
+        "embeddings": partial(_read_sample, points=points, seed=seed),
+        "scores": _read_scores,
+        **{kind: partial(read_pictures, kind=kind) for kind in PICTURES},
+    }
+    found: dict[str, list[Any]] = defaultdict(list)
     left_out: list[str] = []
     seen: set[Path] = set()
     given = [Path(path) for path in paths]
@@ -131,40 +130,26 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
         if not named.exists():
             raise UserError(f"{named}: no such file or directory")
         for path in _candidates(named):
-            if path.resolve() in seen:
+            kind = _kind(path)
+            if kind is None or path.resolve() in seen:
                 continue
             seen.add(path.resolve())
             try:
-                match _kind(path):
-                    case "run":
-                        runs.append(_read_run(path))
-                    case "sweep":
-                        sweeps.append((path, read_shown_table(path)))
-                    case "levels":
-                        sweeps.append((path, read_table_file(path)))
-                    case "diagnosis":
-                        diagnoses.append(read_diagnosis(path))
-                    case "swap":
-                        swaps.append(read_swap(path))
-                    case "imputed":
-                        imputed.append(read_imputed(path))
-                    case "embeddings":
-                        samples.append(_read_sample(path, points, seed))
-                    case "scores":
-                        scores.append(read_scores(path))
+                made = readers[kind](path)
+                found["table" if kind in ("sweep", "levels") else kind].append(made)
             except UserError as error:
                 if path == named:
                     raise
                 left_out.append(str(error))
-    if not (runs or samples or scores or swaps or imputed or sweeps or diagnoses):
+    if not any(found.values()):
         reason = f" ({left_out[0]})" if left_out else ""
         raise UserError(
             f"{', '.join(map(str, given))}: nothing to report on{reason}; expected run "
             "directories, .h5ad embeddings, scores*.parquet or directories of `deconfound transfer`"
         )
-    return _with_names(
-        Sources(runs, samples, joined_scores(scores), swaps, imputed, sweeps, diagnoses, left_out)
-    )
+    scores = _named(found)
+    pictures = {kind: found[kind] for kind in PICTURES}
+    return Sources(found["run"], found["embeddings"], scores, pictures, found["table"], left_out)
 
 
 def _candidates(named: Path) -> Iterator[Path]:
@@ -195,19 +180,10 @@ def _candidates(named: Path) -> Iterator[Path]:
 
 def _kind(path: Path) -> str | None:
     if path.is_dir():
-        if (path / "config.yaml").is_file() and (path / "fold.json").is_file():
-            return "run"
-        if (path / "sweep.yaml").is_file() and (path / "table.csv").is_file():
-            return "sweep"
-        if (path / "crossval.yaml").is_file() and (path / "table.md").is_file():
-            return "levels"
-        if (path / "diagnosis.json").is_file():
-            return "diagnosis"
-        if (path / "imputed.json").is_file():
-            return "imputed"
-        if (path / INDEX).is_file():
-            return "embeddings"
-        return "swap" if (path / "transfer.json").is_file() else None
+        marks = MARKS.items()
+        return next(
+            (kind for kind, files in marks if all((path / f).is_file() for f in files)), None
+        )
     return {".h5ad": "embeddings", ".parquet": "scores"}.get(path.suffix)
 
 
@@ -233,55 +209,67 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
     name = next((n for n in ("content", "representation") if n in found), next(iter(found)))
     order = numpy_stream(seed, "report rows").permutation(len(part))
     rows = np.sort(order[part[order] != "unused"][:points]).astype(np.int64)
+    texts = {
+        "part": pd.Series(part),
+        "label": opened.label(),
+        "environment": opened.environment(),
+        "predicted": opened.table[PREDICTED],
+    }
+    marks = {key: coded(text.iloc[rows].astype("string").fillna("")) for key, text in texts.items()}
+    about = opened.about
+    return Sample(str(about["method"]), about, name, found[name][rows], rows, len(part), marks)
 
-    def text(values: pd.Series) -> list[str]:
-        return [str(value) for value in values.iloc[rows].astype("string").fillna("")]
 
-    return Sample(
-        path,
-        str(opened.about["method"]),
-        opened.about,
-        name,
-        found[name][rows],
-        rows,
-        len(part),
-        part[rows].tolist(),
-        text(opened.label()),
-        text(opened.environment()),
-        text(opened.table["deconfound_predicted"]),
+def _read_scores(path: Path) -> pd.DataFrame:
+    """The scores of one file, with the column `file`; raises UserError if it cannot be read."""
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as scores ({reason}); measure again") from error
+    require_columns(table, SCORE_COLUMNS, str(path))
+    table = table[[column for column in COLUMNS if column in table.columns]].copy()
+    for column in ("method", "fold", "representation", "metric", "part", "note"):
+        table[column] = table[column].astype("string").fillna("").astype(object)
+    table["value"] = table["value"].astype(float)
+    return table.assign(file=str(path))
+
+
+def _named(found: dict[str, list[Any]]) -> pd.DataFrame:
+    """Name each method that comes in several settings after the options that differ.
+
+    Names what `found` holds in place, and returns its scores in one table, each score once. Raises
+    UserError where two files give a score different values.
+    """
+    columns = [*SCORE_COLUMNS, "file"]
+    scores: pd.DataFrame = pd.concat(
+        found["scores"] or [pd.DataFrame(columns=columns)], ignore_index=True
     )
-
-
-def _with_names(sources: Sources) -> Sources:
-    """Name each method that comes in several settings after the options that differ."""
-    scores = sources.scores
-    texts: set[str] = set(scores["config"].dropna()) if "config" in scores.columns else set()
-    of_scores = {text: json.loads(text) for text in texts}
-    names = Names(
-        [
-            *(run.config for run in sources.runs),
-            *(_config(sample.about) for sample in sources.samples),
-            *(swap.about["config"] for swap in sources.swaps),
-            *(one.about["config"] for one in sources.imputed),
-            *of_scores.values(),
-        ]
-    )
+    configs = scores.get("config", pd.Series(dtype=object))
+    of_scores = {text: json.loads(text) for text in configs.dropna().unique()}
+    made = [one for kind in ("run", "embeddings", "swap", "imputed") for one in found[kind]]
+    names = Names([*map(_config, made), *of_scores.values()])
+    for kind in ("run", "embeddings", "swap", "imputed"):
+        found[kind] = [replace(one, name=names.of(_config(one))) for one in found[kind]]
     if of_scores:
         named = {text: names.of(config) for text, config in of_scores.items()}
-        scores = scores.assign(method=scores["config"].map(named).fillna(scores["method"]))
-    return Sources(
-        [replace(run, name=names.of(run.config)) for run in sources.runs],
-        [replace(sample, name=names.of(_config(sample.about))) for sample in sources.samples],
-        without_repeats(scores[[*SCORE_COLUMNS, "file"]]),
-        [replace(swap, name=names.of(swap.about["config"])) for swap in sources.swaps],
-        [replace(one, name=names.of(one.about["config"])) for one in sources.imputed],
-        sources.sweeps,
-        sources.diagnoses,
-        sources.left_out,
-    )
+        scores = scores.assign(method=configs.map(named).fillna(scores["method"]))
+    once = scores[columns].drop_duplicates([*SCORE_KEY, "value"])
+    twice = once[once.duplicated(SCORE_KEY, keep=False)]
+    if len(twice):
+        first = twice.iloc[0]
+        both = twice[(twice[SCORE_KEY] == first[SCORE_KEY]).all(axis=1)]
+        raise UserError(
+            f"{first.metric} of {first.method}, fold {first.fold}, seed {first.seed} is "
+            f"{both.value.iloc[0]:.4g} in {both.file.iloc[0]} and {both.value.iloc[1]:.4g} in "
+            f"{both.file.iloc[1]}; report one setting of a method, or one file of its scores"
+        )
+    return once.reset_index(drop=True)
 
 
-def _config(about: dict[str, Any]) -> dict[str, Any]:
-    """The run configuration of embeddings; only the method where nothing was trained."""
-    found: dict[str, Any] = about.get("config") or {"method": about["method"]}
+def _config(source: RunSource | Sample | Pictures) -> dict[str, Any]:
+    """The run configuration; only the method where nothing was trained."""
+    if isinstance(source, RunSource):
+        return source.config
+    found: dict[str, Any] = source.about.get("config") or {"method": source.about["method"]}
     return found

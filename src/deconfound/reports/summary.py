@@ -1,6 +1,7 @@
 """The summary of a report: scores in sentences, and warnings."""
 
 import math
+from collections import Counter
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -40,27 +41,21 @@ def statements(scores: pd.DataFrame, environment: str) -> list[Statement]:
     by_level = sorted(scores["level"].unique(), key=lambda name: (name == "iid", name))
     for parts in (("test",), ("id_test", "val")):
         for level in by_level:
-            inside = predicted[predicted["level"] == level]
-            part = next((part for part in parts if (inside["part"] == part).any()), None)
+            part, rows = _of_first(parts, predicted[predicted["level"] == level])
             if part is None or (level == "iid" and part != "test"):
                 continue
             subject = level_title(level)
             if part != "test":
                 noun = "Validation" if part == "val" else "In distribution"
                 subject = noun if len(by_level) == 1 else f"{noun} ({_lowered(subject)})"
-            elif level != "iid":
-                subject = f"{subject}, {part_title(level, part)}" if level == "given" else subject
-            sentence = _comparison(inside[inside["part"] == part], "macro_f1", "higher")
+            elif level == "given":
+                subject += f", {part_title(level, part)}"
+            sentence = _comparison(rows, "macro_f1", "higher")
             found += [Statement(subject, sentence)] if sentence else []
+    probed = scores[scores["metric"].str.startswith("probe_environment_macro_f1")]
     for level in by_level:
-        inside = scores[
-            (scores["level"] == level)
-            & scores["metric"].str.startswith("probe_environment_macro_f1")
-        ]
-        part = next((part for part in PROBED if (inside["part"] == part).any()), None)
-        sentence = _comparison(
-            inside[inside["part"] == part], "probe_environment_macro_f1", "lower"
-        )
+        _, rows = _of_first(PROBED, probed[probed["level"] == level])
+        sentence = _comparison(rows, "probe_environment_macro_f1", "lower")
         if sentence:
             subject = f"{environment} read from the embedding, the less the better"
             if len(by_level) > 1:
@@ -77,26 +72,21 @@ def imputation_statements(scores: pd.DataFrame) -> list[Statement]:
     found = []
     whole = scores[scores["representation"] == "image"]
     for level in sorted(whole["level"].unique()):
-        inside = whole[whole["level"] == level]
-        part = next((part for part in ("test", "id_test") if (inside["part"] == part).any()), None)
+        part, inside = _of_first(("test", "id_test"), whole[whole["level"] == level])
         sentences = []
-        for method, rows in inside[inside["part"] == part].groupby("method"):
+        for method, rows in inside.groupby("method"):
             error, wrong = (
                 spread(rows[rows["metric"] == f"imputation_{name}"])
                 for name in ("error", "hallucination")
             )
             if method != ALONE and not math.isnan(error.mean):
-                sentences.append(
-                    (method == MOMENTS, error.mean, f"{method} {error.text(2)}", wrong)
-                )
-        sentences.sort(key=lambda one: one[:3])
-        text = ", ".join(
-            said if math.isnan(wrong.mean) else f"{said} ({wrong.mean:.0%} hallucinated)"
-            for *_, said, wrong in sentences
-        )
-        if text:
+                aside = "" if math.isnan(wrong.mean) else f" ({wrong.mean:.0%} hallucinated)"
+                said = f"{method} {error.text(2)}{aside}"
+                sentences.append((method == MOMENTS, error.mean, said))
+        if sentences:
             subject = f"Error of imputed images, {_lowered(level_title(str(level)))}"
             subject += "" if part == "test" else ", in distribution"
+            text = ", ".join(said for *_, said in sorted(sentences))
             found.append(Statement(subject, f"{text}."))
     return found
 
@@ -113,6 +103,12 @@ def warnings(sources: Sources, scores: pd.DataFrame) -> list[str]:
         *_unfinished(sources.runs),
         *(f"Left out: {reason}" for reason in sources.left_out),
     ]
+
+
+def _of_first(parts: tuple[str, ...], rows: pd.DataFrame) -> tuple[str | None, pd.DataFrame]:
+    """The first of `parts` that has rows, and its rows."""
+    part = next((part for part in parts if (rows["part"] == part).any()), None)
+    return part, rows[rows["part"] == part]
 
 
 def _comparison(rows: pd.DataFrame, metric: str, better: Literal["higher", "lower"]) -> str:
@@ -138,11 +134,10 @@ def _comparison(rows: pd.DataFrame, metric: str, better: Literal["higher", "lowe
     if others:
         text += f", against {_listed(others)}"
     spread_over = over(spreads.values())
-    aside = ["macro-F1"]
-    if spread_over:
-        aside.append(f"mean ± sd over {spread_over}")
-    text += f" ({', '.join(aside)}{_chance(chances)})."
-    if others and _within_noise(best, ranked[1][1]):
+    aside = f", mean ± sd over {spread_over}" if spread_over else ""
+    text += f" (macro-F1{aside}{_chance(chances)})."
+    sds = [one.sd for _, one in ranked[:2] if not math.isnan(one.sd)]
+    if others and sds and abs(best.mean - ranked[1][1].mean) <= max(sds):
         text += f" The difference between {name} and {ranked[1][0]} is within one sd."
     return text
 
@@ -152,11 +147,6 @@ def _chance(chances: list[float]) -> str:
         return ""
     low, high = f"{min(chances):.2f}", f"{max(chances):.2f}"
     return f"; chance {low}" if low == high else f"; chance {low}–{high}"
-
-
-def _within_noise(one: Spread, other: Spread) -> bool:
-    sds = [spread.sd for spread in (one, other) if not math.isnan(spread.sd)]
-    return bool(sds) and abs(one.mean - other.mean) <= max(sds)
 
 
 def _adapted(sources: Sources, scores: pd.DataFrame) -> list[str]:
@@ -205,13 +195,10 @@ def _undefined(scores: pd.DataFrame) -> list[str]:
 
 
 def _replicates(scores: pd.DataFrame) -> list[str]:
-    if scores.empty:
-        return []
     seeds = scores.groupby("method")["seed"].nunique()
     single = sorted(seeds[seeds == 1].index, key=natural_order)
-    if not single:
-        return []
-    return [f"Only one seed of {_listed(single)}: the spread between training runs is unknown."]
+    said = f"Only one seed of {_listed(single)}: the spread between training runs is unknown."
+    return [said] if single else []
 
 
 def _comparability(sources: Sources, scores: pd.DataFrame) -> list[str]:
@@ -234,7 +221,7 @@ def _comparability(sources: Sources, scores: pd.DataFrame) -> list[str]:
 
 def _unfinished(runs: list[RunSource]) -> list[str]:
     """Stages whose validation loss was lowest at the end and had not levelled off."""
-    improving: dict[str, int] = {}
+    improving: Counter[str] = Counter()
     for run in runs:
         rows = run.history[(run.history["part"] == "val") & (run.history["name"] == "loss")]
         for stage, of_stage in rows.groupby("stage", sort=False):
@@ -242,15 +229,13 @@ def _unfinished(runs: list[RunSource]) -> list[str]:
             if len(losses) < 2 or losses[-1] > losses.min():
                 continue
             if losses[-2] - losses[-1] > STILL_FALLING * (losses.max() - losses[-1]):
-                key = f"{run.name}, stage {stage}"
-                improving[key] = improving.get(key, 0) + 1
-    if not improving:
-        return []
+                improving[f"{run.name}, stage {stage}"] += 1
     stages = [f"{key} ({_count(count, 'run')})" for key, count in improving.items()]
-    return [
+    said = (
         f"The validation loss was still falling at the last step of {_listed(stages)}: more steps "
         "may change the scores."
-    ]
+    )
+    return [said] if stages else []
 
 
 def _lowered(title: str) -> str:
@@ -262,4 +247,4 @@ def _count(number: int, noun: str) -> str:
 
 
 def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return "".join(words) if len(words) < 2 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,9 +1,9 @@
 """Tables of scores in a report: one for each level and kind, mean ± sd over folds and seeds."""
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ PARTS = {
 MAIN = ("prediction", "content", "representation", "image")
 KINDS = ("Imputed images", "Predictions", "Linear probes", "Neighbourhoods", "Other scores")
 """Titles of the tables of a level."""
-_POOLED = re.compile(r"(.+) \(pooled over \d+ folds\)")
+_POOLED = r"^(.+) \(pooled over \d+ folds\)$"
 _LEADING = ("macro_f1", "accuracy", "class_coverage")
 _CHANCE = "_chance"
 IMPUTATION = "imputation_"
@@ -100,13 +100,8 @@ class Table:
     @property
     def parts(self) -> list[tuple[str, int]]:
         """Headers over neighbouring columns of one part, each with the number of columns."""
-        spans: list[tuple[str, int]] = []
-        for column in self.columns:
-            if spans and spans[-1][0] == column.part:
-                spans[-1] = (column.part, spans[-1][1] + 1)
-            else:
-                spans.append((column.part, 1))
-        return spans
+        grouped = groupby(self.columns, key=lambda column: column.part)
+        return [(part, len(list(columns))) for part, columns in grouped]
 
 
 @dataclass(frozen=True)
@@ -120,9 +115,9 @@ class Level:
 
 def with_levels(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores with the column `level` of each fold; a pooled score becomes part "pooled"."""
-    pooled = scores["fold"].map(lambda fold: _POOLED.fullmatch(fold))
-    found = scores.assign(level=[_level(fold) for fold in scores["fold"]])
-    return found.assign(part=found["part"].where(pooled.isna(), "pooled"))
+    pooled = scores["fold"].astype(str).str.extract(_POOLED, expand=False)
+    level = pooled.fillna(scores["fold"].astype(str).str.split("=").str[0])
+    return scores.assign(level=level, part=scores["part"].where(pooled.isna(), "pooled"))
 
 
 def level_title(level: str) -> str:
@@ -193,11 +188,6 @@ def over(spreads: Iterable[Spread]) -> str:
     return " and ".join(words)
 
 
-def _level(fold: str) -> str:
-    pooled = _POOLED.fullmatch(fold)
-    return pooled[1] if pooled else fold.partition("=")[0]
-
-
 def _kind(metric: str) -> str:
     if metric.removesuffix(_CHANCE) in _LEADING:
         return "Predictions"
@@ -214,8 +204,8 @@ def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric])
     scored = rows[~rows["metric"].str.endswith(_REFERENCE)]
     if (scored["part"] == "id_test").any():
         scored = scored[scored["part"] != "val"]
-    pairs = sorted(_distinct(scored, "part", "metric"), key=_column_order)
-    keys = sorted(_distinct(rows, "method", "representation"))
+    pairs = sorted(set(zip(scored["part"], scored["metric"], strict=True)), key=_column_order)
+    keys = sorted(set(zip(rows["method"], rows["representation"], strict=True)))
     mains = {method: main_representation(rows[rows["method"] == method]) for method, _ in keys}
     spreads = {
         key: spread(of_score)
@@ -240,7 +230,8 @@ def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric])
             text = number(one.mean, 3) if context else one.text(3)
             cells.append(Cell(text, aside, one.detail, leads))
         of_row = [spreads[key] for key in spreads if key[:2] == (method, representation)]
-        shown.append(MethodRow(method, representation, cells, _counts(of_row)))
+        counts = f"{max(one.folds for one in of_row)} × {max(one.seeds for one in of_row)}"
+        shown.append(MethodRow(method, representation, cells, counts))
     columns = []
     for part, metric in pairs:
         declared = known.get(metric)
@@ -248,10 +239,6 @@ def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric])
         summary = f"{declared.summary} ({declared.paper})" if declared else ""
         columns.append(Column(part_title(level, part), metric, arrow, summary))
     return Table(title, columns, shown)
-
-
-def _distinct(rows: pd.DataFrame, first: str, second: str) -> set[tuple[str, str]]:
-    return set(zip(rows[first], rows[second], strict=True))
 
 
 def _column_order(pair: tuple[str, str]) -> tuple[int, int, str, str]:
@@ -279,9 +266,3 @@ def _aside(references: dict[str, Spread]) -> str:
         low, high = references["_low"], references["_high"]
         return f"{number(low.mean, 2)} to {number(high.mean, 2)}" if low.values == 1 else ""
     return number(next(iter(references.values())).mean, 2) if references else ""
-
-
-def _counts(spreads: list[Spread]) -> str:
-    folds = max(one.folds for one in spreads)
-    seeds = max(one.seeds for one in spreads)
-    return f"{folds} × {seeds}"

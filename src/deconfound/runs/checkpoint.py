@@ -1,4 +1,4 @@
-"""Checkpoints on disk, whose checksums are verified when they are read."""
+"""Checkpoints: the weights of a method and its intensity on disk, verified when they are read."""
 
 import hashlib
 import zipfile
@@ -10,7 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from deconfound.data.loading.intensity import Intensity
 from deconfound.errors import UserError
+from deconfound.methods.contract import Method
 
 
 def read_resume(run: Path) -> dict[str, Any]:
@@ -54,6 +56,35 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             f"{file}: damaged ({reason}); remove {file.parent} and fit again"
         ) from error
     return tensors
+
+
+def load_weights(file: Path, method: Method, intensity: Intensity) -> None:
+    """Load a checkpoint file into a method and its intensity.
+
+    Raises UserError if the file is damaged or does not fit the method.
+    """
+    take_weights(read_weights(file), file, method, intensity)
+
+
+def take_weights(
+    tensors: dict[str, Tensor], file: Path, method: Method, intensity: Intensity
+) -> None:
+    """Put tensors read from `file` into a method and its intensity.
+
+    Raises UserError if they do not fit.
+    """
+    try:
+        modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
+        modules.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: cannot be loaded ({reason}); fit the run again") from error
+
+
+def weights(method: Method, intensity: Intensity) -> dict[str, Tensor]:
+    """The tensors that a checkpoint holds, by name, contiguous and on the CPU."""
+    modules = torch.nn.ModuleDict({"method": method, "intensity": intensity})
+    return {k: v.detach().cpu().clone().contiguous() for k, v in modules.state_dict().items()}
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

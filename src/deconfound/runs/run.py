@@ -20,8 +20,8 @@ from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.files.checksums import CHECKSUMS, differs, read_checksums, sha256
 from deconfound.methods.contract import Method, Task
+from deconfound.runs.checkpoint import load_weights
 from deconfound.runs.config import RunConfig, dump_config, read_config
-from deconfound.runs.weights import load_weights
 from deconfound.runtime.seeds import derived_seed
 
 FORMAT_VERSION = 1
@@ -152,18 +152,11 @@ def open_run(path: Path) -> Run:
     for name in ("config.yaml", "classes.json", "fold.json"):
         refuse_changed(path / name)
     try:
-        return Run(
-            path,
-            config,
-            tuple(classes["labels"]),
-            tuple(classes["environments"]),
-            Roles.model_validate(classes["roles"]),
-            tuple(classes["channels"]),
-            classes.get("dtype"),
-            classes["transform"],
-            tuple(classes["percentile_by"]),
-            tuple(classes["groups"]),
-        )
+        names = ("labels", "environments", "channels", "percentile_by", "groups")
+        lists = {name: tuple(classes[name]) for name in names}
+        roles = Roles.model_validate(classes["roles"])
+        transform, dtype = classes["transform"], classes.get("dtype")
+        return Run(path, config, roles=roles, dtype=dtype, transform=transform, **lists)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'classes.json'}: damaged; fit the run again") from error
 

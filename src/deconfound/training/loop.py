@@ -20,11 +20,9 @@ from deconfound.files import atomic
 from deconfound.files.checksums import write_checksums
 from deconfound.intervention.intervention import Intervention
 from deconfound.methods.contract import Stage
-from deconfound.runs.checkpoint import save_weights
+from deconfound.runs.checkpoint import load_weights, save_weights
 from deconfound.runs.config import RunConfig
-from deconfound.runs.history import History
-from deconfound.runs.software import software
-from deconfound.runs.weights import load_weights
+from deconfound.runs.record import History, software
 from deconfound.runtime.device import device_name, precision_name
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import derived_seed

@@ -10,7 +10,7 @@ from torch import nn
 from deconfound.files import atomic
 from deconfound.methods.contract import Stage
 from deconfound.runs.checkpoint import damaged_resume, read_resume
-from deconfound.runs.history import History
+from deconfound.runs.record import History
 from deconfound.training.step import Network, Stepper
 from deconfound.training.validation import Selection
 

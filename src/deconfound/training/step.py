@@ -17,9 +17,9 @@ from deconfound.data.screens.screen import Screen
 from deconfound.intervention.intervention import Intervention
 from deconfound.methods.contract import Method, Stage
 from deconfound.nets.layers import synchronise_batch_norm
+from deconfound.runs.checkpoint import weights
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import build_method
-from deconfound.runs.weights import weights
 from deconfound.runtime.seeds import derived_seed, torch_stream
 
 

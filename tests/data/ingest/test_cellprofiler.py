@@ -70,7 +70,7 @@ def test_images_become_profiles_and_these_a_baseline(
 
 
 def module_profiles() -> Any:
-    return importlib.import_module("deconfound.embeddings.profiles")
+    return importlib.import_module("deconfound.embeddings.embed")
 
 
 def test_a_stopped_measurement_goes_on(
