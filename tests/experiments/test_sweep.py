@@ -145,6 +145,29 @@ def test_loto_selects_by_environments_left_out(
     assert "ood_val" not in set(pd.read_parquet(tmp_path / "out" / "scores.parquet")["part"])
 
 
+def test_chains_are_done_once_for_the_setting_that_two_rules_take(
+    screen: Screen, tmp_path: Path, done: list[str]
+) -> None:
+    entries = {"erm": {"grid": {"learning_rate": [0.001, 0.1]}}, "same": {"method": "erm"}}
+    given: dict[str, Any] = {"select": ["accuracy", "loss"], "seeds": [0], "folds": ["iid"]}
+    chains = ["erm", "erm+pca+knn", "same+pca+knn"]
+    file = write(tmp_path, screen, methods=entries, chains=chains, knn=3, **given)
+    summary = sweep(file, tmp_path / "out", quiet=True)
+    assert (summary.runs, summary.failed) == (2, 0)  # the grid's first point is `same`
+    table = pd.read_csv(tmp_path / "out" / "table.csv").set_index("method")
+    taken = set(table.loc[["erm"], "runs"]) | {table.loc["same", "runs"]}
+    embedded = {file.stem for file in (tmp_path / "out" / "embeddings").iterdir()}
+    assert embedded == taken | {f"{name}+pca+knn3" for name in taken}
+    scores = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert set(scores["method"]) == {"erm", "erm+pca+knn", "same+pca+knn"}
+    assert set(scores.loc[scores["method"] == "erm+pca+knn", "run"]) == set(
+        table.loc[["erm"], "runs"]
+    )
+    before = len(done)
+    assert sweep(file, tmp_path / "out", quiet=True).before == 2
+    assert len(done) == before
+
+
 def test_the_other_seeds_are_for_the_settings_chosen(
     screen: Screen, tmp_path: Path, done: list[str]
 ) -> None:

@@ -101,7 +101,9 @@ def do_tasks(
 
     Raises UserError where a correction refuses the embeddings.
     """
-    for task in waiting(tasks, out, run):
+    for task in tasks:
+        if not waiting([task], out, run):
+            continue
         source = embedded(out, run, screen, device=device, threads=threads)
         file = _corrected(task.chain, out, run, source)
         if task.whole:
