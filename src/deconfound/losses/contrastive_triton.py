@@ -11,12 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 32
-SETTINGS = {
-    "ROWS": ROWS,
-    "COLUMNS": 64,
-    "CHUNK": 32,
-    "PRECISION": "ieee" if torch.version.hip else "tf32x3",
-}
+COLUMNS = 64
+CHUNK = 32
+PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 
 def log_sum_exp(z: Tensor, rows: slice, temperature: float, include_self: bool) -> Tensor:
@@ -36,7 +33,10 @@ def log_sum_exp(z: Tensor, rows: slice, temperature: float, include_self: bool) 
                 *z.shape,
                 1 / temperature,
                 INCLUDE_SELF=include_self,
-                **SETTINGS,
+                ROWS=ROWS,
+                COLUMNS=COLUMNS,
+                CHUNK=CHUNK,
+                PRECISION=PRECISION,
             )
     return lse
 
@@ -63,8 +63,11 @@ def log_sum_exp_gradient(
                 *z.shape,
                 1 / temperature,
                 INCLUDE_SELF=include_self,
+                ROWS=ROWS,
+                COLUMNS=COLUMNS,
+                CHUNK=CHUNK,
                 WIDTH=width,
-                **SETTINGS,
+                PRECISION=PRECISION,
             )
     return dz
 
