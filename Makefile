@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format install clean
+.PHONY: demo test coverage check format install clean
 
 demo: install
 	$(BIN)/deconfound compare demo --out demo
 
 test: install
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+coverage: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov
 
 check: install

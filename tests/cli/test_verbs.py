@@ -373,7 +373,16 @@ def test_a_value_out_of_range_names_its_option(
         ("demo --out d", "compare demo --out d"),
         ("source cmnist --root r --out o", "ingest source cmnist --root r --out o"),
         ("cellprofiler s --out o", "ingest cellprofiler s --out o"),
-        ("inject s --out o", "simulate --cells s --out o"),
+        ("inject s --out o", "simulate --cells=s --out o"),
+        ("inject --out o s --plates 2", "simulate --cells=s --out o --plates 2"),
+        (
+            "crossval --seeds=0 --out o erm screen",
+            "compare screen --seeds=0 --out o --methods erm",
+        ),
+        (
+            "diagnose s --erm=a.yaml --quiet",
+            "compare s --view trade-off --quiet --methods erm=a.yaml",
+        ),
         ("profiles s --out o", "embed s --out o"),
         ("relations g --complexes c --out o", "measure g --complexes c --out o"),
         ("retrieval w --out o", "measure w --out o --retrieval"),

@@ -168,6 +168,62 @@ def test_chains_are_done_once_for_the_setting_that_two_rules_take(
     assert len(done) == before
 
 
+def test_a_view_by_levels_shows_the_settings_taken_whatever_the_directory_held(
+    screen: Screen, tmp_path: Path, done: list[str]
+) -> None:
+    """Chains of a setting that was taken once and is not now are on disk, and count no more."""
+    entries = {"low": {"method": "erm", "grid": {"learning_rate": [0.1, 1e-9]}},
+               "high": {"method": "erm", "options": {"learning_rate": 0.03}}}  # fmt: skip
+    given: dict[str, Any] = {"seeds": [0], "folds": ["iid", "plate=S1/P1"], "knn": 3}
+    chains = ["low", "low+pca+knn", "high"]
+    only = {"low": {"method": "erm", "options": {"learning_rate": 1e-9}}, "high": entries["high"]}
+    shown = CompareOptions(view="levels")
+    first = write(tmp_path, screen, methods=only, chains=chains, **given)
+    compare(first, tmp_path / "held", shown, quiet=True)
+    file = write(tmp_path, screen, methods=entries, chains=chains, **given)
+    held = compare(file, tmp_path / "held", shown, quiet=True)
+    fresh = compare(file, tmp_path / "fresh", shown, quiet=True)
+    pd.testing.assert_frame_equal(held.shown, fresh.shown)
+    table = pd.read_csv(tmp_path / "fresh" / "table.csv").set_index("method")
+    assert table["IID_runs"].tolist() == [1, 1, 1]
+    plain = write(tmp_path, screen, methods=entries, **given)
+    found = compare(plain, tmp_path / "held", shown, quiet=True).shown
+    assert sorted(found["method"]) == ["high", "low"]
+    assert done
+
+
+def test_a_trade_off_of_a_plan_with_chains_reads_the_runs_own_predictions(
+    screen: Screen, tmp_path: Path, done: list[str]
+) -> None:
+    grid = {"erm": {"grid": {"learning_rate": [0.001, 0.1]}}}
+    shown = CompareOptions(view="trade-off")
+    tables = []
+    for name, chains in (("with", ["erm", "erm+knn"]), ("without", [])):
+        file = write(tmp_path, screen, methods=grid, chains=chains, seeds=[0])
+        compare(file, tmp_path / name, shown, quiet=True)
+        tables.append((tmp_path / name / "points.csv").read_text())
+    assert tables[0] == tables[1]
+    assert done
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"corrections": {"pac": {"components": 4}}},
+            "unknown correction 'pac'; did you",
+        ),
+        ({"measure": ["idd"]}, "measure names 'idd', which is no fold of the plan"),
+    ],
+)
+def test_a_misspelt_correction_or_fold_to_measure_is_refused(
+    changed: dict[str, Any], said: str, screen: Screen, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        compare(write(tmp_path, screen, **changed), tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_other_seeds_are_for_the_settings_chosen(
     screen: Screen, tmp_path: Path, done: list[str]
 ) -> None:

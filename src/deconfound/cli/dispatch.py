@@ -19,8 +19,8 @@ from deconfound.version import __version__
 def main(words: list[str] | None = None) -> None:
     """Run a verb.
 
-    Exits with 2 and one line on a mistake of the user's; with one line too on SIGTERM, with 0 where
-    fit or compare has saved its runs and else with 143, and on Ctrl-C, with 130. Ends quietly with
+    Exits with 2 and one line on a mistake of the user's; with one line too on SIGTERM and Ctrl-C,
+    with 0 where fit or compare has saved its runs and else with 143 and 130. Ends quietly with
     141 where the reader of its output has gone.
     """
     words = list(sys.argv[1:] if words is None else words)

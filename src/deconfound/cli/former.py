@@ -1,16 +1,34 @@
 """Verbs of release 0.1: the words that a command has today. They go with the next release."""
 
+import math
 from collections.abc import Callable
 
 from deconfound.errors import UserError
 
 Words = list[str]
+SWITCHES = {"--quiet", "--no-quiet", "--help", "--embeddings"}
 
 
-def _leading(words: Words) -> tuple[Words, Words]:
-    """The words before the first flag, and the others."""
-    count = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
-    return words[:count], words[count:]
+SEVERAL = {"--levels", "--seeds", "--environment", "--folds", "--learning-rates", "--lengths"}
+SEVERAL |= {"--alphas"}
+"""Flags of former verbs that take all words up to the next flag."""
+
+
+def _parted(words: Words) -> tuple[Words, Words]:
+    """The words that name something, wherever they stand, and the flags with their values."""
+    named: Words = []
+    flags: Words = []
+    awaited = 0.0
+    for word in words:
+        if word.startswith("--"):
+            awaited = math.inf if word in SEVERAL else 0 if word in SWITCHES or "=" in word else 1
+            flags.append(word)
+        elif awaited:
+            awaited -= 1
+            flags.append(word)
+        else:
+            named.append(word)
+    return named, flags
 
 
 def _renamed(words: Words, old: str, new: str) -> Words:
@@ -20,7 +38,7 @@ def _renamed(words: Words, old: str, new: str) -> Words:
 
 
 def _crossval(words: Words) -> Words:
-    named, flags = _leading(words)
+    named, flags = _parted(words)
     if not named and not {"-h", "--help"} & set(flags):
         raise UserError("crossval: name one method or more, then the screen")
     methods = ["--methods", *named[:-1]] if len(named) > 1 else []
@@ -28,14 +46,14 @@ def _crossval(words: Words) -> Words:
 
 
 def _diagnose(words: Words) -> Words:
-    named, flags = _leading(words)
+    named, flags = _parted(words)
     flags = _renamed(flags, "--folds", "--hold-out")
-    recipes = []
+    recipes: Words = []
     for name in ("erm", "scbd"):
-        while f"--{name}" in flags:
-            place = flags.index(f"--{name}")
-            recipes += [f"{name}={file}" for file in flags[place + 1 : place + 2]]
-            del flags[place : place + 2]
+        for place in [n for n, word in enumerate(flags) if word == f"--{name}"][::-1]:
+            flags[place : place + 2] = [f"--{name}={flags[place + 1]}"]
+        recipes += [word[2:] for word in flags if word.startswith(f"--{name}=")]
+        flags = [word for word in flags if not word.startswith(f"--{name}=")]
     methods = ["--methods", *recipes] if recipes else []
     return ["compare", *named, "--view", "trade-off", *flags, *methods]
 
@@ -45,6 +63,11 @@ def _demo(words: Words) -> Words:
     return ["compare", "demo", *out, *words]
 
 
+def _inject(words: Words) -> Words:
+    named, flags = _parted(words)
+    return ["simulate", *([f"--cells={named[0]}"] if named else []), *named[1:], *flags]
+
+
 FORMER: dict[str, Callable[[Words], Words]] = {
     "sweep": lambda words: ["compare", *words],
     "crossval": _crossval,
@@ -52,7 +75,7 @@ FORMER: dict[str, Callable[[Words], Words]] = {
     "demo": _demo,
     "source": lambda words: ["ingest", "source", *words],
     "cellprofiler": lambda words: ["ingest", "cellprofiler", *words],
-    "inject": lambda words: ["simulate", "--cells", *words],
+    "inject": _inject,
     "profiles": lambda words: ["embed", *words],
     "relations": lambda words: ["measure", *words],
     "retrieval": lambda words: ["measure", *words, "--retrieval"],

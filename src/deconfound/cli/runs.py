@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import create_model
 
@@ -18,9 +18,6 @@ from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import complain, say
 from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
 from deconfound.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def call_fit(words: list[str]) -> None:
@@ -84,8 +81,10 @@ def call_embed(words: list[str]) -> None:
 
 def _names_profiles(words: list[str]) -> bool:
     """Whether a screen is all that is named, where `embed` expects a run and a screen."""
-    named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    return len(named) == 1 and (Path(named[0]) / "screen.json").is_file()
+    runs = [word for word in words if (Path(word) / "config.yaml").is_file()]
+    screens = [word for word in words if (Path(word) / "screen.json").is_file()]
+    leading = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    return len(screens) == 1 and not runs and len(leading) < 2
 
 
 def call_profiles(words: list[str]) -> None:

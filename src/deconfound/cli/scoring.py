@@ -64,7 +64,7 @@ def _form(words: list[str]) -> Callable[[list[str]], None] | None:
     asks = {"--retrieval", "--target", "--details", "--null-size", "--parts"}
     if asks & {word.partition("=")[0] for word in words}:
         return call_retrieval
-    if words and not words[0].startswith("-") and (Path(words[0]) / "config.yaml").is_file():
+    if any((Path(word) / "config.yaml").is_file() for word in words):
         return call_imputation
     return None
 

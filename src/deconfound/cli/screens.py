@@ -26,7 +26,7 @@ def call_simulate(words: list[str]) -> None:
     from deconfound.data.simulation.simulate import SimulateConfig, simulate
 
     cells = take_option(words, "--cells")[1]
-    if cells is not None and not cells.isdecimal():
+    if cells is not None and (not cells.isdecimal() or (Path(cells) / "screen.json").is_file()):
         call_inject(words)
         return
     arguments = create_model(

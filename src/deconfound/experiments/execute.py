@@ -36,6 +36,14 @@ class Done:
     scores: pd.DataFrame
     """The long table; see `table.long_table`."""
 
+    def taken(self) -> list[Setting]:
+        """One setting of each entry and fold: that of the first rule that took one."""
+        found: dict[tuple[str, Path, str], Setting] = {}
+        for choice in self.choices:
+            if choice.setting is not None:
+                found.setdefault(_place(choice.setting), choice.setting)
+        return list(found.values())
+
 
 @dataclass(frozen=True)
 class Call:
@@ -77,7 +85,7 @@ def execute(
     ended = time.time()
     results = rounds.results(jobs)
     _write_failures(plan, rounds.outcomes, out)
-    done = Done(results, choices, _write_scores(plan, results, out))
+    done = Done(results, choices, _write_scores(plan, results, taken, out))
     seen = view(plan, done, out)
     summary = summarise(len(jobs), rounds.rounds, call.began, ended)
     about = asdict(summary) | {"overhead": summary.overhead}
@@ -187,11 +195,13 @@ def _write_failures(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> None:
     atomic.write_text(out / "failures.csv", failed.to_csv(index=False))
 
 
-def _write_scores(plan: Plan, results: dict[str, Result], out: Path) -> pd.DataFrame:
+def _write_scores(
+    plan: Plan, results: dict[str, Result], taken: list[Setting], out: Path
+) -> pd.DataFrame:
     """Write scores.parquet and, where environments were left out in turn, loto.parquet."""
     left_out = [name for name, job in plan.jobs.items() if job.config.data.without is not None]
     without = score_table(results[name] for name in left_out if name in results)
-    scores = long_table(plan, results, out)
+    scores = long_table(plan, results, taken, out)
     for file, table in (("scores", scores), ("loto", without)):
         if len(table) or file == "scores":
             with atomic.atomic_file(out / f"{file}.parquet") as temporary:

@@ -17,6 +17,7 @@ from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.words import read_chain
 from deconfound.intervention.source_run import imputing_methods
 from deconfound.intervention.styles import refuse_absolute
+from deconfound.methods import post_hoc
 from deconfound.runs.config import RunConfig
 
 
@@ -104,9 +105,18 @@ def make_plan(path: Path, file: PlanFile | None = None, folds: Folds | None = No
     file = file or read_plan(path)
     screens = [open_screen(screen) for screen in file.screens]
     chains = [read_chain(word, file.methods, file.knn, file.corrections) for word in file.chains]
+    for name in file.corrections:
+        if name not in post_hoc.names():
+            hint = did_you_mean(name, post_hoc.names())
+            raise UserError(f"{path}: corrections: unknown correction {name!r}; {hint}")
     layout = _Layout(path, Plan(file, {s.path: s for s in screens}, [], {}, chains), folds)
     for (name, entry), screen in itertools.product(file.methods.items(), screens):
         layout.add_entry(name, entry, screen)
+    folds_of_plan = list(dict.fromkeys(setting.fold for setting in layout.plan.settings))
+    for fold in file.measure:
+        if fold not in folds_of_plan and fold != "iid":
+            hint = did_you_mean(fold, folds_of_plan)
+            raise UserError(f"{path}: measure names {fold!r}, which is no fold of the plan; {hint}")
     return layout.plan
 
 

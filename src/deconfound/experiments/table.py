@@ -1,7 +1,7 @@
 """One long table of the scores of an experiment, and tables as files for readers."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +9,7 @@ import pandas as pd
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import COLUMNS
 from deconfound.experiments.plan import Plan, Setting
+from deconfound.experiments.running.chain import Task
 from deconfound.experiments.select import Result
 from deconfound.files import atomic
 
@@ -32,18 +33,22 @@ def score_table(results: Iterable[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def long_table(plan: Plan, results: dict[str, Result], out: Path) -> pd.DataFrame:
+def long_table(
+    plan: Plan, results: dict[str, Result], taken: Sequence[Setting], out: Path
+) -> pd.DataFrame:
     """Every score of every run and chain: the columns of a scores file, and `OWN_COLUMNS`.
 
     `method` is the name of the chain, or of what was trained where the plan has no chains. Runs
-    without one of the training environments are not in it. `results` by name of the run.
+    without one of the training environments are not in it, and chains of the settings `taken` alone
+    are. `results` by name of the run.
     """
     tables = []
     for setting in plan.settings:
         for name in setting.runs.values():
             if name in results:
                 about = {"entry": setting.entry, "setting": json.dumps(setting.values)}
-                found = _of_run(plan, setting, results[name], out)
+                tasks = plan.tasks(setting) if setting in taken else []
+                found = _of_run(plan, setting, results[name], tasks, out)
                 tables += [one.assign(**about, run=name) for one in found]
     columns = [*COLUMNS, *OWN_COLUMNS]
     records = [record for table in tables for record in table.to_dict("records")]
@@ -52,7 +57,9 @@ def long_table(plan: Plan, results: dict[str, Result], out: Path) -> pd.DataFram
     return scored.drop_duplicates(key, ignore_index=True)
 
 
-def _of_run(plan: Plan, setting: Setting, result: Result, out: Path) -> list[pd.DataFrame]:
+def _of_run(
+    plan: Plan, setting: Setting, result: Result, tasks: Sequence[Task], out: Path
+) -> list[pd.DataFrame]:
     own = score_table([result])
     if not plan.chains:
         return [own]
@@ -61,7 +68,7 @@ def _of_run(plan: Plan, setting: Setting, result: Result, out: Path) -> list[pd.
         for chain in plan.chains
         if chain.entry == setting.entry and not chain.is_post_hoc
     ]
-    for task in plan.tasks(setting):
+    for task in tasks:
         file = task.file(out, result.job.name)
         if file.is_file():
             found.append(pd.read_parquet(file).assign(method=task.chain.name))

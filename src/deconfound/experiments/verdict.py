@@ -14,6 +14,8 @@ from deconfound.runtime.seeds import numpy_stream
 REPLICATES = 2_000
 FEWEST = 4
 """Settings that a correlation needs."""
+FEWEST_FOLDS, FEWEST_SEEDS = 3, 2
+"""Folds and seeds that an interval of a difference needs; of fewer it is too narrow."""
 ALL_FOLDS = "all folds"
 Verdict = Literal["help", "cost", "cannot tell"]
 
@@ -30,17 +32,25 @@ class Difference:
     """Over all pairs."""
     low: float
     high: float
-    """Bootstrap interval of 95 % over folds and seeds; NaN of a single pair."""
+    """Bootstrap interval of 95 % over folds and seeds; NaN where `FEWEST_FOLDS` or `FEWEST_SEEDS`
+    are not reached, as it would then be too narrow."""
 
     def text(self) -> str:
         """One sentence."""
-        over = f"over {self.folds} folds and {self.seeds} seeds"
+        over = f"over {_counted(self.folds, 'fold')} and {_counted(self.seeds, 'seed')}"
         if math.isnan(self.low):
-            return f"{self.method} − {self.baseline}: {self.mean:+.3f}, of one fold and seed."
+            return (
+                f"{self.method} − {self.baseline}: {self.mean:+.3f}, {over}; too few to tell "
+                f"apart, which takes {FEWEST_FOLDS} held-out groups and {FEWEST_SEEDS} seeds."
+            )
         known = self.low > 0 or self.high < 0
         said = ("above" if self.low > 0 else "below") if known else "not told apart from"
         interval = f"{self.mean:+.3f}, 95 % {self.low:+.3f} … {self.high:+.3f}"
         return f"{self.method} is {said} {self.baseline}: {interval}, {over}."
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count > 1)
 
 
 def paired_differences(
@@ -70,7 +80,7 @@ def paired_differences(
 
 def _interval_of_pairs(grid: Doubles, method: str) -> tuple[float, float]:
     """The 95 % interval of the mean of (folds, seeds); NaN entries are pairs that are missing."""
-    if grid.size < 2:
+    if len(grid) < FEWEST_FOLDS or grid.shape[1] < FEWEST_SEEDS:
         return math.nan, math.nan
     stream = numpy_stream(0, "paired differences", method)
     of_folds = stream.multinomial(len(grid), np.full(len(grid), 1 / len(grid)), REPLICATES)

@@ -100,7 +100,9 @@ def plan_values(
 
 
 def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Write table.csv, .md and .tex of a plan's chains, or methods, over its folds by level.
+    """Write table.csv, .md and .tex of a plan's chains, or entries, over its folds by level.
+
+    Of an entry that is searched the setting counts that the plan's first rule took.
 
     Returns the table as text and the differences from the first method on held-out groups. Raises
     UserError if the plan has several screens, and if no run has ended.
@@ -114,13 +116,19 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
     levels = {level: [fold for fold in folds if fold.startswith(f"{level}=")]
               for level in reversed(screen.roles.levels)}  # fmt: skip
     levels = {level: named for level, named in levels.items() if named}
-    names = [chain.name for chain in plan.chains] or done.scores["method"].unique().tolist()
-    table = make_table(done.scores, names, levels)
+    taken = done.taken()
+    runs = {name for setting in taken for name in setting.runs.values()}
+    scores = done.scores[done.scores["run"].isin(runs)]
+    names = [chain.name for chain in plan.chains]
+    if not names:
+        scores = scores.assign(method=scores["entry"])
+        names = list(dict.fromkeys(setting.entry for setting in taken))
+    table = make_table(scores, names, levels)
     text = shown(table, level_titles(screen, list(levels)))
     atomic.write_text(out / "table.csv", table.to_csv(index=False))
     write_table_files(text, out, left=1)
     held_out = [fold for named in levels.values() for fold in named]
-    return text, [one.text() for one in paired_differences(done.scores, names[0], held_out)]
+    return text, [one.text() for one in paired_differences(scores, names[0], held_out)]
 
 
 class Cell(NamedTuple):

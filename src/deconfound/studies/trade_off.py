@@ -62,7 +62,7 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
     """
     if ERM not in plan.file.methods:
         raise UserError("compare: --view trade-off reads an entry erm; add one to the plan")
-    points = _points(done.scores)
+    points = _points(plan, done)
     if points.empty or ERM not in set(points["method"]):
         raise UserError(f"{out}: every run of erm failed; {out / 'failures.csv'} says why")
     atomic.write_text(out / "points.csv", points.to_csv(index=False))
@@ -161,24 +161,21 @@ def _recipes(methods: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _points(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row for each finished run, from the long table."""
+def _points(plan: Plan, done: Done) -> pd.DataFrame:
+    """One row for each finished run, by its own predictions."""
     rows = []
-    by_run = scores.groupby(["entry", "fold", "setting", "seed", "run"], sort=False)
-    for (entry, fold, setting, seed, _), run in by_run:
-        value = run.set_index(["part", "metric"])["value"]
-        rows.append(
-            {
-                "method": entry,
-                "fold": fold,
-                "setting": setting,
-                **json.loads(str(setting)),
-                "seed": seed,
-                "in_distribution": value.get(("val", "accuracy"), np.nan),
-                "held_out": value.get(("test", "accuracy"), np.nan),
-                "chance": value.get(("val", "accuracy_chance"), np.nan),
-            }
-        )
+    for setting in plan.settings:
+        for seed, name in setting.runs.items():
+            result = done.results.get(name)
+            if result is not None:
+                about: dict[str, Any] = {"method": setting.entry, "fold": setting.fold}
+                about |= {"setting": json.dumps(setting.values), **setting.values, "seed": seed}
+                accuracies = {
+                    "in_distribution": result.value("val", "accuracy"),
+                    "held_out": result.value("test", "accuracy"),
+                    "chance": result.value("val", "accuracy_chance"),
+                }
+                rows.append(about | accuracies)
     return pd.DataFrame(rows)
 
 
