@@ -71,7 +71,7 @@ class Plan:
     screens: dict[Path, Screen]
     settings: list[Setting]
     jobs: dict[str, Job]
-    """By name; where seeds are searched, those of every setting on every seed."""
+    """All runs by name: those of every setting on every seed, also of seeds not searched."""
     chains: list[Chain] = field(default_factory=list)
 
     def search(self) -> list[Job]:

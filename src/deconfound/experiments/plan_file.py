@@ -72,7 +72,7 @@ class PlanFile(Given):
     knn: int = Field(10, ge=1)
     """Neighbours that vote where a chain ends in +knn."""
     measure: tuple[str, ...] = ("iid",)
-    """Folds whose embeddings are measured by every metric; on others what is predicted is."""
+    """Folds whose embeddings every metric measures; on other folds predictions alone are scored."""
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -82,7 +82,7 @@ def compare(
 
 
 def _kind(source: Path, options: CompareOptions) -> str:
-    """A key of `USED`; raises UserError for a source that is none of the three."""
+    """A key of `USED`; raises UserError for any other source."""
     if source.suffix in (".yaml", ".yml"):
         return "a plan file"
     if source.is_dir():

@@ -66,7 +66,7 @@ class Task:
 
     chain: Chain
     whole: bool
-    """Whether the embedding itself is measured, and not only what is predicted of the label."""
+    """Whether every metric measures the embedding; else the predicted labels alone are scored."""
 
     @property
     def embeds(self) -> bool:
