@@ -44,10 +44,10 @@ def long_table(
     """
     tables = []
     for setting in plan.settings:
+        about = {"entry": setting.entry, "setting": json.dumps(setting.values)}
+        tasks = plan.tasks(setting) if setting in taken else []
         for name in setting.runs.values():
             if name in results:
-                about = {"entry": setting.entry, "setting": json.dumps(setting.values)}
-                tasks = plan.tasks(setting) if setting in taken else []
                 found = _of_run(plan, setting, results[name], tasks, out)
                 tables += [one.assign(**about, run=name) for one in found]
     columns = [*COLUMNS, *OWN_COLUMNS]
