@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from pydantic import BaseModel
 from deconfound import cli, methods
 from deconfound.cli import runs
 from deconfound.cli.former import FORMER
+from deconfound.cli.printing import say
 from deconfound.config import DataOptions, Options, TrainingOptions
 from deconfound.data.screens.screen import Screen
+from deconfound.errors import InputWarning
 from deconfound.verbs import VERBS
 
 Said = pytest.CaptureFixture[str]
@@ -451,3 +454,18 @@ def test_mistakes_in_a_comparison_are_one_line(
     given = [str(screen.path) if word == "SCREEN" else word for word in words]
     assert said in mistake(["compare", *given], capsys)
     assert not (tmp_path / "o").exists()
+
+
+def test_an_input_warning_is_one_line_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    def warn(words: list[str]) -> None:
+        for _ in range(2):
+            warnings.warn("t.csv: two\nlines; see to it", InputWarning, stacklevel=2)
+        say("done")
+
+    monkeypatch.setattr("deconfound.cli.screens.call_describe", warn)
+    cli.main(["describe", "s"])
+    shown = capsys.readouterr()
+    assert shown.err == "deconfound: warning: t.csv: two lines; see to it\n"
+    assert shown.out == "done\n"

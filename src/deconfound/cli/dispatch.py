@@ -5,11 +5,15 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from deconfound.cli.former import FORMER
 from deconfound.cli.printing import complain
 from deconfound.config import did_you_mean
-from deconfound.errors import UserError
+from deconfound.errors import InputWarning, UserError
 from deconfound.runtime import stop
 from deconfound.runtime.escaping import for_terminal
 from deconfound.verbs import VERBS
@@ -28,7 +32,7 @@ def main(words: list[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         words = _of_today(words)
-        with stop.at_once():
+        with stop.at_once(), _warnings_said():
             _dispatch(words)
             sys.stdout.flush()
     except UserError as error:
@@ -54,6 +58,32 @@ def main(words: list[str] | None = None) -> None:
         complain(said)
         asked = isinstance(request, stop.Stopped)
         sys.exit(130 if not asked else 0 if verb is not None and verb.saves else 143)
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Within the block every `InputWarning` is one line on stderr, each message once."""
+    with warnings.catch_warnings():
+        of_others = warnings.showwarning
+        said: set[str] = set()
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, InputWarning):
+                of_others(message, category, filename, lineno, file, line)
+            elif str(message) not in said:
+                said.add(str(message))
+                complain(f"warning: {message}")
+
+        warnings.simplefilter("always", InputWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _of_today(words: list[str]) -> list[str]:
