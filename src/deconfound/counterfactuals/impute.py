@@ -18,6 +18,7 @@ from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.table import joined_key
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.files.checksums import sha256
@@ -89,6 +90,7 @@ def impute(
     out = Path(out)
     atomic.refuse_existing(out)
     opened, source = open_run(run), open_screen(screen)
+    to = joined_key(to, opened.roles.environment)
     _refuse_unable(opened, source, to, relative_style is not None)
     rows = _rows(source, images, seed)
     own = _own_screen(opened, source)

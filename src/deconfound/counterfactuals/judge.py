@@ -18,7 +18,7 @@ from deconfound.counterfactuals.cells import Interventions, interventions, refus
 from deconfound.counterfactuals.impute import within_range
 from deconfound.counterfactuals.oracle import Oracle, oracle_of
 from deconfound.data.folds.fold import Part
-from deconfound.data.folds.groups import physical_well
+from deconfound.data.folds.groups import well_units
 from deconfound.data.folds.problem import pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen
@@ -164,11 +164,8 @@ def imputation(
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():
                 judged = _judged(source, imputer, drawn, oracle, progress, threads)
-                well = physical_well(source.table, source.roles).iloc[drawn.rows]
-                codes = {
-                    "label": problem.label.codes[drawn.rows],
-                    "unit": np.asarray(well.astype("category").cat.codes, dtype=np.int64),
-                }
+                unit = well_units(source.table.iloc[drawn.rows], source.roles)
+                codes = {"label": problem.label.codes[drawn.rows], "unit": unit}
                 for name in ("run", *BASELINES):
                     scores = _imputation_scores(judged, name, part, source.channels, seed, **codes)
                     records += _records(opened, name, scores, seed, asked)

@@ -13,6 +13,7 @@ from deconfound.data.folds.fold import make_fold
 from deconfound.data.folds.groups import Level, physical_well
 from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import Coded, Roles, nested_ids, require_columns
 from deconfound.description.description import Description, find_warnings
 from deconfound.description.pixels import pixel_statistics, sample_rows
@@ -113,7 +114,7 @@ def _levels(
     ids = nested_ids(table, roles.levels)
     rows = []
     for depth, level in enumerate(roles.levels):
-        names = table[level].astype("string")
+        names = keys(table[level])
         parents = ids[roles.levels[depth - 1]].groupby(names).nunique() if depth else None
         own = folds[folds["level"] == level]
         reasons = own.loc[~own["possible"], "reason"]
@@ -149,7 +150,7 @@ def _folds(
     refused: dict[str, str] = {}
     # Rows with equal levels, well, label and environment are on one side of every fold: one each.
     columns = [c for c in (*roles.levels, roles.well) if c is not None]
-    distinct = table[list(dict.fromkeys(columns))].astype("string")
+    distinct = table[list(dict.fromkeys(columns))].apply(keys)
     distinct = distinct.assign(**{_LABEL: label.codes, _ENVIRONMENT: environment.codes})
     distinct = (
         distinct.assign(**{_ROWS: 1})

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import Coded, Roles, nested_ids
 
 CONFOUNDED = 0.5
@@ -116,7 +117,7 @@ def _nesting(table: pd.DataFrame, roles: Roles, levels: pd.DataFrame) -> Iterato
             )
     ids = nested_ids(table, roles.levels)
     for outer, inner in zip(roles.levels, roles.levels[1:], strict=False):
-        names = table[inner].astype("string")
+        names = keys(table[inner])
         one_each = bool((names.groupby(ids[outer]).nunique() <= 1).all())
         if one_each and 1 < names.nunique() < ids[outer].nunique():
             yield (

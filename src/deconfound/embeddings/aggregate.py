@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from deconfound.arrays import Floats, Mask
 from deconfound.config import Options
-from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE, control_rows
+from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE, control_rows, negative
 from deconfound.data.tables.table import coded, require_columns
 from deconfound.embeddings.correct import named_line
 from deconfound.embeddings.file import (
@@ -85,7 +85,7 @@ class Aggregate:
     @property
     def control(self) -> Mask:
         """(G,) whether each row is a negative control."""
-        return (self.table[CONTROL_TYPE].astype(str) == NEGATIVE).to_numpy()
+        return negative(self.table)
 
     @property
     def part(self) -> str:

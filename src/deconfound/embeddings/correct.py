@@ -62,6 +62,8 @@ def correct(
         raise UserError(f"correct: --knn {knn}: expected 1 or more neighbours")
     with atomic.claimed(out):
         opened = read_embeddings(embeddings)
+        order = opened.order()
+        opened = opened.taken(order)
         learnt = opened if reference is None else _fitting(reference, embeddings, opened)
         for path, one in ((embeddings, opened), (reference or embeddings, learnt)):
             one.block(representation, str(path))
@@ -90,13 +92,15 @@ def correct(
         if knn is not None:
             done[KNN] = {"k": knn, "representation": representation}
         about = _about(opened, correction, done, reference)
-        write_embeddings(out, Embeddings(table, {representation: values}, about))
+        made = Embeddings(table, {representation: values}, about)
+        write_embeddings(out, made.taken(np.argsort(order)))
     return read_embeddings(out)
 
 
 def _fitting(reference: Path, embeddings: Path, opened: Embeddings) -> Embeddings:
     """Read the file to learn from; raises UserError if it is of another run than `embeddings`."""
     found = read_embeddings(reference)
+    found = found.taken(found.order())
     if (opened.part == "train").any():
         raise UserError(
             f"{embeddings}: holds training rows of its own; --reference is for embeddings of "

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.arrays import Mask
+from deconfound.arrays import Mask, Rows
 from deconfound.config import did_you_mean
+from deconfound.data.tables.keys import row_order
 from deconfound.data.tables.table import Roles, joined
 from deconfound.embeddings.shards import read_shards
 from deconfound.errors import UserError
@@ -64,6 +65,16 @@ class Embeddings:
             raise UserError(f"{where}: holds no representation {name!r}; {hint}")
         refuse_malformed(self.representations[name], where)
         return self.representations[name]
+
+    def order(self) -> Rows:
+        """(N,) the rows in the order of their identifier; their own order where there is none."""
+        columns = self.roles.identifier
+        return row_order(self.table, columns) if columns else np.arange(len(self.table))
+
+    def taken(self, rows: Rows) -> "Embeddings":
+        """These rows alone, in this order."""
+        blocks = {name: values[rows] for name, values in self.representations.items()}
+        return Embeddings(self.table.iloc[rows].reset_index(drop=True), blocks, self.about)
 
     def label(self) -> pd.Series:
         """The label of each row as text, missing where it has none."""

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.sparse import csc_array
 
 from deconfound.arrays import Codes, Doubles, Mask
+from deconfound.data.tables.keys import keys
 from deconfound.errors import UserError
 
 
@@ -58,8 +59,8 @@ def group_cells(
     gene, a gene without a guide, a guide of two genes, a missing value of `within`, or if no row
     has a gene.
     """
-    genes = table[gene].astype("string")
-    guides = genes if guide is None else table[guide].astype("string")
+    genes = keys(table[gene])
+    guides = genes if guide is None else keys(table[guide])
     for found, name, lacking in ((guides, "gene", genes), (genes, "guide", guides)):
         half = np.flatnonzero((found.notna() & lacking.isna()).to_numpy())
         if len(half):
@@ -71,16 +72,16 @@ def group_cells(
     known = genes.notna().to_numpy()
     if not known.any():
         raise UserError(f"{where}: no row has a value of {gene!r}; name the genes with --gene")
-    keys = pd.DataFrame({"gene": genes, "guide": guides})
+    cells = pd.DataFrame({"gene": genes, "guide": guides})
     for column in within:
-        keys[column] = table[column].astype("string")
-        empty = np.flatnonzero((keys[column].isna() & known).to_numpy())
+        cells[column] = keys(table[column])
+        empty = np.flatnonzero((cells[column].isna() & known).to_numpy())
         if len(empty):
             raise UserError(
                 f"{where}: row {empty[0]} has no {column!r}, which means are taken within"
             )
-    keys = keys[known]
-    pairs = keys[["gene", "guide"]].drop_duplicates()
+    cells = cells[known]
+    pairs = cells[["gene", "guide"]].drop_duplicates()
     twice = pairs[pairs.duplicated("guide", keep=False)].sort_values(["guide", "gene"])
     if len(twice):
         first, second = twice["gene"].iloc[:2]
@@ -89,7 +90,7 @@ def group_cells(
             "expected one gene a guide"
         )
     of_cells = np.full(len(table), -1, dtype=np.int64)
-    of_cells[known], guide_rows = _numbered(keys)
+    of_cells[known], guide_rows = _numbered(cells)
     of_guides, gene_rows = _numbered(guide_rows.drop(columns="guide"))
     return Groups(of_cells, of_guides, guide_rows, gene_rows)
 

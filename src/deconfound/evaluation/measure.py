@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from deconfound.arrays import Codes, Floats, Mask
-from deconfound.data.tables.table import coded
+from deconfound.data.tables.keys import key, keys
+from deconfound.data.tables.table import coded, listed
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import NamedScore, classification, score_row, write_scores
@@ -56,6 +57,8 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> list[dict[str, Any]]
             about = opened.about
             if "aggregated" in about:
                 raise UserError(f"{path}: holds genes, not cells; add --complexes FILE")
+            opened = opened.taken(opened.order())
+            refuse_unshared_labels(opened, path)
             measured = [*prediction_scores(opened), *representation_scores(opened, seed)]
             rows += [score_row(about, str(about["fold"]), row) for row in measured]
             level, holds_out, _ = str(about["fold"]).partition("=")
@@ -81,6 +84,21 @@ def _setting(about: dict[str, Any]) -> str:
     return json.dumps([about["screen"], about["selection"], config], sort_keys=True)
 
 
+def refuse_unshared_labels(embeddings: Embeddings, path: Path) -> None:
+    """Raise UserError if the run was trained on none of the labels that its rows have."""
+    if embeddings.table[PREDICTED].isna().all():
+        return
+    present = embeddings.label().dropna().unique()
+    trained = [key(name) for name in embeddings.about["labels"]]
+    if len(present) and not set(present) & set(trained):
+        raise UserError(
+            f"{path}: the run was trained on none of the labels of column "
+            f"{embeddings.roles.label!r} ({listed(sorted(present), 5)}) but on "
+            f"{listed(trained, 5)}; no prediction could be right, write the labels as in the "
+            "screen trained on"
+        )
+
+
 def prediction_scores(embeddings: Embeddings) -> list[NamedScore]:
     """Scores of the method's own predictions on every part but train and unused."""
     label = coded(embeddings.label())
@@ -103,7 +121,7 @@ def _predictions_of_test(embeddings: Embeddings) -> pd.DataFrame:
     """The columns truth, predicted and seen (whether training has the label) of test rows."""
     part, label = embeddings.part, embeddings.label()
     seen = label.isin(label[part == "train"].dropna().unique())
-    predicted = embeddings.table[PREDICTED].astype("string")
+    predicted = keys(embeddings.table[PREDICTED])
     table = pd.DataFrame({"truth": label, "predicted": predicted, "seen": seen})
     of_test: pd.DataFrame = table[part == "test"]
     return of_test

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from deconfound.data.tables.complexes import Complexes, pairs_among, read_complexes
+from deconfound.data.tables.keys import keys
 from deconfound.embeddings.aggregate import GENE, Aggregate, read_aggregate
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import NamedScore, score_row, write_scores
@@ -47,7 +48,7 @@ def relation_scores(
 
     Raises UserError if a gene has two rows, and if no two genes share a complex.
     """
-    genes = made.table[GENE].astype(str)[~made.control].tolist()
+    genes = keys(made.table[GENE])[~made.control].tolist()
     if len(set(genes)) < len(genes):
         raise UserError(
             f"{path}: a gene has several rows; aggregate to --level gene without --within"

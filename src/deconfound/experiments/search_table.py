@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.arrays import Rows
-from deconfound.data.folds.groups import physical_well
+from deconfound.data.folds.groups import well_units
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed, require_columns
 from deconfound.display.numbers import mean_and_sd
@@ -157,10 +157,11 @@ def _interval(screen: Screen, runs: list[Result], out: Path) -> Interval:
             correct.append(found["correct"][test])
     unit: Rows = rows
     over = "rows"
-    if screen.roles.well is not None:
-        well = physical_well(screen.table, screen.roles).iloc[rows]
-        if well.notna().all() and well.nunique() > 1:
-            unit, over = np.asarray(well.astype("category").cat.codes, dtype=np.int64), "wells"
+    tested = screen.table.iloc[rows]
+    if screen.roles.well is not None and tested[screen.roles.well].notna().any():
+        well = well_units(tested, screen.roles)
+        if len(np.unique(well)) > 1:
+            unit, over = well, "wells"
     drawn = f"seeds and {over}" if len(runs) > 1 else over
     return Interval(*bootstrap(np.stack(correct), unit), drawn)
 

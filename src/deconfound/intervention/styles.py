@@ -20,6 +20,7 @@ from deconfound.data.folds.controls import CONTROL_TYPE, control_rows
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.keys import key, keys
 from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.methods.contract import Imputer
@@ -191,7 +192,7 @@ def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> Mask:
     table = screen.table
     label = label if label in table.columns else None
     if named and label is not None:
-        return table[label].isin(list(named)).to_numpy(dtype=bool)
+        return keys(table[label]).isin(list(map(key, named))).to_numpy(dtype=bool)
     if CONTROL_TYPE not in table.columns and label is None:
         raise UserError(
             f"{screen.path}: no column {CONTROL_TYPE} and none of labels, so which rows are "

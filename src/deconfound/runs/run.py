@@ -15,7 +15,7 @@ from deconfound.config import TransformName
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.table import Roles, listed
+from deconfound.data.tables.table import Roles, joined_key, listed
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.files.checksums import CHECKSUMS, differs, read_checksums, sha256
@@ -90,7 +90,9 @@ class Run:
     def parts(self, screen: Screen) -> npt.NDArray[np.str_]:
         """(N,) the fold's part of each row; "new" in a screen that the run was not trained on."""
         if self.trained_on(screen):
-            return pose(screen, self.config.data).fold.part
+            problem = pose(screen, self.config.data)
+            refuse_other_fold(self.path, problem)
+            return problem.fold.part
         return np.full(len(screen), "new", dtype="U3")
 
     def provenance(self) -> dict[str, Any]:
@@ -155,6 +157,12 @@ def open_run(path: Path) -> Run:
         names = ("labels", "environments", "channels", "percentile_by", "groups")
         lists = {name: tuple(classes[name]) for name in names}
         roles = Roles.model_validate(classes["roles"])
+        for name, columns in (
+            ("labels", (str(roles.label),)),
+            ("environments", roles.environment),
+            ("groups", lists["percentile_by"]),
+        ):
+            lists[name] = tuple(joined_key(str(one), columns) for one in lists[name])
         transform, dtype = classes["transform"], classes.get("dtype")
         return Run(path, config, roles=roles, dtype=dtype, transform=transform, **lists)
     except (KeyError, TypeError, ValueError) as error:
@@ -187,6 +195,18 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
+def refuse_other_fold(path: Path, problem: Problem) -> None:
+    """Raise UserError if the run in `path` was trained on other rows than `problem` draws now."""
+    recorded = read_json(path / "fold.json")
+    counts, digest = problem.fold.counts(), problem.fold.digest()
+    same = recorded.get("parts_sha256", digest) == digest
+    if not same or counts != counts | recorded.get("counts", {}):
+        raise UserError(
+            f"{path}: fold {problem.fold.name} was drawn by another release, and this one would "
+            "put other rows into its parts; fit the run again"
+        )
+
+
 def write_description(path: Path, config: RunConfig, screen: Screen, problem: Problem) -> None:
     """Write config.yaml, classes.json and fold.json of a run that begins."""
     path.mkdir(parents=True, exist_ok=True)
@@ -206,6 +226,7 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
     fold = {
         "name": problem.fold.name,
         "counts": problem.fold.counts(),
+        "parts_sha256": problem.fold.digest(),
         "screen": str(screen.path.resolve()),
         "screen_identity": screen.identity,
         "screen_provenance": screen.provenance,

@@ -18,7 +18,13 @@ from deconfound.files.atomic import refuse_foreign
 from deconfound.intervention.intervention import begin_intervention
 from deconfound.intervention.source_run import imputing_run, refuse_unfit, with_imputer
 from deconfound.runs.config import RunConfig, dump_config, read_config
-from deconfound.runs.run import Run, open_run, read_json, write_description
+from deconfound.runs.run import (
+    Run,
+    open_run,
+    read_json,
+    refuse_other_fold,
+    write_description,
+)
 from deconfound.runtime.device import processes, start_fabric
 from deconfound.training.batches import refuse_unfillable_batches
 from deconfound.training.loop import Training
@@ -71,7 +77,7 @@ def train(
     first = processes().rank == 0  # of several processes, the one that writes
     source = imputing_run(config, out)
     config = with_imputer(config, out, source)
-    if first and _claims(out, config, screen):
+    if first and _claims(out, config, screen, problem):
         _remove_leftovers(out)
         return Trained()
     refuse_unfillable_batches(config.training, problem)
@@ -88,7 +94,11 @@ def train(
         for warning in _warnings(problem, config.data):
             warn(warning)
     with atomic.locked(out) if first else contextlib.nullcontext():
-        finished = _claims(out, config, screen) if first else (out / "model.safetensors").is_file()
+        finished = (
+            _claims(out, config, screen, problem)
+            if first
+            else (out / "model.safetensors").is_file()
+        )
         if finished:
             return Trained()
         options = config.training
@@ -109,7 +119,7 @@ def train(
         return Trained(training.seconds, training.predicted())
 
 
-def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
+def _claims(out: Path, config: RunConfig, screen: Screen, problem: Problem) -> bool:
     """Whether `out` already holds this run, finished; raises UserError if it holds another."""
     if not refuse_foreign(out, "config.yaml", "run"):
         return False
@@ -121,6 +131,7 @@ def _claims(out: Path, config: RunConfig, screen: Screen) -> bool:
         fold = read_json(out / "fold.json")
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
+        refuse_other_fold(out, problem)
     return (out / "model.safetensors").is_file()
 
 

@@ -89,10 +89,10 @@ def test_profiles_come_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_would_not_come_back_is_refused(tmp_path: Path) -> None:
-    table = table_of(6).assign(drug=["taxol", "NA"] * 3)
+    table = table_of(6).assign(drug=["taxol", ""] * 3)
     values = np.zeros((6, 1, 4, 4), np.uint8)
     screen = written(tmp_path / "s", values, table)
-    with pytest.raises(UserError, match=r"column 'drug' is 'NA' in row 1 .* rename the value"):
+    with pytest.raises(UserError, match=r"column 'drug' is '' in row 1 .* rename the value"):
         export(screen.path, tmp_path / "out", quiet=True)
     shared = written(tmp_path / "p", np.zeros((6, 2), np.float32), table.assign(DNA=1))
     with pytest.raises(UserError, match="'DNA' is a feature and a column"):

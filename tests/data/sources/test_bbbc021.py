@@ -78,7 +78,7 @@ def test_wells_get_their_treatment_mechanism_and_week(root: Path, tmp_path: Path
          r"no row of compound ALLN, concentration 3\.0, which row 3 .* 4 such rows in all"),
         (bbbc021.MECHANISMS, 4, "compound", "DMSO", None),
         (bbbc021.MECHANISMS, 4, ["compound", "concentration"], ["DMSO", "0"],
-         "compound, concentration 'DMSO/0.0' is of mechanism 'DMSO' in row 3 and of 'Other'"),
+         "compound, concentration 'DMSO/0' is of mechanism 'DMSO' in row 3 and of 'Other'"),
         (f"{bbbc021.PROFILES}.gz", 1, "Image_Metadata_Well", "B02",
          "row 1 .*: well B02 of plate Week1_1 has a profile already"),
         (f"{bbbc021.PROFILES}.gz", 1, "Image_Metadata_Well", "H12",

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from deconfound.arrays import Rows
+from deconfound.arrays import Mask, Rows
 from deconfound.config import did_you_mean
+from deconfound.data.tables.keys import holds_wells, key, keys
 from deconfound.data.tables.table import Coded, require_columns
 from deconfound.errors import UserError
 
@@ -17,9 +17,7 @@ NONTARGETING = "nontargeting"
 """A control's name among genes, whatever its hyphens and capitals."""
 
 
-def control_rows(
-    table: pd.DataFrame, label: str | None, named: str | None, where: str
-) -> npt.NDArray[np.bool_]:
+def control_rows(table: pd.DataFrame, label: str | None, named: str | None, where: str) -> Mask:
     """Whether each row is a negative control: (N,) bool, at least one is.
 
     `named` says which, as COLUMN=VALUE; otherwise those whose Metadata_Control_Type is negcon, and
@@ -39,16 +37,34 @@ def control_rows(
         raise UserError(
             f"{where}: no column {CONTROL_TYPE}; name the controls with --control COLUMN=VALUE"
         )
-    text = table[column].astype("string")
-    if named is None and column != CONTROL_TYPE:
+    text = keys(table[column])
+    if named is not None:
+        controls = _equal(table[column], value)
+    elif column == CONTROL_TYPE:
+        controls = negative(table)
+    else:
         text = text.str.lower().str.replace(r"[-_ ]", "", regex=True)
-    controls = (text == value).fillna(False).to_numpy(dtype=bool)
+        controls = (text == value).fillna(False).to_numpy(dtype=bool)
     if not controls.any():
-        raise UserError(
-            f"{where}: no controls, no row has {column} = {value}; name them with "
-            "--control COLUMN=VALUE"
-        )
+        remedy = "name them with --control COLUMN=VALUE"
+        if named is not None:
+            remedy = did_you_mean(value, sorted(text.dropna().unique()))
+        raise UserError(f"{where}: no controls, no row has {column} = {value}; {remedy}")
     return controls
+
+
+def negative(table: pd.DataFrame) -> Mask:
+    """(N,) whether the Metadata_Control_Type of each row is negcon, whatever its capitals."""
+    text = keys(table[CONTROL_TYPE]).str.casefold()
+    return (text == NEGATIVE).fillna(False).to_numpy(dtype=bool)
+
+
+def _equal(values: pd.Series, wanted: str) -> Mask:
+    """(N,) whether each value has the key of `wanted`, or is the same number."""
+    same = keys(values) == key(wanted, well=holds_wells(values.name))
+    if pd.api.types.is_float_dtype(values.dtype):
+        same |= values == pd.to_numeric(pd.Series([wanted]), errors="coerce").iloc[0]
+    return same.fillna(False).to_numpy(dtype=bool)
 
 
 def control_codes(
@@ -60,17 +76,18 @@ def control_codes(
     Metadata_Control_Type; no label where the table lacks that column. Raises UserError if training
     lacks a label named.
     """
-    for name in named:
+    wanted = [key(name) for name in named]
+    for name in wanted:
         if name not in label.names:
             raise UserError(
                 f"--controls {name}: no training row has this label; "
                 f"{did_you_mean(name, list(label.names))}"
             )
-    if named:
-        return tuple(sorted({label.names.index(name) for name in named}))
+    if wanted:
+        return tuple(sorted({label.names.index(name) for name in wanted}))
     if CONTROL_TYPE not in table.columns:
         return ()
     code = label.codes[train]
-    is_control = (table[CONTROL_TYPE].iloc[train] == NEGATIVE).to_numpy(dtype=bool, na_value=False)
+    is_control = negative(table)[train]
     found = np.setdiff1d(code[is_control], code[~is_control])
     return tuple(int(one) for one in found if one >= 0)

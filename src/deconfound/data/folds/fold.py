@@ -1,5 +1,6 @@
 """Folds: what is held out, at random or one group at one level, without a leak."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,11 +9,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.arrays import Mask, Rows
-from deconfound.data.folds.groups import Level, physical_well
+from deconfound.data.folds.groups import Level, physical_well, well_units
+from deconfound.data.tables.identifiers import order_of_rows
+from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import (
     Coded,
     Roles,
     joined,
+    joined_key,
     listed,
     natural_order,
     require_columns,
@@ -35,10 +39,20 @@ class Fold:
     """(N,) one of `PARTS` for each row: train; val (in-distribution, for selection); ood_val (a
     training environment left out, for selection); id_test (in-distribution); test (held out);
     unused (would leak, or left out by a given split)."""
+    order: Rows | None = None
+    """(N,) the rows in the order of their identifier, in which training takes them; None where the
+    table's own order counts."""
 
     def rows(self, part: Part) -> Rows:
-        """Row numbers of one part, ascending."""
-        return np.flatnonzero(self.part == part).astype(np.int64)
+        """Row numbers of one part, in the order of their identifier, or else ascending."""
+        if self.order is None:
+            return np.flatnonzero(self.part == part).astype(np.int64)
+        return np.asarray(self.order[self.part[self.order] == part])
+
+    def digest(self) -> str:
+        """The SHA-256 of the part of every row."""
+        codes = sum(number * (self.part == part) for number, part in enumerate(PARTS))
+        return hashlib.sha256(np.asarray(codes, dtype=np.uint8).tobytes()).hexdigest()
 
     def counts(self) -> dict[str, int]:
         """Rows in each part."""
@@ -60,17 +74,35 @@ def make_fold(
     In an "iid" fold `id_test_fraction` of the rows are the test; in a "COLUMN=GROUP" fold all rows
     of the group are the test and `val_fraction` and `id_test_fraction` of the others are val and
     id_test, drawn within each label × environment. `unit` "well" draws whole wells instead of rows.
-    Nothing but the metadata of rows outside the test decides who is val. Raises UserError for an
-    unknown fold or one that is not of its level.
+    Nothing but the metadata of rows outside the test decides who is val. With an identifier the
+    same rows in another order have the same parts. Raises UserError for an unknown fold or one that
+    is not of its level.
     """
     require_columns(table, roles.columns(), "table")
+    order = order_of_rows(table, roles)
+    drawn: dict[Part, float] = {"id_test": id_test_fraction, "val": val_fraction}
+    if order is None:
+        return Fold(name, _parts(table, roles, name, drawn, unit, seed))
+    ordered = table.iloc[order].reset_index(drop=True)
+    part = _parts(ordered, roles, name, drawn, unit, seed)
+    return Fold(name, part[np.argsort(order)], order)
+
+
+def _parts(
+    table: pd.DataFrame,
+    roles: Roles,
+    name: str,
+    drawn: dict[Part, float],
+    unit: Unit,
+    seed: int,
+) -> npt.NDArray[np.str_]:
+    """The part of every row of a table whose rows are in the order that counts."""
     if name == "given":
         return _given(table, roles)
     if name == "iid":
         kept = np.ones(len(table), dtype=bool)
-        fractions: dict[Part, float] = {"test": id_test_fraction, "val": val_fraction}
-        part = _random_parts(table, roles, kept, fractions=fractions, unit=unit, seed=seed)
-        return Fold(name, part)
+        fractions: dict[Part, float] = {"test": drawn["id_test"], "val": drawn["val"]}
+        return _random_parts(table, roles, kept, fractions=fractions, unit=unit, seed=seed)
     column, found, identity = name.partition("=")
     if not found or column not in roles.levels:
         raise UserError(
@@ -78,6 +110,7 @@ def make_fold(
             f"{', '.join(roles.levels) or '(this screen has none: pass --levels)'}"
         )
     level = Level(table, roles, column)
+    identity = joined_key(identity, roles.levels[: roles.levels.index(column) + 1])
     group = next((group for group in level.groups if group.identity == identity), None)
     if group is None:
         names = ", ".join(group.identity for group in level.groups[:12])
@@ -85,10 +118,10 @@ def make_fold(
     if group.refused:
         raise UserError(f"fold {name}: {group.refused}; hold out a coarser level")
     held_out, leaking = level.separated(group)
-    kept, fractions = ~held_out & ~leaking, {"id_test": id_test_fraction, "val": val_fraction}
-    part = _random_parts(table, roles, kept, fractions=fractions, unit=unit, seed=seed)
+    kept = ~held_out & ~leaking
+    part = _random_parts(table, roles, kept, fractions=drawn, unit=unit, seed=seed)
     part[held_out] = "test"
-    return Fold(name, part)
+    return part
 
 
 def without_environment(table: pd.DataFrame, roles: Roles, fold: Fold, name: str) -> Fold:
@@ -98,6 +131,7 @@ def without_environment(table: pd.DataFrame, roles: Roles, fold: Fold, name: str
     it, become unused; test stays as it is. Raises UserError if training has no such environment.
     """
     environment = joined(table, roles.environment)
+    name = joined_key(name, roles.environment)
     known = sorted(environment[fold.part == "train"].dropna().unique(), key=natural_order)
     if name not in known:
         raise UserError(
@@ -113,7 +147,7 @@ def without_environment(table: pd.DataFrame, roles: Roles, fold: Fold, name: str
     part = fold.part.copy()
     part[used & leaking] = "unused"
     part[left_out] = "ood_val"
-    return Fold(f"{fold.name} without {name}", part)
+    return Fold(f"{fold.name} without {name}", part, fold.order)
 
 
 def shared_labels(label: Coded, fold: Fold, part: Part) -> Rows:
@@ -141,8 +175,7 @@ def _random_parts(
     if unit == "well":
         if roles.well is None:
             raise UserError("iid unit 'well': the screen has no well column; name it with --well")
-        well = physical_well(table, roles).iloc[rows]
-        owner = _codes(well)
+        owner = well_units(table.iloc[rows], roles)
         members = pd.Series(np.arange(len(rows))).groupby(owner).first().to_numpy()
     else:
         owner = np.arange(len(rows))
@@ -186,13 +219,13 @@ def _place_in_stratum(stratum: Rows, seed: int, fewest: float) -> npt.NDArray[np
     return place
 
 
-def _given(table: pd.DataFrame, roles: Roles) -> Fold:
+def _given(table: pd.DataFrame, roles: Roles) -> npt.NDArray[np.str_]:
     if roles.split is None:
         raise UserError("fold 'given': the screen has no split column; name one with --split")
-    values = table[roles.split].astype("string").fillna("unused")
+    values = keys(table[roles.split]).fillna("unused")
     wrong = sorted(set(values.unique()) - set(PARTS))
     if wrong:
         raise UserError(
             f"column {roles.split!r}: value {wrong[0]!r}; expected {', '.join(PARTS)} or empty"
         )
-    return Fold("given", values.to_numpy(dtype="U7"))
+    return values.to_numpy(dtype="U7")

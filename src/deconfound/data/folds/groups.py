@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from deconfound.arrays import Codes, Mask
-from deconfound.data.tables.table import Roles, coded, joined, natural_order
+from deconfound.arrays import Codes, Mask, Rows
+from deconfound.data.tables.keys import keys
+from deconfound.data.tables.table import Roles, coded, joined, joined_as_written, natural_order
 from deconfound.errors import UserError
 
 
@@ -44,7 +45,7 @@ class Level:
         identities = joined(table, columns)
         names = sorted(identities.dropna().unique().tolist(), key=natural_order)
         self._own = coded(identities, names).codes
-        self._columns = [_numbered(table[one])[0] for one in columns]
+        self._columns = [_numbered(keys(table[one]))[0] for one in columns]
         self._well = np.full(len(table), -1)
         if roles.well is not None:
             self._well = _numbered(physical_well(table, roles))[0]
@@ -111,9 +112,28 @@ def physical_well(table: pd.DataFrame, roles: Roles) -> pd.Series:
     The roles must name a well.
     """
     assert roles.well is not None
+    return joined(table, _down_to_well(roles))
+
+
+def well_units(table: pd.DataFrame, roles: Roles) -> Rows:
+    """(N,) codes of physical wells, a row without a well being one of its own.
+
+    Wells are numbered in the order in which the table writes them. The roles must name a well.
+    """
+    well = physical_well(table, roles)
+    ways = pd.DataFrame({"well": well, "as": joined_as_written(table, _down_to_well(roles))})
+    first = ways.dropna().drop_duplicates().groupby("well")["as"].min().sort_values()
+    found = well.map(pd.Series(np.arange(len(first)), index=first.index))
+    alone = found.isna().to_numpy(dtype=bool)
+    units = found.fillna(0).to_numpy(dtype=np.int64)
+    units[alone] = len(first) + np.arange(alone.sum())
+    return units
+
+
+def _down_to_well(roles: Roles) -> list[str]:
     levels = [level for level in roles.levels if level != roles.well]
     plates = [depth for depth, level in enumerate(levels) if "plate" in level.lower()]
-    return joined(table, [*levels[: plates[0] + 1 if plates else len(levels)], roles.well])
+    return [*levels[: plates[0] + 1 if plates else len(levels)], str(roles.well)]
 
 
 def _numbered(values: pd.Series) -> tuple[Codes, pd.Index]:

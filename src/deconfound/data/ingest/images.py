@@ -17,13 +17,13 @@ from deconfound.data.ingest.writing import (
     write_screen,
 )
 from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.identifiers import refuse_repeated_ids
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
 from deconfound.data.tables.table import (
     LEVEL_COLUMNS,
     Roles,
     read_table,
     refuse_empty,
-    refuse_repeated_ids,
     require_columns,
 )
 from deconfound.errors import UserError

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from deconfound.arrays import Floats
 from deconfound.data.tables.compressed import readable, refuse_unfit_packing, table_kind
-from deconfound.data.tables.table import require_columns
+from deconfound.data.tables.table import ROW_NAME, require_columns
 from deconfound.errors import UserError
 
 COMPARTMENTS = ("Cells_", "Cytoplasm_", "Nuclei_")
@@ -120,7 +120,7 @@ class _Text(FeatureTable):
         ]
 
     def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
-        parts = [part[list(columns)] for part in self._parts()]
+        parts = [part[list(columns)] for part in self._parts(missing=[""])]
         return pd.concat(parts, ignore_index=True)
 
     def _chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
@@ -137,12 +137,14 @@ class _Text(FeatureTable):
                 )
             yield _single(numbers.to_numpy(dtype=np.float64))
 
-    def _parts(self) -> Iterator[pd.DataFrame]:
+    def _parts(self, missing: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """The table, a part at a time; `missing` are the words for it, pandas' own if not given."""
+        words = {} if missing is None else {"keep_default_na": False, "na_values": missing}
         rows = max(1, CHUNK_VALUES // len(self.columns))
         with warnings.catch_warnings():
             # A row longer than the header would otherwise lose a column with a warning only.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            yield from self._read(index_col=False, chunksize=rows)
+            yield from self._read(index_col=False, chunksize=rows, **words)
 
 
 class _Parquet(FeatureTable):
@@ -187,8 +189,9 @@ class _AnnData(FeatureTable):
             self._data: Any = anndata.read_h5ad(path, backed="r")
         obs: pd.DataFrame = self._data.obs
         numbered = [str(row) for row in range(len(obs))]
-        if list(obs.index) != numbered and "Metadata_ObsName" not in obs.columns:
-            obs = obs.assign(Metadata_ObsName=obs.index.astype(str))
+        name = str(obs.index.name or ROW_NAME)
+        if list(obs.index) != numbered and name not in obs.columns:
+            obs = obs.assign(**{name: obs.index.astype(str)})
         self._obs = obs.reset_index(drop=True)
         self._names = [str(name) for name in self._data.var_names]
         self.columns = [*map(str, self._obs.columns), *self._names]

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from deconfound.arrays import Images, Rows
 from deconfound.config import TransformName
 from deconfound.data.screens.shards import Shard
-from deconfound.data.tables.table import Coded, Roles, coded, joined, require_columns
+from deconfound.data.tables.identifiers import has_identifier
+from deconfound.data.tables.table import Coded, Roles, coded, joined, joined_key, require_columns
 from deconfound.errors import UserError
 from deconfound.files.checksums import sha256
 
@@ -130,7 +131,8 @@ class Screen:
         Raises UserError for a column that the table lacks.
         """
         require_columns(self.table, columns, str(self.path))
-        return coded(joined(self.table, columns), names)
+        known = None if names is None else [joined_key(name, columns) for name in names]
+        return coded(joined(self.table, columns), known)
 
     def check(self) -> None:
         """Verify the checksum of every shard; raises UserError naming those that differ."""
@@ -171,6 +173,9 @@ def open_screen(path: Path) -> Screen:
     table = pd.read_parquet(table_file)
     if not len(table) == index.rows == sum(shard.rows for shard in index.shards):
         raise UserError(f"{path}: table and images differ in length; make the screen again")
+    if index.roles.identifier is None and has_identifier(table):
+        roles = index.roles.model_copy(update={"identifier": ()})
+        index = index.model_copy(update={"roles": roles})
     return Screen(path, index, table, shards, starts)
 
 

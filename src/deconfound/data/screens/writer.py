@@ -1,6 +1,7 @@
 """Writing a screen, image by image."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +14,10 @@ from deconfound.arrays import Images
 from deconfound.config import TransformName
 from deconfound.data.screens.screen import FORMAT_VERSION, ScreenIndex
 from deconfound.data.screens.shards import ShardsMark, ShardWriter
+from deconfound.data.tables.identifiers import identifier
+from deconfound.data.tables.keys import unified
 from deconfound.data.tables.table import Roles, require_columns
-from deconfound.errors import UserError
+from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, growing
 from deconfound.files.checksums import sha256
 from deconfound.files.growing import Damaged
@@ -147,6 +150,14 @@ class ScreenWriter:
         if len(table) != rows:
             raise UserError(f"{self._path}: {len(table)} table rows but {rows} images")
         require_columns(table, self._roles.columns(), str(self._path))
+        roles = self._roles
+        wells = [roles.well] if roles.well else []
+        grouped = [] if percentile_by is None else [percentile_by]
+        table, notes = unified(table, [*roles.columns(), *grouped], wells)
+        for note in notes:
+            warnings.warn(f"{self._path}: {note}", InputWarning, stacklevel=2)
+        if roles.identifier is None:
+            roles = roles.model_copy(update={"identifier": identifier(table, roles) or None})
         file = self._folder / "table.parquet"
         table.reset_index(drop=True).to_parquet(file)
         index = ScreenIndex(
@@ -155,13 +166,13 @@ class ScreenWriter:
             channels=self._channels,
             dtype=str(self._shards.dtype),
             image_shape=self._shards.shape,
-            roles=self._roles,
+            roles=roles,
             transform=transform,
             percentile_by=percentile_by,
             rows=rows,
             table_sha256=sha256(file),
             shards=shards,
-            provenance=self._provenance,
+            provenance=self._provenance | ({"unified": notes} if notes else {}),
         )
         index = index.model_copy(update={"sha256": index.digest()})
         (self._folder / "screen.json").write_text(index.model_dump_json(indent=2), encoding="utf-8")

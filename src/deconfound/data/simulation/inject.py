@@ -24,7 +24,7 @@ from deconfound.data.simulation.optics import (
     draw_optics,
 )
 from deconfound.data.simulation.rendering import CHUNK, render_screen
-from deconfound.data.tables.table import Roles
+from deconfound.data.tables.table import Roles, joined, joined_key
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.runtime.seeds import numpy_stream
@@ -208,7 +208,7 @@ def _layout(clean: Screen, label: str, config: InjectConfig) -> tuple[pd.DataFra
     names = list(clean.coded([label]).names)
     if len(names) < 2:
         raise UserError(f"{clean.path}: {label} has {len(names)} value; inject needs two or more")
-    control = config.control
+    control = config.control if config.control is None else joined_key(config.control, [label])
     if control is not None and control not in names:
         raise UserError(f"{clean.path}: no {label} is {control!r}; {did_you_mean(control, names)}")
     if control is not None:
@@ -238,7 +238,7 @@ def _with_cells(
     of_clean = of_clean.iloc[cells].reset_index(drop=True)
     table = pd.concat([table, of_clean], axis=1)
     if config.control is not None:
-        is_control = (table[label].astype("string") == config.control).to_numpy(dtype=bool)
+        is_control = (joined(table, [label]) == joined_key(config.control, [label])).to_numpy(bool)
         table[CONTROL_TYPE] = np.where(is_control, NEGATIVE, "treatment")
     table[layout.CELL] = cells
     streams = (numpy_stream(config.seed, "injected field", cell) for cell in cells.tolist())

@@ -12,6 +12,7 @@ from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.ingest.profiles import write_profiles
 from deconfound.data.readers.features import feature_columns, open_features
 from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import Roles, read_table, refuse_divided, require_columns
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
@@ -61,7 +62,7 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     opened = open_features(profiles)
     require_columns(pd.DataFrame(columns=opened.columns), OF_PROFILES, str(profiles))
     wells = opened.metadata(list(OF_PROFILES)).rename(columns=OF_PROFILES)
-    again = np.flatnonzero(wells.duplicated([PLATE, WELL]))
+    again = np.flatnonzero(wells[[PLATE, WELL]].apply(keys).duplicated())
     if len(again):
         plate, well = wells[[PLATE, WELL]].iloc[again[0]]
         raise UserError(
@@ -125,7 +126,11 @@ def _joined(
     """The wells, in their order, joined by `key` with the columns of `known`."""
     for column in known.columns.difference(key, sort=False):
         refuse_divided(known, key, (column,), where_known)
-    found = wells.merge(known.drop_duplicates(key), on=key, how="left", indicator=True)
+    left, right = (table[key].apply(keys).add_prefix("key ") for table in (wells, known))
+    on = list(left.columns)
+    right = pd.concat([right, known.drop(columns=key)], axis=1).drop_duplicates(on)
+    found = pd.concat([wells, left], axis=1).merge(right, on=on, how="left", indicator=True)
+    found = found.drop(columns=on)
     lacking = np.flatnonzero(found.pop("_merge") == "left_only")
     if len(lacking):
         named = ", ".join(

@@ -130,8 +130,13 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
             images = stores[store].read(_keys(tables[store], some))
             return np.stack([resampled(image, size) for image in images])
 
-        roles = Roles(
-            label=GENE, environment=(PLATE, WELL), levels=(PLATE, WELL), well=WELL, split=SPLIT
+        roles = Roles(  # the release has one order of its cells
+            label=GENE,
+            environment=(PLATE, WELL),
+            levels=(PLATE, WELL),
+            well=WELL,
+            split=SPLIT,
+            identifier=(),
         )
         data = [(root / folder / "data.mdb",) for folder in FOLDERS]
         with (

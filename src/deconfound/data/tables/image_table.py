@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import read_table, require_columns
 from deconfound.errors import UserError
 
@@ -29,7 +30,7 @@ def joined_by_image(
     images = read_table(image_table)
     require_columns(cells, [IMAGE_NUMBER], where)
     require_columns(images, [IMAGE_NUMBER], str(image_table))
-    numbers = images[IMAGE_NUMBER].astype("string").str.strip()
+    numbers = keys(images[IMAGE_NUMBER])
     twice = np.flatnonzero(numbers.duplicated())
     if len(twice):
         first = np.flatnonzero(numbers == numbers.iloc[twice[0]])[0]
@@ -38,7 +39,7 @@ def joined_by_image(
             f"{numbers.iloc[twice[0]]!r}; expected one row per image: ingest the cells of one "
             "CellProfiler run at a time, or number the images of all"
         )
-    wanted = pd.Index(cells[IMAGE_NUMBER].astype("string").str.strip())
+    wanted = pd.Index(keys(cells[IMAGE_NUMBER]))
     place = pd.Index(numbers).get_indexer(wanted)
     alone = np.flatnonzero(place < 0)
     if len(alone):

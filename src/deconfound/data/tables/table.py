@@ -9,20 +9,20 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from deconfound.arrays import Codes
 from deconfound.config import did_you_mean
 from deconfound.data.tables.compressed import open_text, readable, refuse_unfit_packing, table_kind
+from deconfound.data.tables.keys import holds_wells, key, keys
 from deconfound.errors import UserError
 from deconfound.runtime.escaping import from_spreadsheet
 
 EXPORTED_PATH = "deconfound_path"
 """Column of image paths in a table written by export."""
 
-ROW_IDS = ("Metadata_RowID", "Metadata_CellID")
-IMAGE_IDS = ("Metadata_ImageID", "Metadata_ImageNumber", "ImageNumber")
-OBJECT_IDS = ("Metadata_ObjectNumber", "ObjectNumber")
+ROW_NAME = "Metadata_ObsName"
+"""Column of the names of rows that are the index of a data frame or of AnnData's obs."""
 LEVEL_COLUMNS = (
     "Metadata_Source",
     "Metadata_Series",
@@ -31,16 +31,6 @@ LEVEL_COLUMNS = (
     "Metadata_Section",
 )
 """The usual names of nested levels, outermost first."""
-PLACES = (
-    *LEVEL_COLUMNS,
-    "Metadata_Well",
-    "Metadata_Site",
-    "TableNumber",
-    "Metadata_TableNumber",
-    "ObjectType",
-    "Metadata_ObjectType",
-)
-"""Columns of places; each place may count its identifiers from 1 again."""
 
 
 class Roles(BaseModel, frozen=True, extra="forbid"):
@@ -56,6 +46,9 @@ class Roles(BaseModel, frozen=True, extra="forbid"):
     """Column of the well; a well never straddles a level fold."""
     split: str | None = None
     """Column with a given split (train, val, id_test, test), where a data set has one."""
+    identifier: tuple[str, ...] | None = Field(None, exclude_if=lambda given: not given)
+    """Columns that tell the rows apart, so that folds do not depend on the order of rows: looked up
+    if None; the order of the rows counts where it is empty, as in screens of earlier releases."""
 
     def columns(self) -> tuple[str, ...]:
         """Every column named, once each, in the order label, environment, levels, well, split."""
@@ -88,7 +81,7 @@ def read_table(path: Path) -> pd.DataFrame:
             case ".tsv":
                 table = _read_text(path, "\t")
             case ".parquet":
-                table = pd.read_parquet(path)
+                table = _with_index(pd.read_parquet(path), path)
             case _:
                 raise UserError(f"{path}: not a table; expected .csv, .tsv or .parquet")
     if table.empty:
@@ -97,6 +90,23 @@ def read_table(path: Path) -> pd.DataFrame:
     if len(repeated):
         raise UserError(f"{path}: column {repeated[0]!r} appears twice; rename one of them")
     return table.reset_index(drop=True)
+
+
+def _with_index(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """`table` with the named levels of its index as columns, and an unnamed one of text too."""
+    index = table.index
+    if index.nlevels == 1 and index.name is None:
+        if pd.api.types.is_numeric_dtype(index.dtype):
+            return table
+        index = index.rename(ROW_NAME)
+    names = [name or f"Metadata_Index_{place}" for place, name in enumerate(index.names)]
+    twice = [name for name in names if name in table.columns]
+    if twice:
+        raise UserError(
+            f"{path}: {twice[0]!r} is a column and a level of the index; rename one of them"
+        )
+    levels = index.set_names(names).to_frame(index=False)
+    return pd.concat([levels, table.reset_index(drop=True)], axis=1)
 
 
 def _read_text(path: Path, separator: str) -> pd.DataFrame:
@@ -108,7 +118,9 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
     with warnings.catch_warnings():
         # A row longer than the header would otherwise shift or lose a column with a warning only.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        table = pd.read_csv(path, dtype=str, sep=separator, index_col=False)
+        table = pd.read_csv(
+            path, dtype=str, sep=separator, index_col=False, keep_default_na=False, na_values=[""]
+        )
     return from_spreadsheet(table) if EXPORTED_PATH in table.columns else table
 
 
@@ -122,21 +134,38 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> 
 
 
 def joined(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """The values of `columns` joined by "/" (text); missing where any of them is missing.
+    """The keys of `columns` joined by "/" (text); missing where any of them is missing.
 
     A "/" inside one of several values is written "%2F" and a "%" "%25", so that different values
     never join to the same text.
     """
-    if len(columns) == 1:
-        return table[columns[0]].astype("string")
-    text = _escaped(table[columns[0]])
-    for column in columns[1:]:
-        text = text.str.cat(_escaped(table[column]), sep="/")
-    return text
+    return _joined([keys(table[column]) for column in columns])
 
 
-def _escaped(values: pd.Series) -> pd.Series:
-    text = values.astype("string")
+def joined_as_written(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """As `joined`, of the values as the table writes them and not of their keys."""
+    return _joined([table[column].astype("string") for column in columns])
+
+
+def joined_key(value: str, columns: Sequence[str]) -> str:
+    """The key of a value of `columns`, joined by "/": what `joined` gives for the same row."""
+    parts = value.split("/") if len(columns) > 1 else [value]
+    if len(parts) != len(columns):
+        return value
+    of_columns = zip(parts, columns, strict=True)
+    return "/".join(key(part, well=holds_wells(column)) for part, column in of_columns)
+
+
+def _joined(parts: Sequence[pd.Series]) -> pd.Series:
+    if len(parts) == 1:
+        return parts[0]
+    text = _escaped(parts[0])
+    for part in parts[1:]:
+        text = text.str.cat(_escaped(part), sep="/")
+    return text.rename(None)
+
+
+def _escaped(text: pd.Series) -> pd.Series:
     return text.str.replace("%", "%25", regex=False).str.replace("/", "%2F", regex=False)
 
 
@@ -151,8 +180,8 @@ def nested_ids(table: pd.DataFrame, levels: Sequence[str]) -> pd.DataFrame:
 
 
 def coded(values: pd.Series, names: Sequence[str] | None = None) -> Coded:
-    """Integer codes of a text column, numbered in sorted order, or by `names` where given."""
-    text = values.astype("string")
+    """Integer codes of a column's keys, numbered in sorted order, or by `names` where given."""
+    text = keys(values)
     if names is None:
         names = sorted(
             text.dropna().unique().tolist(), key=lambda name: (natural_order(name), name)
@@ -196,43 +225,6 @@ def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
                 f"{where}: column {column!r} is empty in rows {rows}{more} (from 0); fill it in, "
                 "or drop these rows"
             )
-
-
-def refuse_repeated_ids(
-    table: pd.DataFrame, roles: Roles, where: str, *, row_is_image: bool
-) -> None:
-    """Raise UserError naming the first two rows with one identifier in one place.
-
-    An identifier is a row's or a cell's id; an image's and an object's together; or an image's
-    alone where every row is an image and nothing numbers objects. A row without an identifier is
-    not compared.
-    """
-    present = set(table.columns)
-    images = [name for name in IMAGE_IDS if name in present]
-    objects = [name for name in OBJECT_IDS if name in present]
-    candidates = [[name] for name in ROW_IDS if name in present]
-    if images and objects:
-        candidates.append([images[0], objects[0]])
-    elif not candidates and row_is_image and "Metadata_ImageID" in present:
-        candidates.append(["Metadata_ImageID"])
-    own = {*roles.environment, *roles.levels, *([roles.well] if roles.well else [])}
-    place = [name for name in table.columns if name in own or name in PLACES]
-    for columns in candidates:
-        rows = table[columns].notna().all(axis=1).to_numpy()
-        key = table.loc[rows, list(dict.fromkeys([*place, *columns]))].astype("string")
-        again = np.flatnonzero(key.duplicated())
-        if not len(again):
-            continue
-        numbers = np.flatnonzero(rows)
-        same = (key == key.iloc[again[0]]) | (key.isna() & key.iloc[again[0]].isna())
-        first = int(np.flatnonzero(same.fillna(False).all(axis=1))[0])
-        named = " and ".join(repr(name) for name in columns)
-        values = ", ".join(str(value) for value in key.iloc[again[0]][columns])
-        raise UserError(
-            f"{where}: rows {numbers[first]} and {numbers[again[0]]} (from 0) have the same "
-            f"{named} ({values}), {len(again)} in all; drop the repeated rows, or rename the "
-            "column if it is no identifier"
-        )
 
 
 def refuse_divided(
