@@ -228,7 +228,7 @@ def test_corrections_on_controls_are_told_which_they_are(tmp_path: Path) -> None
     cli.main([*words, "--control", "y=c1"])
     done = read_embeddings(tmp_path / "tvn.h5ad").about["config"]["post_hoc"]["tvn"]
     assert done == {"components": 4, "control": "y=c1", "representation": "representation"}
-    with pytest.raises(UserError, match="no controls, no row has y = c9; name them with --control"):
+    with pytest.raises(UserError, match="no controls, no row has y = c9; did you mean 'c2'"):
         correct("tvn", file, tmp_path / "no.h5ad", control="y=c9")
     cells.table.loc[PARTS == "test", "Metadata_Control_Type"] = "treatment"
     write_embeddings(tmp_path / "lacking.h5ad", cells)
@@ -253,3 +253,17 @@ def test_fit_says_that_a_post_hoc_method_is_not_trained(
     assert f"`deconfound correct {name} EMBEDDINGS.h5ad`" in said
     cli.main(["methods"])
     assert f"{name} (post hoc)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_correction_does_not_depend_on_the_order_of_identified_rows(tmp_path: Path) -> None:
+    cells = with_controls(made())
+    cells.table["id"] = [f"cell{row}" for row in range(len(PARTS))]
+    cells.about["roles"] = {**cells.about["roles"], "identifier": ["id"]}
+    order = np.random.default_rng(0).permutation(len(PARTS))
+    values = []
+    for number, one in enumerate((cells, cells.taken(order))):
+        write_embeddings(tmp_path / f"{number}.h5ad", one)
+        made_of = correct("pca", tmp_path / f"{number}.h5ad", tmp_path / f"pca{number}.h5ad", knn=3)
+        assert made_of.table["id"].tolist() == one.table["id"].tolist()
+        values.append(made_of.representations["representation"])
+    np.testing.assert_array_equal(values[0][order], values[1])

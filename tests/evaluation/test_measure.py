@@ -291,3 +291,43 @@ def test_the_papers_batch_prediction_is_of_folds_that_hold_no_environment_out(sa
     score = one(scores, "batch_prediction_macro_f1", "all", "content")
     assert 0.6 < score["value"] <= 1
     assert score["n"] == round(0.4 * len(PARTS))
+
+
+def test_labels_are_compared_by_their_keys(saved: Callable[[Embeddings], Path]) -> None:
+    """A run trained on labels 1.0 and 2.0 is scored on a screen that writes 1 and 2."""
+    text, number = made(), made()
+    codes = {"c0": 0, "c1": 1, "c2": 2, "only held out": 3}
+    text.table["y"] = text.table["y"].map(codes).astype(str)
+    text.table[PREDICTED] = text.table[PREDICTED].map(codes).astype(str)
+    number.table["y"] = number.table["y"].map(codes).astype(float)
+    number.table[PREDICTED] = number.table[PREDICTED].map(codes).astype(float).astype(str)
+    text.about["labels"], number.about["labels"] = ["0", "1", "2"], ["0.0", "1.0", "2.0"]
+    expected, found = (measure([saved(one)], quiet=True) for one in (text, number))
+    pd.testing.assert_frame_equal(found, expected)
+    scored = expected[(expected["metric"] == "accuracy") & (expected["part"] == "id_test")]
+    assert scored["value"].iloc[0] > 0.6
+
+
+def test_a_screen_without_a_label_of_training_is_an_error(
+    saved: Callable[[Embeddings], Path],
+) -> None:
+    other = made()
+    other.table["y"] = "z" + other.table["y"]
+    other.table[PART] = "new"
+    with pytest.raises(UserError, match=r"none of the labels of column 'y' \(zc0, .*c0, c1, c2"):
+        measure([saved(other)], quiet=True)
+    other.table["y"] = pd.Series(pd.NA, index=other.table.index, dtype="string")
+    assert measure([saved(other)], quiet=True)["value"].isna().all()
+
+
+def test_identified_rows_in_another_order_have_the_same_scores(
+    saved: Callable[[Embeddings], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_module, "PROBE_ROWS", 50)
+    monkeypatch.setattr(measure_module, "GRAPH_ROWS", 60)
+    first = made()
+    first.about["roles"] = ROLES | {"identifier": ["id"]}
+    first.table["id"] = [f"cell{row}" for row in range(len(PARTS))]
+    order = np.random.default_rng(0).permutation(len(PARTS))
+    expected, found = (measure([saved(one)], quiet=True) for one in (first, first.taken(order)))
+    pd.testing.assert_frame_equal(found, expected)

@@ -38,10 +38,10 @@ def control_rows(table: pd.DataFrame, label: str | None, named: str | None, wher
             f"{where}: no column {CONTROL_TYPE}; name the controls with --control COLUMN=VALUE"
         )
     text = keys(table[column])
-    if named is not None:
+    if column == CONTROL_TYPE:
+        controls = _of_type(table, value)
+    elif named is not None:
         controls = _equal(table[column], value)
-    elif column == CONTROL_TYPE:
-        controls = negative(table)
     else:
         text = text.str.lower().str.replace(r"[-_ ]", "", regex=True)
         controls = (text == value).fillna(False).to_numpy(dtype=bool)
@@ -55,8 +55,12 @@ def control_rows(table: pd.DataFrame, label: str | None, named: str | None, wher
 
 def negative(table: pd.DataFrame) -> Mask:
     """(N,) whether the Metadata_Control_Type of each row is negcon, whatever its capitals."""
+    return _of_type(table, NEGATIVE)
+
+
+def _of_type(table: pd.DataFrame, wanted: str) -> Mask:
     text = keys(table[CONTROL_TYPE]).str.casefold()
-    return (text == NEGATIVE).fillna(False).to_numpy(dtype=bool)
+    return (text == key(wanted).casefold()).fillna(False).to_numpy(dtype=bool)
 
 
 def _equal(values: pd.Series, wanted: str) -> Mask:
