@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconfound.data.tables.complexes import pairs_among, read_complexes
+from deconfound.data.tables.complexes import matched, pairs_among, read_complexes
 from deconfound.errors import UserError
 
 EXPECTED = {frozenset("AB"), frozenset("BCD")}
@@ -25,6 +25,23 @@ FORMS = {
     "sets.gmt": "one\t\tA\tB\nthree\tabout it\tB\tC\tD\t\n",
     "coreComplexes.txt": DOWNLOAD,
     "corum_humanComplexes.txt": NEWER,
+    "quoted_names.tsv": '"one"\t"A B"\n"three,\treally"\t"B C D"\n',
+    "commas.tsv": "one\tA, B\nthree\tB,C,D\n",
+    "quoted_commas.tsv": 'one\t"A, B"\nthree\t"B, C, D,"\n',
+    "semicolons.tsv": "one\tA;B\nthree\tB; C; D\n",
+    "weights.tsv": "one\tA,1.0 B,1\nthree\tB,0.5, C,1e-3; D,1.0\n",
+    "weights.gmt": "one\tNA\tA,1.0\tB,1.0\nthree\t\tB,1.0\tC,0.25\tD , 1\t\n",
+    "quoted_weights.gmt": '"one"\t\t"A,1.0"\t"B,1.0"\n"three"\t\t"B,1.0"\t"C,1.0"\t"D,1.0"\n',
+    "one_cell.gmt": "one\tabout\tA, B\nthree\tabout\tB, C, D\n",
+    "quoted.txt": NEWER.replace("A; B;", '"A; B;"').replace("B;C;D;N/A;None", '"B;C;D"'),
+    "all_quoted.txt": "\n".join(
+        "\t".join(f'"{cell}"' for cell in line.replace('"', "").split("\t"))
+        for line in NEWER.splitlines()
+    ),
+    "tab_and_line_in_quotes.txt": NEWER.replace("three", '"three\tor\n\nmore"'),
+    "comma_list.txt": NEWER.replace("A; B;", "A, B").replace("B;C;D;N/A;None", '"B, C, D"'),
+    "open_quote.txt": NEWER.replace("\tone", '\t"one" and all').replace("B;C;D;N/A;None", '"B;C;D"'),
+    "open_quote.gmt": '"one\tabout\tA\tB\nthree\t5" long\t"B"\tC\tD\n',
 }
 REAL = Path(__file__).parents[4] / "shared" / "data" / "corum"
 
@@ -55,6 +72,41 @@ def test_pairs_are_among_the_genes_asked_for() -> None:
     assert pairs_among(EXPECTED, ["X", "A"]).shape == (0, 2)
 
 
+def test_quotes_around_subunits_change_nothing(tmp_path: Path) -> None:
+    genes = [f"G{number}" for number in range(40)]
+    found = []
+    for quote in ("", '"'):
+        rows = (f"{k}\tHuman\t{quote}{';'.join(genes[4 * k : 4 * k + 4])}{quote}" for k in range(10))
+        file = tmp_path / "c.txt"
+        file.write_text("\n".join(["complex_id\torganism\tsubunits_gene_name", *rows]))
+        found.append(pairs_among(read_complexes(file), genes))
+    assert [len(pairs) for pairs in found] == [60, 60]
+    np.testing.assert_array_equal(*found)
+
+
+def test_identifiers_that_are_numbers_are_no_weights(tmp_path: Path) -> None:
+    file = tmp_path / "entrez.tsv"
+    file.write_text("one\t604,9759\ntwo\t604,10014\n")
+    assert set(read_complexes(file)) == {frozenset(("604", "9759")), frozenset(("604", "10014"))}
+
+
+def test_utf_16_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "named.tsv"
+    file.write_text(FORMS["named.tsv"], encoding="utf-16")
+    assert set(read_complexes(file)) == EXPECTED
+
+
+def test_members_match_the_one_gene_that_differs_by_case_alone() -> None:
+    complexes = [frozenset(("PSMD1", "PSMD2")), frozenset(("Abc", "X")), frozenset(("dEf", "X"))]
+    genes = ["Psmd1", "Psmd2", "Abc", "ABC", "Def", "DEF"]
+    found = matched(complexes, genes)
+    assert found.row == {"PSMD1": 0, "PSMD2": 1, "Abc": 2}
+    assert found.other_case == ("PSMD1", "PSMD2")
+    assert found.missing == ("X", "dEf")
+    np.testing.assert_array_equal(pairs_among(complexes, genes), [[0, 1]])
+    assert not len(pairs_among([frozenset(("PSMD1", "psmd1"))], genes))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -69,6 +121,15 @@ def test_pairs_are_among_the_genes_asked_for() -> None:
         (NEWER.replace("organism", "species"), "no column 'organism'"),
         (DOWNLOAD.replace("Human", "Rat"), "holds no complex of two genes"),
         (DOWNLOAD + "4\tfour\tHuman\n", "line 5 ends before"),
+        (DOWNLOAD + '4\t"f\nour"\tHuman\n', "line 5 ends before"),
+        (DOWNLOAD + "4\tfo\tur\tHuman\tA;B\t4\n", "line 5 has 6 cells, its header 5"),
+        (DOWNLOAD + "4\tfour\tHuman\tA;C, D;E\t4\n", "line 5: 'C, D' is no name of one gene"),
+        ("one\t\tA\tB\ntwo\t\tC\tD,E\n", "line 2: 'D,E' is no name of one gene"),
+        ("one\t\tA\tB\ntwo\t\tC\tD,E,1.0\n", "line 2: 'D,E,1.0' is no name"),
+        ("one\tA B\ntwo\tC,1.0 D,E\n", "line 2: 'D,E' is no name of one gene"),
+        ("one\tA B\ntwo\tC, 1.0 D, 1.0\n", "line 2: '1.0' is no name of one gene"),
+        ('one"\tA B\n"two\tC "D\n', "line 2: '\"D' is no name of one gene"),
+        ('complex,genes\none,"A;B"\n', "line 2: 'A;B' is no name of one gene"),
         (b"\x93NUMPY\x00\xff\xfe", "cannot be read"),
     ],
 )

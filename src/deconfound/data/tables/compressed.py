@@ -1,6 +1,7 @@
 """What kind of table a file is by its name, and the text of compressed ones."""
 
 import bz2
+import codecs
 import gzip
 import lzma
 import zlib
@@ -13,6 +14,9 @@ from deconfound.errors import UserError
 
 OPEN: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """What unpacks a file, by the end of its name."""
+TEXT = (".csv", ".tsv", ".txt")
+"""Ends of the names of tables of text."""
+BYTE_ORDERS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MAX_TEXT = 2 * 2**30
 """Bytes of text that a compressed table may unpack to."""
 READ_BYTES = 2**20
@@ -22,14 +26,21 @@ def table_kind(path: Path) -> str:
     """The kind of table by the end of its name, in lower case: ".csv" for `cells.csv.gz`."""
     if path.suffix.lower() in OPEN:
         inner = Path(path.stem).suffix.lower()
-        return inner if inner in (".csv", ".tsv") else "".join(path.suffixes[-2:]).lower()
+        return inner if inner in TEXT else "".join(path.suffixes[-2:]).lower()
     return path.suffix.lower()
 
 
-def open_text(path: Path) -> TextIO:
-    """Open a table of text, unpacking it as it is read."""
+def encoding_of(path: Path) -> str:
+    """"utf-16" for a table of text that begins with a byte order mark of it, else "utf-8-sig"."""
     opened: Any = OPEN.get(path.suffix.lower(), open)
-    stream: TextIO = opened(path, "rt", encoding="utf-8-sig", newline="")
+    with opened(path, "rb") as stream:
+        return "utf-16" if stream.read(2) in BYTE_ORDERS else "utf-8-sig"
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a table of text, UTF-8 or UTF-16, unpacking it as it is read."""
+    opened: Any = OPEN.get(path.suffix.lower(), open)
+    stream: TextIO = opened(path, "rt", encoding=encoding_of(path), newline="")
     return stream
 
 
@@ -41,7 +52,7 @@ def readable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        text = table_kind(path) in (".csv", ".tsv") and isinstance(error, UnicodeDecodeError)
+        text = table_kind(path) in TEXT and isinstance(error, UnicodeError)
         remedy = "save it as UTF-8" if text else "check the file"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read as a table ({reason}); {remedy}") from error
