@@ -18,7 +18,7 @@ from deconfound.embeddings.file import (
     write_embeddings,
 )
 from deconfound.embeddings.group_means import GroupMeans
-from deconfound.errors import UserError
+from deconfound.errors import InputWarning, UserError
 from deconfound.evaluation.measure import measure
 from deconfound.evaluation.relations import relations
 from deconfound.evaluation.scores import COLUMNS
@@ -196,7 +196,8 @@ def test_relations_are_scored_into_a_scores_file(tmp_path: Path) -> None:
         aggregate(file, tmp_path / f"{name}.parquet", quiet=True)
     files = [tmp_path / "strong.parquet", tmp_path / "chance.parquet"]
     out = tmp_path / "scores.parquet"
-    scores = relations(files, out, complexes=tmp_path / "complexes.tsv")
+    with pytest.warns(InputWarning, match=r"2 of 26 members .* match no gene \(X1, X2\)"):
+        scores = relations(files, out, complexes=tmp_path / "complexes.tsv")
     assert list(scores.columns) == COLUMNS
     pd.testing.assert_frame_equal(scores, pd.read_parquet(out))
     value = scores.groupby("metric", sort=False)["value"].apply(list)
@@ -206,6 +207,12 @@ def test_relations_are_scored_into_a_scores_file(tmp_path: Path) -> None:
     assert value["corum_average_precision"][1] < 0.35
     assert value["corum_recall_5_95"][0] > 2 * value["corum_recall_5_95"][1]
     assert scores["note"].str.contains("complexes.tsv: 24 of 24 genes in 36 pairs").all()
+    assert scores["note"].str.contains("match no gene (X1, X2)", regex=False).all()
+    (tmp_path / "mouse.tsv").write_text(COMPLEXES.replace("G3", "g3"))
+    with pytest.warns(InputWarning, match=r"genes of \S*/strong.parquet 1 match .* case .*\(g3\)"):
+        mouse = relations(files[:1], None, complexes=tmp_path / "mouse.tsv")
+    assert mouse["value"].tolist() == scores["value"].tolist()[: len(mouse)]
+    assert mouse["note"].str.contains("1 match a gene spelt in other case").all()
     config = json.loads(scores["config"].iloc[0])
     assert config["aggregated"]["align"] == "none"
     with pytest.raises(UserError, match=r"no two of the 24 genes .* share a complex"):
