@@ -7,7 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from deconfound.data.tables.complexes import Complexes, Matched, matched, pairs_among, read_complexes
+from deconfound.data.tables.complexes import (
+    Complexes,
+    Matched,
+    matched,
+    pairs_among,
+    read_complexes,
+)
 from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import listed
 from deconfound.embeddings.aggregate import GENE, Aggregate, read_aggregate

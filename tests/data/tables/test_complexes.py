@@ -40,7 +40,9 @@ FORMS = {
     ),
     "tab_and_line_in_quotes.txt": NEWER.replace("three", '"three\tor\n\nmore"'),
     "comma_list.txt": NEWER.replace("A; B;", "A, B").replace("B;C;D;N/A;None", '"B, C, D"'),
-    "open_quote.txt": NEWER.replace("\tone", '\t"one" and all').replace("B;C;D;N/A;None", '"B;C;D"'),
+    "open_quote.txt": NEWER.replace("\tone", '\t"one" and all').replace(
+        "B;C;D;N/A;None", '"B;C;D"'
+    ),
     "open_quote.gmt": '"one\tabout\tA\tB\nthree\t5" long\t"B"\tC\tD\n',
 }
 REAL = Path(__file__).parents[4] / "shared" / "data" / "corum"
@@ -76,7 +78,9 @@ def test_quotes_around_subunits_change_nothing(tmp_path: Path) -> None:
     genes = [f"G{number}" for number in range(40)]
     found = []
     for quote in ("", '"'):
-        rows = (f"{k}\tHuman\t{quote}{';'.join(genes[4 * k : 4 * k + 4])}{quote}" for k in range(10))
+        rows = (
+            f"{k}\tHuman\t{quote}{';'.join(genes[4 * k : 4 * k + 4])}{quote}" for k in range(10)
+        )
         file = tmp_path / "c.txt"
         file.write_text("\n".join(["complex_id\torganism\tsubunits_gene_name", *rows]))
         found.append(pairs_among(read_complexes(file), genes))

@@ -46,7 +46,7 @@ def test_index_of_a_parquet_table_does_not_shift_rows(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("none.csv", None, "no such table"),
-        ("t.xlsx", b"x", "expected .csv, .tsv or .parquet"),
+        ("t.xlsx", b"x", "expected .csv, .tsv, .txt or .parquet"),
         ("t.csv", b"", "cannot be read as a table"),
         ("t.csv", b"a,b\n", "no rows"),
         ("t.csv", b"a\n\xff\xfe\n", "cannot be read as a table"),

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from deconfound.arrays import Doubles, Pixels, Rows
 from deconfound.data.ingest.rows import RowReader, images_per_chunk
 from deconfound.data.readers.image import resampled
+from deconfound.data.tables.separators import comma_hint
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
 from deconfound.files import atomic, growing
@@ -72,7 +73,8 @@ def centres(table: pd.DataFrame, columns: Sequence[str], where: str) -> Doubles:
             raise UserError(
                 f"{where}: row {wrong[0]} (from 0): column {column!r} holds "
                 f"{table[column].iloc[wrong[0]]!r}; expected a number of pixels, {len(wrong)} rows "
-                "have none: drop them, or name others with --centre-columns"
+                f"have none{comma_hint(table[column].iloc[wrong[0]])}: mend or drop them, or name "
+                "others with --centre-columns"
             )
     return values
 

@@ -49,7 +49,7 @@ class IndexOptions(Options):
     """Options of a source whose images an index table lists."""
 
     index: str = "index.csv"
-    """Table of the images, in the root: .csv, .tsv or .parquet."""
+    """Table of the images, in the root: .csv, .tsv, .txt or .parquet."""
     size: int = Field(128, ge=1)
     """Resize to SIZE × SIZE pixels; the paper states no size."""
     channels: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Tables of features (CSV, TSV, Parquet, AnnData), read a part at a time."""
+"""Tables of features (text, Parquet, AnnData), read a part at a time."""
 
 import json
 import re
@@ -16,7 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deconfound.arrays import Floats
-from deconfound.data.tables.compressed import readable, refuse_unfit_packing, table_kind
+from deconfound.data.tables.compressed import (
+    encoding_of,
+    readable,
+    refuse_unfit_packing,
+    table_kind,
+)
+from deconfound.data.tables.separators import comma_hint, separator_of, with_points
 from deconfound.data.tables.table import ROW_NAME, require_columns
 from deconfound.errors import UserError
 
@@ -60,16 +66,16 @@ class FeatureTable:
 
 
 def open_features(path: Path) -> FeatureTable:
-    """Open a `.csv` or `.tsv` (also packed: `.gz`, `.bz2`, `.xz`), `.parquet` or `.h5ad`.
+    """Open a `.csv`, `.tsv` or `.txt` (also packed: `.gz`, `.bz2`, `.xz`), `.parquet` or `.h5ad`.
 
     Raises UserError if it is missing, damaged, or another kind of file.
     """
     path = Path(path)
-    kinds = {".csv": _Text, ".tsv": _Text, ".parquet": _Parquet, ".h5ad": _AnnData}
+    kinds = {".csv": _Text, ".tsv": _Text, ".txt": _Text, ".parquet": _Parquet, ".h5ad": _AnnData}
     kind = kinds.get(table_kind(path))
     if kind is None or not path.is_file():
         what = "no such table" if kind else "not a table of profiles"
-        raise UserError(f"{path}: {what}; give a .csv, .tsv, .parquet or .h5ad file")
+        raise UserError(f"{path}: {what}; give a .csv, .tsv, .txt, .parquet or .h5ad file")
     refuse_unfit_packing(path)
     with readable(path):
         opened = kind(path)
@@ -107,13 +113,15 @@ def feature_columns(table: FeatureTable, wanted: Sequence[str], where: str) -> l
 
 
 class _Text(FeatureTable):
-    """CSV and TSV: every value stays text until it is asked for as a number."""
+    """CSV, TSV and TXT: every value stays text until it is asked for as a number."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        separator = "\t" if table_kind(path) == ".tsv" else ","
-        self._read: Any = partial(pd.read_csv, path, dtype=str, sep=separator)
-        header = self._read(nrows=1, header=None, encoding="utf-8-sig")
+        self._separator = separator_of(path)
+        self._read: Any = partial(
+            pd.read_csv, path, dtype=str, sep=self._separator, encoding=encoding_of(path)
+        )
+        header = self._read(nrows=1, header=None)
         self.columns = [
             name if isinstance(name, str) else f"Unnamed: {place}"  # as pandas calls them below
             for place, name in enumerate(header.iloc[0])
@@ -126,14 +134,16 @@ class _Text(FeatureTable):
     def _chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         for part in self._parts():
             text = part[list(columns)]
+            if self._separator == ";":
+                text = with_points(text)
             numbers = text.apply(pd.to_numeric, errors="coerce")
             wrong = (numbers.isna() & text.notna()).to_numpy()
             if wrong.any():
                 row, column = np.argwhere(wrong)[0]
                 raise UserError(
                     f"{self._path}: row {part.index[row]} (from 0), column {columns[column]!r}: "
-                    f"{text.iat[row, column]!r} is no number; mend it, or name the features with "
-                    "--feature-columns"
+                    f"{text.iat[row, column]!r} is no number{comma_hint(text.iat[row, column])}; "
+                    "mend it, or name the features with --feature-columns"
                 )
             yield _single(numbers.to_numpy(dtype=np.float64))
 

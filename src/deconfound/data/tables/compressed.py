@@ -31,7 +31,7 @@ def table_kind(path: Path) -> str:
 
 
 def encoding_of(path: Path) -> str:
-    """"utf-16" for a table of text that begins with a byte order mark of it, else "utf-8-sig"."""
+    """ "utf-16" for a table of text that begins with a byte order mark of it, else "utf-8-sig"."""
     opened: Any = OPEN.get(path.suffix.lower(), open)
     with opened(path, "rb") as stream:
         return "utf-16" if stream.read(2) in BYTE_ORDERS else "utf-8-sig"

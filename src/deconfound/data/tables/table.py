@@ -13,8 +13,15 @@ from pydantic import BaseModel, Field
 
 from deconfound.arrays import Codes
 from deconfound.config import did_you_mean
-from deconfound.data.tables.compressed import open_text, readable, refuse_unfit_packing, table_kind
+from deconfound.data.tables.compressed import (
+    encoding_of,
+    open_text,
+    readable,
+    refuse_unfit_packing,
+    table_kind,
+)
 from deconfound.data.tables.keys import holds_wells, key, keys
+from deconfound.data.tables.separators import separator_of
 from deconfound.errors import UserError
 from deconfound.runtime.escaping import from_spreadsheet
 
@@ -66,24 +73,22 @@ class Coded(NamedTuple):
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV, TSV (also packed: .gz, .bz2, .xz) or Parquet table; text stays text.
+    """Read a CSV, TSV, TXT (also packed: .gz, .bz2, .xz) or Parquet table; text stays text.
 
-    "01" is not 1. Raises UserError if the file is missing, of another kind, unreadable or empty.
+    "01" is not 1. What stands between the cells of text is found as `separator_of` does. Raises UserError if the file is missing, of another kind, unreadable or empty.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such table; give a .csv, .tsv or .parquet file")
+        raise UserError(f"{path}: no such table; give a .csv, .tsv, .txt or .parquet file")
     with readable(path):
         refuse_unfit_packing(path)
         match table_kind(path):
-            case ".csv":
-                table = _read_text(path, ",")
-            case ".tsv":
-                table = _read_text(path, "\t")
+            case ".csv" | ".tsv" | ".txt":
+                table = _read_text(path, separator_of(path))
             case ".parquet":
                 table = _with_index(pd.read_parquet(path), path)
             case _:
-                raise UserError(f"{path}: not a table; expected .csv, .tsv or .parquet")
+                raise UserError(f"{path}: not a table; expected .csv, .tsv, .txt or .parquet")
     if table.empty:
         raise UserError(f"{path}: the table has no rows; expected one row per image")
     repeated = table.columns[table.columns.duplicated()]
@@ -119,7 +124,13 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
         # A row longer than the header would otherwise shift or lose a column with a warning only.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         table = pd.read_csv(
-            path, dtype=str, sep=separator, index_col=False, keep_default_na=False, na_values=[""]
+            path,
+            dtype=str,
+            sep=separator,
+            index_col=False,
+            encoding=encoding_of(path),
+            keep_default_na=False,
+            na_values=[""],
         )
     return from_spreadsheet(table) if EXPORTED_PATH in table.columns else table
 

@@ -1,0 +1,78 @@
+"""What stands between the cells of a table of text, and decimal commas in its numbers."""
+
+import csv
+import re
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+
+from deconfound.data.tables.compressed import open_text, table_kind
+from deconfound.errors import UserError
+
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+"""What the end of a table's name promises."""
+ROWS = 20
+"""Rows below the header that are looked at."""
+_DECIMAL_COMMA = re.compile(r"\s*([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)\s*")
+
+
+def separator_of(path: Path) -> str:
+    """The tab, comma or semicolon between the cells of a table, found from its first rows.
+
+    It divides header and rows into as many cells each, two or more. Where none does, it is what
+    the name promises: one column is a table too. Raises UserError if commas and semicolons both
+    divide them, for text that is neither UTF-8 nor marked UTF-16, and for Excel's line `sep=;`.
+    """
+    with open_text(path) as stream:
+        first = stream.readline()
+    if "\0" in first:
+        raise UserError(f"{path}: text of two bytes a letter without a mark; save it as UTF-8")
+    if re.fullmatch(r"sep=.?\s*", first):
+        raise UserError(f"{path}: begins with Excel's line {first.strip()!r}; delete this line")
+    own = SEPARATORS[table_kind(path)]
+    widths = {separator: _widths(path, separator) for separator in ("\t", ",", ";")}
+    divided = {one: found for one, found in widths.items() if min(found, default=1) > 1}
+    even = [one for one, found in divided.items() if len(set(found)) == 1]
+    if "\t" in even:
+        return "\t"
+    if len(even) == 2:
+        raise UserError(
+            f"{path}: {widths[','][0]} columns between commas and {widths[';'][0]} between "
+            "semicolons; put cells that hold one of them in quotes"
+        )
+    if even:
+        return even[0]
+    if divided and widths[own][:1] == [1]:
+        return max(divided, key=lambda one: divided[one][0])
+    return own
+
+
+def _widths(path: Path, separator: str) -> list[int]:
+    """Number of cells in the header and in each of the first rows; none if they cannot be read."""
+    with open_text(path) as stream:
+        try:
+            filled = (cells for cells in csv.reader(stream, delimiter=separator) if any(cells))
+            return [len(cells) for cells in islice(filled, ROWS + 1)]
+        except csv.Error:
+            return []
+
+
+def with_points(text: pd.DataFrame) -> pd.DataFrame:
+    """`text` with decimal points for commas ("0,5") in columns that have no points."""
+    changed = {}
+    for column, values in text.items():
+        if values.str.contains(",", regex=False).any() and not (
+            values.str.contains(".", regex=False).any()
+        ):
+            changed[column] = values.str.replace(
+                f"^{_DECIMAL_COMMA.pattern}$", r"\1.\2", regex=True
+            )
+    return text.assign(**changed) if changed else text
+
+
+def comma_hint(value: object) -> str:
+    """What a message adds on a value that is no number: often nothing."""
+    if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value):
+        return "; write a decimal point for its comma"
+    return ""
