@@ -27,9 +27,11 @@ def relations(aggregates: Iterable[Path], out: Path | None, *, complexes: Path) 
 
     Returns, and writes to the Parquet file `out`, the columns of a scores file; the note says how
     many genes and pairs were compared, and which members of the complexes match no gene, or only
-    one spelt in other case; an InputWarning says the latter too. Controls are left out. Raises UserError if `out` exists or
-    is being written, for a file that `aggregate` did not write with rows of genes, for a file of
-    complexes that cannot be read, and if no two genes share a complex.
+    one spelt in other case; an InputWarning says the latter too. Controls are left out.
+
+    Raises UserError if `out` exists or is being written, for a file that `aggregate` did not write
+    with rows of genes, for a file of complexes that cannot be read, and if no two genes share a
+    complex.
     """
     paths = [Path(path) for path in aggregates]
     if not paths:

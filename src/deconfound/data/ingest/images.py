@@ -117,7 +117,7 @@ def ingest(
 ) -> Screen:
     """Write the images below `images_root` as a screen at `out` and open it.
 
-    `table` (.csv, .tsv, .txt or .parquet) has one row per image, in one file or in one per channel, or
+    `table`, as `read_table` reads it, has one row per image, in one file or in one per channel, or
     with `config.crop` one row per cell, many to a field of view; `config.image_table` is joined to
     it, and `Image_Metadata_X` becomes `Metadata_X`. The screen's table has the rows kept, in their
     order. With `config.class_folders` the images lie in LABEL/file. Without a table they lie in

@@ -33,7 +33,7 @@ def ingest_profiles(
     config: IngestConfig | None = None,
     quiet: bool = False,
 ) -> Screen:
-    """Write the profiles of `table` (.csv, .tsv, .txt, .parquet, .h5ad) as a screen at `out` and open it.
+    """Write the profiles of `table`, text, Parquet or .h5ad, as a screen at `out` and open it.
 
     `features` names the feature columns ("*" stands for anything), else they are found by
     CellProfiler's names; all other columns form the screen's table, `Image_Metadata_X` as

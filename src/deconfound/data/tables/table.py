@@ -75,7 +75,8 @@ class Coded(NamedTuple):
 def read_table(path: Path) -> pd.DataFrame:
     """Read a CSV, TSV, TXT (also packed: .gz, .bz2, .xz) or Parquet table; text stays text.
 
-    "01" is not 1. What stands between the cells of text is found as `separator_of` does. Raises UserError if the file is missing, of another kind, unreadable or empty.
+    "01" is not 1. What stands between the cells of text is found as `separator_of` does. Raises
+    UserError if the file is missing, of another kind, unreadable or empty.
     """
     path = Path(path)
     if not path.is_file():
