@@ -194,10 +194,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:
     """A hint for a misspelt name: the nearest name, else `otherwise`, by default all names."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    near = nearest(name, known)
+    if near is not None:
+        return f"did you mean {near!r}?"
     return f"expected one of {', '.join(known)}" if otherwise is None else otherwise
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The one of `known` that a misspelt name resembles, if any does."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:

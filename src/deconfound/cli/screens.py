@@ -60,6 +60,7 @@ def call_ingest(words: list[str]) -> None:
     from deconfound.data.ingest.arrays import ingest_array
     from deconfound.data.ingest.images import IngestConfig, ingest
     from deconfound.data.ingest.profiles import ingest_profiles
+    from deconfound.data.ingest.roles import roles_said
     from deconfound.data.ingest.writing import remarks
 
     arguments = create_model(
@@ -90,6 +91,7 @@ def call_ingest(words: list[str]) -> None:
         screen = ingest(parsed.table, parsed.images_root, parsed.out, **common)
     what = "profiles" if screen.holds_profiles else "images"
     say(f"{len(screen):,} {what} in {screen.path}")
+    say(roles_said(screen))
     for remark in remarks(screen.provenance):
         say(remark)
 
@@ -97,6 +99,7 @@ def call_ingest(words: list[str]) -> None:
 def call_source(words: list[str]) -> None:
     """Make a screen of a public data set."""
     from deconfound.data import sources
+    from deconfound.data.ingest.roles import roles_said
 
     found = sources.discover()
     name = name_first(words, "ingest source", "data set", sorted(found))
@@ -110,15 +113,18 @@ def call_source(words: list[str]) -> None:
     parsed: Any = parse(arguments, words[1:], f"ingest source {name}", module.SUMMARY)
     screen = module.make(parsed.root, parsed.out, parsed.source)
     say(f"{len(screen):,} images in {screen.path}")
+    say(roles_said(screen))
 
 
 def call_cellprofiler(words: list[str]) -> None:
     """Measure CellProfiler's features."""
     from deconfound.data.ingest.cellprofiler import cellprofiler
+    from deconfound.data.ingest.roles import roles_said
 
     parsed = parse(CellprofilerArguments, words, "ingest cellprofiler")
     made = cellprofiler(**dict(parsed))
     say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
+    say(roles_said(made))
 
 
 def call_describe(words: list[str]) -> None:

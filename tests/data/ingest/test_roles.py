@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from deconfound.data.ingest.images import IngestConfig, resolve_roles
+from deconfound.data.ingest.images import IngestConfig
+from deconfound.data.ingest.roles import resolve_roles
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 

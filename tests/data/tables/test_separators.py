@@ -88,6 +88,7 @@ def test_what_cannot_be_told_is_one_line(text: str | bytes, said: str, tmp_path:
 def test_decimal_commas_between_semicolons_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     table = TABLE.assign(Cells_A=["0,5", "-1,25e3", "2", " ,75"], Cells_B=["1.5", "2", "3", "4"])
+    table["Cells_C"] = None
     table.to_csv(file, index=False, sep=";")
     screen = ingest_profiles(file, tmp_path / "s", quiet=True)
     expected = np.array([[0.5, 1.5], [-1250, 2], [2, 3], [0.75, 4]])

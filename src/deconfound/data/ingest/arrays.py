@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deconfound.arrays import Pixels
-from deconfound.data.ingest.images import IngestConfig, resolve_roles
+from deconfound.data.ingest.images import IngestConfig
 from deconfound.data.ingest.profiles import ROLE_OPTIONS, refuse_options, write_profiles
+from deconfound.data.ingest.roles import resolve_roles
 from deconfound.data.ingest.rows import CHUNK_BYTES
 from deconfound.data.ingest.writing import provenance_of, refuse_full_disk
 from deconfound.data.readers.array import open_array
@@ -60,7 +61,10 @@ def ingest_array(
             "each"
         )
     is_image = len(values.shape) > 2
-    roles = resolve_roles(metadata, config, str(table), row_is_image=is_image)
+    command = ["deconfound", "ingest", str(table), "--array", str(array), "--out", str(out)]
+    command += [] if key is None else ["--array-key", key]
+    command += [] if axes is None else ["--array-axes", axes]
+    roles = resolve_roles(metadata, config, str(table), command, row_is_image=is_image)
     provenance = provenance_of(table, None, config, config.size) | {
         "rows": len(metadata),
         "array": str(array), "array_key": key, "array_axes": axes,

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-import pandas as pd
 from pydantic import Field
 
 from deconfound.config import Options, TransformName
 from deconfound.data.ingest.fields import FieldCrops
-from deconfound.data.ingest.paths import FOLDER_LABEL, class_folders, labelled_by_folder
+from deconfound.data.ingest.image_problems import image_problems, path_problem
+from deconfound.data.ingest.paths import class_folders, labelled_by_folder
+from deconfound.data.ingest.roles import refusal, resolve_roles
 from deconfound.data.ingest.rows import RowReader, image_columns, row_files
 from deconfound.data.ingest.writing import (
     PATH_COLUMNS,
@@ -17,29 +18,11 @@ from deconfound.data.ingest.writing import (
     write_screen,
 )
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.identifiers import refuse_repeated_ids
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
-from deconfound.data.tables.table import (
-    LEVEL_COLUMNS,
-    Roles,
-    read_table,
-    refuse_empty,
-    require_columns,
-)
+from deconfound.data.tables.table import read_table
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.files.checksums import sha256
-
-LABEL_COLUMNS = (
-    "Metadata_Perturbation",
-    "Metadata_Gene",
-    "Metadata_sgRNA",
-    "Metadata_JCP2022",
-    "Metadata_Label",
-)
-ENVIRONMENT_COLUMN = "Metadata_Environment"
-WELL_COLUMN = "Metadata_Well"
-SPLIT_COLUMN = "Metadata_Split"
 
 
 class IngestConfig(Options):
@@ -135,6 +118,8 @@ def ingest(
     out = Path(out)
     images_root = Path(images_root)
     refuse_existing(out)
+    command = ["deconfound", "ingest", *([] if table is None else [str(table)])]
+    command += ["--images-root", str(images_root), "--out", str(out)]
     unnamed = 0
     if table is None:
         if config.class_folders:
@@ -153,13 +138,22 @@ def ingest(
         if config.image_table is not None:
             metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
         metadata = without_image_prefix(metadata, config.named_columns())
-        columns = image_columns(
-            metadata,
-            where,
-            path=config.path_column,
-            per_channel=config.channel_columns,
-            channels=config.channels,
-        )
+        try:
+            columns = image_columns(
+                metadata,
+                where,
+                path=config.path_column,
+                per_channel=config.channel_columns,
+                channels=config.channels,
+            )
+        except UserError as error:
+            problem = path_problem(error, metadata, config, where)
+            if not config.class_folders:
+                resolve_roles(metadata, config, where, command, others=lambda: [problem])
+            if not problem.options:
+                raise
+            said = refusal(metadata, config, where, command, [problem])
+            raise UserError(said) from error
         if config.class_folders:
             if columns.channels:
                 raise UserError(
@@ -170,22 +164,34 @@ def ingest(
                 metadata, columns.columns[0].name, images_root, where
             )
             columns = PATH_COLUMNS
-    roles = resolve_roles(metadata, config, where, row_is_image=config.crop is None)
-    reader = RowReader(
-        row_files(
+
+    def open_reader() -> RowReader:
+        files = row_files(
             metadata,
             columns,
             images_root,
             where,
             allow_outside=config.allow_outside,
             shared=config.crop is not None,
-        ),
-        columns,
+        )
+        return RowReader(
+            files,
+            columns,
+            where,
+            channels=config.channels,
+            max_pixels=config.max_pixels,
+            rgb=config.rgb,
+        )
+
+    roles = resolve_roles(
+        metadata,
+        config,
         where,
-        channels=config.channels,
-        max_pixels=config.max_pixels,
-        rgb=config.rgb,
+        command,
+        row_is_image=config.crop is None,
+        others=lambda: image_problems(open_reader, config, where),
     )
+    reader = open_reader()
     crops = None
     if config.crop is None and config.centre_columns:
         raise UserError("--centre-columns is for fields of view; give --crop, the side of a cell")
@@ -217,46 +223,3 @@ def ingest(
         percentile_by=config.percentile_by,
         quiet=quiet,
     )
-
-
-def resolve_roles(
-    table: pd.DataFrame, config: IngestConfig, where: str, *, row_is_image: bool = False
-) -> Roles:
-    """The columns' roles: those given, else the field's usual names where the table has them.
-
-    Raises UserError for a column that is not there, if label or environment remain without one, for
-    an empty label, environment or level, and as `refuse_repeated_ids` does.
-    """
-    present = set(table.columns)
-    usual_labels = (FOLDER_LABEL,) if config.class_folders else LABEL_COLUMNS
-    label = config.label or next((name for name in usual_labels if name in present), None)
-    usual = tuple(name for name in LEVEL_COLUMNS if name in present)
-    if ENVIRONMENT_COLUMN in present:
-        environment = config.environment or (ENVIRONMENT_COLUMN,)
-    else:
-        environment = config.environment or config.levels or usual
-    if label is None:
-        raise UserError(
-            f"{where}: no label column (looked for {', '.join(LABEL_COLUMNS)}); name one with "
-            "--label"
-        )
-    if not environment:
-        raise UserError(
-            f"{where}: no environment column (looked for {ENVIRONMENT_COLUMN}, "
-            f"{', '.join(LEVEL_COLUMNS)}); name one with --environment"
-        )
-    roles = Roles(
-        label=label,
-        environment=environment,
-        levels=config.levels or usual or environment,
-        well=config.well or (WELL_COLUMN if WELL_COLUMN in present else None),
-        split=config.split or (SPLIT_COLUMN if SPLIT_COLUMN in present else None),
-    )
-    require_columns(table, roles.columns(), where)
-    if config.percentile_by is not None:
-        require_columns(table, [config.percentile_by], where)
-        if config.transform != "percentile":
-            raise UserError("ingest: --percentile-by belongs to --transform percentile; add it")
-    refuse_empty(table, roles, where)
-    refuse_repeated_ids(table, roles, where, row_is_image=row_is_image)
-    return roles

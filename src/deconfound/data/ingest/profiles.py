@@ -9,18 +9,23 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.ingest.images import IngestConfig, resolve_roles
+from deconfound.data.ingest.images import IngestConfig
+from deconfound.data.ingest.roles import COLUMN, Problem, refusal, resolve_roles
 from deconfound.data.ingest.writing import provenance_of, refuse_full_disk
-from deconfound.data.readers.features import feature_columns, open_features
+from deconfound.data.readers.features import FeatureTable, feature_columns, open_features
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
+from deconfound.data.tables.proposals import feature_patterns
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.runtime.progress import Progress
 
 ROLE_OPTIONS = frozenset({"label", "environment", "levels", "well", "split", "name"})
+
+MOST_METADATA = 200
+"""First columns of a table without known features in which metadata are looked for."""
 
 Chunks = Callable[[Sequence[str]], Iterator[npt.NDArray[np.float32]]]
 
@@ -49,14 +54,22 @@ def ingest_profiles(
     refuse_existing(out)
     where = str(table)
     opened = open_features(table)
-    names = feature_columns(opened, features, where)
+    command = ["deconfound", "ingest", where, "--profiles", "--out", str(out)]
+    try:
+        names = feature_columns(opened, features, where)
+    except UserError as error:
+        if features:
+            raise
+        wanted = [*command, "--feature-columns", *(feature_patterns(opened.columns) or [COLUMN])]
+        raise UserError(_without_features(error, opened, config, where, wanted)) from error
+    command += ["--feature-columns", *features] if features else []
     metadata = opened.metadata(sorted(set(opened.columns) - set(names), key=opened.columns.index))
     if metadata.empty:
         raise UserError(f"{where}: no rows, or features alone; expected metadata beside them")
     if config.image_table is not None:
         metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
     metadata = without_image_prefix(metadata, config.named_columns())
-    roles = resolve_roles(metadata, config, where)
+    roles = resolve_roles(metadata, config, where, command)
     provenance = provenance_of(table, None, config, config.size) | {
         "rows": len(metadata),
         "features": list(features),
@@ -116,6 +129,26 @@ def refuse_options(config: IngestConfig, allowed: Collection[str], what: str) ->
         if getattr(config, name) != type(config).model_fields[name].default:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} means nothing for {what}; leave it out")
+
+
+def _without_features(
+    error: UserError,
+    opened: FeatureTable,
+    config: IngestConfig,
+    where: str,
+    command: Sequence[str],
+) -> str:
+    """The message on a table without features, and without roles if they lack too."""
+    some = [
+        name
+        for place, name in enumerate(opened.columns)
+        if place < MOST_METADATA or "Metadata_" in name
+    ]
+    metadata = without_image_prefix(opened.metadata(some), config.named_columns())
+    problem = Problem(str(error).removeprefix(f"{where}: "), {})
+    if not metadata.empty:
+        resolve_roles(metadata, config, where, command, others=lambda: [problem])
+    return refusal(metadata, config, where, command, [problem])
 
 
 def _usable(names: Sequence[str], chunks: Chunks) -> list[list[str]]:

@@ -60,15 +60,14 @@ def _widths(path: Path, separator: str) -> list[int]:
 
 def with_points(text: pd.DataFrame) -> pd.DataFrame:
     """`text` with decimal points for commas ("0,5") in columns that have no points."""
-    changed = {}
-    for column, values in text.items():
-        if values.str.contains(",", regex=False).any() and not (
-            values.str.contains(".", regex=False).any()
-        ):
-            changed[column] = values.str.replace(
-                f"^{_DECIMAL_COMMA.pattern}$", r"\1.\2", regex=True
-            )
-    return text.assign(**changed) if changed else text
+    return text.apply(_with_points)
+
+
+def _with_points(values: pd.Series) -> pd.Series:
+    known = values.dropna()
+    if known.empty or known.str.contains(".", regex=False).any():
+        return values
+    return values.str.replace(f"^{_DECIMAL_COMMA.pattern}$", r"\1.\2", regex=True)
 
 
 def comma_hint(value: object) -> str:

@@ -27,6 +27,8 @@ from deconfound.runtime.escaping import from_spreadsheet
 
 EXPORTED_PATH = "deconfound_path"
 """Column of image paths in a table written by export."""
+COLUMNS = 24
+"""Columns at most that a message lists."""
 
 ROW_NAME = "Metadata_ObsName"
 """Column of the names of rows that are the index of a data frame or of AnnData's obs."""
@@ -137,12 +139,29 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> None:
-    """Raise UserError naming the first column that `table` lacks and the nearest one it has."""
-    for column in columns:
-        if column not in table.columns:
-            known = [str(name) for name in table.columns]
-            hint = did_you_mean(column, known, f"it has {listed(known)}")
-            raise UserError(f"{where}: there is no column {column!r}; {hint}")
+    """Raise UserError naming the columns that `table` lacks, the nearest to each, and its own."""
+    known = set(table.columns)
+    lacking = [no_column(one, table) for one in dict.fromkeys(columns) if one not in known]
+    if lacking:
+        raise UserError(f"{where}: {together([*lacking, columns_of(table)])}")
+
+
+def no_column(column: str, table: pd.DataFrame) -> str:
+    """What is said of a column that `table` lacks."""
+    hint = did_you_mean(column, [str(name) for name in table.columns], "")
+    return together(filter(None, (f"there is no column {column!r}", hint)))
+
+
+def together(said: Iterable[str]) -> str:
+    """Parts of a message in one line, a semicolon behind each that is no question."""
+    return "; ".join(said).replace("?; ", "? ")
+
+
+def columns_of(table: pd.DataFrame) -> str:
+    """What is said of the columns that `table` has, those of metadata first."""
+    names = [str(name) for name in table.columns]
+    first = [name for name in names if "Metadata_" in name]
+    return f"it has {listed([*first, *(name for name in names if name not in first)], COLUMNS)}"
 
 
 def joined(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
