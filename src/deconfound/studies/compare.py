@@ -12,6 +12,9 @@ from typing import Any, Unpack
 
 import pandas as pd
 
+from deconfound.data.ingest.suggested import command_for
+from deconfound.data.tables.compressed import table_kind
+from deconfound.data.tables.table import KINDS
 from deconfound.errors import UserError
 from deconfound.experiments import search_table
 from deconfound.experiments.execute import Call, Done, execute
@@ -89,6 +92,11 @@ def _kind(source: Path, options: CompareOptions) -> str:
         return f"the view {options.view or 'levels'}"
     if str(source) == DEMO:
         return DEMO
+    if source.is_file() and table_kind(source) in KINDS:
+        raise UserError(
+            f"{source}: a table, expected a screen; make one, and compare that: "
+            f"{command_for(source)}"
+        )
     raise UserError(
         f"{source}: expected a plan FILE.yaml, the directory of a screen, or demo; a table becomes "
         "a screen by `deconfound ingest`"

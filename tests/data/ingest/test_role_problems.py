@@ -15,6 +15,7 @@ from deconfound.data.ingest.profiles import ingest_profiles
 from deconfound.data.ingest.roles import resolve_roles, roles_said
 from deconfound.data.screens.screen import open_screen
 from deconfound.errors import UserError
+from deconfound.studies.compare import compare
 
 COLUMNS = (
     "it has Metadata_Phenotype, Metadata_CellType, Metadata_Date, Metadata_Lab, gene, compound"
@@ -172,3 +173,15 @@ def test_the_roles_taken_are_said(tmp_path: Path) -> None:
         "Metadata_Batch > Metadata_Plate; well Metadata_Well (4); split Metadata_Split; controls "
         "4 rows"
     )
+
+
+def test_compare_of_a_table_proposes_the_ingest(table: pd.DataFrame, tmp_path: Path) -> None:
+    file = tmp_path / "a table.csv"
+    table.to_csv(file, index=False, sep=";")
+    with pytest.raises(UserError) as found:
+        compare(file, tmp_path / "o")
+    start = f"{file}: a table, expected a screen; make one, and compare that: deconfound ingest"
+    assert str(found.value) == f"{start} '{file}' --images-root FOLDER --out SCREEN {ROLES}"
+    table.assign(Cells_A=0.5).to_csv(file, index=False)
+    with pytest.raises(UserError, match=f" --profiles --out SCREEN {ROLES}"):
+        compare(file, tmp_path / "o")

@@ -116,7 +116,12 @@ def _parts(
         names = ", ".join(group.identity for group in level.groups[:12])
         raise UserError(f"fold {name}: no such group; {column} has {names}")
     if group.refused:
-        raise UserError(f"fold {name}: {group.refused}; hold out a coarser level")
+        coarser = (
+            "hold out a coarser level"
+            if column != roles.levels[0]
+            else ("hold out a group of another level, or pass --fold iid")
+        )
+        raise UserError(f"fold {name}: {group.refused}; {coarser}")
     held_out, leaking = level.separated(group)
     kept = ~held_out & ~leaking
     part = _random_parts(table, roles, kept, fractions=drawn, unit=unit, seed=seed)

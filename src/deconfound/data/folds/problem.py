@@ -8,9 +8,18 @@ import numpy as np
 from deconfound.arrays import Rows
 from deconfound.config import DataOptions, TransformName
 from deconfound.data.folds.controls import control_codes
-from deconfound.data.folds.fold import Fold, make_fold, without_environment
+from deconfound.data.folds.fold import Fold, Part, make_fold, without_environment
+from deconfound.data.folds.shortage import refuse_empty_part, refuse_few_labels
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.table import Coded, Roles, listed, require_columns
+from deconfound.data.tables.proposals import environment_candidates, label_candidates
+from deconfound.data.tables.table import (
+    Coded,
+    Roles,
+    columns_of,
+    listed,
+    require_columns,
+    together,
+)
 from deconfound.errors import UserError
 
 
@@ -66,10 +75,8 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
     or a group held out none of whose labels training has.
     """
     roles = roles_of(screen, options)
-    if roles.label is None:
-        raise UserError(f"{screen.path}: names no label column; add --label COLUMN")
-    if not roles.environment:
-        raise UserError(f"{screen.path}: names no environment column; add --environment COLUMN")
+    if roles.label is None or not roles.environment:
+        raise UserError(_without_roles(screen, roles))
     require_columns(screen.table, roles.columns(), str(screen.path))
     fold = make_fold(
         screen.table,
@@ -80,19 +87,19 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
         unit=options.iid_unit,
         seed=options.split_seed,
     )
+    needed: tuple[Part, ...] = ("train", "val")
+    for part in needed:
+        refuse_empty_part(screen.table, roles, fold, options, part)
     if options.without is not None:
         fold = without_environment(screen.table, roles, fold, options.without)
+        for part in needed:
+            if not len(fold.rows(part)):
+                raise UserError(f"fold {fold.name}: no rows for {part}; leave out another one")
     train = fold.rows("train")
-    for part in ("train", "val"):
-        if not len(fold.rows(part)):
-            raise UserError(f"fold {fold.name}: no rows for {part}; hold out less")
     label = _of_training(screen, [roles.label], train)
     environment = _of_training(screen, roles.environment, train)
-    if len(label.names) < 2:
-        found = f"{len(label.names)} label" + "s" * (len(label.names) != 1)
-        raise UserError(
-            f"fold {fold.name}: training has {found}; expected 2 or more, hold out less"
-        )
+    every_label = screen.coded([roles.label])
+    refuse_few_labels(roles, fold, label, every_label)
     if not environment.names:
         raise UserError(f"fold {fold.name}: no training row has an environment")
     if _same_partition(label.codes[train], environment.codes[train]):
@@ -104,7 +111,6 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
     transform, by = _transform(screen, options, roles)
     group = _of_training(screen, by, train) if by else None
     controls = control_codes(screen.table, label, train, options.controls)
-    every_label = screen.coded([roles.label])
     problem = Problem(roles, fold, label, environment, every_label, transform, by, group, controls)
     untrained = problem.untrained()
     labelled = int((every_label.codes[fold.rows("test")] >= 0).sum())
@@ -114,6 +120,17 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
             "nothing could be scored; hold out another group, or choose another --label"
         )
     return problem
+
+
+def _without_roles(screen: Screen, roles: Roles) -> str:
+    lacking = {}
+    if roles.label is None:
+        lacking["label"] = label_candidates(screen.table, roles.columns())
+    if not roles.environment:
+        lacking["environment"] = environment_candidates(screen.table, roles.columns())
+    said = [f"{screen.path}: names no {' and no '.join(lacking)} column", columns_of(screen.table)]
+    flags = " ".join(f"--{name} {(likely or ['COLUMN'])[0]}" for name, likely in lacking.items())
+    return together([*said, f"add {flags}"])
 
 
 def _same_partition(label: Rows, environment: Rows) -> bool:

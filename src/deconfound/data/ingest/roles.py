@@ -74,14 +74,8 @@ def resolve_roles(
     label, environment or level, for one label in all of several rows, and as `refuse_repeated_ids`
     does.
     """
-    present = set(map(str, table.columns))
-    found = found_roles(present, config)
-    problems = _unknown_columns(table, config)
-    if found.label is None:
-        problems.append(_no_label(table, found))
-    if not found.environment:
-        problems.append(_no_environment(table, found))
-    if problems:
+    found = found_roles(set(map(str, table.columns)), config)
+    if problems := role_problems(table, config):
         raise UserError(refusal(table, config, where, command, [*problems, *others()]))
     if config.percentile_by is not None and config.transform != "percentile":
         raise UserError("ingest: --percentile-by belongs to --transform percentile; add it")
@@ -89,6 +83,17 @@ def resolve_roles(
     _refuse_one_label(table, found, where)
     refuse_repeated_ids(table, found, where, row_is_image=row_is_image)
     return found
+
+
+def role_problems(table: pd.DataFrame, config: "IngestConfig") -> list[Problem]:
+    """Columns of roles that are named and not there, and the label or environment that lacks."""
+    found = found_roles(set(map(str, table.columns)), config)
+    problems = _unknown_columns(table, config)
+    if found.label is None:
+        problems.append(_no_label(table, found))
+    if not found.environment:
+        problems.append(_no_environment(table, found))
+    return problems
 
 
 def found_roles(present: set[str], config: "IngestConfig") -> Roles:

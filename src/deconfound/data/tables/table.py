@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from deconfound.arrays import Codes
 from deconfound.config import did_you_mean
 from deconfound.data.tables.compressed import (
+    TEXT,
     encoding_of,
     open_text,
     readable,
@@ -27,6 +28,8 @@ from deconfound.runtime.escaping import from_spreadsheet
 
 EXPORTED_PATH = "deconfound_path"
 """Column of image paths in a table written by export."""
+KINDS = (*TEXT, ".parquet")
+"""Ends of the names of tables."""
 COLUMNS = 24
 """Columns at most that a message lists."""
 

@@ -1,0 +1,24 @@
+"""The command that may make a screen of a table of which nothing else is known."""
+
+from pathlib import Path
+
+from deconfound.data.ingest.images import IngestConfig
+from deconfound.data.ingest.roles import command_line, role_problems
+from deconfound.data.readers.features import COMPARTMENTS
+from deconfound.data.tables.image_table import without_image_prefix
+from deconfound.data.tables.table import read_table
+
+
+def command_for(table: Path) -> str:
+    """`deconfound ingest` for a table, of profiles or images, with likely columns for its roles.
+
+    Raises UserError if the table cannot be read.
+    """
+    read = without_image_prefix(read_table(table))
+    profiles = any(str(column).startswith(COMPARTMENTS) for column in read.columns)
+    form = ["--profiles"] if profiles else ["--images-root", "FOLDER"]
+    config = IngestConfig()
+    problems = role_problems(read, config)
+    options = {name: value for problem in problems for name, value in problem.options.items()}
+    words = ["deconfound", "ingest", str(table), *form, "--out", "SCREEN"]
+    return command_line(words, config, options)
