@@ -46,10 +46,10 @@ def test_other_files_name_nothing(tmp_path: Path) -> None:
 
 
 def test_a_screen_of_ome_tiff_has_its_names(tmp_path: Path) -> None:
-    folder = tmp_path / "images" / "e" / "l"
-    folder.mkdir(parents=True)
-    for row in range(2):
-        ome(folder / f"{row}.ome.tif", ["DNA", "ER"])
+    for label in ("l", "m"):
+        folder = tmp_path / "images" / "e" / label
+        folder.mkdir(parents=True)
+        ome(folder / "0.ome.tif", ["DNA", "ER"])
     root = tmp_path / "images"
     assert ingest(None, root, tmp_path / "a", quiet=True).channels == ("DNA", "ER")
     given = IngestConfig(channels=("x", "y"))

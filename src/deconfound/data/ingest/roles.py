@@ -217,8 +217,10 @@ def _refuse_one_label(table: pd.DataFrame, roles: Roles, where: str) -> None:
         return
     likely = label_candidates(table, roles.columns())
     others = f"such as {listed(likely, MOST)}" if likely else columns_of(table)
+    remedy = f"name another with --label ({others}), or add rows of other labels"
+    if roles.label == FOLDER_LABEL:
+        remedy = "add folders of other labels"
     raise UserError(
         f"{where}: label column {roles.label!r} has one value, {values.iloc[0]!r}, in all "
-        f"{len(table)} rows, so there is nothing to learn; name another with --label ({others}), "
-        "or add rows of other labels"
+        f"{len(table)} rows, so there is nothing to learn; {remedy}"
     )
