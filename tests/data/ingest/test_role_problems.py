@@ -185,3 +185,11 @@ def test_compare_of_a_table_proposes_the_ingest(table: pd.DataFrame, tmp_path: P
     table.assign(Cells_A=0.5).to_csv(file, index=False)
     with pytest.raises(UserError, match=f" --profiles --out SCREEN {ROLES}"):
         compare(file, tmp_path / "o")
+
+
+def test_class_folders_of_one_label_ask_for_others(tmp_path: Path) -> None:
+    for row in range(2):
+        (tmp_path / "images" / f"e{row}" / "label").mkdir(parents=True)
+        Image.new("L", (8, 8), row).save(tmp_path / "images" / f"e{row}" / "label" / "0.png")
+    with pytest.raises(UserError, match="nothing to learn; add folders of other labels"):
+        ingest(None, tmp_path / "images", tmp_path / "s", quiet=True)

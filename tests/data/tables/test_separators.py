@@ -56,6 +56,8 @@ def test_cells_are_told_apart_by_content(
         ("t.csv", "a,b,c\n1,2\n1,2,3\n", ","),
         ("t.tsv", "a,b\n\n1,2\n", ","),
         ("t.tsv", '"a\nb",c\n"1\n;",2\n', ","),
+        ("t.csv", 'id,"genes; all"\n1,"A;B"\n2,"A;B"\n', ","),
+        ("t.csv", 'id;"a,\tb"\n1;"2,\t3"\n', ";"),
         ("t.csv", "a;b\n", ";"),
         ("t.csv", "", ","),
     ],

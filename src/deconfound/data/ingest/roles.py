@@ -3,6 +3,7 @@ what is said of those chosen."""
 
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
@@ -218,7 +219,7 @@ def _refuse_one_label(table: pd.DataFrame, roles: Roles, where: str) -> None:
     likely = label_candidates(table, roles.columns())
     others = f"such as {listed(likely, MOST)}" if likely else columns_of(table)
     remedy = f"name another with --label ({others}), or add rows of other labels"
-    if roles.label == FOLDER_LABEL:
+    if Path(where).is_dir():
         remedy = "add folders of other labels"
     raise UserError(
         f"{where}: label column {roles.label!r} has one value, {values.iloc[0]!r}, in all "

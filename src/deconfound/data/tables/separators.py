@@ -31,9 +31,12 @@ def separator_of(path: Path) -> str:
     if re.fullmatch(r"sep=.?\s*", first):
         raise UserError(f"{path}: begins with Excel's line {first.strip()!r}; delete this line")
     own = SEPARATORS[table_kind(path)]
-    widths = {separator: _widths(path, separator) for separator in ("\t", ",", ";")}
+    rows = {separator: _first_rows(path, separator) for separator in ("\t", ",", ";")}
+    widths = {separator: [len(cells) for cells in found] for separator, found in rows.items()}
     divided = {one: found for one, found in widths.items() if min(found, default=1) > 1}
     even = [one for one, found in divided.items() if len(set(found)) == 1]
+    if len(even) > 1:
+        even = [one for one in even if not _cuts_quotes(rows[one])]
     if "\t" in even:
         return "\t"
     if len(even) == 2:
@@ -48,14 +51,19 @@ def separator_of(path: Path) -> str:
     return own
 
 
-def _widths(path: Path, separator: str) -> list[int]:
-    """Number of cells in the header and in each of the first rows; none if they cannot be read."""
+def _first_rows(path: Path, separator: str) -> list[list[str]]:
+    """The cells of the header and of the first rows; none if they cannot be read."""
     with open_text(path) as stream:
         try:
             filled = (cells for cells in csv.reader(stream, delimiter=separator) if any(cells))
-            return [len(cells) for cells in islice(filled, ROWS + 1)]
+            return list(islice(filled, ROWS + 1))
         except csv.Error:
             return []
+
+
+def _cuts_quotes(rows: list[list[str]]) -> bool:
+    """Whether a cell in quotes, as "a;b" between commas, was divided."""
+    return any(cell.count('"') % 2 for cells in rows for cell in cells)
 
 
 def with_points(text: pd.DataFrame) -> pd.DataFrame:
