@@ -216,7 +216,9 @@ def test_usual_and_given_centre_columns() -> None:
         centre_columns(table, (X,), "t.csv")
     with pytest.raises(UserError, match="there is no column 'cx'"):
         centre_columns(table, ("cx", Y), "t.csv")
-    with pytest.raises(UserError, match=r"Location_Center_X/Y.* --centre-columns"):
+    with pytest.raises(
+        UserError, match=r"Location_Center_X/Y.*; it has Metadata_X; name .* --centre-columns"
+    ):
         centre_columns(table[["Metadata_X"]], (), "t.csv")
     assert centres(table, (X, Y), "t.csv").tolist() == [[1.0, 1.0]]
 

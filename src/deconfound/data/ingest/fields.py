@@ -16,7 +16,7 @@ from deconfound.arrays import Doubles, Pixels, Rows
 from deconfound.data.ingest.rows import RowReader, images_per_chunk
 from deconfound.data.readers.image import resampled
 from deconfound.data.tables.separators import comma_hint
-from deconfound.data.tables.table import require_columns
+from deconfound.data.tables.table import columns_of, require_columns
 from deconfound.errors import UserError
 from deconfound.files import atomic, growing
 from deconfound.files.growing import Damaged, GrowingFile, Mark
@@ -55,8 +55,8 @@ def centre_columns(table: pd.DataFrame, given: Sequence[str], where: str) -> tup
             return pair
     looked = ", ".join(f"{x}/{y[-1]}" for x, y in CENTRE_COLUMNS)
     raise UserError(
-        f"{where}: no columns of the cells' centres (looked for {looked}); name those of x and y "
-        "with --centre-columns"
+        f"{where}: no columns of the cells' centres (looked for {looked}); {columns_of(table)}; "
+        "name those of x and y with --centre-columns"
     )
 
 
