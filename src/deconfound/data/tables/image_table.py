@@ -40,7 +40,7 @@ def joined_by_image(
             "CellProfiler run at a time, or number the images of all"
         )
     wanted = pd.Index(keys(cells[IMAGE_NUMBER]))
-    place = pd.Index(numbers).get_indexer(wanted)
+    place = np.where(wanted.isna(), -1, pd.Index(numbers).get_indexer(wanted))
     alone = np.flatnonzero(place < 0)
     if len(alone):
         raise UserError(
