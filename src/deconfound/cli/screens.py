@@ -17,7 +17,7 @@ from deconfound.cli.arguments import (
     SimulateArguments,
 )
 from deconfound.cli.parsing import name_first, parse, take_option
-from deconfound.cli.printing import print_table, say
+from deconfound.cli.printing import complain, print_table, say
 from deconfound.errors import UserError
 
 
@@ -58,6 +58,7 @@ def call_ingest(words: list[str]) -> None:
         others[words[0]](words[1:])
         return
     from deconfound.data.ingest.arrays import ingest_array
+    from deconfound.data.ingest.forms import form_lines
     from deconfound.data.ingest.images import IngestConfig, ingest
     from deconfound.data.ingest.profiles import ingest_profiles
     from deconfound.data.ingest.roles import roles_said
@@ -94,6 +95,11 @@ def call_ingest(words: list[str]) -> None:
     say(roles_said(screen))
     for remark in remarks(screen.provenance):
         say(remark)
+    for line in form_lines(screen):
+        if not parsed.quiet:
+            say(line)
+        elif line.startswith("warning: "):
+            complain(line)
 
 
 def call_source(words: list[str]) -> None:

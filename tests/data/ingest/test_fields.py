@@ -12,7 +12,8 @@ from deconfound.data.ingest import rows
 from deconfound.data.ingest.fields import CENTRE_COLUMNS, centre_columns, centres
 from deconfound.data.ingest.images import IngestConfig, ingest
 from deconfound.data.ingest.writing import remarks
-from deconfound.data.readers.image import read_image
+from deconfound.data.readers.axes import Taken
+from deconfound.data.readers.image import image_and_axes
 from deconfound.errors import UserError
 from deconfound.files import growing
 
@@ -109,11 +110,11 @@ def test_scattered_rows_keep_their_order_and_each_field_is_read_once(
     table, pixels = write_fields(tmp_path / "f", cells)
     read: list[Path] = []
 
-    def counting(file: Path, **options: Any) -> Pixels:
+    def counting(file: Path, **options: Any) -> tuple[Pixels, Taken]:
         read.append(file)
-        return read_image(file, **options)
+        return image_and_axes(file, **options)
 
-    monkeypatch.setattr(rows, "read_image", counting)
+    monkeypatch.setattr(rows, "image_and_axes", counting)
     monkeypatch.setattr(rows, "CHUNK_IMAGES", 7)
     config = IngestConfig(crop=6, threads=3)
     screen = ingest(table, table.parent, tmp_path / "s", config=config, quiet=True)

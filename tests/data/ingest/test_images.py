@@ -213,7 +213,7 @@ def test_a_differing_size_names_both_files(tmp_path: Path) -> None:
         table,
         table.parent,
         r"row 7 \(from 0\): .*007.png: .*\(1, 9, 6\) uint8; expected \(1, 6, 6\) uint8 as in row 0 "
-        r"\(000.png\); pass --size N",
+        r"\(000.png\); say what .* --fit resize, pad or crop, or pass --size N",
     )
     resized = ingest(table, table.parent, tmp_path / "s", config=IngestConfig(size=4), quiet=True)
     assert resized.image_shape == (1, 4, 4)

@@ -12,7 +12,7 @@ from deconfound.config import DataOptions
 from deconfound.data.folds.problem import pose
 from deconfound.data.ingest.arrays import ingest_array
 from deconfound.data.ingest.images import IngestConfig, ingest
-from deconfound.data.readers.image import resampled
+from deconfound.data.readers.resizing import resampled
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import joined
 from deconfound.errors import UserError
@@ -65,7 +65,7 @@ def test_a_pooled_screen_has_genes_as_labels_and_wells_as_environments(
     assert screen.roles.environment == screen.roles.levels == WELLS
     assert screen.image_shape == (4, 16, 16)
     assert joined(screen.table, WELLS).nunique() == 6
-    expected = resampled(np.load(pool / "7.npy"), 16)
+    expected = resampled(np.load(pool / "7.npy"), (16, 16))
     np.testing.assert_array_equal(screen.read([7])[0], expected)
     assert screen.coded(["Metadata_Gene"]).names == ("G0", "G1", "G2", "nontargeting")
 
@@ -115,7 +115,7 @@ def test_the_real_cells_of_periscope_become_a_screen_by_their_crops(
     assert (len(screen), screen.image_shape) == (185, (5, 64, 64))
     assert screen.channels == ("DNA", "Mito", "Phalloidin", "WGA", "ER")
     for row in (0, 99, 184):
-        np.testing.assert_array_equal(screen.read([row])[0], resampled(real["X"][row], 64))
+        np.testing.assert_array_equal(screen.read([row])[0], resampled(real["X"][row], (64, 64)))
     assert screen.table["Metadata_sgRNA"].tolist() == table["Metadata_sgRNA"].tolist()
     problem = pose(screen, DataOptions())
     assert len(problem.label.names) == 6

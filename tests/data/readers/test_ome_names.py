@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from deconfound.data.ingest.images import IngestConfig, ingest
-from deconfound.data.readers.image import ome_channel_names
+from deconfound.data.readers.tiff import ome_channel_names
 
 PIXELS = np.arange(2 * 6 * 6, dtype=np.uint16).reshape(2, 6, 6)
 

@@ -58,7 +58,7 @@ def test_shards(tmp_path: Path) -> None:
 
 def test_other_groups_are_refused(tmp_path: Path) -> None:
     write_field(tmp_path / "deep", noise(1, 2, 3, 8, 8))
-    with pytest.raises(UserError, match=r"axes tczyx \(1, 2, 3, 8, 8\)"):
+    with pytest.raises(UserError, match=r"axes TCZYX \(1, 2, 3, 8, 8\)"):
         read_image(tmp_path / "deep")
     with pytest.raises(UserError, match="384 pixels over all channels"):
         read_image(tmp_path / "deep", max_pixels=383)

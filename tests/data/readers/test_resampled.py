@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deconfound.arrays import Pixels
-from deconfound.data.readers.image import resampled
+from deconfound.data.readers.resizing import resampled
 
 
 def noise(*shape: int, dtype: str = "uint8") -> Pixels:
@@ -19,12 +19,14 @@ def noise(*shape: int, dtype: str = "uint8") -> Pixels:
 def test_shrinking_takes_the_mean_of_the_area() -> None:
     values = noise(2, 8, 8, dtype="uint16")
     means = values.astype(np.float64).reshape(2, 4, 2, 4, 2).mean(axis=(2, 4))
-    found = resampled(values, 4)
+    found = resampled(values, (4, 4))
     assert found.dtype == np.uint16
     np.testing.assert_allclose(found, means, atol=0.501)
     floats = values.astype(np.float32)
-    np.testing.assert_allclose(resampled(floats, 4), means, rtol=1e-6)
-    np.testing.assert_allclose(resampled(floats, 3).mean((1, 2)), floats.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(resampled(floats, (4, 4)), means, rtol=1e-6)
+    np.testing.assert_allclose(
+        resampled(floats, (3, 3)).mean((1, 2)), floats.mean((1, 2)), rtol=1e-5
+    )
 
 
 def test_growing_is_linear_between_pixel_centres() -> None:
@@ -32,7 +34,7 @@ def test_growing_is_linear_between_pixel_centres() -> None:
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(values)[None], (11, 11), mode="bilinear", align_corners=False
     )[0]
-    np.testing.assert_allclose(resampled(values, 11), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(resampled(values, (11, 11)), expected.numpy(), atol=1e-5)
 
 
 @settings(deadline=None)
@@ -47,7 +49,7 @@ def test_resizing_keeps_a_flat_image_flat(
     height: int, width: int, size: int, dtype: str, value: int
 ) -> None:
     top = value * 257 if dtype == "uint16" else value
-    found = resampled(np.full((1, height, width), top, dtype), size)
+    found = resampled(np.full((1, height, width), top, dtype), (size, size))
     assert found.shape == (1, size, size)
     assert found.dtype == np.dtype(dtype)
     assert (found == top).all()

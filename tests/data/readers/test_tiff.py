@@ -40,7 +40,6 @@ def noise(*shape: int, dtype: str = "uint8") -> Pixels:
         {"photometric": "minisblack", "byteorder": ">", "compression": "zlib"},
         {"imagej": True, "metadata": {"axes": "CYX"}},
         {"ome": True, "photometric": "minisblack", "metadata": {"axes": "CYX"}},
-        {"ome": True, "photometric": "minisblack", "metadata": {"axes": "ZYX"}},
         {"photometric": "minisblack", "bigtiff": True, "rowsperstrip": 2},
     ],
 )

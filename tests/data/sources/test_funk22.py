@@ -18,7 +18,7 @@ from deconfound.data.folds.fold import make_fold
 from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import pose
 from deconfound.data.readers import lmdb
-from deconfound.data.readers.image import resampled
+from deconfound.data.readers.resizing import resampled
 from deconfound.data.screens.screen import Screen
 from deconfound.data.sources import funk22
 from deconfound.data.tables.table import joined
@@ -105,7 +105,7 @@ def test_every_cell_kept_has_its_own_pixels_and_metadata(archive: Path, tmp_path
     given = pd.concat([key_table("perturbed", 40), key_table("ntc", 10)], ignore_index=True)
     kept = given[given["plate"].isin(PLATES)].reset_index(drop=True)
     assert (len(screen), screen.image_shape, screen.dtype) == (45, (4, 8, 8), np.uint16)
-    expected = np.stack([resampled(crop(key), 8) for key in keys_of(kept)])
+    expected = np.stack([resampled(crop(key), (8, 8)) for key in keys_of(kept)])
     np.testing.assert_array_equal(screen.read(np.arange(45)), expected)
     assert screen.channels == ("DNA damage", "F-actin", "DNA content", "Microtubules")
     table = screen.table
@@ -172,7 +172,7 @@ def test_a_stopped_call_goes_on_and_ends_with_the_same_bytes(
     whole = files(funk22.make(archive, tmp_path / "whole" / "screen", CONFIG))
     calls = 0
 
-    def stopping(image: Any, size: int) -> Any:
+    def stopping(image: Any, size: tuple[int, int]) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
@@ -217,7 +217,7 @@ def test_a_killed_call_goes_on(
     assert killed.returncode == -signal.SIGKILL
     read: list[int] = []
 
-    def counting(image: Any, size: int) -> Any:
+    def counting(image: Any, size: tuple[int, int]) -> Any:
         read.append(1)
         return resampled(image, size)
 

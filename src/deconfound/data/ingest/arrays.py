@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from deconfound.arrays import Pixels
+from deconfound.data.ingest.forms import Forms, fitting
 from deconfound.data.ingest.images import IngestConfig
 from deconfound.data.ingest.profiles import ROLE_OPTIONS, refuse_options, write_profiles
 from deconfound.data.ingest.roles import resolve_roles
 from deconfound.data.ingest.rows import CHUNK_BYTES
 from deconfound.data.ingest.writing import provenance_of, refuse_full_disk
 from deconfound.data.readers.array import open_array
-from deconfound.data.readers.image import resampled
+from deconfound.data.readers.axes import Taken
+from deconfound.data.readers.resizing import fitted
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import DTYPES, ScreenWriter
 from deconfound.data.tables.table import read_table
@@ -25,7 +27,7 @@ from deconfound.runtime.progress import Progress
 
 Axes = Literal["NCHW", "NHWC"]
 
-ARRAY_OPTIONS = frozenset({"channels", "size", "transform", "percentile_by"})
+ARRAY_OPTIONS = frozenset({"channels", "size", "fit", "max_pixels", "transform", "percentile_by"})
 
 
 def ingest_array(
@@ -43,9 +45,9 @@ def ingest_array(
     `array` is a `.npy`, read by memory map, or a `.npz`, of which `key` names the array and which
     is unpacked as it is read. It holds images N×C×H×W, N×H×W×C or N×H×W (one channel), uint8,
     uint16 or float (stored as float32), or profiles N×D, of which those constant or not finite
-    somewhere are dropped. Where `axes` is not given, the two equal sides are taken for height and
-    width. Of `config` roles, name, channels (of profiles, the features) and size are used. Nothing
-    is unpickled.
+    somewhere are dropped. Where `axes` is not given, the one axis as long as `config.channels` is
+    the channels, or the two equal sides are height and width. Of `config` roles, name, channels (of
+    profiles, the features), size, fit and the largest image are used. Nothing is unpickled.
 
     Raises UserError, and leaves nothing at `out`, for an array that cannot be read or told apart,
     of another length than the table, of another type, or with values that are not finite.
@@ -53,7 +55,7 @@ def ingest_array(
     config = config or IngestConfig()
     refuse_options(config, ROLE_OPTIONS | ARRAY_OPTIONS, "arrays")
     refuse_existing(out)
-    values = open_array(Path(array), key)
+    values = open_array(Path(array), key, max_pixels=config.max_pixels)
     metadata = read_table(table)
     if values.shape[0] != len(metadata):
         raise UserError(
@@ -65,11 +67,13 @@ def ingest_array(
     command += [] if key is None else ["--array-key", key]
     command += [] if axes is None else ["--array-axes", axes]
     roles = resolve_roles(metadata, config, str(table), command, row_is_image=is_image)
-    provenance = provenance_of(table, None, config, config.size) | {
+    scaled = config.size if config.fit in (None, "resize") else None
+    provenance = provenance_of(table, None, config, scaled) | {
         "rows": len(metadata),
         "array": str(array), "array_key": key, "array_axes": axes,
     }  # fmt: skip
-    last = is_image and _is_channels_last(values.shape, axes, array)
+    taken = _taken(values.shape, axes, len(config.channels), array) if is_image else None
+    last = taken is not None and taken.taken == "NYXC"
     shape = _channels_first(np.broadcast_to(np.uint8(0), values.shape), last).shape
     kind = "channel" if is_image else "feature"
     names = config.channels or tuple(f"{kind}_{number}" for number in range(shape[1]))
@@ -98,7 +102,12 @@ def ingest_array(
             quiet=quiet,
         )
     size, bytes_each = config.size, min(4, values.dtype.itemsize)
-    sides = shape[2:] if size is None else (size, size)
+    sides = (shape[2], shape[3]) if size is None else (size, size)
+    if taken is not None:
+        forms = Forms(axes=[taken], smallest=shape[2:], largest=shape[2:])
+        provenance |= forms.provenance()
+    if size is not None:
+        provenance["fit"] = fitting(sides, config.fit)
     refuse_full_disk(Path(out), len(metadata) * len(names) * math.prod(sides) * bytes_each)
     with (
         ScreenWriter(out, config.name or Path(out).name, names, roles, provenance) as writer,
@@ -107,25 +116,33 @@ def ingest_array(
         for stored in values.parts(CHUNK_BYTES):
             part = _pixels(_channels_first(stored, last), writer.rows, array)
             if size is not None:
-                part = np.stack([resampled(image, size) for image in part])
+                part = np.stack([fitted(image, sides, config.fit or "resize") for image in part])
             writer.append(part)
             progress.update(len(part))
         writer.finish(metadata, config.transform, config.percentile_by)
     return open_screen(out)
 
 
-def _is_channels_last(shape: tuple[int, ...], axes: Axes | None, file: Path) -> bool:
+def _taken(shape: tuple[int, ...], axes: Axes | None, channels: int, file: Path) -> Taken:
+    """How the axes of images are taken: NYX, NCYX or NYXC."""
+    why, guessed, letters = "as --array-axes says", False, "NYX"
     if len(shape) == 3:
-        return False
-    _, first, second, third = shape
-    if axes is None:
-        if (first == second) == (second == third):
-            raise UserError(
-                f"{file}: {shape}: which axis is the channel cannot be told from two equal sides; "
-                "give --array-axes NCHW or NHWC"
-            )
-        return second != third
-    return axes == "NHWC"
+        why = "one channel"
+    elif axes is not None:
+        letters = "NCYX" if axes == "NCHW" else "NYXC"
+    elif (shape[1] == channels) != (shape[3] == channels):
+        letters = "NCYX" if shape[1] == channels else "NYXC"
+        why = "--channels names as many"
+    elif (shape[1] == shape[2]) != (shape[2] == shape[3]):
+        letters = "NYXC" if shape[1] == shape[2] else "NCYX"
+        why, guessed = "the two equal sides are height and width", True
+    else:
+        raise UserError(
+            f"{file}: {shape}: which axis is the channel cannot be told from two equal sides; give "
+            "--array-axes NCHW or NHWC"
+        )
+    given = "N" + " × ".join(["", *map(str, shape[1:])])
+    return Taken(kind="array", axes=given, taken=letters, why=why, guessed=guessed)
 
 
 def _channels_first(values: Pixels, last: bool) -> Pixels:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from deconfound.arrays import Doubles, Pixels, Rows
 from deconfound.data.ingest.rows import RowReader, images_per_chunk
-from deconfound.data.readers.image import resampled
+from deconfound.data.readers.resizing import resampled
 from deconfound.data.tables.separators import comma_hint
 from deconfound.data.tables.table import columns_of, require_columns
 from deconfound.errors import UserError
@@ -247,7 +247,7 @@ class FieldCrops:
                 continue
             cell = field[:, top:bottom, left:right]
             if self._size is not None:
-                cell = resampled(cell, self._size)
+                cell = resampled(cell, (self._size, self._size))
             cells.append((row, cell.tobytes()))
         return cells
 

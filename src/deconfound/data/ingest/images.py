@@ -17,6 +17,9 @@ from deconfound.data.ingest.writing import (
     provenance_of,
     write_screen,
 )
+from deconfound.data.readers.axes import Project
+from deconfound.data.readers.bounds import MAX_PIXELS
+from deconfound.data.readers.resizing import Fit
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
 from deconfound.data.tables.table import read_table
@@ -66,6 +69,14 @@ class IngestConfig(Options):
     """The screen's name; the output folder's name if not given."""
     size: int | None = Field(None, ge=1)
     """Resize every image or crop to SIZE × SIZE: area mean to shrink, linear to enlarge."""
+    fit: Fit | None = None
+    """What is done with images that are not SIZE × SIZE, or without --size not of the first one's
+    height and width: resize (changes the scale), pad (zeros around, scale kept) or crop (the
+    middle, scale kept). If not given, --size resizes and says so, and without it images of another
+    size are refused."""
+    project: Project | None = None
+    """What becomes of the depth (z) and time of image files: max, mean or middle plane. Stacks are
+    refused if it is not given."""
     rgb: bool = False
     """Repeat grey images to three channels, where a data set mixes grey and colour."""
     transform: TransformName = "none"
@@ -75,8 +86,8 @@ class IngestConfig(Options):
     percentile_by: str | None = None
     """Column, such as Metadata_Plate, whose groups share percentiles; each image has its own if
     not given."""
-    max_pixels: int = Field(2**26, ge=1)
-    """Largest image read, height × width × channels."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1)
+    """Largest image read, height × width × channels, with every plane of a stack."""
     allow_outside: bool = False
     """Accept paths and symbolic links that lead out of the images' folder."""
     threads: int = Field(THREADS, ge=1)
@@ -181,6 +192,7 @@ def ingest(
             channels=config.channels,
             max_pixels=config.max_pixels,
             rgb=config.rgb,
+            project=config.project,
         )
 
     roles = resolve_roles(
@@ -195,6 +207,8 @@ def ingest(
     crops = None
     if config.crop is None and config.centre_columns:
         raise UserError("--centre-columns is for fields of view; give --crop, the side of a cell")
+    if config.crop is not None and config.fit is not None:
+        raise UserError("--fit is for whole images, crops are of one size; leave it out")
     if config.crop is not None:
         crops = FieldCrops(
             reader,
@@ -205,7 +219,8 @@ def ingest(
             size=config.size,
             threads=config.threads,
         )
-    made = provenance_of(table, images_root, config, config.size)
+    scaled = config.size if config.fit in (None, "resize") else None
+    made = provenance_of(table, images_root, config, scaled)
     if config.image_table is not None:
         made["image_table_sha256"] = sha256(config.image_table)
     made["files_without_row"] = unnamed
@@ -217,6 +232,7 @@ def ingest(
         made,
         name=config.name or out.name,
         size=config.size,
+        fit=config.fit,
         threads=config.threads,
         crops=crops,
         transform=config.transform,

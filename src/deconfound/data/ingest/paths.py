@@ -9,6 +9,7 @@ import pandas as pd
 
 from deconfound.data.readers.image import SUFFIXES
 from deconfound.data.readers.ome_zarr import is_group
+from deconfound.data.readers.zarr_chunks import all_below
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 
@@ -124,9 +125,9 @@ def image_files(
     """The file of every row (or OME-Zarr's folder), all of them present and inside `root`.
 
     `paths` are relative to `root` or absolute, from the table's `column`; symbolic links are
-    followed. Raises UserError naming the first row whose path is empty, leaves `root` (unless
-    `allow_outside`) or repeats an earlier row's (unless rows may have `shared` files), and the
-    first missing file with the number of all that are missing.
+    followed. Raises UserError naming the first row whose path is empty, leaves `root` itself or by
+    a file of its store (unless `allow_outside`) or repeats an earlier row's (unless rows may have
+    `shared` files), and the first missing file with the number of all that are missing.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images; check --images-root")
@@ -161,7 +162,14 @@ def image_files(
                 f"{where}: row {row} (from 0): {of_column}{path} leads outside {root}; move "
                 "the images below it, or pass --allow-outside if that is meant"
             )
-        if not stat.S_ISREG(mode) and not (stat.S_ISDIR(mode) and is_group(file)):
+        if stat.S_ISDIR(mode) and is_group(file):
+            inner = None if allow_outside else _leading_outside(file, real_root)
+            if inner is not None:
+                raise UserError(
+                    f"{where}: row {row} (from 0): {of_column}{path}: its file {inner} leads "
+                    f"outside {root}; move it below, or pass --allow-outside if that is meant"
+                )
+        elif not stat.S_ISREG(mode):
             missing.append(row)
         if not shared and first_row.setdefault(file, row) != row:
             raise UserError(
@@ -177,3 +185,12 @@ def image_files(
             "check --images-root"
         )
     return files
+
+
+def _leading_outside(store: Path, real_root: Path) -> Path | None:
+    """The first file or folder that a store holds or links to outside `real_root`."""
+    for place in all_below(store):
+        real = Path(os.path.realpath(place)) if place.is_symlink() else place
+        if not real.is_relative_to(real_root):
+            return place
+    return None

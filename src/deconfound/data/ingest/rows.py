@@ -10,8 +10,13 @@ import pandas as pd
 
 from deconfound.arrays import Pixels
 from deconfound.config import did_you_mean
+from deconfound.data.ingest.forms import FormsRead
 from deconfound.data.ingest.paths import image_files
-from deconfound.data.readers.image import ome_channel_names, read_image, resampled
+from deconfound.data.readers.axes import Project
+from deconfound.data.readers.bounds import MAX_PIXELS
+from deconfound.data.readers.image import image_and_axes
+from deconfound.data.readers.resizing import Fit, Sides, fitted
+from deconfound.data.readers.tiff import ome_channel_names
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
 from deconfound.runtime.prefetch import in_order
@@ -165,8 +170,9 @@ class RowReader:
         where: str,
         *,
         channels: tuple[str, ...] = (),
-        max_pixels: int = 2**26,
+        max_pixels: int = MAX_PIXELS,
         rgb: bool = False,
+        project: Project | None = None,
     ) -> None:
         self.files = files
         self._columns = columns
@@ -174,6 +180,9 @@ class RowReader:
         self._wanted = 1 if columns.channels else len(channels) or None
         self._max_pixels = max_pixels
         self._rgb = rgb
+        self._project: Project | None = project
+        self.forms = FormsRead()
+        """The forms of the files read so far."""
         self.first = self._stacked(0)
         """(C, H, W), the image of row 0."""
         self.channels = columns.channels or self._channel_names(channels)
@@ -193,7 +202,10 @@ class RowReader:
         elif any_size or pixels.shape == first.shape:
             return pixels
         else:
-            remedy = "pass --size N to resize all"
+            remedy = (
+                "say what is done with images of another size with --fit resize, pad or crop, or "
+                "pass --size N to resize all"
+            )
         raise UserError(
             f"{self.place(row)}: (C, H, W) {pixels.shape} {pixels.dtype}; expected {first.shape} "
             f"{first.dtype} as in row 0 ({self.files[0][0].name}); {remedy}"
@@ -212,9 +224,15 @@ class RowReader:
         planes: list[Pixels] = []
         for position, file in enumerate(self.files[row]):
             try:
-                plane = read_image(file, channels=self._wanted, max_pixels=self._max_pixels)
+                plane, taken = image_and_axes(
+                    file,
+                    channels=self._wanted,
+                    max_pixels=self._max_pixels,
+                    project=self._project,
+                )
             except UserError as error:
                 raise UserError(f"{self.place(row, position)}: {error}") from error
+            self.forms.add(taken, (plane.shape[1], plane.shape[2]))
             if self._columns.channels and len(plane) != 1:
                 raise UserError(
                     f"{self.place(row, position)}: {len(plane)} channels; expected one, as each "
@@ -250,17 +268,23 @@ class RowReader:
 
 
 def whole_images(
-    reader: RowReader, *, size: int | None, threads: int, start: int = 0
+    reader: RowReader, *, sides: Sides | None, fit: Fit | None, threads: int, start: int = 0
 ) -> Iterator[Pixels]:
-    """The images of the rows from `start` in order, (B, C, H, W) at a time, resized to `size`."""
-    height, width = (size, size) if size else reader.first.shape[1:]
-    shape = (len(reader.first), height, width)
+    """The images of the rows from `start` in order, (B, C, H, W) at a time.
+
+    All become `sides` (height and width), if given, as `fitted` does, by resizing if `fit` is None.
+    Raises UserError, naming the row, for an image that does not fit.
+    """
+    shape = (len(reader.first), *(sides or reader.first.shape[1:]))
 
     def chunk(rows: range) -> Pixels:
         images = np.empty((len(rows), *shape), reader.first.dtype)
         for position, row in enumerate(rows):
-            pixels = reader.read(row, any_size=size is not None)
-            images[position] = resampled(pixels, size) if size else pixels
+            pixels = reader.read(row, any_size=sides is not None)
+            try:
+                images[position] = fitted(pixels, sides, fit or "resize") if sides else pixels
+            except UserError as error:
+                raise UserError(f"{reader.place(row)}: {error}") from error
         return images
 
     per_chunk = images_per_chunk(int(np.prod(shape)) * reader.first.itemsize)

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from deconfound.config import Options, TransformName
 from deconfound.data.ingest.fields import FieldCrops
+from deconfound.data.ingest.forms import fitting
 from deconfound.data.ingest.paths import FOLDER_PATH
 from deconfound.data.ingest.rows import (
     FileColumn,
@@ -25,6 +26,7 @@ from deconfound.data.ingest.rows import (
     row_files,
     whole_images,
 )
+from deconfound.data.readers.resizing import Fit, Sides
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import (
@@ -41,6 +43,7 @@ from deconfound.files.checksums import sha256
 from deconfound.runtime.progress import Progress
 
 THREADS = 4
+FORMS_FILE = "forms.json"
 PATH_COLUMNS = ImageColumns((FileColumn(FOLDER_PATH),))
 """One file for each row, named in `Metadata_Path`."""
 
@@ -92,7 +95,8 @@ def screen_of_files(
     where = where or str(root)
     files = row_files(table, columns, root, where)
     reader = RowReader(files, columns, where, channels=channels, rgb=rgb)
-    return write_screen(reader, table, Path(out), roles, made, name=Path(out).name, size=size)
+    name = Path(out).name
+    return write_screen(reader, table, Path(out), roles, made, name=name, size=size, fit="resize")
 
 
 def screen_of_index(
@@ -141,6 +145,7 @@ def write_screen(
     *,
     name: str,
     size: int | None,
+    fit: Fit | None = None,
     threads: int = THREADS,
     crops: FieldCrops | None = None,
     transform: TransformName = "none",
@@ -149,14 +154,18 @@ def write_screen(
 ) -> Screen:
     """Write what `reader` reads, or `crops` cuts out of it, as the screen `out`, and open it.
 
-    `made` is the provenance, with "options"; the numbers of rows and of black images are added to
-    it. Files of a killed call are kept beside `out`: the same call continues after them, and any
-    other call with the same `out` removes them. Raises UserError for a full disk and as reader or
-    crops do.
+    Images become `size` × `size`, or with `fit` alone the height and width of the first, in the way
+    that `fit` says, or by resizing. `made` is the provenance, with "options"; the numbers of rows
+    and of black images, and the forms of the files, are added to it. Files of a killed call are
+    kept beside `out`: the same call continues after them, and any other call with the same `out`
+    removes them. Raises UserError for a full disk and as reader or crops do.
     """
     kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
+    first: Sides = (reader.first.shape[1], reader.first.shape[2])
     side = crops.side if crops else size
-    pixels = reader.first.size if side is None else len(reader.first) * side * side
+    kept: Sides = (side, side) if side else first
+    sides = None if crops or (size is None and fit is None) else kept
+    pixels = len(reader.first) * kept[0] * kept[1]
     # Crops lie on the disk twice while the screen is written.
     needed = len(table) * pixels * reader.first.itemsize * (1 if crops is None else 2)
     refuse_full_disk(out, needed - kept_bytes)
@@ -165,12 +174,14 @@ def write_screen(
         ScreenWriter(out, name, reader.channels, roles, made, identity) as writer,
         crops.spooled(writer.kept) if crops else nullcontext(),
     ):
+        reader.forms.keep(writer.kept / FORMS_FILE)
         done = crops.done if crops else writer.rows
         with Progress("ingest", len(table), "images", done, quiet) as progress:
             if done:
                 progress.update(0, note=f"resumed at {done:,}")
             if crops is None:
-                for images in whole_images(reader, size=size, threads=threads, start=writer.rows):
+                rest = {"threads": threads, "start": writer.rows}
+                for images in whole_images(reader, sides=sides, fit=fit, **rest):
                     writer.append(images)
                     progress.update(len(images))
             else:
@@ -182,6 +193,10 @@ def write_screen(
                 table = table[crops.inside]
         made["rows"] = len(table)
         made["black_images"] = writer.black
+        if reader.forms.found is not None:
+            made |= reader.forms.found.provenance()
+        if sides is not None:
+            made["fit"] = fitting(sides, fit)
         writer.finish(table, transform, percentile_by)
     return open_screen(out)
 

@@ -11,10 +11,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from deconfound.arrays import Pixels
+from deconfound.data.readers.bounds import MAX_PIXELS, refuse_huge
 from deconfound.errors import UserError
-
-ROW_BYTES = 2**30
-"""The largest row that is read."""
 
 
 class StoredArray(Protocol):
@@ -27,11 +25,11 @@ class StoredArray(Protocol):
         """All rows in order, about `part_bytes` at a time; raises UserError for damage."""
 
 
-def open_array(file: Path, key: str | None = None) -> StoredArray:
+def open_array(file: Path, key: str | None = None, *, max_pixels: int = MAX_PIXELS) -> StoredArray:
     """The array in `file`: in a .npz the array called `key`, or the only array.
 
     Raises UserError for a file that cannot be read, an unknown key, values that are not numbers, no
-    rows, fewer than two axes or more than four, and rows of more than 1 GiB.
+    rows, fewer than two axes or more than four, and rows of more than `max_pixels` values.
     """
     with _explained(file):
         packed = zipfile.is_zipfile(file)
@@ -43,11 +41,10 @@ def open_array(file: Path, key: str | None = None) -> StoredArray:
         )
     if 0 in opened.shape:
         raise UserError(f"{file}: {opened.shape}; expected at least one row and value")
-    if _row_bytes(opened) > ROW_BYTES:
-        raise UserError(
-            f"{file}: {opened.shape} {opened.dtype}, rows of more than {ROW_BYTES / 2**30:g} GiB; "
-            "expected one image or profile a row"
-        )
+    try:
+        refuse_huge(math.prod(opened.shape[1:]), max_pixels, "values in a row")
+    except UserError as error:
+        raise UserError(f"{file}: {opened.shape} {opened.dtype}: {error}") from error
     return opened
 
 

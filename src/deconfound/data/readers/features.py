@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deconfound.arrays import Floats
+from deconfound.data.readers.hdf5 import refuse_unfit_hdf5
 from deconfound.data.tables.compressed import (
     encoding_of,
     readable,
@@ -194,6 +195,7 @@ class _AnnData(FeatureTable):
         import anndata
 
         super().__init__(path)
+        refuse_unfit_hdf5(path, streamed="X")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._data: Any = anndata.read_h5ad(path, backed="r")

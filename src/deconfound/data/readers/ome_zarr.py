@@ -1,19 +1,21 @@
 """One image of an OME-Zarr store, such as a field of view of a plate, as an array (C, H, W)."""
 
 import json
-from collections.abc import Iterator
+import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deconfound.data.readers.axes import Project, Taken, planned
+from deconfound.data.readers.bounds import refuse_huge
+from deconfound.data.readers.zarr_chunks import described, refuse_unfit_chunks
 from deconfound.errors import UserError
 
 MARKERS = ("zarr.json", ".zattrs")
-# Anything else is refused: some codecs, pickle among them, run code from the data.
-_CODECS = {"blosc", "bytes", "bz2", "crc32c", "delta", "endian", "gzip", "lz4", "lzma"}
-_CODECS |= {"sharding_indexed", "shuffle", "transpose", "zlib", "zstd"}
+MAX_DESCRIPTION = 2**24
+"""Bytes of a file that describes a group or an array."""
 
 
 def is_group(folder: Path) -> bool:
@@ -21,12 +23,16 @@ def is_group(folder: Path) -> bool:
     return any((folder / marker).is_file() for marker in MARKERS)
 
 
-def read_field(folder: Path, max_pixels: int) -> npt.NDArray[Any]:
-    """(C, H, W) of the highest resolution in `folder`, the group of one image (version 0.4 or 0.5).
+def read_field(
+    folder: Path, channels: int | None, project: Project | None, max_pixels: int
+) -> tuple[npt.NDArray[Any], Taken]:
+    """(C, H, W) of the highest resolution in `folder`, and how its axes were taken.
 
-    In a plate that is PLATE.zarr/ROW/COLUMN/FIELD. Time and depth must have length 1. Raises
-    UserError (without the folder's name) for a group that is no image, other axes, more than
-    `max_pixels` over all channels, a codec that could run code, or where zarr is not installed.
+    `folder` is the group of one image (version 0.4 or 0.5), in a plate PLATE.zarr/ROW/COLUMN/FIELD.
+    Time and depth longer than 1 need `project`, as `planned` says. Raises UserError (without the
+    folder's name) for a group that is no image, other axes, more than `max_pixels` over all
+    channels, or in its chunks, too many chunks, a codec that could run code, chunks that unpack to
+    more than they declare, or where zarr is not installed.
     """
     try:
         import zarr
@@ -37,29 +43,12 @@ def read_field(folder: Path, max_pixels: int) -> npt.NDArray[Any]:
     axes, name = _highest_resolution(folder)
     place = folder / name
     version = 3 if (place / "zarr.json").is_file() else 2
-    described = _json(place / ("zarr.json" if version == 3 else ".zarray"))
-    unknown = sorted(set(_codecs(described)) - _CODECS)
-    if unknown:
-        raise UserError(
-            f"an OME-Zarr array coded by {', '.join(unknown)}; write it with blosc, zstd or gzip"
-        )
-    array = zarr.open_array(place, mode="r", zarr_format=version)  # type: ignore[arg-type]
-    count = int(np.prod(array.shape))
-    if count > max_pixels:
-        raise UserError(
-            f"{count} pixels over all channels, more than {max_pixels}; raise --max-pixels if the "
-            "image is meant to be this large"
-        )
-    lengths = dict(zip(axes, array.shape, strict=True))
-    deep = [axis for axis in axes if axis not in "cyx" and lengths[axis] > 1]
-    if deep or not {"y", "x"} <= set(axes):
-        raise UserError(
-            f"an OME-Zarr image with axes {axes} {array.shape}; expected height, width and at most "
-            "channels: project or split the others"
-        )
-    order = [axes.index(axis) for axis in axes if axis not in "yx"]
-    values = np.asarray(array[...]).transpose(*order, axes.index("y"), axes.index("x"))
-    return values.reshape(-1, lengths["y"], lengths["x"])
+    array = described(_json(place / ("zarr.json" if version == 3 else ".zarray")))
+    refuse_huge(math.prod(array.shape), max_pixels)
+    plan = planned("OME-Zarr", axes, array.shape, channels=channels, project=project)
+    refuse_unfit_chunks(place, array, max_pixels)
+    opened = zarr.open_array(place, mode="r", zarr_format=version)  # type: ignore[arg-type]
+    return plan.apply(np.asarray(opened[...])), plan.taken
 
 
 def _highest_resolution(folder: Path) -> tuple[str, str]:
@@ -73,25 +62,25 @@ def _highest_resolution(folder: Path) -> tuple[str, str]:
         what = "plate" if "plate" in attributes else "well" if "well" in attributes else "group"
         raise UserError(f"an OME-Zarr {what}, not an image; name a field, such as PLATE.zarr/A/1/0")
     image = attributes["multiscales"][0]
-    axes = "".join(
-        axis if isinstance(axis, str) else axis["name"] for axis in image.get("axes", "tczyx")
-    )
+    axes = "".join(_letter(axis) for axis in image.get("axes", "tczyx"))
     name = str(image["datasets"][0]["path"])
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise UserError(f"an OME-Zarr image whose array {name!r} lies outside it; mend the file")
     return axes, name
 
 
+def _letter(axis: str | dict[str, str]) -> str:
+    """The letter of an axis, by its type or else its name; ? for any other."""
+    named = {"name": axis} if isinstance(axis, str) else axis
+    letter = {"channel": "C", "time": "T"}.get(named.get("type", ""), named["name"].upper())
+    return letter if len(letter) == 1 and letter in "TCZYX" else "?"
+
+
 def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file() or file.stat().st_size > MAX_DESCRIPTION:
+        raise UserError(
+            f"an OME-Zarr group whose {file.name} is missing or has more than {MAX_DESCRIPTION} "
+            "bytes; restore it"
+        )
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return values
-
-
-def _codecs(described: Any) -> Iterator[str]:
-    """Names of all codecs in the description of an array, those inside a shard too."""
-    for key in ("codecs", "index_codecs", "filters", "compressor"):
-        found = described.get(key) or []
-        for codec in found if isinstance(found, list) else [found]:
-            name = str(codec.get("name", codec.get("id")))
-            yield name.removeprefix("numcodecs.")
-            yield from _codecs(codec.get("configuration", {}))

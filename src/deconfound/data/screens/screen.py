@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from deconfound.arrays import Images, Rows
@@ -170,9 +171,10 @@ def open_screen(path: Path) -> Screen:
         )
     shards = tuple(_open_shard(path, shard, index) for shard in index.shards)
     starts = np.cumsum([0, *(shard.rows for shard in index.shards)])[:-1].astype(np.int64)
-    table = pd.read_parquet(table_file)
-    if not len(table) == index.rows == sum(shard.rows for shard in index.shards):
+    rows = pq.read_metadata(table_file).num_rows
+    if not rows == index.rows == sum(shard.rows for shard in index.shards):
         raise UserError(f"{path}: table and images differ in length; make the screen again")
+    table = pd.read_parquet(table_file)
     if index.roles.identifier is None and has_identifier(table):
         roles = index.roles.model_copy(update={"identifier": ()})
         index = index.model_copy(update={"roles": roles})

@@ -24,8 +24,8 @@ from deconfound.data.ingest.writing import (
     refuse_full_disk,
     resizing,
 )
-from deconfound.data.readers.image import resampled
 from deconfound.data.readers.lmdb import LmdbImages
+from deconfound.data.readers.resizing import resampled
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.simulation.layout import SPLIT, random_split
@@ -128,7 +128,7 @@ def make(root: Path, out: Path, config: Config | None = None) -> Screen:
         def chunk(part: tuple[int, slice]) -> Pixels:
             store, some = part
             images = stores[store].read(_keys(tables[store], some))
-            return np.stack([resampled(image, size) for image in images])
+            return np.stack([resampled(image, (size, size)) for image in images])
 
         roles = Roles(  # the release has one order of its cells
             label=GENE,

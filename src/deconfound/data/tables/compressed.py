@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from deconfound.data.tables.declared import refuse_huge_parquet
 from deconfound.errors import UserError
 
 OPEN: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -59,7 +60,13 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def refuse_unfit_packing(path: Path) -> None:
-    """Raise UserError if a compressed table is damaged or unpacks to more than `MAX_TEXT`."""
+    """Raise UserError if a compressed table is damaged or unpacks to more than it may.
+
+    That is more than `MAX_TEXT` for packed text, and for Parquet as `refuse_huge_parquet` says.
+    """
+    if path.suffix.lower() == ".parquet":
+        with readable(path):
+            refuse_huge_parquet(path)
     unpacked = OPEN.get(path.suffix.lower())
     if unpacked is None:
         return

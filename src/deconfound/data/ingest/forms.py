@@ -1,0 +1,115 @@
+"""The forms that the image files of an ingest had, for its provenance and its last lines."""
+
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from deconfound.data.readers.axes import Taken
+from deconfound.data.readers.resizing import Fit, Sides
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.table import listed
+from deconfound.files import atomic
+
+
+class Forms(BaseModel, extra="forbid"):
+    """How the axes of the files were taken, and the smallest and largest height and width."""
+
+    axes: list[Taken]
+    """Each way once, that of the first file first."""
+    smallest: Sides
+    largest: Sides
+
+    def provenance(self) -> dict[str, Any]:
+        """The fields that `screen.json` records; they do not depend on the order of reading."""
+        first, *others = (taken.model_dump() for taken in self.axes)
+        return {
+            "axes": [first, *sorted(others, key=lambda taken: [str(v) for v in taken.values()])],
+            "sizes": {"smallest": list(self.smallest), "largest": list(self.largest)},
+        }
+
+
+class FormsRead:
+    """Gathers the forms of files as threads read them, and keeps them for a call that resumes."""
+
+    def __init__(self) -> None:
+        self.found: Forms | None = None
+        self._lock = Lock()
+        self._note: Path | None = None
+
+    def add(self, taken: Taken, sides: Sides) -> None:
+        """Add the form of one file."""
+        self._join(Forms(axes=[taken], smallest=sides, largest=sides))
+
+    def keep(self, note: Path) -> None:
+        """Add the forms that an earlier call left in the file `note`, and leave all there."""
+        with suppress(FileNotFoundError, ValidationError):
+            self._join(Forms.model_validate_json(note.read_bytes()))
+        if self.found is not None:
+            atomic.write_text(note, self.found.model_dump_json())
+        self._note = note
+
+    def _join(self, new: Forms) -> None:
+        with self._lock:
+            known = self.found
+            if known is not None:
+                both = [*known.axes, *(taken for taken in new.axes if taken not in known.axes)]
+                new = Forms(
+                    axes=both,
+                    smallest=_each(min, known.smallest, new.smallest),
+                    largest=_each(max, known.largest, new.largest),
+                )
+            if new != known:
+                self.found = new
+                if self._note is not None:
+                    atomic.write_text(self._note, new.model_dump_json())
+
+
+def fitting(sides: Sides, fit: Fit | None) -> dict[str, Any]:
+    """The provenance of images brought to `sides`; "asked" is whether the user said how."""
+    how = fit or "resize"
+    return {"how": how, "height": sides[0], "width": sides[1], "asked": fit is not None}
+
+
+def form_lines(screen: Screen) -> list[str]:
+    """What an ingest says of the images it read: channels, axes and changes of scale.
+
+    Lines that begin with "warning: " are to be seen with --quiet too. Empty for profiles.
+    """
+    made = screen.provenance
+    if screen.holds_profiles or "axes" not in made:
+        return []
+    count, height, width = screen.image_shape
+    named = listed(screen.channels)
+    lines = [f"{count} channel{'s' * (count > 1)} ({named}), {height} × {width} pixels"]
+    for taken in map(Taken.model_validate, made["axes"]):
+        warning = "warning: axes guessed, " if taken.guessed else "axes "
+        remedy = "; check them, --channels names as many as there are" if taken.guessed else ""
+        lines.append(
+            f"{warning}{taken.kind} {taken.axes} taken as {taken.taken}: {taken.why}{remedy}"
+        )
+    if any(taken["alpha_dropped"] for taken in made["axes"]):
+        lines.append("warning: transparency (alpha) was dropped; --channels that count it keep it")
+    fit, sizes = made.get("fit"), made.get("sizes")
+    if fit and sizes and fit["how"] == "resize" and not fit["asked"]:
+        least, most = sizes["smallest"], sizes["largest"]
+        target = f"{fit['height']} × {fit['width']}"
+        if least != most:
+            lines.append(
+                f"warning: images of {least[0]} × {least[1]} to {most[0]} × {most[1]} pixels were "
+                f"resized to {target}, which destroys their scale; --fit pad or crop keeps it, "
+                "--fit resize says that it is meant"
+            )
+        elif least[0] * fit["width"] != least[1] * fit["height"]:
+            lines.append(
+                f"warning: images of {least[0]} × {least[1]} pixels were resized to {target}, "
+                "which stretches them; --fit pad or crop keeps their scale, --fit resize says that "
+                "it is meant"
+            )
+    return lines
+
+
+def _each(choose: Any, one: Sides, other: Sides) -> Sides:
+    return choose(one[0], other[0]), choose(one[1], other[1])
