@@ -1,7 +1,7 @@
 """Verbs that make, show and check screens: words of the command line to calls."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model
 from rich.console import Console
@@ -19,6 +19,9 @@ from deconfound.cli.arguments import (
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import complain, print_table, say
 from deconfound.errors import UserError
+
+if TYPE_CHECKING:
+    from deconfound.data.screens.screen import Screen
 
 
 def call_simulate(words: list[str]) -> None:
@@ -58,7 +61,6 @@ def call_ingest(words: list[str]) -> None:
         others[words[0]](words[1:])
         return
     from deconfound.data.ingest.arrays import ingest_array
-    from deconfound.data.ingest.forms import form_lines
     from deconfound.data.ingest.images import IngestConfig, ingest
     from deconfound.data.ingest.profiles import ingest_profiles
     from deconfound.data.ingest.roles import roles_said
@@ -95,11 +97,7 @@ def call_ingest(words: list[str]) -> None:
     say(roles_said(screen))
     for remark in remarks(screen.provenance):
         say(remark)
-    for line in form_lines(screen):
-        if not parsed.quiet:
-            say(line)
-        elif line.startswith("warning: "):
-            complain(line)
+    _say_forms(screen, parsed.quiet)
 
 
 def call_source(words: list[str]) -> None:
@@ -120,6 +118,18 @@ def call_source(words: list[str]) -> None:
     screen = module.make(parsed.root, parsed.out, parsed.source)
     say(f"{len(screen):,} images in {screen.path}")
     say(roles_said(screen))
+    _say_forms(screen, quiet=False)
+
+
+def _say_forms(screen: "Screen", quiet: bool) -> None:
+    """Print which channels and axes were taken; if `quiet`, warnings alone, on stderr."""
+    from deconfound.data.ingest.forms import form_lines
+
+    for line in form_lines(screen):
+        if not quiet:
+            say(line)
+        elif line.startswith("warning: "):
+            complain(line)
 
 
 def call_cellprofiler(words: list[str]) -> None:

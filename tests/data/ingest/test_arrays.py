@@ -11,6 +11,7 @@ import pytest
 from deconfound import cli
 from deconfound.data.ingest import arrays
 from deconfound.data.ingest.arrays import ingest_array
+from deconfound.data.ingest.forms import form_lines
 from deconfound.data.ingest.images import IngestConfig
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
@@ -140,3 +141,34 @@ def test_hep2(tmp_path: Path) -> None:
     screen = ingest_array(tmp_path / "t.csv", HEP2, tmp_path / "s", key="image", quiet=True)
     assert (len(screen), screen.image_shape) == (4200, (1, 78, 78))
     np.testing.assert_array_equal(screen.read([0, 1])[:, 0], first)
+
+
+def test_names_of_channels_tell_the_axes(tmp_path: Path) -> None:
+    values = pixels(4, 3, 6, 8)
+    for number, (given, letters) in enumerate(
+        ((values, "NCYX"), (values.transpose(0, 2, 3, 1), "NYXC"))
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        screen = made(given, folder, config=IngestConfig(channels=("a", "b", "c")))
+        np.testing.assert_array_equal(screen.read(range(4)), values)
+        [taken] = screen.provenance["axes"]
+        assert (taken["taken"], taken["guessed"]) == (letters, False)
+    (tmp_path / "square").mkdir()
+    screen = made(pixels(4, 6, 6, 3), tmp_path / "square")
+    assert form_lines(screen)[1].startswith(
+        "warning: axes guessed, array N × 6 × 6 × 3 taken as NYXC: the two equal sides"
+    )
+
+
+def test_arrays_are_padded_and_cropped(tmp_path: Path) -> None:
+    values = pixels(4, 2, 6, 6)
+    for fit, size, inside in (("pad", 8, np.s_[:, :, 1:7, 1:7]), ("crop", 4, np.s_[...])):
+        folder = tmp_path / fit
+        folder.mkdir()
+        screen = made(values, folder, config=IngestConfig(size=size, fit=fit))
+        wanted = values if fit == "pad" else values[:, :, 1:5, 1:5]
+        np.testing.assert_array_equal(screen.read(range(4))[inside], wanted)
+        assert screen.provenance["fit"]["how"] == fit
+    with pytest.raises(UserError, match=r"values in a row, more than 71; .* --max-pixels"):
+        made(values, tmp_path, config=IngestConfig(max_pixels=71))

@@ -208,3 +208,39 @@ def test_links_in_a_circle_end(place: str, to: str, allow_outside: bool, tmp_pat
     link.symlink_to(to)
     with contextlib.suppress(UserError):
         assert len(class_folders(tmp_path / "images", allow_outside=allow_outside)) == 1
+
+
+@pytest.mark.parametrize("place", [".zattrs", "0", "0/0.0", "0/.zarray", "in/to/out"])
+def test_no_file_of_a_store_may_lie_outside(tmp_path: Path, place: str) -> None:
+    store, secret = tmp_path / "images" / "f.zarr", tmp_path / "secret"
+    (store / "0").mkdir(parents=True)
+    (secret / "deep").mkdir(parents=True)
+    for file in (store / ".zattrs", store / "0" / "0.0", secret / "deep" / "x", secret / "file"):
+        file.write_text("{}")
+    root = tmp_path / "images"
+    assert image_files(["f.zarr"], root, "t.csv") == [store]
+    link = store / place
+    if place == "0":
+        (store / "0" / "0.0").unlink()
+        link.rmdir()
+        link.symlink_to(secret)
+    elif place == "in/to/out":  # by a folder of the images that itself links outside
+        (root / "other").mkdir()
+        (root / "other" / "to").symlink_to(secret / "deep")
+        (store / "in").symlink_to(root / "other")
+    else:
+        link.unlink(missing_ok=True)
+        link.symlink_to(secret / "file")
+    with pytest.raises(UserError, match=r"row 0 .* its file .* leads outside .* --allow-outside"):
+        image_files(["f.zarr"], root, "t.csv")
+    assert image_files(["f.zarr"], root, "t.csv", allow_outside=True) == [store]
+
+
+def test_links_of_a_store_within_the_images_stay(tmp_path: Path) -> None:
+    store = tmp_path / "images" / "f.zarr"
+    store.mkdir(parents=True)
+    (store / ".zattrs").write_text("{}")
+    (tmp_path / "images" / "pixels").mkdir()
+    (store / "0").symlink_to(tmp_path / "images" / "pixels")
+    (store / "again").symlink_to(store)
+    assert image_files(["f.zarr"], tmp_path / "images", "t.csv") == [store]

@@ -74,7 +74,7 @@ def fitting(sides: Sides, fit: Fit | None) -> dict[str, Any]:
 
 
 def form_lines(screen: Screen) -> list[str]:
-    """What an ingest says of the images it read: channels, axes and changes of scale.
+    """What an ingest says of the images it read: channels, axes and changes of size.
 
     Lines that begin with "warning: " are to be seen with --quiet too. Empty for profiles.
     """
@@ -85,30 +85,30 @@ def form_lines(screen: Screen) -> list[str]:
     named = listed(screen.channels)
     lines = [f"{count} channel{'s' * (count > 1)} ({named}), {height} × {width} pixels"]
     for taken in map(Taken.model_validate, made["axes"]):
-        warning = "warning: axes guessed, " if taken.guessed else "axes "
-        remedy = "; check them, --channels names as many as there are" if taken.guessed else ""
-        lines.append(
-            f"{warning}{taken.kind} {taken.axes} taken as {taken.taken}: {taken.why}{remedy}"
-        )
+        what = f"{taken.kind} {taken.axes} taken as {taken.taken}: {taken.why}"
+        guess = f"warning: axes guessed, {what}; if they are wrong, name as many --channels"
+        lines.append(guess if taken.guessed else f"axes {what}")
     if any(taken["alpha_dropped"] for taken in made["axes"]):
         lines.append("warning: transparency (alpha) was dropped; --channels that count it keep it")
-    fit, sizes = made.get("fit"), made.get("sizes")
-    if fit and sizes and fit["how"] == "resize" and not fit["asked"]:
-        least, most = sizes["smallest"], sizes["largest"]
-        target = f"{fit['height']} × {fit['width']}"
-        if least != most:
-            lines.append(
-                f"warning: images of {least[0]} × {least[1]} to {most[0]} × {most[1]} pixels were "
-                f"resized to {target}, which destroys their scale; --fit pad or crop keeps it, "
-                "--fit resize says that it is meant"
-            )
-        elif least[0] * fit["width"] != least[1] * fit["height"]:
-            lines.append(
-                f"warning: images of {least[0]} × {least[1]} pixels were resized to {target}, "
-                "which stretches them; --fit pad or crop keeps their scale, --fit resize says that "
-                "it is meant"
-            )
-    return lines
+    if "fit" in made:
+        lines.append(_size_line(made["fit"], made["sizes"]))
+    return list(dict.fromkeys(lines))
+
+
+def _size_line(fit: dict[str, Any], sizes: dict[str, list[int]]) -> str:
+    (least, narrowest), (most, widest) = sizes["smallest"], sizes["largest"]
+    height, width = fit["height"], fit["width"]
+    of_one = (least, narrowest) == (most, widest)
+    given = f"{least} × {narrowest}" + ("" if of_one else f" to {most} × {widest}")
+    done = {"resize": "resized", "pad": "padded with 0", "crop": "cropped"}[fit["how"]]
+    said = f"images of {given} pixels were {done} to {height} × {width}"
+    if fit["asked"] or (of_one and least * width == narrowest * height):
+        return said
+    harm = "stretches them" if of_one else "destroys their scale"
+    return (
+        f"warning: {said}, which {harm}; --fit pad or crop keeps the scale, --fit resize says that "
+        "it is meant"
+    )
 
 
 def _each(choose: Any, one: Sides, other: Sides) -> Sides:

@@ -236,7 +236,7 @@ class RowReader:
             if self._columns.channels and len(plane) != 1:
                 raise UserError(
                     f"{self.place(row, position)}: {len(plane)} channels; expected one, as each "
-                    "channel has its column: save it as grey"
+                    "channel has its column: save it as grey, or project a stack with --project"
                 )
             if planes and (plane.shape, plane.dtype) != (planes[0].shape, planes[0].dtype):
                 raise UserError(

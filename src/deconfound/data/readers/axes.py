@@ -64,11 +64,12 @@ def planned(
     """How a file of `shape`, with one letter for each of its `axes`, becomes (C, H, W).
 
     `channels` is the number of channels that the user names, `project` what becomes of depth and
-    time. An axis that the file does not name is the channels if it comes first and is shorter than
-    the last, or as long as `channels`; where the last axis alone is that long, it is. With `either`
-    the shorter of first and last is. Raises UserError (without the file's name) for axes without
-    one height and width, a stack that is not projected, several axes that could be channels, and
-    where both first and last could be.
+    time, and of unnamed pages where one channel is named. An axis that the file does not name is
+    the channels if it comes first and is as long as `channels` or shorter than the last; the last
+    is, if it alone is as long as `channels` and shorter than the first. With `either` the one as
+    long as `channels` is, or else the shorter. Raises UserError (without the file's name) for axes
+    without one height and width, a stack that is not projected, several axes that could be
+    channels, and where both first and last could be.
     """
     found = f"axes {axes} {tuple(shape)}"
     if len(axes) != len(shape) or axes.count("Y") != 1 or axes.count("X") != 1:
@@ -76,7 +77,8 @@ def planned(
     sides = axes.index("Y"), axes.index("X")
     others = [axis for axis in range(len(axes)) if axis not in sides]
     long = [axis for axis in others if shape[axis] > 1 or either]
-    stacks = [axis for axis in long if axes[axis] in STACKS]
+    one = project is not None and channels == 1 != shape[sides[1]]
+    stacks = [axis for axis in long if axes[axis] in STACKS or (one and axes[axis] in UNNAMED)]
     if stacks and project is None and not (len(long) == 1 and shape[long[0]] == channels):
         raise UserError(
             f"{found}, a stack in {_spoken(axes, stacks)}; say what becomes of it with --project "
@@ -91,11 +93,11 @@ def planned(
         )
     roles, why, guessed = dict.fromkeys(left, "C"), "as the file says", False
     if left and axes[left[0]] in STACKS:
-        why, guessed = f"--channels names as many as it has of {_spoken(axes, left)}", True
+        why, guessed = f"--channels names as many as it has planes in {_spoken(axes, left)}", True
     elif left and left[0] < sides[0] < sides[1]:
         first, last = shape[left[0]], shape[sides[1]]
         unnamed = axes[left[0]] in UNNAMED
-        if channels == last != first:
+        if channels == last != first and (either or first > last):
             roles = {left[0]: "Y", sides[0]: "X", sides[1]: "C"}
             why, guessed = "--channels names as many as the last axis has", not unnamed
         elif unnamed and channels == first != last:
@@ -113,6 +115,7 @@ def planned(
             why, guessed = f"as the file says, of {first} channels {last} pixels wide", True
     if projected:
         why += f", {project} over {_spoken(axes, projected)}"
+        guessed = guessed or any(axes[axis] in UNNAMED for axis in projected)
     return _plan(kind, axes, roles, projected, project, why, guessed)
 
 
@@ -134,7 +137,7 @@ def _plan(
 
 
 def _spoken(axes: str, stacks: Sequence[int]) -> str:
-    return " and ".join(STACKS[axes[axis]] for axis in stacks)
+    return " and ".join(STACKS.get(axes[axis], "pages") for axis in stacks)
 
 
 def _projected(values: Pixels, axis: int, project: Project | None) -> Pixels:

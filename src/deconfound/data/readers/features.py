@@ -210,6 +210,11 @@ class _AnnData(FeatureTable):
         self.features = [n for n in self._names if not NO_FEATURE.search(n)]
         if self._data.X is None or not self.features:
             raise UserError(f"{path}: X holds no features; expected profiles in X, one row each")
+        if self._data.X.shape != (len(obs), len(self._names)):
+            raise UserError(
+                f"{path}: X of {self._data.X.shape}, but {len(obs)} rows in obs and "
+                f"{len(self._names)} in var; write the file again"
+            )
 
     def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
         return self._obs[[name for name in columns if name in self._obs.columns]].copy()

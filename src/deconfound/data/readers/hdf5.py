@@ -35,12 +35,12 @@ def refuse_unfit_hdf5(path: Path, streamed: str) -> None:
             if data.chunks is not None:
                 _refuse_unfit_chunks(data, f"{path}: {said}")
             if name != streamed:
-                needed += math.prod(shape) * data.dtype.itemsize
+                needed += math.prod(shape) * _item_bytes(data)
                 refuse_inflated(path, needed, said)
 
 
 def _refuse_unfit_chunks(data: Any, what: str) -> None:
-    size = math.prod(data.chunks) * data.dtype.itemsize
+    size = math.prod(data.chunks) * _item_bytes(data)
     if size > ALWAYS:
         raise UserError(
             f"{what} in chunks of more than {ALWAYS / 2**30:g} GiB; write it with smaller chunks"
@@ -55,16 +55,22 @@ def _refuse_unfit_chunks(data: Any, what: str) -> None:
     if filters.count(DEFLATE) > 1:
         raise UserError(f"{what} packed twice; pack it once")
     large: list[tuple[int, ...]] = []
+
+    def note_large(stored: Any) -> None:
+        if stored.size * RATIO > ALWAYS:
+            large.append(stored.chunk_offset)
+
     if DEFLATE in filters:
-        data.id.chunk_iter(
-            lambda stored: (
-                large.append(stored.chunk_offset) if stored.size * RATIO > ALWAYS else None
-            )
-        )
+        data.id.chunk_iter(note_large)
     for place in large:
         packed = data.id.read_direct_chunk(place)[1]
         if len(zlib.decompressobj().decompress(packed, size + 1)) > size:
             raise UserError(f"{what} has a chunk that unpacks to more than its {size:,} bytes")
+
+
+def _item_bytes(data: Any) -> int:
+    """Bytes of one value in the file; text of any length is 16, the place where it lies."""
+    return 16 if data.dtype.kind == "O" else int(data.dtype.itemsize)
 
 
 def _datasets(file: Any, path: Path) -> Iterator[tuple[str, Any]]:

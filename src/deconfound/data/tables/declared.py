@@ -28,6 +28,6 @@ def refuse_inflated(path: Path, needed: int, said: str) -> None:
     if needed > max(ALWAYS, TIMES * size):
         raise UserError(
             f"{path}: declares {said}, {needed / 2**30:,.1f} GiB in a file of {size:,} bytes; "
-            f"expected at most {ALWAYS / 2**30:g} GiB, or {TIMES} times the file: split it, or save "
-            "it without compression, if it is meant"
+            f"expected at most {ALWAYS / 2**30:g} GiB, or {TIMES} times the file: split it, or "
+            "save it without compression, if it is meant"
         )

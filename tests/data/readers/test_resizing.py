@@ -1,12 +1,14 @@
 """Images brought to another size."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deconfound.arrays import Pixels
-from deconfound.data.readers.resizing import resampled
+from deconfound.data.readers.resizing import Fit, fitted, resampled
+from deconfound.errors import UserError
 
 
 def noise(*shape: int, dtype: str = "uint8") -> Pixels:
@@ -53,3 +55,22 @@ def test_resizing_keeps_a_flat_image_flat(
     assert found.shape == (1, size, size)
     assert found.dtype == np.dtype(dtype)
     assert (found == top).all()
+
+
+def test_padding_and_cropping_keep_every_pixel() -> None:
+    values = noise(2, 5, 6, dtype="uint16")
+    padded = fitted(values, (8, 8), "pad")
+    np.testing.assert_array_equal(padded[:, 1:6, 1:7], values)
+    assert padded.sum() == values.sum()
+    assert padded.dtype == values.dtype
+    np.testing.assert_array_equal(fitted(padded, (5, 6), "crop"), values)
+    np.testing.assert_array_equal(fitted(values, (4, 3), "crop"), values[:, :4, 1:4])
+    for fit in ("pad", "crop", "resize"):
+        np.testing.assert_array_equal(fitted(values, (5, 6), fit), values)
+    np.testing.assert_array_equal(fitted(values, (4, 4), "resize"), resampled(values, (4, 4)))
+
+
+@pytest.mark.parametrize(("fit", "sides"), [("pad", (4, 9)), ("crop", (9, 4))])
+def test_what_does_not_fit_is_refused(fit: Fit, sides: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=rf"5 × 6 pixels do not .* --fit {fit} .* --size"):
+        fitted(noise(2, 5, 6), sides, fit)
