@@ -205,6 +205,7 @@ def write_users_files(folder: Path) -> None:
     wells.to_parquet(folder / "wells.parquet")
     np.save(folder / "crops.npy", stream.integers(0, 255, (len(new), 24, 24, 3), dtype=np.uint8))
     new.to_csv(folder / "crops.csv", index=False)
+    write_stacks(folder, table, stream)
     write_mnist(folder / "mnist", stream)
     write_public_trees(folder, stream)
     write_pooled(folder, stream)
@@ -215,6 +216,21 @@ def write_users_files(folder: Path) -> None:
         compound=np.array([*compounds] * 4),
         plate=np.array(["01", "02"] * 6),
     )
+
+
+def write_stacks(folder: Path, table: pd.DataFrame, stream: np.random.Generator) -> None:
+    """stacks.csv: OME-TIFF files of several planes; mixed.csv: pictures of two sizes."""
+    for name in ("stacks", "mixed"):
+        (folder / name).mkdir()
+    for row in range(8):
+        planes = stream.integers(0, 4000, (3, 2, 24, 24), dtype=np.uint16)
+        file = folder / "stacks" / f"{row}.tif"
+        tifffile.imwrite(file, planes, ome=True, metadata={"axes": "ZCYX"})
+        pixels = stream.integers(1, 255, (32 + row % 2, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "mixed" / f"{row}.png")
+    for name, suffix in (("stacks", "tif"), ("mixed", "png")):
+        named = table[:8].assign(Path=[f"{row}.{suffix}" for row in range(8)])
+        named.to_csv(folder / f"{name}.csv", index=False)
 
 
 def write_fields(folder: Path, table: pd.DataFrame, stream: np.random.Generator) -> None:

@@ -69,8 +69,9 @@ def _refuse_unfit_chunks(data: Any, what: str) -> None:
 
 
 def _item_bytes(data: Any) -> int:
-    """Bytes of one value in the file; text of any length is 16, the place where it lies."""
-    return 16 if data.dtype.kind == "O" else int(data.dtype.itemsize)
+    """Bytes of one value in the file, at most; of a text of any length, of the place it has."""
+    kind, size = data.dtype.kind, int(data.dtype.itemsize)
+    return 16 if kind == "O" else 2 * size if kind == "V" else size
 
 
 def _datasets(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
