@@ -6,6 +6,7 @@ import io
 import lzma
 import math
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +21,8 @@ from deconfound.errors import UserError
 
 MAX_CHUNKS = 2**16
 """Chunks of one image; each costs a look on the disk, whether it is there or not."""
-SLACK = 2**16
-"""Bytes that coding may add to a chunk or shard."""
-METADATA = frozenset({".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"})
+CHUNK_NAME = re.compile(r"c|(c\.)?\d+(\.\d+)*")
+"""The last part of a chunk's key."""
 MISSING = 2**64 - 1
 """Offset in a shard's index of a chunk that is not there."""
 _UNPACKED: dict[str, Callable[[bytes, int, Mapping[str, Any]], int]] = {
@@ -145,12 +145,12 @@ def refuse_unfit_chunks(folder: Path, array: Array, max_pixels: int) -> None:
     most = array.chunk_pixels * array.itemsize
     for file in all_below(folder):
         state = file.stat()
-        if file.name in METADATA or stat.S_ISDIR(state.st_mode):
+        if not CHUNK_NAME.fullmatch(file.name) or stat.S_ISDIR(state.st_mode):
             continue
         if not stat.S_ISREG(state.st_mode):
             raise UserError(f"{file.name} among the chunks is no file; remove it")
         size = state.st_size
-        if size > (most + SLACK) * array.chunks_in_file:
+        if size > (most + most // 16 + 2**10) * array.chunks_in_file:  # coding may add a little
             raise UserError(
                 f"a chunk {file.name} of {size} bytes, more than its {most}; restore it"
             )
