@@ -17,7 +17,7 @@ from deconfound.cli.arguments import (
     SimulateArguments,
 )
 from deconfound.cli.parsing import name_first, parse, take_option
-from deconfound.cli.printing import complain, print_table, say
+from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def call_ingest(words: list[str]) -> None:
     say(roles_said(screen))
     for remark in remarks(screen.provenance):
         say(remark)
-    _say_forms(screen, parsed.quiet)
+    if not parsed.quiet:
+        _say_forms(screen)
 
 
 def call_source(words: list[str]) -> None:
@@ -118,18 +119,15 @@ def call_source(words: list[str]) -> None:
     screen = module.make(parsed.root, parsed.out, parsed.source)
     say(f"{len(screen):,} images in {screen.path}")
     say(roles_said(screen))
-    _say_forms(screen, quiet=False)
+    _say_forms(screen)
 
 
-def _say_forms(screen: "Screen", quiet: bool) -> None:
-    """Print which channels and axes were taken; if `quiet`, warnings alone, on stderr."""
+def _say_forms(screen: "Screen") -> None:
+    """Print which channels and axes were taken."""
     from deconfound.data.ingest.forms import form_lines
 
     for line in form_lines(screen):
-        if not quiet:
-            say(line)
-        elif line.startswith("warning: "):
-            complain(line)
+        say(line)
 
 
 def call_cellprofiler(words: list[str]) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from deconfound.arrays import Floats, Mask
 from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE, control_rows, negative
+from deconfound.data.tables.declared import refuse_huge_parquet
 from deconfound.data.tables.table import coded, require_columns
 from deconfound.embeddings.correct import named_line
 from deconfound.embeddings.file import (
@@ -249,6 +250,7 @@ def _read_parquet(path: Path) -> Aggregate:
     if not path.is_file():
         raise UserError(f"{path}: no such file; make one with `deconfound aggregate`")
     try:
+        refuse_huge_parquet(path)
         stored = pq.read_table(path)
         about = json.loads((stored.schema.metadata or {})[ABOUT])
     except (pa.ArrowException, KeyError, ValueError) as error:

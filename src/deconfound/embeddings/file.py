@@ -12,6 +12,7 @@ import pandas as pd
 
 from deconfound.arrays import Mask, Rows
 from deconfound.config import did_you_mean
+from deconfound.data.readers.hdf5 import refuse_unfit_hdf5
 from deconfound.data.tables.keys import row_order
 from deconfound.data.tables.table import Roles, joined
 from deconfound.embeddings.shards import read_shards
@@ -119,7 +120,10 @@ def read_embeddings(path: Path) -> Embeddings:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            refuse_unfit_hdf5(path)
             data = anndata.read_h5ad(path)
+    except UserError:
+        raise
     except Exception as error:  # anndata and HDF5 raise nearly every type there is
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable .h5ad file ({reason}); embed again") from error

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from deconfound.data.tables.declared import refuse_huge_parquet
 from deconfound.data.tables.table import Coded, coded, require_columns
 from deconfound.embeddings.file import PREDICTED, read_embeddings
 from deconfound.embeddings.shards import INDEX
@@ -223,6 +224,7 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
 def _read_scores(path: Path) -> pd.DataFrame:
     """The scores of one file, with the column `file`; raises UserError if it cannot be read."""
     try:
+        refuse_huge_parquet(path)
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

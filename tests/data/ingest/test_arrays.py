@@ -14,7 +14,7 @@ from deconfound.data.ingest.arrays import ingest_array
 from deconfound.data.ingest.forms import form_lines
 from deconfound.data.ingest.images import IngestConfig
 from deconfound.data.screens.screen import Screen, open_screen
-from deconfound.errors import UserError
+from deconfound.errors import InputWarning, UserError
 
 HEP2 = Path(__file__).parents[3].parent / "shared" / "data" / "hep2" / "hep2_78px.npz"
 
@@ -155,10 +155,9 @@ def test_names_of_channels_tell_the_axes(tmp_path: Path) -> None:
         [taken] = screen.provenance["axes"]
         assert (taken["taken"], taken["guessed"]) == (letters, False)
     (tmp_path / "square").mkdir()
-    screen = made(pixels(4, 6, 6, 3), tmp_path / "square")
-    assert form_lines(screen)[1].startswith(
-        "warning: axes guessed, array N × 6 × 6 × 3 taken as NYXC: the two equal sides"
-    )
+    with pytest.warns(InputWarning, match="axes are guessed, array N × 6 × 6 × 3 taken as NYXC"):
+        screen = made(pixels(4, 6, 6, 3), tmp_path / "square")
+    assert form_lines(screen)[0] == "3 channels (channel_0, channel_1, channel_2), 6 × 6 pixels"
 
 
 def test_arrays_are_padded_and_cropped(tmp_path: Path) -> None:

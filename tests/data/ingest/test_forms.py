@@ -1,5 +1,6 @@
 """What an ingest says and records of the axes and sizes of its images."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from deconfound.data.ingest.forms import form_lines
 from deconfound.data.ingest.images import IngestConfig, ingest
 from deconfound.data.readers.resizing import Fit, fitted, resampled
 from deconfound.data.screens.screen import Screen
-from deconfound.errors import UserError
+from deconfound.errors import InputWarning, UserError
 
-SCALE = "warning: images of 16 × 20 to 21 × 20 pixels were resized to 12 × 12, which destroys"
+SCALE = "images of 16 × 20 to 21 × 20 pixels are resized to 12 × 12, which destroys their scale"
 
 
 def noise(*shape: int, dtype: str = "uint8") -> Pixels:
@@ -96,45 +97,47 @@ def test_a_guess_is_said_also_with_quiet(
     words = ["ingest", str(file), "--images-root", str(file.parent), "--out", str(tmp_path / "s")]
     cli.main([*words, "--quiet"] if quiet else words)
     shown = capsys.readouterr()
-    guess = "warning: axes guessed, NPY QYX taken as CYX: the shorter of first and last axis is"
-    assert guess in (shown.err if quiet else shown.out)
+    guess = "t.csv: axes are guessed, NPY QYX taken as CYX: the shorter of first and last axis is"
+    assert shown.err.count(guess) == 1
     assert ("3 channels (channel_0" in shown.out) != quiet
 
 
 def test_transparency_is_said_once(tmp_path: Path) -> None:
     file = table(tmp_path / "im", [noise(8, 8, 3 + (row > 2)) for row in range(6)])
-    lines = form_lines(made(file, tmp_path / "s"))
-    assert lines == [
+    with pytest.warns(InputWarning) as warned:
+        screen = made(file, tmp_path / "s")
+    said = "transparency (alpha) is dropped; name as many --channels to keep it"
+    assert [str(warning.message) for warning in warned] == [f"{file}: {said}"]
+    assert form_lines(screen) == [
         "3 channels (R, G, B), 8 × 8 pixels",
         "axes PNG YXS taken as YXC: as the file says",
-        "warning: transparency (alpha) was dropped; --channels that count it keep it",
     ]
 
 
 def test_resizing_images_of_differing_sizes_is_said(tmp_path: Path) -> None:
     file, images = differing(tmp_path / "im")
-    screen = made(file, tmp_path / "s", size=12)
+    with pytest.warns(InputWarning, match=rf"{SCALE}; --fit pad or crop keeps"):
+        screen = made(file, tmp_path / "s", size=12)
     expected = np.stack([resampled(image[None], (12, 12)) for image in images])
     np.testing.assert_array_equal(screen.read(range(6)), expected)
     assert screen.provenance["sizes"] == {"smallest": [16, 20], "largest": [21, 20]}
     assert screen.provenance["resize"]["size"] == 12
-    said = form_lines(screen)[-1]
-    assert said.startswith(SCALE)
-    assert "--fit pad or crop" in said
-    asked = made(file, tmp_path / "asked", size=12, fit="resize")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asked = made(file, tmp_path / "asked", size=12, fit="resize")
     np.testing.assert_array_equal(asked.read(range(6)), expected)
-    assert not any(line.startswith("warning") for line in form_lines(asked))
+    assert form_lines(asked)[-1] == SCALE.partition(",")[0]
 
 
 def test_resizing_that_stretches_is_said(tmp_path: Path) -> None:
     file = table(tmp_path / "im", [noise(8, 12) for _ in range(4)])
-    assert form_lines(made(file, tmp_path / "s", size=4))[-1].startswith(
-        "warning: images of 8 × 12 pixels were resized to 4 × 4, which stretches them"
-    )
+    with pytest.warns(InputWarning, match="8 × 12 pixels are resized to 4 × 4, which stretches"):
+        made(file, tmp_path / "s", size=4)
     file = table(tmp_path / "square", [noise(8, 8) for _ in range(4)])
-    assert form_lines(made(file, tmp_path / "t", size=4))[-1] == (
-        "images of 8 × 8 pixels were resized to 4 × 4"
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        screen = made(file, tmp_path / "t", size=4)
+    assert form_lines(screen)[-1] == "images of 8 × 8 pixels are resized to 4 × 4"
 
 
 @pytest.mark.parametrize(

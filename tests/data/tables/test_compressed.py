@@ -49,6 +49,11 @@ def test_what_is_damaged_or_unpacks_to_too_much_is_refused(
     for read in (read_table, lambda path: ingest_profiles(path, tmp_path / "s", quiet=True)):
         with pytest.raises(UserError, match=rf"t\.csv{suffix}: cannot be unpacked \("):
             read(file)
+    with monkeypatch.context() as patched:
+        patched.setattr(compressed, "MAX_TEXT", 2**20)
+        file.write_bytes(PACK[suffix](b"a,b\n" + b",\n" * 2**17))
+        with pytest.raises(UserError, match=r"unpacks to more than .* GiB of text; unpack"):
+            read_table(file)
     file.write_bytes(packed)
     monkeypatch.setattr(compressed, "MAX_TEXT", 2**14)
     for read in (read_table, lambda path: ingest_profiles(path, tmp_path / "s", quiet=True)):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deconfound.arrays import Pixels
-from deconfound.data.ingest.forms import Forms, fitting
+from deconfound.data.ingest.forms import ARRAY, Forms, fitting, warn_of_forms
 from deconfound.data.ingest.images import IngestConfig
 from deconfound.data.ingest.profiles import ROLE_OPTIONS, refuse_options, write_profiles
 from deconfound.data.ingest.roles import resolve_roles
@@ -120,6 +120,7 @@ def ingest_array(
             writer.append(part)
             progress.update(len(part))
         writer.finish(metadata, config.transform, config.percentile_by)
+    warn_of_forms(provenance, str(array))
     return open_screen(out)
 
 
@@ -142,7 +143,7 @@ def _taken(shape: tuple[int, ...], axes: Axes | None, channels: int, file: Path)
             "--array-axes NCHW or NHWC"
         )
     given = "N" + " × ".join(["", *map(str, shape[1:])])
-    return Taken(kind="array", axes=given, taken=letters, why=why, guessed=guessed)
+    return Taken(kind=ARRAY, axes=given, taken=letters, why=why, guessed=guessed)
 
 
 def _channels_first(values: Pixels, last: bool) -> Pixels:

@@ -176,7 +176,7 @@ class RowReader:
     ) -> None:
         self.files = files
         self._columns = columns
-        self._where = where
+        self.where = where
         self._wanted = 1 if columns.channels else len(channels) or None
         self._max_pixels = max_pixels
         self._rgb = rgb
@@ -216,7 +216,7 @@ class RowReader:
         named = self._columns.columns
         column = column or (named[position].name if named else None)
         return (
-            f"{self._where}: row {row} (from 0): {f'column {column!r}: ' if column else ''}"
+            f"{self.where}: row {row} (from 0): {f'column {column!r}: ' if column else ''}"
             f"{self.files[row][position]}"
         )
 

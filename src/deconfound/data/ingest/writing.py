@@ -16,7 +16,7 @@ from pydantic import Field
 
 from deconfound.config import Options, TransformName
 from deconfound.data.ingest.fields import FieldCrops
-from deconfound.data.ingest.forms import fitting
+from deconfound.data.ingest.forms import fitting, warn_of_forms
 from deconfound.data.ingest.paths import FOLDER_PATH
 from deconfound.data.ingest.rows import (
     FileColumn,
@@ -193,11 +193,11 @@ def write_screen(
                 table = table[crops.inside]
         made["rows"] = len(table)
         made["black_images"] = writer.black
-        if reader.forms.found is not None:
-            made |= reader.forms.found.provenance()
+        made |= reader.forms.provenance()
         if sides is not None:
             made["fit"] = fitting(sides, fit)
         writer.finish(table, transform, percentile_by)
+    warn_of_forms(made, reader.where)
     return open_screen(out)
 
 

@@ -17,7 +17,7 @@ RATIO = 1032
 """How much zlib can unpack at most from one byte."""
 
 
-def refuse_unfit_hdf5(path: Path, streamed: str) -> None:
+def refuse_unfit_hdf5(path: Path, streamed: str | None = None) -> None:
     """Raise UserError if an HDF5 file declares or unpacks to more than one of its size may.
 
     The data set `streamed` is read a part at a time, so that only its chunks are bounded. Also

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from deconfound.data.tables.declared import refuse_huge_parquet
+from deconfound.data.tables.declared import TIMES, refuse_huge_parquet
 from deconfound.errors import UserError
 
 OPEN: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -62,7 +62,8 @@ def readable(path: Path) -> Iterator[None]:
 def refuse_unfit_packing(path: Path) -> None:
     """Raise UserError if a compressed table is damaged or unpacks to more than it may.
 
-    That is more than `MAX_TEXT` for packed text, and for Parquet as `refuse_huge_parquet` says.
+    Packed text may to `MAX_TEXT`, or to an eighth of it if that is more than an honest file of its
+    size holds; Parquet as `refuse_huge_parquet` says.
     """
     if path.suffix.lower() == ".parquet":
         with readable(path):
@@ -71,14 +72,15 @@ def refuse_unfit_packing(path: Path) -> None:
     if unpacked is None:
         return
     found = 0
+    most = min(MAX_TEXT, max(MAX_TEXT // 8, TIMES * path.stat().st_size))
     try:
         with unpacked(path, "rb") as stream:
             while part := stream.read(READ_BYTES):
                 found += len(part)
-                if found > MAX_TEXT:
+                if found > most:
                     raise UserError(
-                        f"{path}: unpacks to more than {MAX_TEXT / 2**30:g} GiB of text; unpack "
-                        "it yourself if it is meant to be so large, or save it as Parquet"
+                        f"{path}: unpacks to more than {most / 2**30:g} GiB of text; unpack it "
+                        "yourself if it is meant to be so large, or save it as Parquet"
                     )
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = " ".join(str(error).split())
