@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,6 +54,14 @@ def made(new: bool = False, seed: int = 0, **about: Any) -> Embeddings:
 def file(tmp_path: Path) -> Path:
     write_embeddings(tmp_path / "erm.h5ad", made())
     return tmp_path / "erm.h5ad"
+
+
+def test_a_file_that_declares_more_than_it_holds_is_refused(file: Path) -> None:
+    with h5py.File(file, "a") as opened:
+        more = {"shape": (len(PARTS), 10**10), "chunks": (1, 10**6), "compression": "gzip"}
+        opened["obsm"].create_dataset("X_more", dtype="float32", **more)
+    with pytest.raises(UserError, match=r"erm\.h5ad: declares obsm/X_more .* 256 times the file"):
+        read_embeddings(file)
 
 
 @pytest.fixture

@@ -46,7 +46,14 @@ class FormsRead:
 
     def add(self, taken: Taken, sides: Sides) -> None:
         """Add the form of one file."""
-        self._join(Forms(axes=[taken], smallest=sides, largest=sides))
+        known = self._found
+        if (
+            known is None
+            or taken not in known.axes
+            or _each(min, sides, known.smallest) != known.smallest
+            or _each(max, sides, known.largest) != known.largest
+        ):
+            self._join(Forms(axes=[taken], smallest=sides, largest=sides))
 
     def provenance(self) -> dict[str, Any]:
         """The provenance of all forms added."""

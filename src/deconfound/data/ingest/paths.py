@@ -163,7 +163,11 @@ def image_files(
                 "the images below it, or pass --allow-outside if that is meant"
             )
         if stat.S_ISDIR(mode) and is_group(file):
-            inner = None if allow_outside else _leading_outside(file, real_root)
+            try:
+                inner = None if allow_outside else _leading_outside(file, real_root)
+            except OSError:
+                missing.append(row)
+                inner = None
             if inner is not None:
                 raise UserError(
                     f"{where}: row {row} (from 0): {of_column}{path}: its file {inner} leads "
