@@ -172,6 +172,17 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+def test_what_is_said_of_other_sizes_is_not_asked_again(tmp_path: Path) -> None:
+    """A table whose label lacks is refused for that alone."""
+    file, _ = differing(tmp_path / "im")
+    pd.read_csv(file).rename(columns={"Metadata_Gene": "drug"}).to_csv(file, index=False)
+    with pytest.raises(UserError, match="images differ in size"):
+        made(file, tmp_path / "s")
+    with pytest.raises(UserError, match="label") as error:
+        made(file, tmp_path / "s", fit="crop")
+    assert "differ in size" not in str(error.value)
+
+
 def test_a_stopped_ingest_records_the_forms_of_all_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,8 @@ def image_problems(
             sizes[reader.read(row, any_size=True).shape[1:]] = None
     except UserError as error:
         return [Problem(_without(where, error), {})]
-    if len(sizes) == 1 or config.size is not None or config.crop is not None:
+    said = (config.size, config.fit, config.crop)
+    if len(sizes) == 1 or any(option is not None for option in said):
         return []
     found = " and ".join(f"{height} × {width}" for height, width in list(sizes)[:2])
     side = min(min(size) for size in sizes)
