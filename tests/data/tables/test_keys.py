@@ -311,12 +311,14 @@ def test_an_index_of_parquet_is_read_as_columns(tmp_path: Path) -> None:
 def test_images_are_joined_by_number_however_written(tmp_path: Path, numbers: list[object]) -> None:
     images = pd.DataFrame({"ImageNumber": numbers, "Metadata_Well": ["A01", "A02"]})
     images.to_parquet(tmp_path / "image.parquet")
-    pd.concat([images, images.iloc[:1].assign(ImageNumber=float("nan"))]).to_parquet(tmp_path / "i.parquet")
+    unnumbered = images.iloc[:1].assign(ImageNumber=float("nan"))
+    pd.concat([images, unnumbered]).to_parquet(tmp_path / "unnumbered.parquet")
     cells = pd.DataFrame({"ImageNumber": ["2", "1", "2"]})
     found = joined_by_image(cells, tmp_path / "image.parquet", "cells")
     assert found["Metadata_Well"].tolist() == ["A02", "A01", "A02"]
-    with pytest.raises(UserError, match="row 1 .*ImageNumber None is not in"):
-        joined_by_image(pd.DataFrame({"ImageNumber": ["2", None]}), tmp_path / "i.parquet", "cells")
+    cells = pd.DataFrame({"ImageNumber": ["2", None]})
+    with pytest.raises(UserError, match=r"row 1 .*ImageNumber None is not in"):
+        joined_by_image(cells, tmp_path / "unnumbered.parquet", "cells")
 
 
 def test_controls_are_found_however_written() -> None:
