@@ -20,6 +20,7 @@ from deconfound.experiments.select import Choice, Result
 from deconfound.experiments.table import write_table_files
 from deconfound.experiments.verdict import bootstrap
 from deconfound.files import atomic
+from deconfound.runtime.escaping import csv_text, from_spreadsheet
 
 PARTS = ("val", "id_test", "test")
 METRICS = ("accuracy", "macro_f1")
@@ -104,7 +105,7 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
 
 def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write table.csv, with everything, and table.md and table.tex, for readers."""
-    atomic.write_text(out / "table.csv", table.to_csv(index=False))
+    atomic.write_text(out / "table.csv", csv_text(table, shown=False))
     write_table_files(shown_table(table), out, left=4)
 
 
@@ -144,7 +145,7 @@ def _read_table(out: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: missing or damaged; compare again") from error
     require_columns(table, _columns(), str(file))
-    return table
+    return from_spreadsheet(table)
 
 
 def _interval(screen: Screen, runs: list[Result], out: Path) -> Interval:
