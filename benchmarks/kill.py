@@ -135,7 +135,7 @@ class Harness:
         vars(importlib.import_module("deconfound.embeddings.embed")).update(SHARD_ROWS=32)
         torch.set_num_threads(1)
         write_inputs(folder)
-        clean = "simulate --cells 100 --size 24 --plates 1 --sections 1 --technical 0 --quiet"
+        clean = "simulate --cells 200 --size 24 --plates 1 --sections 1 --technical 0 --quiet"
         self.refuse_failed(run([*clean.split(), "--out", "clean"], folder))
         for name in [*FIRST, *(name for name in cases if name not in FIRST)]:
             start = time.perf_counter()

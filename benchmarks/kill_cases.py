@@ -63,10 +63,10 @@ CASES = {
     "shards": Case(f"embed fitted screen --device cpu {ONE}", "shards", 2),
     "scores.parquet": Case("measure embedded.h5ad --quiet"),
     "report.html": Case("report fitted measured.parquet"),
-    "corrected.h5ad": Case("correct sphering embedded.h5ad --whiten all --quiet"),
+    "corrected.h5ad": Case("correct sphering embedded.h5ad"),
     "genes.h5ad": Case(f"aggregate embedded.h5ad {GENES} --quiet"),
     "genes.parquet": Case(f"aggregate embedded.h5ad {GENES} --quiet"),
-    "imputed": Case("transfer imputer screen --to S1/P1/A --images 40 --quiet"),
+    "imputed": Case("transfer imputer screen --to S1/P1/A1 --images 40 --quiet"),
     "search": Case("compare search.yaml --embeddings --workers 1 --quiet", "comparison"),
     "levels": Case(
         "compare screen --hold-out Metadata_Series --folds-per-level 1 --seeds 0 --steps 4 "

@@ -18,7 +18,7 @@ from deconfound.experiments.running.executors import ExecutorOptions
 from deconfound.experiments.running.messages import Order, Outcome
 from deconfound.experiments.select import Choice, Result, choose, read_result
 from deconfound.experiments.table import long_table, score_table
-from deconfound.files import atomic
+from deconfound.files import atomic, seal
 from deconfound.runtime.device import available_cores
 from deconfound.runtime.escaping import csv_text
 from deconfound.runtime.progress import Progress
@@ -205,6 +205,5 @@ def _write_scores(
     scores = long_table(plan, results, taken, out)
     for file, table in (("scores", scores), ("loto", without)):
         if len(table) or file == "scores":
-            with atomic.atomic_file(out / f"{file}.parquet") as temporary:
-                table.to_parquet(temporary)
+            seal.write_frame(out / f"{file}.parquet", table)
     return scores

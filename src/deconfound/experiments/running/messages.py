@@ -1,8 +1,10 @@
 """What an experiment and its processes tell each other, and where the files of a run lie."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from deconfound.errors import UserError
+from deconfound.files import seal
 
 
 class Order(NamedTuple):
@@ -49,8 +51,8 @@ def result_file(out: Path, name: str) -> Path:
 def stored_result(out: Path, name: str) -> dict[str, Any] | None:
     """What the result file of a run holds; None if there is none that is whole."""
     try:
-        found = json.loads(result_file(out, name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found, _ = seal.read_json(result_file(out, name))
+    except (UserError, OSError, ValueError):
         return None
     whole = isinstance(found, dict) and {"scores", "validation_loss"} <= found.keys()
     return found if whole else None
