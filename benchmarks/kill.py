@@ -27,25 +27,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import anndata  # noqa: F401 - loaded before the forks, as are the verbs
 import plotly.offline  # noqa: F401
 import torch
-from kill_cases import CASES, COPIES, FIRST, Case, content, write_inputs, wrong
+from kill_cases import CASES, COPIES, content, made_of, write_inputs, wrong
 
 from deconfound import cli
 from deconfound.data.ingest import images, rows  # noqa: F401
 from deconfound.data.screens import writer
 from deconfound.experiments.running import executors
 from deconfound.experiments.running.job import Runner
+from deconfound.experiments.running.local import run_local as several
 from deconfound.experiments.running.messages import Order, Outcome
 from deconfound.files import growing
 from deconfound.runtime.seeds import numpy_stream
 from deconfound.studies import demo  # noqa: F401
 
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+ELSEWHERE = ("/usr", "/proc", "/sys", "/dev", sys.prefix, str(Path(cli.__file__).parents[1]))
+"""Beginnings of paths that no output lies under."""
 
 
 def run(
@@ -64,9 +67,9 @@ def run(
         if of > 1:
             places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": of, "LOCAL_WORLD_SIZE": of}
             os.environ.update({name: str(number) for name, number in places.items()})
-        if die_at is not None:
-            sys.addaudithook(dying(die_at))
+        done = counting(die_at)
         cli.main(words)
+        (folder.parent / "operations.txt").write_text(str(done[0]))
     except SystemExit as stop:
         os._exit(stop.code if isinstance(stop.code, int) else 1)
     except BaseException as error:
@@ -75,18 +78,18 @@ def run(
     os._exit(0)
 
 
-def dying(at: int) -> Callable[[str, tuple[object, ...]], None]:
-    """An audit hook that kills the process at an operation on a relative or hidden path."""
-    count = 0
+def counting(die_at: int | None) -> list[int]:
+    """The count of operations on files from now on; at that of number `die_at` the process dies."""
+    count = [0]
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal count
-        if event in OPERATIONS and not str(arguments[0]).startswith(("/usr", "/proc", sys.prefix)):
-            count += 1
-            if count == at:
+        if event in OPERATIONS and not str(arguments[0]).startswith(ELSEWHERE):
+            count[0] += 1
+            if count[0] == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return hook
+    sys.addaudithook(hook)
+    return count
 
 
 def run_local(orders: Sequence[Order], workers: int) -> Generator[Outcome, None, None]:
@@ -97,7 +100,7 @@ def run_local(orders: Sequence[Order], workers: int) -> Generator[Outcome, None,
     yield from map(Runner().run, orders)
 
 
-several, executors.run_local = executors.run_local, run_local
+vars(executors).update(run_local=run_local)
 
 
 def ended(child: int) -> int:
@@ -125,11 +128,12 @@ def killed_after(child: int, seconds: float, number: int = signal.SIGKILL) -> tu
 class Harness:
     """A folder with the inputs of every verb, and the bytes and seconds of uninterrupted ones."""
 
-    def __init__(self, folder: Path, cases: dict[str, Case]) -> None:
-        self.folder, self.cases = folder, cases
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = folder
         self.problems: list[str] = []
         self.whole: dict[str, dict[str, bytes]] = {}
         self.seconds: dict[str, float] = {}
+        self.operations: dict[str, int] = {}
         rows.CHUNK_IMAGES, growing.MARK_SECONDS = 8, 0  # a mark after every eight images
         writer.SHARD_BYTES = 32 * 256
         vars(importlib.import_module("deconfound.embeddings.embed")).update(SHARD_ROWS=32)
@@ -137,16 +141,26 @@ class Harness:
         write_inputs(folder)
         clean = "simulate --cells 200 --size 24 --plates 1 --sections 1 --technical 0 --quiet"
         self.refuse_failed(run([*clean.split(), "--out", "clean"], folder))
-        for name in [*FIRST, *(name for name in cases if name not in FIRST)]:
-            start = time.perf_counter()
-            for child in self.start(name):
-                self.refuse_failed(child)
-            self.seconds[name] = time.perf_counter() - start
-            self.whole[name] = content(folder / name)
-            if name in COPIES:
-                copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
-                copy(folder / name, folder / COPIES[name])
-        self.inputs = {path.name for path in folder.iterdir()} - set(cases)
+        for name in ("screen", *names):
+            self.make(name)
+        self.inputs = {path.name for path in folder.iterdir()} - self.whole.keys()
+
+    def make(self, name: str) -> None:
+        """Make an output, and what it is made of, without interruption."""
+        if name in self.whole:
+            return
+        for one in made_of(name):
+            self.make(one)
+        start = time.perf_counter()
+        for child in self.start(name):
+            self.refuse_failed(child)
+        self.seconds[name] = time.perf_counter() - start
+        self.operations[name] = int((self.folder.parent / "operations.txt").read_text())
+        out = self.folder / name
+        self.whole[name] = content(out)
+        if name in COPIES:
+            copy = shutil.copytree if out.is_dir() else shutil.copy
+            copy(out, self.folder / COPIES[name])
 
     @property
     def said(self) -> str:
@@ -160,7 +174,7 @@ class Harness:
 
     def start(self, name: str, die_at: int | None = None) -> list[int]:
         """Start the processes that make an output; the last dies at an operation on files."""
-        case = self.cases.get(name) or CASES[name]
+        case = CASES[name]
         words, of = [*case.words.split(), "--out", name], case.processes
         (self.folder.parent / "said.txt").write_text("")
         return [
@@ -178,18 +192,18 @@ class Harness:
 
     def judge(self, name: str, what: str) -> None:
         """Note what looks whole and is not."""
-        found = wrong(self.cases[name], self.folder / name, self.whole[name])
+        found = wrong(CASES[name], self.folder / name, self.whole[name])
         self.problems += [f"{what}: {one}" for one in found]
 
     def again(self, name: str, what: str) -> None:
         """Run the command to its end, unless it has, and compare with an uninterrupted one."""
-        case, out = self.cases[name], self.folder / name
+        case, out = CASES[name], self.folder / name
         expected = 2 if out.exists() and not case.continues else 0
         codes = [ended(child) for child in self.start(name)]
         if set(codes) != {expected}:
             self.problems.append(f"{what}: again: {codes} {self.said}")
             return
-        listed = {path.name for path in self.folder.iterdir()} - self.inputs - set(self.cases)
+        listed = {path.name for path in self.folder.iterdir()} - self.inputs - self.whole.keys()
         hidden = [str(path.relative_to(out)) for path in out.rglob(".*")]
         if listed or hidden:
             self.problems.append(f"{what}: left {sorted(listed)} {hidden}")
@@ -206,7 +220,7 @@ class Harness:
         hits, what = 0, ""
         for _ in range(int(stream.integers(1, 4))):
             by_operation = stream.random() < 0.5
-            die_at = int(stream.integers(1, 80)) if by_operation else None
+            die_at = int(stream.integers(1, self.operations[name] + 1)) if by_operation else None
             seconds = float(stream.uniform(0, self.seconds[name]))
             *others, child = self.start(name, die_at)
             if by_operation:
@@ -250,18 +264,20 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    cases = {name: CASES[name] for name in CASES if name in {*arguments.cases, *FIRST}}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "work"
         work.mkdir()
-        harness = Harness(work, cases)
+        harness = Harness(work, arguments.cases)
         hits = dict.fromkeys(arguments.cases, 0)
         number = 0
-        while sum(hits.values()) < arguments.kills:
+        while sum(hits.values()) < arguments.kills or (
+            arguments.kills >= len(hits) and not all(hits.values())
+        ):
             name = arguments.cases[number % len(hits)]
             hits[name] += harness.kill(name, number)
             number += 1
             print(f"{sum(hits.values())} kills, {len(harness.problems)} problems", file=sys.stderr)
+        harness.make("run")
         ends = [harness.terminate(number) for number in range(arguments.terms)]
     taken = [seconds for seconds in ends if seconds is not None]
     report = {

@@ -75,14 +75,12 @@ CASES = {
     ),
     **{f"run-{name}": fit(name) for name in methods.names() if name != "scbd"},
 }
-"""By the name of the output, in an order in which they can be made."""
+"""By the name of the output."""
 COPIES = {
     "run": "fitted", "run-ist": "imputer", "e.h5ad": "embedded.h5ad",
     "scores.parquet": "measured.parquet",
 }  # fmt: skip
 """What later verbs read, which is never killed."""
-FIRST = ("screen", "run", "e.h5ad", "scores.parquet", "run-ist")
-"""Outputs that others are made of."""
 TIMED = ("provenance.json", "checksums.json", "summary.json")
 """Files that hold the time."""
 SEARCH = {
@@ -114,6 +112,12 @@ def write_inputs(folder: Path) -> None:
     erm = {"method": "erm", "options": SEARCH["methods"]["erm"]["options"],  # type: ignore[index]
            "training": SEARCH["training"]}  # fmt: skip
     (folder / "erm.yaml").write_text(yaml.safe_dump(erm), encoding="utf-8")
+
+
+def made_of(name: str) -> list[str]:
+    """The outputs that the command of an output reads, themselves or their copies."""
+    known = {COPIES.get(one, one): one for one in CASES}
+    return [known[word] for word in CASES[name].words.split() if word in known]
 
 
 def content(path: Path) -> dict[str, bytes]:

@@ -133,7 +133,7 @@ def test_damage_is_one_line_and_exits_with_2(
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     assert "images-00000.npy: checksum differs" in said
-    with pytest.raises(UserError, match="copy/images-00000.npy: checksum differs"):
+    with pytest.raises(UserError, match=r"copy/images-00000\.npy: checksum differs"):
         check(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="neither a screen"):

@@ -26,13 +26,12 @@ from deconfound.embeddings.file import (
     write_embeddings,
 )
 from deconfound.embeddings.shards import INDEX, open_index
-from deconfound.errors import UserError
+from deconfound.errors import Caution, UserError
 from deconfound.evaluation.measure import measure
 from deconfound.evaluation.scores import COLUMNS, read_scores, write_scores
 from deconfound.experiments.running.messages import result_file, stored_result
 from deconfound.files import seal
 from deconfound.reports.report import report
-from deconfound.runtime.cautions import Caution
 from deconfound.verification import check
 
 FLIPS = 64

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from deconfound.config import did_you_mean
 from deconfound.data.tables.keys import row_order
 from deconfound.data.tables.table import Roles, joined
 from deconfound.embeddings.shards import read_shards
-from deconfound.errors import UserError
+from deconfound.errors import UserError, caution
 from deconfound.files import atomic, seal
 from deconfound.metrics.neighbors import refuse_malformed
-from deconfound.runtime.cautions import caution
 
 FORMAT_VERSION = 1
 PART = "deconfound_part"
@@ -107,13 +106,17 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     about = {
         "format_version": FORMAT_VERSION,
         "json": json.dumps(embeddings.about),
-        CONTENT: content_sha256(embeddings),
+        CONTENT: content_sha256(replace(embeddings, table=obs)),
     }
     data = anndata.AnnData(obs=obs, obsm=obsm, uns={"deconfound": about})
     with atomic.atomic_file(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with h5py.File(temporary, "w", userblock_size=seal.USER_BLOCK) as file:
-            anndata.io.write_elem(file, "/", data)
+            file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            for name in ("obs", "var"):
+                anndata.io.write_elem(file, name, getattr(data, name))
+            for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+                anndata.io.write_elem(file, name, dict(getattr(data, name)))
         seal.seal_hdf5(temporary)
 
 
@@ -124,8 +127,11 @@ def content_sha256(embeddings: Embeddings) -> str:
         if pd.api.types.is_numeric_dtype(column.dtype):
             values, texts = column.to_numpy(dtype="<f8", na_value=np.nan), []
         else:
-            codes, names = pd.factorize(column.astype("string"), sort=True)
-            values, texts = codes.astype("<i4"), list(names)
+            if column.dtype != "category":
+                column = column.astype("string").astype("category")
+            names = column.cat.categories.astype(str)
+            places = np.append(names.argsort().argsort(), -1)
+            values, texts = places[column.cat.codes].astype("<i4"), sorted(names)
         found.update(json.dumps([str(name), texts]).encode())
         found.update(values.data)
     for name, block in sorted(embeddings.representations.items()):

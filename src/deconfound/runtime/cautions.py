@@ -1,4 +1,4 @@
-"""What the user should know of work that goes on: Python warnings, or lines on stderr."""
+"""Cautions as lines of text, where Python would name a line of code."""
 
 import sys
 import warnings
@@ -6,16 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from deconfound.errors import Caution
 from deconfound.runtime.escaping import for_terminal
-
-
-class Caution(UserWarning):
-    """The work goes on, and its result is to be looked at with care."""
-
-
-def caution(text: str) -> None:
-    """Warn of something, once for each text."""
-    warnings.warn(text, Caution, stacklevel=1)
 
 
 @contextmanager
