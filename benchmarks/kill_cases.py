@@ -1,6 +1,5 @@
 """What `kill.py` kills: a command for each output, and what must hold of the files it leaves."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,7 +10,6 @@ import yaml
 from PIL import Image
 
 from deconfound import methods
-from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
 from deconfound.runs.checkpoint import read_weights
 from deconfound.runtime.seeds import numpy_stream
@@ -153,14 +151,10 @@ def unreadable(path: Path) -> str | None:
         match path.suffix:
             case _ if path.is_dir():
                 check(path)
-            case ".h5ad":
-                read_embeddings(path)
-            case ".parquet":
-                pd.read_parquet(path)
+            case ".h5ad" | ".parquet" | ".json":
+                check(path)
             case ".csv":
                 pd.read_csv(path)
-            case ".json":
-                json.loads(path.read_bytes())
             case ".yaml":
                 yaml.safe_load(path.read_bytes())
             case ".safetensors":

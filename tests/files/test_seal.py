@@ -29,7 +29,12 @@ from deconfound.embeddings.shards import INDEX, open_index
 from deconfound.errors import Caution, UserError
 from deconfound.evaluation.measure import measure
 from deconfound.evaluation.scores import COLUMNS, read_scores, write_scores
-from deconfound.experiments.running.messages import result_file, stored_result
+from deconfound.experiments.running.messages import (
+    predictions_file,
+    read_predictions,
+    result_file,
+    stored_result,
+)
 from deconfound.files import seal
 from deconfound.reports.report import report
 from deconfound.verification import check
@@ -75,7 +80,7 @@ def a_scores_file(folder: Path) -> Path:
     return folder / "scores.parquet"
 
 
-def flipped(file: Path, places: Iterator[int] | list[int]) -> Iterator[int]:
+def flipped(file: Path, places: list[int]) -> Iterator[int]:
     """Change one bit at each of `places`, numbered over the file, one after the other."""
     whole = file.read_bytes()
     for place in places:
@@ -86,11 +91,16 @@ def flipped(file: Path, places: Iterator[int] | list[int]) -> Iterator[int]:
     file.write_bytes(whole)
 
 
+def places_in(file: Path, count: int = FLIPS) -> list[int]:
+    """Random bits."""
+    stream = np.random.default_rng(1)
+    return [int(place) for place in stream.integers(0, 8 * file.stat().st_size, count)]
+
+
 def places(file: Path) -> list[int]:
     """Random bits, and bits of the first bytes, of the seal and of the last bytes."""
     size = file.stat().st_size
-    stream = np.random.default_rng(1)
-    found = stream.integers(0, 8 * size, FLIPS).tolist()
+    found = places_in(file)
     at = file.read_bytes().index(seal.HEAD)
     for start in (0, at, at + len(seal.HEAD), at + len(seal.BLANK) - 8, 512, size - 8):
         found += [8 * (start + byte) + byte % 8 for byte in range(8) if start + byte < size]
@@ -138,7 +148,7 @@ def test_one_bit_changed_in_a_directory_is_refused(
     out = tmp_path / "e"
     embed_shards(finished_runs("erm"), screen.path, out, device="cpu", threads=1, quiet=True)
     file = out / name
-    for place in flipped(file, np.random.default_rng(1).integers(0, 8 * file.stat().st_size, 32)):
+    for place in flipped(file, places_in(file, 32)):
         for reader in (read_embeddings, check):
             with pytest.raises(UserError, match=name):
                 reader(out)
@@ -184,10 +194,28 @@ def test_a_result_that_is_damaged_counts_as_missing(tmp_path: Path) -> None:
     file = result_file(tmp_path, "run")
     seal.write_json(file, {"scores": scores(), "validation_loss": 0.5})
     assert stored_result(tmp_path, "run") == {"scores": scores(), "validation_loss": 0.5}
-    for _ in flipped(file, np.random.default_rng(1).integers(0, 8 * file.stat().st_size, FLIPS)):
+    for _ in flipped(file, places_in(file)):
         assert stored_result(tmp_path, "run") is None
     file.write_text(json.dumps({"scores": [], "validation_loss": None}))  # an earlier build's
     assert stored_result(tmp_path, "run") == {"scores": [], "validation_loss": None}
+
+
+def test_predictions_that_are_damaged_are_no_other_predictions(tmp_path: Path) -> None:
+    file = predictions_file(tmp_path, "run")
+    file.parent.mkdir()
+    arrays = {"row": np.arange(9), "correct": np.ones(9, bool), "seen": np.ones(9, bool)}
+    np.savez(file, part=np.array(["test"] * 9), **arrays)
+    whole = read_predictions(tmp_path, "run")
+    refused = 0
+    for _ in flipped(file, places_in(file, 256)):
+        try:
+            found = read_predictions(tmp_path, "run")
+        except UserError as error:
+            assert f"{file}: missing or damaged" in str(error)
+            refused += 1
+        else:  # a bit that nothing depends on, such as a date
+            assert all(np.array_equal(found[name], whole[name]) for name in whole)
+    assert refused > 64
 
 
 def rewritten(file: Path, change: Callable[[anndata.AnnData], None]) -> None:

@@ -15,7 +15,7 @@ from deconfound.display.numbers import mean_and_sd
 from deconfound.errors import UserError
 from deconfound.experiments.execute import Done
 from deconfound.experiments.plan import Plan, Setting
-from deconfound.experiments.running.messages import predictions_file
+from deconfound.experiments.running.messages import read_predictions
 from deconfound.experiments.select import Choice, Result
 from deconfound.experiments.table import write_table_files
 from deconfound.experiments.verdict import bootstrap
@@ -152,10 +152,10 @@ def _interval(screen: Screen, runs: list[Result], out: Path) -> Interval:
     correct = []
     rows: Rows = np.empty(0, dtype=np.int64)
     for run in runs:
-        with np.load(predictions_file(out, run.job.name), allow_pickle=False) as found:
-            test = (found["part"] == "test") & found["seen"]
-            rows = found["row"][test]
-            correct.append(found["correct"][test])
+        found = read_predictions(out, run.job.name)
+        test = (found["part"] == "test") & found["seen"]
+        rows = found["row"][test]
+        correct.append(found["correct"][test])
     unit: Rows = rows
     over = "rows"
     tested = screen.table.iloc[rows]
