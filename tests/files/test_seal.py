@@ -112,10 +112,13 @@ def test_one_bit_changed_anywhere_is_named_by_readers_and_by_check(
     make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     file = make(tmp_path)
-    reader: Callable[[Path], Any] = read_embeddings if make is an_h5ad else read_scores
-    reader(file)
+    readers: list[Callable[[Path], Any]] = [read_scores, lambda one: report([one], page)]
+    if make is an_h5ad:
+        readers = [read_embeddings, lambda one: measure([one], quiet=True)]
+    readers.append(check)
+    page = tmp_path / "page.html"
     for place in flipped(file, places(file)):
-        for one in (reader, check):
+        for one in readers:
             with pytest.raises(UserError, match=file.name) as stop:
                 one(file)
             assert "\n" not in str(stop.value), place
