@@ -14,7 +14,7 @@ import pytest
 
 from deconfound import cli
 from deconfound.data.screens.screen import Screen
-from deconfound.errors import Caution, UserError
+from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, lock
 
 HOLD = """
@@ -206,9 +206,9 @@ def _without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("_without_locks")
 def test_without_locks_it_is_said_and_a_second_writer_is_refused(tmp_path: Path) -> None:
-    said = rf"^{re.escape(str(tmp_path))}: this file system has no locks; do not run two commands"
+    said = rf"^{re.escape(str(tmp_path))}: no locks on this file system; do not run two commands"
     out, file = tmp_path / "out", tmp_path / ".out.lock"
-    with pytest.warns(Caution, match=said), lock.held(out):
+    with pytest.warns(InputWarning, match=said), lock.held(out):
         assert file.read_text() == f"{os.getpid()} on {platform.node()}"
         with pytest.raises(UserError, match=f"{file}: made by process {os.getpid()} on"), \
                 lock.held(out):  # fmt: skip
@@ -220,7 +220,7 @@ def test_without_locks_it_is_said_and_a_second_writer_is_refused(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("_without_locks")
-@pytest.mark.filterwarnings("ignore::deconfound.errors.Caution")
+@pytest.mark.filterwarnings("ignore::deconfound.errors.InputWarning")
 def test_without_locks_the_file_of_a_process_that_ended_locks_nothing(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
@@ -245,14 +245,17 @@ def test_without_locks_a_verb_says_so_in_one_line_once(
     words = ["simulate", "--cells", "200", "--size", "24", "--plates", "1", "--sections", "1"]
     cli.main([*words, "--quiet", "--out", str(out)])
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"deconfound: {tmp_path}: this file system has no locks")
+    assert line.startswith(f"deconfound: warning: {tmp_path}: no locks on this file system")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 @pytest.mark.usefixtures("_without_locks")
 def test_without_locks_processes_of_one_command_still_share_an_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.warns(Caution, match="no locks"), atomic.resumable_together(out, "a") as folder:
+    with (
+        pytest.warns(InputWarning, match="no locks"),
+        atomic.resumable_together(out, "a") as folder,
+    ):
         with lock.in_turn(folder / "publishing"):
             (folder / "part").write_text("x")
         with atomic.resumable_together(out, "a") as same:

@@ -26,7 +26,7 @@ from deconfound.embeddings.file import (
     write_embeddings,
 )
 from deconfound.embeddings.shards import INDEX, open_index
-from deconfound.errors import Caution, UserError
+from deconfound.errors import InputWarning, UserError
 from deconfound.evaluation.measure import measure
 from deconfound.evaluation.scores import COLUMNS, read_scores, write_scores
 from deconfound.experiments.running.messages import (
@@ -235,7 +235,7 @@ def test_what_anndata_wrote_anew_reads_as_before_and_says_nothing(tmp_path: Path
     before = read_embeddings(file)
     rewritten(file, lambda data: data.uns.update(note="looked at"))
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Caution)
+        warnings.simplefilter("error", InputWarning)
         after = read_embeddings(file)
     pd.testing.assert_frame_equal(after.table, before.table)
     assert after.about == before.about
@@ -267,14 +267,14 @@ def test_a_change_made_with_anndata_is_read_with_a_warning(
 ) -> None:
     file = an_h5ad(tmp_path)
     rewritten(file, change)
-    with pytest.warns(Caution, match=r"e\.h5ad: was changed by another program"):
+    with pytest.warns(InputWarning, match=r"e\.h5ad: was changed by another program"):
         found = read_embeddings(file)
     assert len(found.table) == 60
     assert "changed by another program" in check(file)
     cli.main(["measure", str(file), "--out", str(tmp_path / "s.parquet"), "--quiet"])
     said = [line for line in capsys.readouterr().err.splitlines() if "another program" in line]
     assert len(said) == 1
-    assert said[0].startswith(f"deconfound: {file}: was changed")
+    assert said[0].startswith(f"deconfound: warning: {file}: was changed")
     assert len(read_scores(tmp_path / "s.parquet")) > 0
 
 

@@ -16,7 +16,7 @@ from deconfound.config import did_you_mean
 from deconfound.data.tables.keys import row_order
 from deconfound.data.tables.table import Roles, joined
 from deconfound.embeddings.shards import read_shards
-from deconfound.errors import UserError, caution
+from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, seal
 from deconfound.metrics.neighbors import refuse_malformed
 
@@ -143,15 +143,13 @@ def content_sha256(embeddings: Embeddings) -> str:
 def read_embeddings(path: Path) -> Embeddings:
     """Read an embeddings file, or a directory of embeddings, into memory.
 
-    Warns with a Caution if another program has changed the file. Raises UserError if it is missing,
-    damaged, not written by `deconfound embed`, or a directory larger than the free memory.
+    Warns with an InputWarning if another program has changed the file. Raises UserError if it is
+    missing, damaged, not written by `deconfound embed`, or a directory larger than the free memory.
     """
     found, changed = open_embeddings(path)
     if changed:
-        caution(
-            f"{path}: was changed by another program since deconfound wrote it; what is made of it "
-            "rests on the changed values"
-        )
+        note = "was changed by another program since deconfound wrote it; the changed values count"
+        warnings.warn(f"{path}: {note}", InputWarning, stacklevel=2)
     return found
 
 

@@ -10,11 +10,12 @@ import fcntl
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deconfound.errors import UserError, caution
+from deconfound.errors import InputWarning, UserError
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of file systems that have no locks."""
@@ -179,16 +180,14 @@ def _lock_together(file: Path, prepare: Callable[[], None], fits: Callable[[], b
 
 
 def _flock(descriptor: int, how: int, file: Path) -> bool:
-    """Lock; False, with a Caution, where the file system has no locks."""
+    """Lock; False, with an InputWarning, where the file system has no locks."""
     try:
         fcntl.flock(descriptor, how)
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-        caution(
-            f"{file.parent}: this file system has no locks; do not run two commands at a time that "
-            "write the same output there"
-        )
+        note = "no locks on this file system; do not run two commands that write one output there"
+        warnings.warn(f"{file.parent}: {note}", InputWarning, stacklevel=2)
         return False
     return True
 

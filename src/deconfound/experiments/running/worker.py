@@ -12,7 +12,7 @@ import threading
 
 from deconfound.experiments.running.job import Runner
 from deconfound.experiments.running.messages import Order
-from deconfound.runtime import cautions, stop
+from deconfound.runtime import stop
 
 
 def main(worker: int) -> None:
@@ -29,7 +29,7 @@ def main(worker: int) -> None:
     runner = Runner(worker)
     threading.Thread(target=read, daemon=True).start()
     try:
-        with stop.at_once(), cautions.as_lines():
+        with stop.at_once():
             while True:
                 answers.write(json.dumps(runner.run(orders.get())) + "\n")
                 answers.flush()
