@@ -2,11 +2,12 @@
 
     python benchmarks/kill.py --kills 100 --out benchmarks/results/kill.json
 
-Simulate, ingest (of images and of fields of view), fit, embed, measure and report run on a tiny
-screen, each in a process of its own that ends by SIGKILL: half of them after a random time, half at
-a random operation on files. After every kill all that has its final name must be whole; then the
-same command, never stopped again or stopped up to twice more, must end with the bytes of an
-uninterrupted one and leave nothing else.
+The commands of `kill_cases.py` run on tiny screens: simulate, ingest, the fit of every method,
+embed (also by two processes), measure, report, correct, aggregate, transfer and compare (a search,
+and levels by two processes). Each is ended by SIGKILL: half of the times after a random time, half
+at a random operation on files. After every kill each file that has its final name must be whole;
+then the same command, never stopped again or stopped up to twice more, must end with the bytes of
+an uninterrupted one and leave nothing else.
 Runs too are stopped by SIGTERM at a random time; the seconds until their process has ended are
 reported. Processes are forked after the libraries are loaded, so that the kills hit the work.
 Leave the repository alone meanwhile: embeddings record its commit.
@@ -17,6 +18,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
+import importlib
 import json
 import shutil
 import signal
@@ -25,55 +27,49 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import anndata  # noqa: F401 - loaded before the forks, as are the verbs
-import numpy as np
 import plotly.offline  # noqa: F401
-from PIL import Image
+import torch
+from kill_cases import CASES, COPIES, content, made_of, write_inputs, wrong
 
-from deconfound import cli, methods
+from deconfound import cli
 from deconfound.data.ingest import images, rows  # noqa: F401
 from deconfound.data.screens import writer
-from deconfound.embeddings.file import read_embeddings
+from deconfound.experiments.running import executors
+from deconfound.experiments.running.job import Runner
+from deconfound.experiments.running.local import run_local as several
+from deconfound.experiments.running.messages import Order, Outcome
 from deconfound.files import growing
-from deconfound.runs.checkpoint import read_weights
 from deconfound.runtime.seeds import numpy_stream
 from deconfound.studies import demo  # noqa: F401
-from deconfound.verification import check
 
-FEW = "--batch-size 32 --device cpu --precision 32 --threads 1 --quiet"
-FIT = f"--fold iid --steps 6 --validate-every 2 --checkpoint-every 2 --block-size 8 {FEW}"
-COMMANDS = {
-    "screen": "simulate --cells 200 --size 24 --plates 1 --sections 1 --quiet",
-    "ingested": "ingest --images-root images --threads 1 --quiet",
-    "cut": "ingest fields.csv --images-root images --crop 8 --threads 1 --quiet",
-    "run": f"fit scbd screen --decoder-steps 4 --decoder-width 8 {FIT}",
-    "e.h5ad": "embed fitted screen --device cpu --threads 1 --quiet",
-    "scores.parquet": "measure e.h5ad --quiet",
-    "report.html": "report fitted scores.parquet",
-}
-"""The command that makes each output, in an order in which they can be made."""
-INPUTS = {"images", "fields.csv", "fitted"}
-TIMED = ("provenance.json", "checksums.json")
-"""Files of a run that hold the time."""
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+ELSEWHERE = ("/usr", "/proc", "/sys", "/dev", sys.prefix, str(Path(cli.__file__).parents[1]))
+"""Beginnings of paths that no output lies under."""
 
 
-def run(words: list[str], folder: Path, die_at: int | None = None) -> int:
+def run(
+    words: list[str], folder: Path, *, die_at: int | None = None, rank: int = 0, of: int = 1
+) -> int:
     """Start a verb in `folder`, dying at an operation on files there; its process."""
     child = os.fork()
     if child:
         return child
     try:
+        os.setpgid(0, 0)
         os.chdir(folder)
-        quiet = os.open(folder.parent / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        quiet = os.open(folder.parent / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        if die_at is not None:
-            sys.addaudithook(dying(die_at))
+        if of > 1:
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": of, "LOCAL_WORLD_SIZE": of}
+            os.environ.update({name: str(number) for name, number in places.items()})
+        done = counting(die_at)
         cli.main(words)
+        (folder.parent / "operations.txt").write_text(str(done[0]))
     except SystemExit as stop:
         os._exit(stop.code if isinstance(stop.code, int) else 1)
     except BaseException as error:
@@ -82,18 +78,29 @@ def run(words: list[str], folder: Path, die_at: int | None = None) -> int:
     os._exit(0)
 
 
-def dying(at: int) -> Callable[[str, tuple[object, ...]], None]:
-    """An audit hook that kills the process at an operation on a relative or hidden path."""
-    count = 0
+def counting(die_at: int | None) -> list[int]:
+    """The count of operations on files from now on; at that of number `die_at` the process dies."""
+    count = [0]
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal count
-        if event in OPERATIONS and not str(arguments[0]).startswith(("/usr", "/proc", sys.prefix)):
-            count += 1
-            if count == at:
+        if event in OPERATIONS and not str(arguments[0]).startswith(ELSEWHERE):
+            count[0] += 1
+            if count[0] == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return hook
+    sys.addaudithook(hook)
+    return count
+
+
+def run_local(orders: Sequence[Order], workers: int) -> Generator[Outcome, None, None]:
+    """The runs of one worker are done by the command itself, so that its kill hits them."""
+    if workers > 1:
+        yield from several(orders, workers)
+        return
+    yield from map(Runner().run, orders)
+
+
+vars(executors).update(run_local=run_local)
 
 
 def ended(child: int) -> int:
@@ -118,63 +125,62 @@ def killed_after(child: int, seconds: float, number: int = signal.SIGKILL) -> tu
     return ended(child), taken
 
 
-def content(path: Path) -> dict[str, bytes]:
-    """The bytes of an output, file by file, but for those that hold the time."""
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    return {file.name: b"" if file.name in TIMED else file.read_bytes() for file in files}
-
-
-def looks_whole_and_is_not(name: str, folder: Path, whole: dict[str, bytes]) -> str | None:
-    """What is wrong with what a killed process left."""
-    out = folder / name
-    try:
-        if name == "run" and (out / "config.yaml").exists():
-            check(out)
-        elif name != "run" and out.exists() and content(out) != whole:
-            return f"{name} is there and differs"
-        for chunk in folder.glob(".*.unfinished/0*.safetensors"):
-            read_weights(chunk)
-    except Exception as error:
-        return f"{name}: {error!r}"
-    return None
-
-
 class Harness:
     """A folder with the inputs of every verb, and the bytes and seconds of uninterrupted ones."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
         self.problems: list[str] = []
         self.whole: dict[str, dict[str, bytes]] = {}
         self.seconds: dict[str, float] = {}
-        methods.load("scbd")
+        self.operations: dict[str, int] = {}
         rows.CHUNK_IMAGES, growing.MARK_SECONDS = 8, 0  # a mark after every eight images
         writer.SHARD_BYTES = 32 * 256
-        for place in ("e1/l1", "e1/l2", "e2/l1", "e2/l2"):
-            (folder / "images" / place).mkdir(exist_ok=True, parents=True)
-            for number in range(20):
-                pixels = numpy_stream(0, place, number).integers(0, 255, (16, 16), np.uint8)
-                Image.fromarray(pixels).save(folder / "images" / place / f"{number}.png")
-        cells = [
-            f"e{e}/l{label}/{number}.png,{5 + cell},8,l{label},e{e}"
-            for e in (1, 2) for label in (1, 2) for number in range(20) for cell in range(3)
-        ]  # fmt: skip
-        header = "Path,Metadata_X,Metadata_Y,Metadata_Gene,Metadata_Plate"
-        (folder / "fields.csv").write_text("\n".join([header, *cells]) + "\n", encoding="utf-8")
-        for name in COMMANDS:
-            start = time.perf_counter()
-            code = ended(run(self.words(name), folder))
-            self.seconds[name] = time.perf_counter() - start
-            if code:
-                raise SystemExit((folder.parent / "said.txt").read_text())
-            self.whole[name] = content(folder / name)
-            if name == "run":  # what later verbs read is never stopped
-                shutil.copytree(folder / "run", folder / "fitted")
-        read_embeddings(folder / "e.h5ad")
+        vars(importlib.import_module("deconfound.embeddings.embed")).update(SHARD_ROWS=32)
+        torch.set_num_threads(1)
+        write_inputs(folder)
+        clean = "simulate --cells 200 --size 24 --plates 1 --sections 1 --technical 0 --quiet"
+        self.refuse_failed(run([*clean.split(), "--out", "clean"], folder))
+        for name in ("screen", *names):
+            self.make(name)
+        self.inputs = {path.name for path in folder.iterdir()} - self.whole.keys()
 
-    def words(self, name: str) -> list[str]:
-        """The command that makes an output."""
-        return [*COMMANDS[name].split(), "--out", name]
+    def make(self, name: str) -> None:
+        """Make an output, and what it is made of, without interruption."""
+        if name in self.whole:
+            return
+        for one in made_of(name):
+            self.make(one)
+        start = time.perf_counter()
+        for child in self.start(name):
+            self.refuse_failed(child)
+        self.seconds[name] = time.perf_counter() - start
+        self.operations[name] = int((self.folder.parent / "operations.txt").read_text())
+        out = self.folder / name
+        self.whole[name] = content(out)
+        if name in COPIES:
+            copy = shutil.copytree if out.is_dir() else shutil.copy
+            copy(out, self.folder / COPIES[name])
+
+    @property
+    def said(self) -> str:
+        """What the last commands said."""
+        return (self.folder.parent / "said.txt").read_text()
+
+    def refuse_failed(self, child: int) -> None:
+        """Raise SystemExit unless the process ends well."""
+        if ended(child):
+            raise SystemExit(self.said)
+
+    def start(self, name: str, die_at: int | None = None) -> list[int]:
+        """Start the processes that make an output; the last dies at an operation on files."""
+        case = CASES[name]
+        words, of = [*case.words.split(), "--out", name], case.processes
+        (self.folder.parent / "said.txt").write_text("")
+        return [
+            run(words, self.folder, die_at=die_at if rank == of - 1 else None, rank=rank, of=of)
+            for rank in range(of)
+        ]
 
     def remove(self, name: str) -> None:
         """Remove an output."""
@@ -184,40 +190,51 @@ class Harness:
         else:
             out.unlink(missing_ok=True)
 
+    def judge(self, name: str, what: str) -> None:
+        """Note what looks whole and is not."""
+        found = wrong(CASES[name], self.folder / name, self.whole[name])
+        self.problems += [f"{what}: {one}" for one in found]
+
     def again(self, name: str, what: str) -> None:
         """Run the command to its end, unless it has, and compare with an uninterrupted one."""
-        out = self.folder / name
-        was_whole = name != "run" and out.exists()
-        code = ended(run(self.words(name), self.folder))
-        if code != (2 if was_whole else 0):
-            said = (self.folder.parent / "said.txt").read_text()
-            self.problems.append(f"{what}: again: {code} {said}")
+        case, out = CASES[name], self.folder / name
+        expected = 2 if out.exists() and not case.continues else 0
+        codes = [ended(child) for child in self.start(name)]
+        if set(codes) != {expected}:
+            self.problems.append(f"{what}: again: {codes} {self.said}")
             return
-        listed = {path.name for path in self.folder.iterdir()}
-        if left := listed - INPUTS - set(COMMANDS):
-            self.problems.append(f"{what}: left {sorted(left)}")
-        if content(out) != self.whole[name]:
-            self.problems.append(f"{what}: differs from an uninterrupted one")
-        for other in left:
+        listed = {path.name for path in self.folder.iterdir()} - self.inputs - self.whole.keys()
+        hidden = [str(path.relative_to(out)) for path in out.rglob(".*")]
+        if listed or hidden:
+            self.problems.append(f"{what}: left {sorted(listed)} {hidden}")
+        if (found := content(out)) != (whole := self.whole[name]):
+            differ = [file for file in found.keys() | whole if found.get(file) != whole.get(file)]
+            self.problems.append(f"{what}: {sorted(differ)} differ from an uninterrupted one")
+        for other in listed:
             self.remove(other)
 
     def kill(self, name: str, number: int) -> int:
         """Kill the command up to three times, then let it end; the kills that hit it."""
         stream = numpy_stream(0, "kill", name, number)
         self.remove(name)
-        hits = 0
+        hits, what = 0, ""
         for _ in range(int(stream.integers(1, 4))):
-            if stream.random() < 0.5:
-                die_at = int(stream.integers(1, 80))
-                code = ended(run(self.words(name), self.folder, die_at))
+            by_operation = stream.random() < 0.5
+            die_at = int(stream.integers(1, self.operations[name] + 1)) if by_operation else None
+            seconds = float(stream.uniform(0, self.seconds[name]))
+            *others, child = self.start(name, die_at)
+            if by_operation:
+                code = ended(child)
                 what = f"{name} {number}, killed at file operation {die_at}"
             else:
-                seconds = float(stream.uniform(0, self.seconds[name]))
-                code, _ = killed_after(run(self.words(name), self.folder), seconds)
+                code, _ = killed_after(child, seconds)
                 what = f"{name} {number}, killed after {seconds:.3f} s"
+            for other in others:  # half of the times the machine dies, not one process alone
+                if code == -signal.SIGKILL and stream.random() < 0.5:
+                    os.kill(other, signal.SIGKILL)
+                ended(other)
             hits += code == -signal.SIGKILL
-            if wrong := looks_whole_and_is_not(name, self.folder, self.whole[name]):
-                self.problems.append(f"{what}: {wrong}")
+            self.judge(name, what)
             if code != -signal.SIGKILL:
                 break
         self.again(name, what)
@@ -228,13 +245,13 @@ class Harness:
         stream = numpy_stream(0, "terminate", number)
         self.remove("run")
         seconds = float(stream.uniform(0, self.seconds["run"]))
-        code, taken = killed_after(run(self.words("run"), self.folder), seconds, signal.SIGTERM)
+        (child,) = self.start("run")
+        code, taken = killed_after(child, seconds, signal.SIGTERM)
         what = f"run {number}, SIGTERM after {seconds:.3f} s"
-        stopped = "resumes" in (self.folder.parent / "said.txt").read_text()
+        stopped = "resumes" in self.said
         if code not in (0, -signal.SIGTERM) or (stopped and code):
             self.problems.append(f"{what}: exit code {code}")
-        if wrong := looks_whole_and_is_not("run", self.folder, self.whole["run"]):
-            self.problems.append(f"{what}: {wrong}")
+        self.judge("run", what)
         self.again("run", what)
         return taken if stopped else None
 
@@ -244,17 +261,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--terms", type=int, default=10)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "work"
-        harness = Harness(work)
-        hits = dict.fromkeys(COMMANDS, 0)
+        work.mkdir()
+        harness = Harness(work, arguments.cases)
+        hits = dict.fromkeys(arguments.cases, 0)
         number = 0
-        while sum(hits.values()) < arguments.kills:
-            name = list(COMMANDS)[number % len(COMMANDS)]
+        while sum(hits.values()) < arguments.kills or (
+            arguments.kills >= len(hits) and not all(hits.values())
+        ):
+            name = arguments.cases[number % len(hits)]
             hits[name] += harness.kill(name, number)
             number += 1
+            print(f"{sum(hits.values())} kills, {len(harness.problems)} problems", file=sys.stderr)
+        harness.make("run")
         ends = [harness.terminate(number) for number in range(arguments.terms)]
     taken = [seconds for seconds in ends if seconds is not None]
     report = {

@@ -133,8 +133,13 @@ def test_damage_is_one_line_and_exits_with_2(
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     assert "images-00000.npy: checksum differs" in said
-    with pytest.raises(UserError, match="neither a screen"):
+    with pytest.raises(UserError, match=r"copy/images-00000\.npy: checksum differs"):
         check(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither a screen"):
+        check(tmp_path / "empty")
+    with pytest.raises(UserError, match="no such file"):
+        check(tmp_path / "nowhere")
 
 
 def test_a_changed_bit_in_the_state_to_resume_from_is_found(

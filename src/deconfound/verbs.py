@@ -103,7 +103,7 @@ VERBS = {
         Form("screens:call_export", "export", "data.screens.export:export",
              "export SCREEN --out DIR"),
     )),
-    "check": Verb("verify that every file of a screen or a run is whole", (
+    "check": Verb("verify that screens, runs, embeddings and scores are whole", (
         Form("screens:call_check", "check", "verification:check",
              "check PATH"),
     )),

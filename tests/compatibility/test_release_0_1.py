@@ -22,6 +22,7 @@ from deconfound.data.screens.screen import open_screen
 from deconfound.embeddings.correct import correct
 from deconfound.embeddings.embed import embed, embed_shards, profiles
 from deconfound.embeddings.file import Embeddings, read_embeddings
+from deconfound.embeddings.stream import TIMES
 from deconfound.evaluation.measure import measure
 from deconfound.experiments.plan_file import read_plan
 from deconfound.methods.post_hoc import standardise
@@ -71,9 +72,11 @@ def same_embeddings(found: Embeddings, stored: Embeddings, tolerance: float) -> 
         same_numbers(found.representations[name], values, tolerance)
 
 
-def unchanging(about: dict[str, object]) -> dict[str, object]:
-    """What embeddings say of themselves, without versions."""
-    return {name: value for name, value in about.items() if name != "software"}
+def unchanging(about: dict[str, Any]) -> dict[str, Any]:
+    """What embeddings say of themselves, without versions, and without the times of training."""
+    found = {name: value for name, value in about.items() if name != "software"}
+    training = dict(found.get("training", {}))
+    return found | {"training": {k: v for k, v in training.items() if k not in TIMES}}
 
 
 def digests(folder: Path) -> dict[str, str]:

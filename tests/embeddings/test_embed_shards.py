@@ -1,7 +1,6 @@
 """Embeddings as a directory: by one process or several, killed anywhere, as one .h5ad file."""
 
 import importlib
-import json
 import os
 import shutil
 import signal
@@ -21,7 +20,7 @@ from deconfound.embeddings.file import read_embeddings
 from deconfound.embeddings.shards import ShardsIndex, metadata_names, open_index
 from deconfound.errors import UserError
 from deconfound.evaluation.measure import measure
-from deconfound.files import lock
+from deconfound.files import lock, seal
 from deconfound.reports.sources import find_sources
 from deconfound.runtime.device import Processes
 from deconfound.verification import check
@@ -271,7 +270,7 @@ def of_other_rows(folder: Path, _: Path) -> None:
 
 
 def newer(folder: Path, _: Path) -> None:
-    change(folder, format_version=2)
+    change(folder, format_version=3)
 
 
 def damaged(folder: Path, _: Path) -> None:
@@ -279,8 +278,9 @@ def damaged(folder: Path, _: Path) -> None:
 
 
 def change(folder: Path, **values: Any) -> None:
-    file = folder / "_embeddings.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    """Write another index, with a checksum of its own."""
+    content, _ = seal.read_json(folder / "_embeddings.json")
+    seal.write_json(folder / "_embeddings.json", content | values)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def change(folder: Path, **values: Any) -> None:
         (missing, r"part-00002\.parquet: missing or cut short \(.*embed again"),
         (anothers, r"part-00002\.parquet: is not the file that _embeddings\.json names \(another"),
         (of_other_rows, r"part-00002\.parquet: is not the file that _embeddings\.json names"),
-        (newer, r"_embeddings\.json: format version 2; this release reads version 1"),
+        (newer, r"_embeddings\.json: format version 3; this release reads 1 and 2"),
         (damaged, r"_embeddings\.json: damaged \(its rows are not those of its files\)"),
     ],
 )

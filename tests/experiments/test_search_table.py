@@ -11,7 +11,12 @@ from deconfound.errors import UserError
 from deconfound.experiments.plan import Job, Plan, Setting
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.messages import predictions_file
-from deconfound.experiments.search_table import make_table, read_shown_table, write_table
+from deconfound.experiments.search_table import (
+    make_table,
+    read_shown_table,
+    shown_table,
+    write_table,
+)
 from deconfound.experiments.select import Choice, Result
 from deconfound.experiments.verdict import bootstrap
 from deconfound.runs.config import RunConfig
@@ -115,6 +120,20 @@ def test_the_table_is_written_for_readers_and_for_machines(
     (tmp_path / "table.csv").write_text("a,b\n")
     with pytest.raises(UserError, match=r"table\.csv"):
         read_shown_table(tmp_path)
+
+
+def test_names_that_a_spreadsheet_would_compute_are_marked_and_come_back(
+    table: pd.DataFrame, tmp_path: Path
+) -> None:
+    hostile = table.assign(method="=1+1", setting="@SUM(A1)", fold=[*table["fold"][:-1], "-f=1"])
+    write_table(hostile, tmp_path)
+    raw = pd.read_csv(tmp_path / "table.csv", dtype=str, keep_default_na=False)
+    assert set(raw["method"]) == {"'=1+1"}
+    assert set(raw["setting"]) == {"'@SUM(A1)"}
+    assert raw["fold"].iloc[-1] == "'-f=1"
+    back = read_shown_table(tmp_path)
+    pd.testing.assert_frame_equal(back, shown_table(hostile))
+    assert set(back["method"]) == {"=1+1"}
 
 
 def test_a_score_that_has_no_rows_is_a_dash(table: pd.DataFrame, tmp_path: Path) -> None:

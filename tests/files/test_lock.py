@@ -1,4 +1,8 @@
+import errno
+import fcntl
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +14,7 @@ import pytest
 
 from deconfound import cli
 from deconfound.data.screens.screen import Screen
-from deconfound.errors import UserError
+from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, lock
 
 HOLD = """
@@ -66,8 +70,6 @@ def test_a_lock_taken_while_its_file_is_removed_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder removes the file between our opening and our locking it."""
-    import fcntl
-
     flock, calls = fcntl.flock, []
 
     def racing(descriptor: int, how: int) -> None:
@@ -190,3 +192,71 @@ def test_what_is_kept_is_found_by_the_same_identity_alone(tmp_path: Path) -> Non
     with atomic.resumable(out, "a"):
         out.write_text("whole")
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.fixture(params=sorted({*lock.WITHOUT_LOCKS}), ids=lambda number: errno.errorcode[number])
+def _without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has no locks."""
+
+    def refuse(_: int, __: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.usefixtures("_without_locks")
+def test_without_locks_it_is_said_and_a_second_writer_is_refused(tmp_path: Path) -> None:
+    said = rf"^{re.escape(str(tmp_path))}: no locks on this file system; do not run two commands"
+    out, file = tmp_path / "out", tmp_path / ".out.lock"
+    with pytest.warns(InputWarning, match=said), lock.held(out):
+        assert file.read_text() == f"{os.getpid()} on {platform.node()}"
+        with pytest.raises(UserError, match=f"{file}: made by process {os.getpid()} on"), \
+                lock.held(out):  # fmt: skip
+            pass
+        assert file.exists()
+        with lock.held(tmp_path / "another"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_without_locks")
+@pytest.mark.filterwarnings("ignore::deconfound.errors.InputWarning")
+def test_without_locks_the_file_of_a_process_that_ended_locks_nothing(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    file = tmp_path / ".out.lock"
+    file.write_text(f"{child.pid} on {platform.node()}")
+    with lock.held(tmp_path / "out"):
+        assert file.read_text().startswith(f"{os.getpid()} on")
+    assert list(tmp_path.iterdir()) == []
+    for signed in (f"{child.pid} on another-machine", f"1 on {platform.node()}", ""):
+        file.write_text(signed)
+        with pytest.raises(UserError, match="remove this file if it has ended"), \
+                lock.held(tmp_path / "out"):  # fmt: skip
+            pass
+        assert file.read_text() == signed
+
+
+@pytest.mark.usefixtures("_without_locks")
+def test_without_locks_a_verb_says_so_in_one_line_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    words = ["simulate", "--cells", "200", "--size", "24", "--plates", "1", "--sections", "1"]
+    cli.main([*words, "--quiet", "--out", str(out)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"deconfound: warning: {tmp_path}: no locks on this file system")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.usefixtures("_without_locks")
+def test_without_locks_processes_of_one_command_still_share_an_output(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        pytest.warns(InputWarning, match="no locks"),
+        atomic.resumable_together(out, "a") as folder,
+    ):
+        with lock.in_turn(folder / "publishing"):
+            (folder / "part").write_text("x")
+        with atomic.resumable_together(out, "a") as same:
+            assert (same / "part").read_text() == "x"

@@ -24,6 +24,7 @@ FORBIDDEN_CALLS = {
     "yaml.load", "yaml.full_load", "yaml.unsafe_load", "pd.read_pickle", "pandas.read_pickle",
     "joblib.load", "torch.hub.load", "eval", "exec", "os.system",
 }  # fmt: skip
+CSV = re.compile(r"\.to_csv$|^(csv\.)?(writer|DictWriter)$|\.(write_csv|savetxt)$|^savetxt$")
 RANDOM = re.compile(r"^(np|numpy)\.random\.(?!Generator$)|^torch\.(seed|random\.)|^random\.")
 
 
@@ -69,6 +70,10 @@ def unsafe_calls(text: str) -> list[str]:
     return found
 
 
+def writes_csv(text: str) -> list[str]:
+    return [name for name, _ in calls(text) if CSV.search(name)]
+
+
 def unseeded(text: str) -> list[str]:
     return [name for name, _ in calls(text) if RANDOM.match(name)]
 
@@ -86,6 +91,12 @@ def test_random_numbers_come_from_streams(file: Path) -> None:
         assert unseeded(file.read_text(encoding="utf-8")) == []
 
 
+@EVERY_FILE
+def test_csv_is_written_where_formulas_are_marked(file: Path) -> None:
+    if file.name != "escaping.py":
+        assert writes_csv(file.read_text(encoding="utf-8")) == []
+
+
 @pytest.mark.parametrize(
     ("guard", "text"),
     [
@@ -97,6 +108,9 @@ def test_random_numbers_come_from_streams(file: Path) -> None:
         (unsafe_calls, "np.load(f, mmap_mode='r')"),
         (unsafe_calls, "yaml.load(f)"),
         (unsafe_calls, "subprocess.run('ls', shell=True)"),
+        (writes_csv, "table[names].to_csv(f)"),
+        (writes_csv, "csv.DictWriter(f, names)"),
+        (writes_csv, "from csv import writer\nwriter(f).writerow(row)"),
         (unseeded, "np.random.rand(3)"),
         (unseeded, "np.random.default_rng()"),
     ],

@@ -1,15 +1,17 @@
 """Names out of a table reach no terminal and no spreadsheet as commands."""
 
+import contextlib
 import csv
 import io
 import shlex
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,11 +21,14 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
+from deconfound.experiments.running import executors
+from deconfound.experiments.running.job import Runner
+from deconfound.experiments.running.messages import Order, Outcome
 from deconfound.runtime.escaping import for_spreadsheet, for_terminal, from_spreadsheet
 from deconfound.runtime.progress import Progress
 
 ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b1m\u202eevil\u2066\nforged\r\x00\udcff"
-FORMULAS = ["=1+1", "+cmd", "-2+3", "@SUM(A1)", "\tx", "\rx", "'=1", "''-5", "'", "-5", "+1.5e3"]
+FORMULAS = ["=1+1", "+cmd", "-2+3", "@SUM(A1)", "\tx", "\ry", "'=1", "''-5", "'", "-5", "+1.5e3"]
 texts = st.text(st.sampled_from("=+-@'\t\r5.ea"), max_size=5) | st.text(max_size=5)
 
 
@@ -183,6 +188,43 @@ def test_an_exported_table_computes_nothing_and_comes_back(
         back.table[["=drug", "plate", "note"]].astype("string"),
         table[["=drug", "plate", "note"]].astype("string"),
     )
+
+
+def test_tables_of_a_comparison_compute_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every CSV file of levels, a search and a trade-off, with runs that fail and runs that end."""
+
+    def run_here(orders: Sequence[Order], _: int) -> Generator[Outcome, None, None]:
+        runner = Runner()
+        yield from map(runner.run, orders)
+
+    monkeypatch.setattr(executors, "run_local", run_here)
+    table = pd.DataFrame({"drug": ["a", "b"] * 24, "@plate": [*"ppqqrr"] * 8})
+    roles = Roles(label="drug", environment=("@plate",), levels=("@plate",))
+    with ScreenWriter(tmp_path / "s", "t", ("DNA",), roles, {}) as writer:
+        writer.append(np.random.default_rng(0).integers(0, 255, (48, 1, 16, 16)).astype(np.uint8))
+        writer.finish(table)
+    few = {"steps": 2, "batch_size": 8, "device": "cpu", "precision": "32", "threads": 1}
+    plan = {
+        "screens": [str(tmp_path / "s")], "folds": ["@plate=p"], "data": {"val_fraction": 0.2},
+        "training": few,
+        "methods": {"erm": {"grid": {"learning_rate": [0.001, 1e30]}}},
+    }  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    seen = set()
+    for view in ("search", "levels", "trade-off"):
+        out = tmp_path / view
+        with contextlib.suppress(SystemExit):
+            cli.main(["compare", str(tmp_path / "plan.yaml"), "--out", str(out), "--quiet",
+                      *(["--view", view] if view != "search" else [])])  # fmt: skip
+        for file in out.rglob("*.csv"):
+            cells = cells_of(file.read_text(encoding="utf-8"))
+            numbers = {cell for cell in cells if cell[:1] in ("+", "-")}
+            assert not [cell for cell in cells if cell[:1] in ("=", "@", "\t", "\r")], file
+            assert all(map(np.isfinite, map(float, numbers))), file
+            seen |= {file.name for cell in cells if cell.startswith("'@plate")}
+    assert seen == {"table.csv", "points.csv", "failures.csv"}
 
 
 def test_debug_still_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

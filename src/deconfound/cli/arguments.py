@@ -278,7 +278,7 @@ class ReportArguments(Arguments):
 
 
 class CheckArguments(Arguments):
-    """Verify every file of a screen or a run."""
+    """Verify every file of a screen, a run, embeddings or scores."""
 
     path: Positional[Path]
-    """Directory of a screen, or of a run, finished or not."""
+    """A screen, a run, finished or not, embeddings, scores, or a directory of them."""

@@ -171,7 +171,7 @@ def call_export(words: list[str]) -> None:
 
 
 def call_check(words: list[str]) -> None:
-    """Verify a screen or a run."""
+    """Verify a screen, a run, embeddings or scores."""
     from deconfound.verification import check
 
     parsed = parse(CheckArguments, words, "check")

@@ -25,7 +25,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, NamedScore, score_row
-from deconfound.files import atomic
+from deconfound.files import atomic, seal
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import (
     SourceStyles,
@@ -170,8 +170,7 @@ def imputation(
                     scores = _imputation_scores(judged, name, part, source.channels, seed, **codes)
                     records += _records(opened, name, scores, seed, asked)
         table = pd.DataFrame(records, columns=COLUMNS)
-        with atomic.atomic_file(Path(out)) as temporary:
-            table.to_parquet(temporary)
+        seal.write_frame(Path(out), table)
     return table
 
 

@@ -32,7 +32,7 @@ from deconfound.embeddings.group_means import (
     standardised,
 )
 from deconfound.errors import UserError
-from deconfound.files import atomic
+from deconfound.files import atomic, seal
 from deconfound.methods import post_hoc
 from deconfound.methods.contract.post_hoc import TooFewControls
 from deconfound.runtime.progress import Progress
@@ -230,8 +230,7 @@ def _write_parquet(path: Path, made: Aggregate) -> None:
     table = pa.Table.from_pandas(frame, preserve_index=False)
     known = table.schema.metadata or {}
     table = table.replace_schema_metadata(known | {ABOUT: json.dumps(made.about).encode()})
-    with atomic.atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
+    seal.write_parquet(path, table)
 
 
 def read_aggregate(path: Path) -> Aggregate:
@@ -249,9 +248,10 @@ def read_aggregate(path: Path) -> Aggregate:
 def _read_parquet(path: Path) -> Aggregate:
     if not path.is_file():
         raise UserError(f"{path}: no such file; make one with `deconfound aggregate`")
+    seal.verify(path)
     try:
         refuse_huge_parquet(path)
-        stored = pq.read_table(path)
+        stored = pq.read_table(path, page_checksum_verification=True)
         about = json.loads((stored.schema.metadata or {})[ABOUT])
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise _not_aggregated(path) from error

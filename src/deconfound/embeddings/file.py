@@ -1,8 +1,9 @@
 """The embeddings file: AnnData with the table's rows, the representations and the run."""
 
+import hashlib
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from deconfound.data.readers.hdf5 import refuse_unfit_hdf5
 from deconfound.data.tables.keys import row_order
 from deconfound.data.tables.table import Roles, joined
 from deconfound.embeddings.shards import read_shards
-from deconfound.errors import UserError
-from deconfound.files import atomic
+from deconfound.errors import InputWarning, UserError
+from deconfound.files import atomic, seal
 from deconfound.metrics.neighbors import refuse_malformed
 
 FORMAT_VERSION = 1
 PART = "deconfound_part"
 PREDICTED = "deconfound_predicted"
+CONTENT = "content_sha256"
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,13 @@ class Embeddings:
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
-    """Write a `.h5ad` file: `obs`, `obsm["X_…"]`, `uns["deconfound"]`; whole or not at all."""
+    """Write a `.h5ad` file: `obs`, `obsm["X_…"]`, `uns["deconfound"]`; whole or not at all.
+
+    The file is sealed; `uns` also holds a checksum of the content, by which a file that another
+    program wrote anew is known to hold the same.
+    """
     import anndata
+    import h5py
 
     obs = embeddings.table.copy()
     for column in obs.columns:
@@ -97,26 +104,66 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
             obs[column] = pd.Categorical(values, categories=sorted(values.dropna().unique()))
     obs.index = obs.index.astype(str)
     obsm = {f"X_{name}": values for name, values in embeddings.representations.items()}
-    about = {"format_version": FORMAT_VERSION, "json": json.dumps(embeddings.about)}
+    about = {
+        "format_version": FORMAT_VERSION,
+        "json": json.dumps(embeddings.about),
+        CONTENT: content_sha256(replace(embeddings, table=obs)),
+    }
     data = anndata.AnnData(obs=obs, obsm=obsm, uns={"deconfound": about})
     with atomic.atomic_file(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data.write_h5ad(temporary)
+        with h5py.File(temporary, "w", userblock_size=seal.USER_BLOCK) as file:
+            file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            for name in ("obs", "var"):
+                anndata.io.write_elem(file, name, getattr(data, name))
+            for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+                anndata.io.write_elem(file, name, dict(getattr(data, name)))
+        seal.seal_hdf5(temporary)
+
+
+def content_sha256(embeddings: Embeddings) -> str:
+    """SHA-256 of the values, in whatever file and types of columns they are kept."""
+    found = hashlib.sha256(json.dumps(embeddings.about, sort_keys=True).encode())
+    for name, column in embeddings.table.items():
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            values, texts = column.to_numpy(dtype="<f8", na_value=np.nan), []
+        else:
+            if column.dtype != "category":
+                column = column.astype("string").astype("category")
+            names = column.cat.categories.astype(str)
+            places = np.append(names.argsort().argsort(), -1)
+            values, texts = places[column.cat.codes].astype("<i4"), sorted(names)
+        found.update(json.dumps([str(name), texts]).encode())
+        found.update(values.data)
+    for name, block in sorted(embeddings.representations.items()):
+        found.update(json.dumps([name, block.shape]).encode())
+        found.update(np.ascontiguousarray(block, dtype="<f4").data)
+    return found.hexdigest()
 
 
 def read_embeddings(path: Path) -> Embeddings:
     """Read an embeddings file, or a directory of embeddings, into memory.
 
-    Raises UserError if it is missing, damaged, not written by `deconfound embed`, or a directory
-    larger than the free memory.
+    Warns with an InputWarning if another program has changed the file. Raises UserError if it is
+    missing, damaged, not written by `deconfound embed`, or a directory larger than the free memory.
     """
+    found, changed = open_embeddings(path)
+    if changed:
+        note = "was changed by another program since deconfound wrote it; the changed values count"
+        warnings.warn(f"{path}: {note}", InputWarning, stacklevel=2)
+    return found
+
+
+def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
+    """`read_embeddings` without the warning, and whether another program has changed the file."""
     import anndata
 
     path = Path(path)
     if path.is_dir():
-        return Embeddings(*read_shards(path))
+        return Embeddings(*read_shards(path)), False
     if not path.is_file():
         raise UserError(f"{path}: no such embeddings file; make one with `deconfound embed`")
+    sealed = seal.verify(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,4 +190,6 @@ def read_embeddings(path: Path) -> Embeddings:
         if name.startswith("X_")
     }
     table = data.obs.reset_index(drop=True)
-    return Embeddings(table, representations, described)
+    made = Embeddings(table, representations, described)
+    expected = about.get(CONTENT)
+    return made, not sealed and expected is not None and content_sha256(made) != str(expected)

@@ -1,6 +1,5 @@
 """Embeddings as a directory of Parquet files, for screens too large for one file."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from deconfound.arrays import Floats
 from deconfound.data.screens.shards import Shard
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
+from deconfound.files import seal
 from deconfound.files.checksums import sha256
 from deconfound.runtime.device import free_memory
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Since 2 the index is sealed."""
 INDEX = "_embeddings.json"
 """Readers of a directory of Parquet files skip names that begin with an underscore."""
 PREFIX = "Metadata_"
@@ -87,8 +88,8 @@ def write_shard(file: Path, table: pd.DataFrame, representations: dict[str, Floa
 
 
 def write_index(folder: Path, index: ShardsIndex) -> None:
-    """Write `_embeddings.json`."""
-    (folder / INDEX).write_text(index.model_dump_json(indent=2), encoding="utf-8")
+    """Write `_embeddings.json`, sealed."""
+    seal.write_json(folder / INDEX, index.model_dump(mode="json"))
 
 
 def open_index(path: Path) -> ShardsIndex:
@@ -103,10 +104,14 @@ def open_index(path: Path) -> ShardsIndex:
     if not file.is_file():
         raise UserError(f"{path}: holds no embeddings (no {INDEX}); make some with `embed`")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw, sealed = seal.read_json(file)
         version = raw.get("format_version") if isinstance(raw, dict) else None
-        if version != FORMAT_VERSION:
-            raise UserError(f"{file}: format version {version!r}; this release reads version 1")
+        if version not in (1, FORMAT_VERSION):
+            raise UserError(
+                f"{file}: format version {version!r}; this release reads 1 and {FORMAT_VERSION}"
+            )
+        if version == FORMAT_VERSION and not sealed:
+            raise ValueError("it has lost its checksum")
         index = ShardsIndex.model_validate(raw)
         Roles.model_validate(index.about["roles"])
         if index.rows != sum(shard.rows for shard in index.shards):

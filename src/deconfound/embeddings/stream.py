@@ -28,6 +28,9 @@ BATCH, GPU_BATCH = 64, 512
 CODES = "predicted"
 """Name under which the predicted labels stand beside the representations."""
 
+TIMES = ("training_seconds", "finished")
+"""Entries of a run's provenance that differ where the same run is done again."""
+
 Arrays = dict[str, npt.NDArray[np.generic]]
 Span = tuple[int, int]
 """First row, and the one after the last."""
@@ -144,7 +147,7 @@ class EmbeddingStream:
         return table
 
     def about(self) -> dict[str, object]:
-        """What an embeddings file holds of the run."""
+        """What an embeddings file holds of the run: no times, so the same run gives the same."""
         run = self.run
         return {
             "method": run.config.title,
@@ -159,7 +162,7 @@ class EmbeddingStream:
             "environments": run.environments,
             "config": run.config.model_dump(mode="json"),
             "software": software(),
-            "training": run.provenance(),
+            "training": {k: v for k, v in run.provenance().items() if k not in TIMES},
         }
 
 

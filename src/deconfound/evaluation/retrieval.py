@@ -11,7 +11,7 @@ from deconfound.data.tables.table import coded, joined, require_columns
 from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import NamedScore, score_row, write_scores
-from deconfound.files import atomic
+from deconfound.files import atomic, seal
 from deconfound.metrics.retrieval import Form, load_copairs, profile_retrieval
 
 SETTING = ["method", "fold", "seed", "representation", "part"]
@@ -55,8 +55,8 @@ def retrieval(
 
     table = write_scores(out, score)
     if details is not None:
-        with atomic.claimed(Path(details)), atomic.atomic_file(Path(details)) as temporary:
-            pd.DataFrame(groups, columns=DETAILS).to_parquet(temporary)
+        with atomic.claimed(Path(details)):
+            seal.write_frame(Path(details), pd.DataFrame(groups, columns=DETAILS))
     return table
 
 

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from deconfound.arrays import Codes, Mask
-from deconfound.files import atomic
+from deconfound.data.tables.declared import refuse_huge_parquet
+from deconfound.errors import UserError
+from deconfound.files import atomic, seal
 from deconfound.metrics.accuracy import (
     accuracy,
     accuracy_chance,
@@ -79,6 +81,15 @@ def write_scores(out: Path | None, score: Callable[[], list[dict[str, Any]]]) ->
         return pd.DataFrame(score(), columns=COLUMNS)
     with atomic.claimed(Path(out)):
         table = pd.DataFrame(score(), columns=COLUMNS)
-        with atomic.atomic_file(Path(out)) as temporary:
-            table.to_parquet(temporary)
+        seal.write_frame(Path(out), table)
     return table
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """The table of a scores file; raises UserError if it is missing, damaged or no Parquet."""
+    try:
+        refuse_huge_parquet(Path(path))
+        return seal.read_frame(Path(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as scores ({reason}); measure again") from error

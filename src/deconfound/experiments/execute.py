@@ -18,8 +18,9 @@ from deconfound.experiments.running.executors import ExecutorOptions
 from deconfound.experiments.running.messages import Order, Outcome
 from deconfound.experiments.select import Choice, Result, choose, read_result
 from deconfound.experiments.table import long_table, score_table
-from deconfound.files import atomic
+from deconfound.files import atomic, seal
 from deconfound.runtime.device import available_cores
+from deconfound.runtime.escaping import csv_text
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.stop import Stopped
 
@@ -192,7 +193,7 @@ def _write_failures(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> None:
         failures.append(about | {"seed": config.seed, "reason": outcome.reason})
     columns = ["run", "fold", "without", "seed", "reason"]
     failed = pd.DataFrame([one for one in failures if one["reason"]], columns=columns)
-    atomic.write_text(out / "failures.csv", failed.to_csv(index=False))
+    atomic.write_text(out / "failures.csv", csv_text(failed))
 
 
 def _write_scores(
@@ -204,6 +205,5 @@ def _write_scores(
     scores = long_table(plan, results, taken, out)
     for file, table in (("scores", scores), ("loto", without)):
         if len(table) or file == "scores":
-            with atomic.atomic_file(out / f"{file}.parquet") as temporary:
-                table.to_parquet(temporary)
+            seal.write_frame(out / f"{file}.parquet", table)
     return scores

@@ -15,11 +15,12 @@ from deconfound.display.numbers import mean_and_sd
 from deconfound.errors import UserError
 from deconfound.experiments.execute import Done
 from deconfound.experiments.plan import Plan, Setting
-from deconfound.experiments.running.messages import predictions_file
+from deconfound.experiments.running.messages import read_predictions
 from deconfound.experiments.select import Choice, Result
 from deconfound.experiments.table import write_table_files
 from deconfound.experiments.verdict import bootstrap
 from deconfound.files import atomic
+from deconfound.runtime.escaping import csv_text, from_spreadsheet
 
 PARTS = ("val", "id_test", "test")
 METRICS = ("accuracy", "macro_f1")
@@ -104,7 +105,7 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
 
 def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write table.csv, with everything, and table.md and table.tex, for readers."""
-    atomic.write_text(out / "table.csv", table.to_csv(index=False))
+    atomic.write_text(out / "table.csv", csv_text(table, shown=False))
     write_table_files(shown_table(table), out, left=4)
 
 
@@ -144,17 +145,17 @@ def _read_table(out: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: missing or damaged; compare again") from error
     require_columns(table, _columns(), str(file))
-    return table
+    return from_spreadsheet(table)
 
 
 def _interval(screen: Screen, runs: list[Result], out: Path) -> Interval:
     correct = []
     rows: Rows = np.empty(0, dtype=np.int64)
     for run in runs:
-        with np.load(predictions_file(out, run.job.name), allow_pickle=False) as found:
-            test = (found["part"] == "test") & found["seen"]
-            rows = found["row"][test]
-            correct.append(found["correct"][test])
+        found = read_predictions(out, run.job.name)
+        test = (found["part"] == "test") & found["seen"]
+        rows = found["row"][test]
+        correct.append(found["correct"][test])
     unit: Rows = rows
     over = "rows"
     tested = screen.table.iloc[rows]

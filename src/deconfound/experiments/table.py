@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import COLUMNS
+from deconfound.evaluation.scores import COLUMNS, read_scores
 from deconfound.experiments.plan import Plan, Setting
 from deconfound.experiments.running.chain import Task
 from deconfound.experiments.select import Result
@@ -71,7 +71,7 @@ def _of_run(
     for task in tasks:
         file = task.file(out, result.job.name)
         if file.is_file():
-            found.append(pd.read_parquet(file).assign(method=task.chain.name))
+            found.append(read_scores(file).assign(method=task.chain.name))
     return found
 
 

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.tables.declared import refuse_huge_parquet
 from deconfound.data.tables.table import Coded, coded, require_columns
 from deconfound.embeddings.file import PREDICTED, read_embeddings
 from deconfound.embeddings.shards import INDEX
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import COLUMNS
+from deconfound.evaluation.scores import COLUMNS, read_scores
 from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.search_table import read_shown_table, selected_runs
 from deconfound.experiments.table import read_table_file
@@ -223,12 +222,7 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
 
 def _read_scores(path: Path) -> pd.DataFrame:
     """The scores of one file, with the column `file`; raises UserError if it cannot be read."""
-    try:
-        refuse_huge_parquet(path)
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as scores ({reason}); measure again") from error
+    table = read_scores(path)
     require_columns(table, SCORE_COLUMNS, str(path))
     table = table[[column for column in COLUMNS if column in table.columns]].copy()
     for column in ("method", "fold", "representation", "metric", "part", "note"):

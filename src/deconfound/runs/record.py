@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from deconfound.files import atomic
+from deconfound.runtime.escaping import csv_text, from_spreadsheet
 
 COLUMNS = ["stage", "step", "part", "name", "value"]
 
@@ -27,8 +28,8 @@ class History:
 
     def write(self) -> None:
         """Write all rows atomically; float64 values survive exactly."""
-        with atomic.atomic_file(self._path) as temporary:
-            pd.DataFrame(self._rows, columns=COLUMNS).to_csv(temporary, index=False)
+        table = pd.DataFrame(self._rows, columns=COLUMNS)
+        atomic.write_text(self._path, csv_text(table, shown=False))
 
     def resume(self, stages: list[str], done: int) -> None:
         """Read back the rows of finished stages, and of the last of `stages` up to step `done`."""
@@ -41,7 +42,7 @@ class History:
 
 def read_history(path: Path) -> pd.DataFrame:
     """The table of a run's metrics.csv."""
-    return pd.read_csv(path, float_precision="round_trip")
+    return from_spreadsheet(pd.read_csv(path, float_precision="round_trip"))
 
 
 def software() -> dict[str, Any]:

@@ -26,6 +26,7 @@ from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
 from deconfound.intervention.styles import style_reference
+from deconfound.runtime.escaping import csv_text
 from deconfound.studies.comparison import CompareOptions, Comparison
 
 IID = "iid"
@@ -67,7 +68,7 @@ def compare_levels(
     plan = make_plan(Path("compare"), validated(PlanFile, wanted, "compare"), posed)
     with atomic.locked(out):
         atomic.write_text(file, yaml.safe_dump(wanted, sort_keys=False))
-        atomic.write_text(out / "folds.csv", folds.to_csv(index=False))
+        atomic.write_text(out / "folds.csv", csv_text(folds))
         (shown, said), summary = execute(plan, out, write_view, call)
     return Comparison(shown, [*said, *describe_folds(folds)], summary)
 
@@ -125,7 +126,7 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
         names = list(dict.fromkeys(setting.entry for setting in taken))
     table = make_table(scores, names, levels)
     text = shown(table, level_titles(screen, list(levels)))
-    atomic.write_text(out / "table.csv", table.to_csv(index=False))
+    atomic.write_text(out / "table.csv", csv_text(table))
     write_table_files(text, out, left=1)
     held_out = [fold for named in levels.values() for fold in named]
     return text, [one.text() for one in paired_differences(scores, names[0], held_out)]

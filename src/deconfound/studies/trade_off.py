@@ -23,6 +23,7 @@ from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.verdict import FEWEST, FoldDiagnosis, Verdict, judge
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
+from deconfound.runtime.escaping import csv_text
 from deconfound.studies.comparison import CompareOptions, Comparison
 
 FORMAT_VERSION = 1
@@ -65,7 +66,7 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
     points = _points(plan, done)
     if points.empty or ERM not in set(points["method"]):
         raise UserError(f"{out}: every run of erm failed; {out / 'failures.csv'} says why")
-    atomic.write_text(out / "points.csv", points.to_csv(index=False))
+    atomic.write_text(out / "points.csv", csv_text(points))
     found = judge(points)
     _draw(points, found, out / "diagnosis.png")
     folds = [

@@ -26,6 +26,7 @@ from deconfound.data.tables.compressed import (
 from deconfound.data.tables.separators import comma_hint, separator_of, with_points
 from deconfound.data.tables.table import ROW_NAME, require_columns
 from deconfound.errors import UserError
+from deconfound.files import seal
 
 COMPARTMENTS = ("Cells_", "Cytoplasm_", "Nuclei_")
 NO_FEATURE = re.compile(
@@ -78,6 +79,8 @@ def open_features(path: Path) -> FeatureTable:
         what = "no such table" if kind else "not a table of profiles"
         raise UserError(f"{path}: {what}; give a .csv, .tsv, .txt, .parquet or .h5ad file")
     refuse_unfit_packing(path)
+    if kind is not _Text:
+        seal.verify(path)
     with readable(path):
         opened = kind(path)
     columns = opened.columns

@@ -19,7 +19,7 @@ from deconfound.experiments.running.messages import (
     embeddings_file,
     run_directory,
 )
-from deconfound.files import atomic
+from deconfound.files import seal
 from deconfound.methods import post_hoc
 
 
@@ -112,8 +112,7 @@ def do_tasks(
         opened = read_embeddings(file)
         fold = str(opened.about["fold"])
         found = [score_row(opened.about, fold, score) for score in prediction_scores(opened)]
-        with atomic.atomic_file(task.file(out, run)) as temporary:
-            pd.DataFrame(found, columns=COLUMNS).to_parquet(temporary)
+        seal.write_frame(task.file(out, run), pd.DataFrame(found, columns=COLUMNS))
 
 
 def embedded(out: Path, run: str, screen: Path, *, device: str, threads: int | None) -> Path:

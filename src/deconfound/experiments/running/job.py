@@ -24,7 +24,7 @@ from deconfound.experiments.running.messages import (
     run_directory,
     stored_result,
 )
-from deconfound.files import atomic
+from deconfound.files import atomic, seal
 from deconfound.intervention.embedder import Embedder
 from deconfound.methods.contract import Imputer
 from deconfound.metrics.accuracy import seen_in_training
@@ -107,7 +107,7 @@ class Runner:
             "scores": _scores(truth, predicted, seen, part),
             "validation_loss": _validation_loss(run),
         }
-        atomic.write_text(result_file(out, order.name), json.dumps(result))
+        seal.write_json(result_file(out, order.name), result)
         return trained.seconds, time.perf_counter() - started
 
     def _problem(self, path: str, screen: Screen, data: DataOptions) -> Problem:

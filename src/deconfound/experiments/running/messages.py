@@ -1,8 +1,13 @@
 """What an experiment and its processes tell each other, and where the files of a run lie."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from deconfound.errors import UserError
+from deconfound.files import seal
 
 
 class Order(NamedTuple):
@@ -49,8 +54,8 @@ def result_file(out: Path, name: str) -> Path:
 def stored_result(out: Path, name: str) -> dict[str, Any] | None:
     """What the result file of a run holds; None if there is none that is whole."""
     try:
-        found = json.loads(result_file(out, name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found, _ = seal.read_json(result_file(out, name))
+    except (UserError, OSError, ValueError):
         return None
     whole = isinstance(found, dict) and {"scores", "validation_loss"} <= found.keys()
     return found if whole else None
@@ -59,6 +64,19 @@ def stored_result(out: Path, name: str) -> dict[str, Any] | None:
 def predictions_file(out: Path, name: str) -> Path:
     """The predictions that a result rests on."""
     return _home(out) / "results" / f"{name}.npz"
+
+
+def read_predictions(out: Path, name: str) -> dict[str, npt.NDArray[Any]]:
+    """Row, correct, part and seen, (N,) each, of a run; raises UserError if they are damaged."""
+    file = predictions_file(out, name)
+    try:
+        with np.load(file, allow_pickle=False) as found:  # zip verifies its checksums
+            return {one: found[one] for one in ("row", "correct", "part", "seen")}
+    except Exception as error:  # zip and NumPy raise nearly every type there is
+        raise UserError(
+            f"{file}: missing or damaged; remove {result_file(out, name)} too, and the same "
+            "command scores the run again"
+        ) from error
 
 
 def embeddings_file(out: Path, stem: str) -> Path:
