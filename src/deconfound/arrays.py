@@ -1,4 +1,4 @@
-"""Names of the array types that functions take and return."""
+"""Names of the array types that functions take and return, and what of their spread is rounding."""
 
 from typing import Any
 
@@ -20,3 +20,7 @@ Images = npt.NDArray[Any]
 """Many images or profiles in their stored type."""
 Pixels = npt.NDArray[Any]
 """One image or array in its stored type."""
+
+ROUNDING = 1e-6
+"""Values whose sd is no larger a share of their mean are one value, rounded: float32 keeps seven
+digits. Nothing may be divided by such a spread."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from pydantic import BaseModel
 
@@ -333,8 +334,15 @@ def test_fit_embed_measure(
     assert stops(["measure", str(file), "--out", str(scores)]) is None
     captured = capsys.readouterr()
     assert not [line for line in captured.err.splitlines() if "measure" not in line]
-    for said in ("run in", f"{len(screen)} embeddings in", "macro_f1", f"scores in {scores}"):
+    for said in ("run in", f"{len(screen)} embeddings in", "leakage", f"scores in {scores}"):
         assert said in captured.out
+    assert len(captured.out.splitlines()) <= 14
+    every = ["measure", str(file), "--out", str(tmp_path / "all.parquet"), "--all"]
+    assert stops(every) is None
+    printed = capsys.readouterr().out.splitlines()
+    table = pd.read_parquet(scores)
+    assert len(printed) == len(table) + 2
+    assert all(metric in line for metric, line in zip(table["metric"], printed[1:], strict=False))
 
 
 @pytest.mark.parametrize("words", [["list", "methods"], ["--help"], ["fit", "erm", "--help"]])

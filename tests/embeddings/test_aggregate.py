@@ -315,3 +315,45 @@ def test_the_label_stands_in_for_genes_and_guides_may_be_missing(tmp_path: Path)
     expected = (means - means.mean()) / means.std()
     order = made.table["Metadata_Gene"].replace("DMSO", "nontargeting")
     np.testing.assert_allclose(made.values, expected.loc[order], rtol=1e-4, atol=1e-5)
+
+
+def test_a_dimension_that_varies_by_rounding_alone_is_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = screened()
+    noise = np.random.default_rng(0).random(len(cells.table)) > 0.5
+    cells.representations["content"][:, 2] = 0.1
+    cells.representations["content"][:, 3] = np.float32(1_000) + np.float32(6e-5) * noise
+    out = tmp_path / "genes.h5ad"
+    cli.main(["aggregate", str(saved(tmp_path, cells)), "--out", str(out), "--quiet"])
+    note = "2 of 8 dimensions do not vary beyond rounding and are 0"
+    assert f"deconfound: {out}: {note}\n" in capsys.readouterr().err
+    found = read_aggregate(out)
+    assert found.about["aggregated"]["notes"] == [note]
+    assert (found.values[:, 2:4] == 0).all()
+    varying = np.delete(found.values, [2, 3], axis=1)
+    np.testing.assert_allclose(varying.std(axis=0, ddof=1), 1, rtol=1e-5)
+
+
+def test_alignment_on_few_controls_stays_small_and_says_what_it_left_out(tmp_path: Path) -> None:
+    cells = screened()
+    few = (cells.table["Metadata_Gene"] == "nontargeting").to_numpy()
+    few &= (cells.table.groupby(["Metadata_Gene", "Metadata_Plate"]).cumcount() < 3).to_numpy()
+    cells.table["kind"] = np.where(few, "control", "drug")
+    cells.table.loc[~few & (cells.table["Metadata_Gene"] == "nontargeting"), "Metadata_Gene"] = "G0"
+    cells.table["Metadata_sgRNA"] = cells.table["Metadata_Gene"] + ".0"
+    options = AggregateOptions(
+        align="tvn", within=("Metadata_Plate",), control="kind=control", align_on="all"
+    )
+    wide = np.tile(cells.representations["content"], 2)
+    wide[:, 8:] += np.random.default_rng(1).normal(size=(len(wide), 8)).astype(np.float32)
+    found = aggregate(
+        saved(tmp_path, Embeddings(cells.table, {"content": wide}, cells.about)),
+        tmp_path / "genes.h5ad", options, quiet=True,
+    )  # fmt: skip
+    assert found.values.shape[1] == 8
+    assert np.abs(found.values).max() < 50
+    assert found.about["aggregated"]["notes"] == [
+        "tvn: 8 of 16 principal components are kept: along the others the 9 rows learnt from do "
+        "not vary beyond rounding"
+    ]

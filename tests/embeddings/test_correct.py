@@ -276,3 +276,35 @@ def test_a_correction_does_not_depend_on_the_order_of_identified_rows(tmp_path: 
         assert made_of.table["id"].tolist() == one.table["id"].tolist()
         values.append(made_of.representations["representation"])
     np.testing.assert_array_equal(values[0][order], values[1])
+
+
+def test_what_a_correction_leaves_out_is_said_once_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embeddings = made()
+    control = np.zeros(len(PARTS), dtype=bool)
+    for plate in ("P0", "P1", "P2"):
+        inside = (embeddings.table["plate"] == plate).to_numpy()
+        train = np.isin(PARTS, "test" if plate == "P2" else "train")
+        control[np.flatnonzero(inside & train)[:2]] = True
+    for part in ("val", "id_test"):
+        for plate in ("P0", "P1"):
+            inside = (embeddings.table["plate"] == plate).to_numpy() & np.isin(PARTS, part)
+            control[np.flatnonzero(inside)[:2]] = True
+    embeddings.table["kind"] = np.where(control, "dmso", "drug")
+    file, out = tmp_path / "e.h5ad", tmp_path / "c.h5ad"
+    write_embeddings(file, embeddings)
+    words = ["correct", "tvn", str(file), "--out", str(out), "--control", "kind=dmso"]
+    cli.main(words)
+    note = (
+        "tvn: 3 of 6 principal components are kept: along the others the 4 rows learnt from do "
+        "not vary beyond rounding"
+    )
+    assert capsys.readouterr().err == f"deconfound: {out}: {note}\n"
+    found = read_embeddings(out)
+    assert found.about["post_hoc_notes"] == [note]
+    values = found.representations["representation"]
+    assert values.shape == (len(PARTS), 3)
+    assert np.abs(values).max() < 100
+    plain = correct("pca", file, tmp_path / "p.h5ad")
+    assert "post_hoc_notes" not in plain.about

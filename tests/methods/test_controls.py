@@ -136,3 +136,106 @@ def test_tvn_aligns_a_new_environment_by_its_own_controls() -> None:
         method.transform(values, np.where(np.arange(300) == 4, -1, environment), control)
     with pytest.raises(UserError, match="tvn: row 4 has no environment"):
         method.fit(values, np.where(np.arange(300) == 4, -1, environment), control)
+
+
+def few(controls: int, features: int = 40) -> tuple[Floats, Codes, Mask]:
+    """200 rows (200, 40) of two environments; the first `controls` are controls."""
+    stream = np.random.default_rng(0)
+    values = stream.normal(size=(200, features)).astype(np.float32)
+    return values, np.arange(200) % 2, np.arange(200) < controls
+
+
+@pytest.mark.parametrize("controls", [4, 12, 30, 40])
+def test_tvn_keeps_the_components_that_controls_span(controls: int) -> None:
+    """The others are rounding: divided by it, treated rows came near 1e16."""
+    values, environment, control = few(controls)
+    method = Tvn(TvnOptions())
+    found = method.fit(values, environment, control)
+    assert found.shape == (200, controls - 1)
+    assert np.abs(found).max() < 200
+    assert method.notes() == [
+        f"{controls - 1} of 40 principal components are kept: along the others the {controls} rows "
+        "learnt from do not vary beyond rounding"
+    ]
+    whitened = method.transform(values, environment + 5, control)
+    np.testing.assert_allclose(whitened, found, rtol=1e-4, atol=1e-4)
+
+
+def test_tvn_of_as_many_controls_as_span_every_dimension_says_nothing() -> None:
+    values, environment, control = few(100)
+    method = Tvn(TvnOptions())
+    assert method.fit(values, environment, control).shape == (200, 40)
+    assert method.notes() == []
+    fewer = Tvn(TvnOptions(components=7))
+    assert fewer.fit(values, environment, control).shape == (200, 7)
+    assert fewer.notes() == []
+
+
+def test_repeated_dimensions_are_one_direction() -> None:
+    """As many controls as one could want do not help where features are sums of others."""
+    values, environment, control = few(150, 10)
+    wide = np.concatenate([values, values[:, ::-1], values[:, :1] - values[:, 1:2]], axis=1)
+    wide[~control] += 0.1 * np.random.default_rng(1).normal(size=(50, 21)).astype(np.float32)
+    for method in (Tvn(TvnOptions()), Pca(PcaOptions())):
+        fitted = method.fit(wide, environment, control)
+        assert fitted.shape[1] == (10 if isinstance(method, Tvn) else 21)
+        assert np.abs(fitted).max() < 30
+
+
+def test_an_environment_whose_controls_are_one_point_is_centred_alone() -> None:
+    values, environment, control = few(100)
+    values[control & (environment == 1)] = values[1]
+    method = Tvn(TvnOptions())
+    found = method.fit(values, environment, control)
+    assert np.abs(found).max() < 50
+    assert method.notes()[-1] == (
+        "40 of 40 dimensions are centred and not scaled, as they do not vary over the controls of "
+        "an environment beyond rounding"
+    )
+
+
+@pytest.mark.parametrize("constant", [1_000.0, 0.1])
+def test_a_dimension_that_varies_by_rounding_alone_is_not_scaled(constant: float) -> None:
+    values, environment, control = few(100)
+    noise = np.random.default_rng(3).normal(size=200)
+    values[:, 3] = np.float32(constant) + np.spacing(np.float32(constant)) * (noise > 0)
+    standardise = Standardise(StandardiseOptions())
+    found = standardise.fit(values, environment, control)
+    assert np.abs(found[:, 3]).max() < 1e-3
+    assert np.abs(found).max() < 10
+    told = "1 of 40 dimensions are centred and not scaled, as they do not vary over"
+    assert standardise.notes() == [f"{told} the controls of an environment beyond rounding"]
+    sphering = Sphering(SpheringOptions())
+    assert np.abs(sphering.fit(values, environment, control)).max() < 20
+    assert sphering.notes() == [f"{told} the controls beyond rounding"]
+    values[-1, 3] = 3_000  # says nothing of the components, in which the dimension has no part
+    for method in (Tvn(TvnOptions()), Pca(PcaOptions())):
+        rows = slice(0, 199)
+        method.fit(values[rows], environment[rows], control[rows])
+        assert np.abs(method.transform(values, environment, control)).max() < 50
+        assert method.notes()[0].startswith("39 of 40 principal components are kept")
+
+
+def test_pca_then_standardise_of_few_rows_stays_small() -> None:
+    values, environment, control = few(16)
+    reduced = Pca(PcaOptions())
+    reduced.fit(values[control], environment[control])
+    components = reduced.transform(values, environment)
+    assert components.shape == (200, 15)
+    found = Standardise(StandardiseOptions()).fit(components, environment, control)
+    assert np.abs(found).max() < 100
+
+
+def test_sphering_without_regularisation_drops_what_is_rounding() -> None:
+    values, environment, control = few(12)
+    found = Sphering(SpheringOptions(regularisation=1e-30)).fit(values, environment, control)
+    assert np.abs(found).max() < 100
+    np.testing.assert_allclose(found[control].std(axis=0) < 1.01, True)
+
+
+def test_controls_that_do_not_vary_are_refused() -> None:
+    values, environment, control = few(12)
+    values[control] = values[0]
+    for method in (Tvn(TvnOptions()), Pca(PcaOptions())):
+        with pytest.raises(UserError, match="none of the 40 dimensions varies over the 12 rows"):
+            method.fit(values[control], environment[control], control[control])

@@ -42,7 +42,7 @@ def test_components_are_those_of_the_standardised_rows() -> None:
     for number in range(3):
         expected = scaled @ axes[:, 3 - number]
         assert abs(np.corrcoef(projected[:, number], expected)[0, 1]) > 0.9999
-    assert Components.of(values[:4], 20).project(values).shape == (50, 4)
+    assert Components.of(values[:4], 20).project(values).shape == (50, 3)  # less their mean
 
 
 def test_what_harmonypy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

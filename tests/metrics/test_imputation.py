@@ -139,6 +139,13 @@ def test_moments_are_those_of_the_style_image_and_the_pattern_the_sources() -> N
         assert pattern[0, 1] == pytest.approx(1)
 
 
+def test_a_channel_that_varies_by_rounding_alone_takes_the_mean() -> None:
+    stream = np.random.default_rng(4)
+    source = np.float32(1_000) + np.float32(6e-5) * (stream.random((1, 1, 6, 6)) > 0.5)
+    style = 500 + 100 * stream.random((1, 1, 1, 6, 6))
+    np.testing.assert_allclose(matched_moments(source, style), style.mean(), rtol=1e-5)
+
+
 def test_moments_of_several_style_images_are_averaged() -> None:
     stream = np.random.default_rng(3)
     source, style = stream.random((2, 1, 6, 6)), stream.random((2, 3, 1, 6, 6))

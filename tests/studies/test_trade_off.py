@@ -94,6 +94,20 @@ def test_too_few_settings_or_no_spread_cannot_tell() -> None:
     assert judge(few.assign(held_out=0.5))[0].verdict == "cannot tell"
 
 
+def test_means_that_differ_by_rounding_alone_have_no_correlation() -> None:
+    """The same accuracies in another order of seeds have means that differ by 1e-17."""
+    table = points(-1, 0.05)
+    table = pd.concat([table, table.assign(seed=table["seed"] + 2)], ignore_index=True)
+    accuracies = [0.813, 0.829, 0.847, 0.878]
+    orders = [np.random.default_rng(i).permutation(accuracies) for i in range(8)]
+    place = table["setting"].astype(int)
+    table["in_distribution"] = [
+        orders[setting][seed] for setting, seed in zip(place, table["seed"], strict=True)
+    ]
+    assert 0 < np.ptp([sum(order) for order in orders]) < 1e-12
+    assert np.isnan(judge(table)[0].correlation)
+
+
 def test_from_a_screen_to_a_verdict_and_a_page(screen: Screen, tmp_path: Path) -> None:
     out = tmp_path / "d"
     found = compare(screen.path, out, FEW, workers=1, quiet=True)

@@ -443,6 +443,22 @@ def test_provenance_says_what_decides_the_numbers(finished_runs: Callable[[str],
     assert found["device"] == "cpu, 1 threads"
 
 
+def test_channels_that_do_not_vary_are_a_warning(
+    make_screen: Callable[..., Screen], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    table = pd.DataFrame({"gene": [*"abcd"] * 50, "plate": [*"pq"] * 100})
+    images = np.random.default_rng(0).integers(0, 255, (200, 2, 24, 24)).astype(np.float32)
+    images[:, 1] = 0.1
+    screen = make_screen(tmp_path / "s", images, table, Roles(label="gene", environment=("plate",)))
+    said: list[str] = []
+    fit(make_config("erm", data={"fold": "iid"}), screen.path, tmp_path / "r", quiet=True,
+        warn=said.append)  # fmt: skip
+    assert said == [
+        f"warning: {tmp_path / 'r'}: 1 of 2 channels do not vary over the training rows beyond "
+        "rounding, and are 0 in every row"
+    ]
+
+
 def test_parts_with_far_fewer_rows_than_asked_for_are_a_warning(
     make_screen: Callable[..., Screen], make_config: MakeConfig, tmp_path: Path
 ) -> None:

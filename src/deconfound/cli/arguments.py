@@ -43,6 +43,8 @@ class ScoresArguments(Watched):
 
     out: Path
     """The Parquet file of scores to write."""
+    all: bool = False
+    """Print every score, one a line, instead of a summary."""
 
 
 class SimulateArguments(NewScreenArguments, Watched):
@@ -216,6 +218,8 @@ class ImputationArguments(ComputedArguments):
     """The screen it was fitted on, made by simulate or inject."""
     out: Path
     """The Parquet file of scores to write; the oracle is kept beside it."""
+    all: bool = False
+    """Print every score, one a line, instead of a summary."""
     images: int = Field(2_000, ge=1)
     """Held-out cells of a part at most, drawn by the seed."""
     style_images: int = Field(1, ge=1)

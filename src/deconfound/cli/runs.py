@@ -101,7 +101,7 @@ def call_profiles(words: list[str]) -> None:
 
 def call_correct(words: list[str]) -> None:
     """Correct embeddings after training."""
-    from deconfound.embeddings.correct import KNN, correct, names
+    from deconfound.embeddings.correct import KNN, NOTES, correct, names
     from deconfound.methods import post_hoc
 
     name = name_first(words, "correct", "post hoc method", names())
@@ -126,6 +126,8 @@ def call_correct(words: list[str]) -> None:
     )
     if done.about["saw_held_out"]:
         complain(f"{parsed.out}: held-out rows took part; every score says so")
+    for note in done.about.get(NOTES, []):
+        complain(f"{parsed.out}: {note}")
     say(f"{len(done.table):,} embeddings of {done.about['method']} in {parsed.out}")
 
 
@@ -138,6 +140,8 @@ def call_aggregate(words: list[str]) -> None:
     )
     parsed: Any = parse(arguments, words, "aggregate", AggregateArguments.__doc__ or "")
     made = aggregate(parsed.embeddings, parsed.out, parsed.levels, quiet=parsed.quiet)
+    for note in made.about["aggregated"].get("notes", []):
+        complain(f"{parsed.out}: {note}")
     of = {"gene": "genes", "guide": "guides"}[parsed.levels.level]
     say(f"{len(made.table):,} rows of {of}, {made.control.sum()} of controls, in {parsed.out}")
 

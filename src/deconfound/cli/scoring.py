@@ -9,12 +9,16 @@ from deconfound.cli.arguments import (
     MeasureArguments,
     RelationsArguments,
     RetrievalArguments,
+    ScoresArguments,
 )
 from deconfound.cli.parsing import parse
-from deconfound.cli.printing import print_table, say
+from deconfound.cli.printing import print_lines, say
 
 if TYPE_CHECKING:
     import pandas as pd
+
+EVERY = ("method", "fold", "seed", "representation", "metric", "part", "value", "note")
+"""Columns that --all prints."""
 
 
 def call_measure(words: list[str]) -> None:
@@ -27,7 +31,7 @@ def call_measure(words: list[str]) -> None:
 
     parsed = parse(MeasureArguments, words, "measure")
     scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
-    _say_scores(scores, parsed.out, parsed.quiet)
+    _say_scores(scores, parsed)
 
 
 def call_relations(words: list[str]) -> None:
@@ -36,7 +40,7 @@ def call_relations(words: list[str]) -> None:
 
     parsed = parse(RelationsArguments, words, "measure")
     scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
-    _say_scores(scores, parsed.out, parsed.quiet)
+    _say_scores(scores, parsed)
 
 
 def call_retrieval(words: list[str]) -> None:
@@ -44,9 +48,9 @@ def call_retrieval(words: list[str]) -> None:
     from deconfound.evaluation.retrieval import retrieval
 
     parsed = parse(RetrievalArguments, words, "measure")
-    asked = {name: value for name, value in dict(parsed).items() if name != "quiet"}
+    asked = {name: value for name, value in dict(parsed).items() if name not in ("quiet", "all")}
     scores = retrieval(**asked)
-    _say_scores(scores, parsed.out, parsed.quiet)
+    _say_scores(scores, parsed)
 
 
 def call_imputation(words: list[str]) -> None:
@@ -54,7 +58,8 @@ def call_imputation(words: list[str]) -> None:
     from deconfound.counterfactuals.judge import imputation
 
     parsed = parse(ImputationArguments, words, "measure")
-    _say_scores(imputation(**dict(parsed)), parsed.out, parsed.quiet)
+    asked = {name: value for name, value in dict(parsed).items() if name != "all"}
+    _say_scores(imputation(**asked), parsed)
 
 
 def _form(words: list[str]) -> Callable[[list[str]], None] | None:
@@ -69,8 +74,19 @@ def _form(words: list[str]) -> Callable[[list[str]], None] | None:
     return None
 
 
-def _say_scores(scores: "pd.DataFrame", out: Path, quiet: bool) -> None:
-    if not quiet:
-        shown = ["method", "fold", "seed", "representation", "metric", "part", "value", "note"]
-        print_table([*map(str, shown)], scores[shown].round(4).astype(str).to_numpy().tolist())
-    say(f"{len(scores)} scores in {out}")
+def _say_scores(scores: "pd.DataFrame", asked: ScoresArguments | ImputationArguments) -> None:
+    """A dozen lines, or every score; with --quiet the last line alone."""
+    from deconfound.cli.score_lines import score_lines
+
+    hint = ""
+    if asked.all and not asked.quiet:
+        print_lines(list(EVERY), scores[list(EVERY)].round(4).astype(str).to_numpy().tolist())
+    elif not asked.quiet:
+        found = score_lines(scores)
+        if found.caption:
+            say(found.caption)
+        print_lines(found.columns, found.rows)
+        for line in found.below:
+            say(line)
+        hint = "; --all prints each"
+    say(f"{len(scores)} scores in {asked.out}{hint}")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from deconfound.arrays import Images, Rows
+from deconfound.arrays import ROUNDING, Images, Rows
 from deconfound.data.folds.problem import Problem
 from deconfound.data.loading.batch import dihedral, random_turns
 from deconfound.data.loading.sampler import UniformSampler
@@ -122,8 +122,9 @@ def _renderings(
 
 def _train(oracle: Oracle, images: Images, label: Rows, steps: int, seed: int, quiet: bool) -> None:
     values = torch.from_numpy(images[:: max(1, len(images) // 1024)]).double()
-    oracle.offset.copy_(values.mean(dim=(0, 2, 3)))
-    oracle.scale.copy_(1 / values.std(dim=(0, 2, 3)).clamp(min=1e-6))
+    mean, sd = values.mean(dim=(0, 2, 3)), values.std(dim=(0, 2, 3))
+    oracle.offset.copy_(mean)
+    oracle.scale.copy_(torch.where(sd > ROUNDING * mean.abs(), 1 / sd, 0))
     every = np.arange(len(label), dtype=np.int64)
     sampler = UniformSampler(every, label, BATCH, seed, "oracle")
     optimizer = torch.optim.AdamW(oracle.parameters(), lr=LEARNING_RATE)

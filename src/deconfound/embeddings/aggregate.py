@@ -102,7 +102,8 @@ def aggregate(
 
     The mean of the controls is subtracted and every dimension standardised over the rows (Makino et
     al., SCBD, A.3). With `align`, cells are aligned on controls before they are averaged instead
-    (Celik et al. 2024). `out` is AnnData (.h5ad, an embeddings file whose rows are genes) or
+    (Celik et al. 2024); what either leaves out is told in `about["aggregated"]["notes"]`, which is
+    missing where nothing is. `out` is AnnData (.h5ad, an embeddings file whose rows are genes) or
     Parquet (Metadata_ columns, then features). Raises UserError if `out` exists or is being
     written, for a missing column or block, for what `group_cells` and `control_rows` refuse, and
     for an environment without controls to align on.
@@ -132,7 +133,7 @@ def _aggregated(
     groups = group_cells(table, gene, guide, options.within, where)
     refuse_half_controls(groups, control, where)
     taken = opened.of_parts(options.parts, where)
-    aligned = _aligned(opened, cells, control, options, where)
+    aligned, notes = _aligned(opened, cells, control, options, where)
     means = GroupMeans(len(groups.gene), aligned.shape[1])
     controls = np.zeros(len(groups.gene), dtype=bool)
     code = np.where(taken, groups.guide, -1)
@@ -148,11 +149,16 @@ def _aggregated(
         raise UserError(f"{where}: no controls among rows of {', '.join(options.parts)}")
     if options.align == "none":
         values = standardised(values, is_control)
+        if even := int((values == 0).all(axis=0).sum()):
+            every = values.shape[1]
+            notes = [f"{even} of {every} dimensions do not vary beyond rounding and are 0"]
     about = opened.about | {
         "roles": {"label": GENE, "environment": list(options.within)},
         "aggregated": options.model_dump(mode="json")
         | {"gene": gene, "guide": guide, "parts": list(options.parts), "from": Path(where).name},
     }
+    if notes:
+        about["aggregated"]["notes"] = notes
     if options.align != "none" and options.align_on == "all":
         about["saw_held_out"] = True
     return Aggregate(rows_table, values.astype(np.float32), name, about)
@@ -172,10 +178,10 @@ def _columns(opened: Embeddings, options: AggregateOptions, where: str) -> tuple
 
 def _aligned(
     opened: Embeddings, values: Floats, control: Mask, options: AggregateOptions, where: str
-) -> Floats:
-    """The representation of all rows, aligned on controls if asked."""
+) -> tuple[Floats, list[str]]:
+    """The representation of all rows, aligned on controls if asked, and what that left out."""
     if options.align == "none":
-        return values
+        return values, []
     environment = coded(opened.environment())
     fitted = (opened.part == "train") | (options.align_on == "all")
     if not fitted.any():
@@ -187,9 +193,10 @@ def _aligned(
     alignment = method(method.Options())
     try:
         alignment.fit(values[fitted], environment.codes[fitted], control[fitted])
-        return alignment.transform(values, environment.codes, control)
+        aligned = alignment.transform(values, environment.codes, control)
     except TooFewControls as error:
         raise UserError(f"{where}: {named_line(error, environment.names)}") from error
+    return aligned, [f"{options.align}: {note}" for note in alignment.notes()]
 
 
 def _levelled(

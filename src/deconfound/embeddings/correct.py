@@ -22,6 +22,7 @@ from deconfound.metrics.neighbors import nearest, vote
 KNN = "knn"
 """The name under which `correct` only takes the vote and leaves the embedding as it is."""
 NEIGHBORS = 10
+NOTES = "post_hoc_notes"
 
 
 def names() -> list[str]:
@@ -48,8 +49,9 @@ def correct(
     nearest training rows vote for the label of every row (a training row has no vote on itself);
     otherwise nothing is predicted. A method that needs controls finds them by `control`, as in
     `control_rows`. The new file holds that representation alone, and is called
-    METHOD+CORRECTION. Raises UserError if `out` exists or is being written, or if the file has no
-    such representation or no training rows.
+    METHOD+CORRECTION; what a correction left out is told in `about["post_hoc_notes"]`, which is
+    missing where nothing is. Raises UserError if `out` exists or is being written, or if the file
+    has no such representation or no training rows.
     """
     out = Path(out)
     if out.suffix != ".h5ad":
@@ -214,6 +216,9 @@ def _about(
         "config": opened.about["config"]
         | {"post_hoc": opened.about["config"].get("post_hoc", {}) | done},
     }
+    if correction is not None and (notes := correction.notes()):
+        name = next(iter(done))
+        about[NOTES] = [*opened.about.get(NOTES, []), *(f"{name}: {note}" for note in notes)]
     if reference is not None:
         about["reference"] = Path(reference).name
     if correction is not None:

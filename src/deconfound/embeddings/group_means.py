@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import csc_array
 
-from deconfound.arrays import Codes, Doubles, Mask
+from deconfound.arrays import ROUNDING, Codes, Doubles, Mask
 from deconfound.data.tables.keys import keys
 from deconfound.errors import UserError
 
@@ -127,8 +127,9 @@ def standardised(values: Doubles, control: Mask) -> Doubles:
 
     Makino et al., SCBD, A.3, and the authors' code: mean and sd (ddof 1) are over all rows, with
     the controls, so that the first subtraction changes only the last digits. A dimension that does
-    not vary is 0.
+    not vary by more than rounding, a millionth of its mean, is 0.
     """
     moved = values - values[control].mean(axis=0)
     sd = moved.std(axis=0, ddof=1)
-    return np.asarray((moved - moved.mean(axis=0)) / np.where(sd > 0, sd, 1.0))
+    varies = sd > ROUNDING * np.abs(values.mean(axis=0))
+    return np.asarray((moved - moved.mean(axis=0)) / np.where(varies, sd, np.inf))

@@ -28,7 +28,6 @@ from deconfound.runtime.seeds import numpy_stream
 
 GRAPH_ROWS = 20_000
 PROBE_ROWS = 8_000
-PROBE_ITERATIONS = 200
 COLLAPSE_BATCH = 1_024
 
 
@@ -184,10 +183,12 @@ def _probes(name: str, values: Floats, rows: _Rows, unseen: str, seed: int) -> l
         ("environment", rows.environment, [unseen]),
     ):
         is_test = np.isin(part, parts)
-        most = {"max_train_rows": PROBE_ROWS, "max_iterations": PROBE_ITERATIONS}
-        probe = linear_probe(values, codes, rows.train, is_test, seed=seed, **most)
+        probe = linear_probe(
+            values, codes, rows.train, is_test, seed=seed, max_train_rows=PROBE_ROWS
+        )
         if not len(probe.classes):
-            scores.append(NamedScore(name, f"probe_{target}_macro_f1", unseen, probe.macro_f1))
+            metric = f"probe_{target}_macro_f1"
+            scores += [NamedScore(name, metric, one, probe.macro_f1) for one in parts]
             continue
         for one in parts:
             chosen = part[is_test] == one

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from deconfound.arrays import Codes, Doubles, Mask
+from deconfound.arrays import ROUNDING, Codes, Doubles, Mask
 from deconfound.runtime.seeds import numpy_stream
 
 REPLICATES = 2_000
@@ -172,7 +172,7 @@ def _correlation(rows: pd.DataFrame, fold: str) -> tuple[int, float, Doubles]:
     if len(values) < FEWEST:
         return len(values), float("nan"), np.array([])
     observed = np.array([value.mean(axis=0) for value in values])
-    if np.ptp(observed, axis=0).min() == 0:
+    if np.ptp(observed, axis=0).min() <= ROUNDING:
         return len(values), float("nan"), np.array([])
     stream = numpy_stream(0, "diagnose", fold)
     sample = np.full(REPLICATES, np.nan)
@@ -180,6 +180,6 @@ def _correlation(rows: pd.DataFrame, fold: str) -> tuple[int, float, Doubles]:
         chosen = [values[i] for i in stream.integers(0, len(values), len(values))]
         again = [one[stream.integers(0, len(one), len(one))].mean(axis=0) for one in chosen]
         drawn = np.array(again)
-        if np.ptp(drawn, axis=0).min() > 0:
+        if np.ptp(drawn, axis=0).min() > ROUNDING:
             sample[draw] = np.corrcoef(drawn.T)[0, 1]
     return len(values), float(np.corrcoef(observed.T)[0, 1]), sample

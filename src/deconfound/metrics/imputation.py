@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deconfound.arrays import AnyFloats, Codes, Doubles, Floats, Images
+from deconfound.arrays import ROUNDING, AnyFloats, Codes, Doubles, Floats, Images
 from deconfound.metrics.score import Metric, Score
 
 declared = partial(Metric, paper="ours, for eq. 1 of Pernice et al., IST, 2023")
@@ -184,5 +184,6 @@ def matched_moments(source: Images, style: Images) -> Floats:
     of_style, wanted = (
         of(style, axis=(3, 4), keepdims=True).mean(axis=1) for of in (np.mean, np.std)
     )
-    scale = np.divide(wanted, sd, out=np.zeros_like(sd), where=sd > 0)
+    varies = sd > ROUNDING * np.abs(mean)
+    scale = np.divide(wanted, sd, out=np.zeros_like(sd), where=varies)
     return np.asarray((source - mean) * scale + of_style, dtype=np.float32)

@@ -164,8 +164,8 @@ def _alarms(scores: pd.DataFrame) -> list[str]:
     found = []
     for word, meaning in (
         ("collapsed", "has collapsed to a point: its scores mean little; lower alpha"),
-        ("not converged", "was read by a probe that had not converged: read those scores as "
-         "lower bounds"),
+        ("not converged", "was read by a probe that had not converged: such a score is left out, "
+         "or in files of earlier releases a lower bound"),
     ):  # fmt: skip
         raised = scores[scores["note"].str.contains(word, regex=False)]
         for (method, representation), rows in raised.groupby(["method", "representation"]):

@@ -57,7 +57,8 @@ def fit(
     holds another run or something else, if another process is writing it, if the loss stops being
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
     of the step and raises Stopped. `warn` receives each warning as one line: labels that are never
-    scored, parts with far fewer rows than asked for, and weights that the method calls failed.
+    scored, parts with far fewer rows than asked for, channels or features that do not vary, and
+    weights that the method calls failed.
     """
     out, opened = Path(out), open_screen(screen)
     train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn)
@@ -113,6 +114,13 @@ def train(
             write_description(out, config, screen, problem)
             if intervention is not None:
                 intervention.write(out)
+            even = int((training.network.intensity.scale == 0).sum())
+            if even and warn is not None:
+                what = "features" if screen.holds_profiles else "channels"
+                warn(
+                    f"warning: {out}: {even} of {len(screen.channels)} {what} do not vary over the "
+                    "training rows beyond rounding, and are 0 in every row"
+                )
         training.run()
         if first and warn is not None and (alarm := training.alarm()) is not None:
             warn(f"warning: {out}: {alarm}")

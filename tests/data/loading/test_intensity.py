@@ -119,6 +119,29 @@ def test_an_even_channel_gives_no_infinity(screen_of: Callable[..., Screen]) -> 
     np.testing.assert_allclose(scaled(fitted, images)[:, 1], 0)
 
 
+@pytest.mark.parametrize("transform", ["none", "arcsinh"])
+def test_a_channel_that_varies_by_rounding_alone_is_0_in_every_row(
+    screen_of: Callable[..., Screen], transform: TransformName
+) -> None:
+    """One sd of it, 1e-8 of its mean, would turn the other rows into numbers of order 1e8."""
+    images = images_of("float32")
+    images[TRAIN, 1] = 1_000 + np.float32(6e-5) * (images[TRAIN, 1] > 0.4)
+    images[40:, 1] = 1_005
+    fitted = fit_intensity(screen_of(images), TRAIN, transform, "standardise", 0)
+    values = scaled(fitted, images)
+    assert (values[:, 1] == 0).all()
+    np.testing.assert_allclose(values[TRAIN, 0].std(), 1, atol=1e-5)
+    back = fitted.inverse(torch.from_numpy(values)).numpy()
+    np.testing.assert_allclose(back[:, 1], 1_000, rtol=1e-4)
+    np.testing.assert_allclose(back[:, 0], images[:, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_faint_images_get_deviation_1(screen_of: Callable[..., Screen]) -> None:
+    images = images_of("float32") * np.float32(1e-7)
+    fitted = fit_intensity(screen_of(images), TRAIN, "none", "standardise", 0)
+    np.testing.assert_allclose(scaled(fitted, images[TRAIN]).std(axis=(0, 2, 3)), 1, atol=1e-5)
+
+
 def test_unit_after_arcsinh_is_refused(screen_of: Callable[..., Screen]) -> None:
     with pytest.raises(UserError, match="--transform none"):
         fit_intensity(screen_of(images_of("uint8")), TRAIN, "arcsinh", "unit", 0)

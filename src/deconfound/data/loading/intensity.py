@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deconfound.arrays import Rows
+from deconfound.arrays import ROUNDING, Rows
 from deconfound.config import ScalingName, TransformName
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded
@@ -17,7 +17,6 @@ SCBD_OFFSET = SCBD_SCALE = 7.0  # of arcsinh'd pixels, in Makino et al.
 SAMPLE = 4096
 LOWEST, HIGHEST = 0.001, 0.999
 GROUP_SAMPLE = 256
-CONSTANT = 1e-6
 
 
 class Intensity(nn.Module):
@@ -65,11 +64,13 @@ class Intensity(nn.Module):
     def inverse(self, image: Tensor) -> Tensor:
         """Float32 images (B, C, H, W) or profiles (B, D) in stored units, not rounded or clipped.
 
-        The transform percentile has no inverse: it forgets how bright images were.
+        A channel that did not vary over the rows fitted on is the value that it had there. The
+        transform percentile has no inverse: it forgets how bright images were.
         """
         assert self.transform != "percentile"
         sides = (1,) * (image.ndim - 2)
-        pixels = image / self.scale.view(-1, *sides) + self.offset.view(-1, *sides)
+        scale = self.scale.view(-1, *sides)
+        pixels = torch.where(scale > 0, image / scale, 0.0) + self.offset.view(-1, *sides)
         return pixels.sinh() if self.transform == "arcsinh" else pixels
 
 
@@ -90,9 +91,10 @@ def fit_intensity(
 
     "unit" divides by the largest value the stored type can hold (float32 is taken to be in [0, 1]
     already) and "scbd", after "arcsinh", is (x − 7)/7, as Makino et al. (SCBD, A.3) scale Funk22;
-    neither needs a fit. Profiles are standardised by feature; a feature that does not vary
-    over the rows fitted on becomes 0 in every row. With `group`, the codes of all rows of the
-    screen, the transform percentile has limits for each group, from at most 256 of its `rows`.
+    neither needs a fit. Profiles are standardised by feature. A channel or feature whose sd over
+    the rows fitted on is rounding, no more than a millionth of its mean, becomes 0 in every row.
+    With `group`, the codes of all rows of the screen, the transform percentile has limits for each
+    group, from at most 256 of its `rows`.
     Raises UserError for "unit" after "arcsinh", "scbd" after any other, and for "percentile" or
     "scbd" of profiles.
     """
@@ -126,13 +128,8 @@ def fit_intensity(
     mean = total / len(sample)
     deviation = (squares / len(sample) - mean.square()).clamp(min=0).sqrt()
     intensity.offset.copy_(mean)
-    if screen.holds_profiles:
-        # Features differ in size by orders of magnitude, so "does not vary" is relative: no more
-        # than the rounding of a float32 mean.
-        varies = deviation > CONSTANT * mean.abs()
-        intensity.scale.copy_(torch.where(varies, 1.0 / deviation, 0.0))
-    else:
-        intensity.scale.copy_(1.0 / deviation.clamp(min=1e-6))
+    varies = deviation > ROUNDING * mean.abs()
+    intensity.scale.copy_(torch.where(varies, 1.0 / deviation, 0.0))
     return intensity
 
 

@@ -1,10 +1,10 @@
 """What a post hoc method is: a correction of embeddings that another method made."""
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from deconfound.arrays import Codes, Doubles, Floats, Mask
+from deconfound.arrays import ROUNDING, Codes, Doubles, Floats, Mask
 from deconfound.config import Options
 from deconfound.errors import UserError
 
@@ -80,6 +80,10 @@ class PostHoc:
         """
         raise NotImplementedError
 
+    def notes(self) -> list[str]:
+        """What was left out of what was learnt, and why: one clause each, after `fit`."""
+        return []
+
 
 def require_controls(control: Controls, rows: Mask, least: int, environment: int | None) -> Mask:
     """The controls (N,) among `rows` (N,); raises TooFewControls if they are fewer than `least`."""
@@ -99,8 +103,34 @@ def refuse_unknown(environment: Codes, method: str, use: str) -> None:
         )
 
 
-def centre_and_scale(rows: Floats | Doubles) -> tuple[Doubles, Doubles]:
-    """Mean and sd (D,) of rows (N, D), ddof 0; an sd of 0 is 1."""
+def unscaled(even: Mask, over: str) -> list[str]:
+    """The note that dimensions which are `even` (D,) over some rows are centred alone, if any."""
+    if not even.any():
+        return []
+    return [
+        f"{even.sum()} of {len(even)} dimensions are centred and not scaled, as they do not vary "
+        f"over {over} beyond rounding"
+    ]
+
+
+class Scale(NamedTuple):
+    """What rows are centred and scaled by."""
+
+    mean: Doubles
+    """(D,)."""
+    sd: Doubles
+    """(D,); 1 where a column is even."""
+    even: Mask
+    """(D,) whether a column varies by no more than rounding."""
+
+
+def centre_and_scale(rows: Floats | Doubles, least: float = 0.0) -> Scale:
+    """Mean and sd of rows (N, D), ddof 0.
+
+    A column is even if its sd is no more than `least`, or than a millionth of its mean, which is
+    what rounding to float32 leaves of a constant.
+    """
     values = rows.astype(np.float64)
-    sd = values.std(axis=0)
-    return values.mean(axis=0), np.where(sd == 0, 1.0, sd)
+    mean, sd = values.mean(axis=0), values.std(axis=0)
+    even = sd <= np.maximum(ROUNDING * np.abs(mean), least)
+    return Scale(mean, np.where(even, 1.0, sd), even)

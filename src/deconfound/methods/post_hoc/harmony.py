@@ -21,7 +21,8 @@ class HarmonyOptions(PostHocOptions):
     """Options of Harmony, and of the reference of Symphony."""
 
     components: int = Field(20, ge=1)
-    """Principal components of the standardised embedding that are kept; all if there are fewer."""
+    """Principal components of the standardised embedding that are kept; fewer where the rows learnt
+    from do not span as many."""
     theta: float = Field(2.0, ge=0)
     """Penalty on clusters that do not mix the environments."""
     clusters: int | None = Field(None, ge=2)
@@ -45,6 +46,8 @@ class Harmony(PostHoc):
     PAPER = "Korsunsky et al., Fast, sensitive and accurate integration … with Harmony, 2019"
     MAPS = False
 
+    components: Components
+
     @classmethod
     def require(cls) -> None:
         """Raise UserError where harmonypy is not installed."""
@@ -53,19 +56,23 @@ class Harmony(PostHoc):
     def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """All rows (N, D) of environments (N,), corrected: (N, d) float32.
 
-        Raises UserError for a row without an environment, fewer than two environments, and where
-        harmonypy is not installed.
+        Raises UserError for a row without an environment, fewer than two environments, rows that do
+        not vary, and where harmonypy is not installed.
         """
         del control
         refuse_unknown(environment, "harmony", "symphony")
-        components = Components.of(embedding, self.options.components)
-        found = harmonise(components.project(embedding), environment, self.options, "harmony")
+        self.components = Components.of(embedding, self.options.components)
+        found = harmonise(self.components.project(embedding), environment, self.options, "harmony")
         return found.corrected.astype(np.float32)
 
     def transform(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Raises UserError: Harmony cannot map rows that it was not fitted on."""
         del embedding, environment, control
         raise UserError("harmony: cannot map rows that it was not fitted on; use symphony")
+
+    def notes(self) -> list[str]:
+        """The components left out."""
+        return self.components.notes()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 import numpy as np
 from pydantic import Field
 
-from deconfound.arrays import Codes, Doubles, Floats
+from deconfound.arrays import ROUNDING, Codes, Doubles, Floats, Mask
 from deconfound.methods.contract.post_hoc import (
     Controls,
     PostHoc,
     PostHocOptions,
     centre_and_scale,
     require_controls,
+    unscaled,
 )
 
 
@@ -39,6 +40,8 @@ class Sphering(PostHoc):
     """(D,)."""
     map: Doubles
     """(D, D)."""
+    even: Mask
+    """(D,) whether the controls do not vary in a dimension."""
 
     def fit(self, embedding: Floats, environment: Codes, control: Controls = None) -> Floats:
         """Learn from the controls among rows (N, D); returns all of them sphered, (N, D).
@@ -47,7 +50,7 @@ class Sphering(PostHoc):
         """
         everywhere = np.ones(len(embedding), dtype=bool)
         controls = embedding[require_controls(control, everywhere, 2, None)]
-        self.mean, sd = centre_and_scale(controls)
+        self.mean, sd, self.even = centre_and_scale(controls)
         covariance = np.atleast_2d(np.cov((controls - self.mean) / sd, rowvar=False, ddof=0))
         self.map = power(covariance, -0.5, self.options.regularisation) / sd[:, None]
         return self.transform(embedding, environment, control)
@@ -57,9 +60,19 @@ class Sphering(PostHoc):
         del environment, control
         return np.asarray((embedding - self.mean) @ self.map, dtype=np.float32)
 
+    def notes(self) -> list[str]:
+        """The dimensions that are centred alone."""
+        return unscaled(self.even, "the controls")
+
 
 def power(covariance: Doubles, exponent: float, added: float) -> Doubles:
-    """(covariance + `added` · I) to a power, symmetric: (D, D)."""
+    """(covariance + `added` · I) to a power, symmetric: (D, D).
+
+    A direction whose variance is rounding even with `added` becomes 0.
+    """
     variance, direction = np.linalg.eigh(covariance)
-    raised = (np.maximum(variance, 0) + added) ** exponent
+    total = np.maximum(variance, 0) + added
+    raised = np.zeros_like(total)
+    spread = total > ROUNDING**2 * total[-1]
+    raised[spread] = total[spread] ** exponent
     return np.asarray((direction * raised) @ direction.T)

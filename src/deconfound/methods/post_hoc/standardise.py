@@ -4,20 +4,19 @@ from typing import Literal
 
 import numpy as np
 
-from deconfound.arrays import Codes, Doubles, Floats, Mask
+from deconfound.arrays import Codes, Floats, Mask
 from deconfound.methods.contract.post_hoc import (
     Controls,
     PostHoc,
     PostHocOptions,
+    Scale,
     centre_and_scale,
     require_controls,
+    unscaled,
 )
 
 FEWEST = 2
 """Least rows of an environment that have a spread."""
-
-
-Scale = tuple[Doubles, Doubles]
 
 
 class StandardiseOptions(PostHocOptions):
@@ -42,6 +41,8 @@ class Standardise(PostHoc):
 
     scales: dict[int, Scale]
     """Of each environment the mean and sd, (D,) each."""
+    even: Mask
+    """(D,) whether a dimension does not vary in some environment."""
 
     def needs_controls(self) -> bool:
         """True unless `by` is "all"."""
@@ -53,6 +54,7 @@ class Standardise(PostHoc):
         Raises TooFewControls for an environment with fewer than two.
         """
         everywhere = np.ones(len(embedding), dtype=bool)
+        self.even = np.zeros(embedding.shape[1], dtype=bool)
         self.scales = {-1: self._scale(embedding, everywhere, control, -1)}
         return self._mapped(embedding, environment, control, self.scales)
 
@@ -63,6 +65,11 @@ class Standardise(PostHoc):
         """
         return self._mapped(embedding, environment, control, dict(self.scales))
 
+    def notes(self) -> list[str]:
+        """The dimensions that are centred alone, in some environment mapped so far."""
+        rows = "controls" if self.needs_controls() else "rows"
+        return unscaled(self.even, f"the {rows} of an environment")
+
     def _mapped(
         self, embedding: Floats, environment: Codes, control: Controls, scales: dict[int, Scale]
     ) -> Floats:
@@ -71,7 +78,8 @@ class Standardise(PostHoc):
             rows = environment == one
             if one not in scales:
                 scales[one] = self._scale(embedding, rows, control, one)
-            mean, sd = scales[one]
+            mean, sd, even = scales[one]
+            self.even |= even
             corrected[rows] = (embedding[rows] - mean) / sd
         return corrected
 

@@ -37,7 +37,8 @@ class Symphony(PostHoc):
         """Build the reference from rows (N, D); returns them corrected by Harmony, (N, d).
 
         Rows without an environment (−1) are not in the reference, but mapped onto it. Raises
-        UserError for fewer than two environments and where harmonypy is not installed.
+        UserError for fewer than two environments, rows that do not vary, and where harmonypy is not
+        installed.
         """
         del control
         known = environment >= 0
@@ -56,6 +57,10 @@ class Symphony(PostHoc):
         del control
         projected = self.components.project(embedding)
         return self.reference.map(projected, environment).astype(np.float32)
+
+    def notes(self) -> list[str]:
+        """The components left out."""
+        return self.components.notes()
 
 
 @dataclass(frozen=True)
