@@ -1,7 +1,5 @@
 """What verbs say: lines and tables, harmless for a terminal."""
 
-import sys
-
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -10,19 +8,9 @@ from rich.table import Column, Table
 from deconfound.runtime.escaping import for_terminal
 
 
-def one_line(text: str) -> str:
-    """The same words, a single space between them."""
-    return " ".join(text.split())
-
-
 def say(text: str) -> None:
     """One line on the terminal."""
     print(for_terminal(text))
-
-
-def complain(text: str) -> None:
-    """One line on stderr."""
-    print(f"deconfound: {for_terminal(one_line(text))}", file=sys.stderr)
 
 
 def print_table(columns: list[str], rows: list[list[str]], plain: bool = False) -> None:

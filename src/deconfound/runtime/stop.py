@@ -15,6 +15,10 @@ class Stopped(KeyboardInterrupt):
     """A signal ended the work; everything written is whole. The text says what is kept, if any."""
 
 
+class Abandoned(KeyboardInterrupt):
+    """A second request came while the first was answered; the work is left where it stands."""
+
+
 @contextmanager
 def at_once() -> Iterator[None]:
     """SIGTERM raises Stopped, so that what is half-written is removed, as Ctrl-C does."""
