@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from deconfound.cli.former import FORMER
 from deconfound.config import did_you_mean
@@ -31,9 +32,10 @@ def main(words: list[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     streams.prepare()
     with _debugging(debug):
+        asked = stop.Asked()
         try:
             words = _of_today(words)
-            with stop.at_once(), quiet.own_lines(complain), bus_error.explained():
+            with stop.at_once() as asked, quiet.own_lines(complain), bus_error.explained():
                 _dispatch(words)
                 lost = streams.refused()
             if lost:
@@ -44,6 +46,8 @@ def main(words: list[str] | None = None) -> None:
         except BrokenPipeError:  # its reader, such as head, has seen enough
             sys.exit(141)
         except Exception as error:
+            if asked.by is not None:  # a library has turned the request into this
+                _stopped(asked.by(), VERBS.get(words[0]))
             if (line := _line(error)) is None:
                 raise
             if debug:
@@ -79,7 +83,7 @@ def _line(error: Exception) -> str | None:
     return None
 
 
-def _stopped(request: KeyboardInterrupt, verb: Verb | None) -> None:
+def _stopped(request: KeyboardInterrupt, verb: Verb | None) -> NoReturn:
     """Say what the same command will do, and end with the code of a signal, or 0 for saved runs."""
     goes_on = verb is not None and verb.resumes
     remedy = "resumes" if goes_on else "starts again, as nothing was written"

@@ -33,7 +33,7 @@ def cut_off(maps: str) -> list[str]:
             continue
         start, end = (int(address, 16) for address in span.split("-"))
         try:
-            size = os.stat(path[0]).st_size
+            size = Path(path[0]).stat().st_size
         except OSError:
             continue
         pages = -(-size // os.sysconf("SC_PAGESIZE")) * os.sysconf("SC_PAGESIZE")

@@ -67,8 +67,8 @@ def death(code: int) -> str:
     if code >= 0:
         return f"ended with code {code}; if memory ran out, lower --workers"
     try:
-        name = signal.Signals(-code).name
+        number = signal.Signals(-code)
     except ValueError:
-        name = "unknown"
-    reason = REASONS.get(-code, "a library failed; try again, with --workers 1 to see which")
-    return f"was killed by signal {-code} ({name}): {reason}"
+        return f"was killed by signal {-code}"
+    reason = REASONS.get(number, "a library failed; try again, with --workers 1 to see which")
+    return f"was killed by signal {-code} ({number.name}): {reason}"

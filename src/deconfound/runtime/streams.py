@@ -5,14 +5,16 @@ import io
 import os
 import sys
 import unicodedata
-from typing import TextIO
+from typing import Any, TextIO
 
 from deconfound.runtime.escaping import for_terminal, one_line
 
 ERRORS = "deconfound.plain"
 """Name of the way in which a sign is written that the stream's encoding lacks."""
-PLAIN = {"×": "x", "·": "*", "−": "-", "–": "-", "—": "-", "→": "->", "±": "+-", "≥": ">=",
-         "≤": "<=", "─": "-", "━": "-", "│": "|", "•": "*", "“": '"', "”": '"', "’": "'"}  # fmt: skip
+PLAIN = {
+    "×": "x", "·": "*", "−": "-", "–": "-", "—": "-", "→": "->", "±": "+-", "≥": ">=", "≤": "<=",
+    "─": "-", "━": "-", "│": "|", "•": "*", "“": '"', "”": '"', "’": "'",
+}  # fmt: skip
 
 
 def prepare() -> None:
@@ -54,7 +56,7 @@ class _Lasting(io.FileIO):
     refused: str | None = None
     gone = False
 
-    def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         if self.gone:
             return len(data)
         try:

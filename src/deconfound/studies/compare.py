@@ -88,10 +88,10 @@ def _kind(source: Path, options: CompareOptions) -> str:
     """A key of `USED`; raises UserError for any other source."""
     if source.suffix in (".yaml", ".yml"):
         return "a plan file"
+    if str(source) == DEMO and not (source / "screen.json").is_file():
+        return DEMO  # also beside the directory that an earlier `compare demo --out demo` made
     if source.is_dir():
         return f"the view {options.view or 'levels'}"
-    if str(source) == DEMO:
-        return DEMO
     if source.is_file() and table_kind(source) in KINDS:
         raise UserError(
             f"{source}: a table, expected a screen; make one, and compare that: "
