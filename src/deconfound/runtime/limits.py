@@ -45,7 +45,7 @@ def refused(error: BaseException) -> str | None:
             return f"memory ran out ({said[:200] or type(one).__name__}); {MORE_MEMORY}"
         one = one.__cause__
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        return "the system starts no more threads; raise `ulimit -u`, or lower --threads"
+        return f"the system starts no more threads (`ulimit -u`, or its memory); {MORE_MEMORY}"
     if isinstance(error, OSError) and error.errno in REMEDIES:
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return f"{place}{os.strerror(error.errno)}; {REMEDIES[error.errno]}"
