@@ -28,8 +28,8 @@ def cut_off(maps: str) -> list[str]:
     """Files that are shorter than what is mapped of them, by the text of /proc/self/maps."""
     found: dict[str, None] = {}
     for line in maps.splitlines():
-        span, _, place, _, _, *path = line.split(maxsplit=5)
-        if not path or not path[0].startswith("/"):
+        span, kind, place, _, _, *path = line.split(maxsplit=5)
+        if not path or not path[0].startswith("/") or not kind.startswith("r"):
             continue
         start, end = (int(address, 16) for address in span.split("-"))
         try:
