@@ -223,3 +223,27 @@ def test_entries_that_cannot_intervene_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make_plan(write(tmp_path, screen.path, methods=entries))
+
+
+def test_a_plan_of_more_runs_than_allowed_is_refused_before_it_is_laid_out(
+    screen: Screen, tmp_path: Path
+) -> None:
+    grid = {"learning_rate": [0.1] * 1000, "weight_decay": [0.1] * 1000, "steps": [5] * 50}
+    file = write(tmp_path, screen.path, methods={"erm": {"grid": grid}, "scbd": None})
+    with pytest.raises(UserError) as refused:
+        make_plan(file)
+    assert str(refused.value) == (
+        f"{file}: 100,000,002 runs are more than 10,000; give fewer values, folds or seeds, or "
+        "allow them with --max-runs 100000002"
+    )
+    folds = ["all groups of plate", "iid"]
+    loto = {"select": ["loto"], "loto_seeds": [0], "data": {"environment": ["plate"]}}
+    file = write(tmp_path, screen.path, folds=folds, **loto)
+    counted = (4 + 1) * 2 * (2 + 2)  # folds, settings, seeds and environments left out
+    with pytest.raises(UserError, match=f"{counted} runs are more than {counted - 1};"):
+        make_plan(file, max_runs=counted - 1)
+    assert len(make_plan(file, max_runs=counted).jobs) <= counted
+    file = write(tmp_path, screen.path, folds=folds)
+    assert len(make_plan(file, max_runs=20).jobs) == 20
+    with pytest.raises(UserError, match="20 runs are more than 19;"):
+        make_plan(file, max_runs=19)

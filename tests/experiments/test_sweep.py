@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import importlib
 import json
 import os
@@ -17,14 +19,14 @@ from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.experiments.overhead import Summary
 from deconfound.experiments.plan import Job, make_plan
-from deconfound.experiments.running import executors, local
+from deconfound.experiments.running import executors, job, local
 from deconfound.experiments.running.job import Runner
 from deconfound.experiments.running.local import run_local
 from deconfound.experiments.running.messages import Order, Outcome, run_directory
 from deconfound.experiments.select import Result, read_result
 from deconfound.reports.report import report
-from deconfound.runtime.stop import Stopped
-from deconfound.studies.compare import compare
+from deconfound.runtime.stop import Abandoned, Stopped
+from deconfound.studies.compare import _kind, compare
 from deconfound.studies.comparison import CompareOptions
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -453,7 +455,7 @@ def test_processes_are_stopped_resumed_and_replaced(
 
     monkeypatch.setattr(local, "_environment", broken_at_first)
     lost, resumed = run_local([order._replace(name="lost"), order], 1)
-    assert "its process ended with code 1; if memory ran out" in lost.reason
+    assert lost.reason == "its process ended with code 1; if memory ran out, lower --workers"
     assert (resumed.reason, resumed.worker, starts) == ("", 0, [0, 0])
     whole = tmp_path / "whole"
     assert Runner().run(order._replace(out=str(whole))).reason == ""
@@ -464,8 +466,114 @@ def test_a_process_that_is_killed_fails_its_run(screen: Screen, tmp_path: Path) 
     process = local._Process(0)
     process.take(_order(tmp_path, write(tmp_path, screen)))
     process._process.kill()
-    assert "was killed by signal 9" in process.outcome().reason
+    assert process.outcome().reason == (
+        "its process was killed by signal 9 (SIGKILL): the system does so when memory runs out, or "
+        "somebody did; lower --workers or the batch size"
+    )
     process.wait(1)
+
+
+def test_a_run_that_meets_no_memory_and_no_disk_says_so(
+    screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = _order(tmp_path, write(tmp_path, screen))
+    (tmp_path / "failures").write_text("a file in the way of the folder")
+    for error, said in (
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory ran out (Default"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device; make room"),
+        (ZeroDivisionError("a fault"), "ZeroDivisionError: a fault"),
+    ):
+
+        def fail(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(job, "train", fail)
+        assert Runner().run(order).reason.startswith(said)
+
+
+class Slow:
+    """A process that saves its run until it is killed."""
+
+    def __init__(self, log: list[str], patient: bool) -> None:
+        self._log, self._patient = log, patient
+
+    def ask_to_end(self) -> None:
+        self._log.append("asked")
+
+    def wait(self, seconds: float) -> None:
+        if seconds and not self._patient:
+            raise KeyboardInterrupt
+        self._log.append("waited" if seconds else "killed")
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_second_interrupt_kills_the_processes(patient: bool) -> None:
+    log: list[str] = []
+    processes: Any = [Slow(log, patient), Slow(log, patient)]
+    if patient:
+        local._end(processes)
+        assert log == ["asked", "asked", "waited", "waited"]
+        return
+    with pytest.raises(Abandoned):
+        local._end(processes)
+    assert log == ["asked", "asked", "killed", "killed"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "ends", "kept"),
+    [
+        (KeyboardInterrupt, Stopped, "are saved"),
+        (Stopped, Stopped, "are saved"),
+        (Abandoned, Abandoned, "go on from their last checkpoint"),
+    ],
+)
+def test_what_a_stopped_sweep_says(
+    raised: type[KeyboardInterrupt],
+    ends: type[KeyboardInterrupt],
+    kept: str,
+    screen: Screen,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopped(orders: Sequence[Order], _: int) -> Generator[Outcome, None, None]:
+        yield Outcome(orders[0].name, 0, 0.0, 1.0)
+        raise raised
+
+    monkeypatch.setattr(executors, "run_local", stopped)
+    with pytest.raises(KeyboardInterrupt) as request:
+        sweep(write(tmp_path, screen), tmp_path / "out", quiet=True)
+    assert request.type is ends
+    assert str(request.value) == (
+        f"{tmp_path / 'out'}: 1 of 4 runs done, those under way {kept}; the same command resumes"
+    )
+
+
+def test_ctrl_c_in_the_demonstration_ends_as_in_fit(tmp_path: Path) -> None:
+    """SIGINT to the whole group; no process stays, and the same command goes on."""
+    words = ["compare", "demo", "--out", "demo", "--cells", "500", "--steps", "5000"]
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from deconfound.cli import main; main()"
+    command = [sys.executable, "-c", code, *words, "--workers", "2", "--quiet"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, **pipes
+    ) as running:
+        while len({file.parent for file in tmp_path.glob("demo/runs/*/*.safetensors")}) < 2:
+            assert running.poll() is None
+            time.sleep(0.02)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+        started = children.read_text().split() if children.exists() else []
+        os.killpg(running.pid, signal.SIGINT)
+        out, said = running.communicate(timeout=60)
+    assert (running.returncode, out) == (0, "")
+    assert said == (
+        "deconfound: demo: 0 of 4 runs done, those under way are saved; the same command resumes\n"
+    )
+    assert not [one for one in started if Path(f"/proc/{one}").exists()]
+    assert len(list(tmp_path.glob("demo/runs/*/resume.pt"))) == 2
+    assert not [path for path in tmp_path.rglob(".*") if path.suffix in (".partial", ".lock")]
+    with contextlib.chdir(tmp_path):
+        assert _kind(Path("demo"), CompareOptions()) == "demo"
 
 
 def _order(out: Path, file: Path) -> Order:

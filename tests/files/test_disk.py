@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,14 +121,16 @@ def in_a_small_disk(folder: Path, kilobytes: int, words: list[str]) -> tuple[int
 
 
 WRITERS = """
-import sys
+import resource, sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from safetensors.torch import save_file
 from deconfound.files import atomic
 from deconfound.embeddings.file import Embeddings, write_embeddings
 from deconfound.errors import UserError
-folder = Path(sys.argv[1])
+folder, reason = Path(sys.argv[1]), sys.argv[2]
+if reason == "File too large":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, 2**19))
 values = np.zeros(300_000, np.float32) + np.arange(300_000, dtype=np.float32)
 tensors = {"a": torch.from_numpy(values)}
 table = pd.DataFrame({"a": values.astype(float) * 0.1})
@@ -145,22 +148,52 @@ for name, writer in writers.items():
         with atomic.atomic_file(folder / name) as temporary:
             writer(temporary)
     except UserError as error:
-        assert "No space left" in str(error), (name, error)
+        assert reason in str(error), (name, error)
     else:
         raise AssertionError(name)
 try:
     write_embeddings(folder / "e.h5ad", about)
 except UserError as error:
-    assert "No space left" in str(error), error
+    assert reason in str(error), error
 else:
     raise AssertionError("h5ad")
 """
 
 
 def test_every_library_that_meets_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", WRITERS, str(tmp_path)]
+    words = [sys.executable, "-c", WRITERS, str(tmp_path), "No space left"]
     code, errors, left = in_a_small_disk(tmp_path, 512, words)
     assert (code, errors, left) == (0, "", [])
+
+
+def test_every_library_that_meets_the_limit_of_a_file_is_one_line(tmp_path: Path) -> None:
+    """As under `ulimit -f`: torch, numpy and safetensors name no number of an error."""
+    words = [sys.executable, "-c", WRITERS, str(tmp_path), "File too large"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (0, "", [])
+
+
+def test_the_disk_is_asked_while_what_was_written_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is removed there is room again, and the library's error says nothing."""
+    room = 2**20
+
+    def limited(path: Path, *words: Any, **named: Any) -> Any:
+        used = sum(file.stat().st_size for file in tmp_path.iterdir())
+        if path.name.startswith(".probe.") and used >= room:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return opened(path, *words, **named)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", limited)
+    said = r"out: cannot be written \(Disk quota exceeded\); make room there"
+    with pytest.raises(UserError, match=said), atomic.atomic_file(tmp_path / "out") as temporary:
+        temporary.write_bytes(bytes(room))
+        raise RuntimeError("unexpected pos 704 vs 598")
+    with pytest.raises(RuntimeError, match="a fault"), atomic.atomic_file(tmp_path / "out"):
+        raise RuntimeError("a fault")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_simulate_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:

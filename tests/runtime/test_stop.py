@@ -160,3 +160,53 @@ def test_another_verb_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
     assert running.returncode == 143
     assert said == ("deconfound: stopped; the same command starts again, as nothing was written\n")
     assert list(tmp_path.iterdir()) == []
+
+
+DROPPED = """
+import os, signal, sys, time
+from deconfound import cli
+def signalled(): os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+def describe(words):
+    try:
+        signalled()
+    except BaseException:
+        if sys.argv[2] == "garbled":
+            raise AttributeError("module 'numpy' has no attribute 'intp'")
+    try:
+        time.sleep(20)
+    finally:
+        time.sleep(0.4)
+        print("cleaned", flush=True)
+    raise AssertionError("not reached")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import deconfound.cli.screens
+deconfound.cli.screens.call_describe = describe
+cli.main(["describe", "s"])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("how", ["dropped", "garbled"])
+def test_a_request_that_a_library_drops_or_garbles_is_obeyed(
+    number: str, code: int, how: str
+) -> None:
+    """As numpy and pyarrow do while they are imported; what cleans up is not interrupted."""
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED, number, how], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stdout == ("cleaned\n" if how == "dropped" else "")
+    assert done.stderr == (
+        "deconfound: stopped; the same command starts again, as nothing was written\n"
+    )
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop.at_once() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert asked.by is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)

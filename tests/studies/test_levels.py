@@ -327,3 +327,16 @@ def test_imputed_images_from_a_screen_to_the_table(
     assert table.loc["erm+far", ["IID_runs", "series_runs"]].tolist() == [1, 1]
     titles = {read_embeddings(file).about["method"] for file in (out / "embeddings").glob("*.h5ad")}
     assert titles == {"erm+ist", "ist"}
+
+
+def test_too_many_runs_are_refused_before_a_fold_is_posed(
+    screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Folds, "pose", None)
+    options = CompareOptions(hold_out=("plate",), seeds=(0, 1, 2), max_runs=29)
+    with pytest.raises(UserError, match=r"30 runs are more than 29; .* with --max-runs 30"):
+        compare(screen.path, tmp_path / "out", options)
+    one = options.model_copy(update={"folds_per_level": 2, "max_runs": 17})
+    with pytest.raises(UserError, match="18 runs are more than 17"):
+        compare(screen.path, tmp_path / "out", one)
+    assert not (tmp_path / "out").exists()

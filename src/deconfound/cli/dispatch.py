@@ -5,85 +5,91 @@ import os
 import shlex
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import NoReturn
 
 from deconfound.cli.former import FORMER
-from deconfound.cli.printing import complain
 from deconfound.config import did_you_mean
-from deconfound.errors import InputWarning, UserError
-from deconfound.runtime import stop
+from deconfound.errors import UserError
+from deconfound.runtime import bus_error, limits, quiet, stop, streams
 from deconfound.runtime.escaping import for_terminal
-from deconfound.verbs import VERBS
+from deconfound.runtime.streams import complain
+from deconfound.verbs import VERBS, Verb
 from deconfound.version import __version__
 
 
 def main(words: list[str] | None = None) -> None:
     """Run a verb.
 
-    Exits with 2 and one line on a mistake of the user's; with one line too on SIGTERM and Ctrl-C,
-    with 0 where fit or compare has saved its runs and else with 143 and 130. Ends quietly with
-    141 where the reader of its output has gone.
+    Exits with 2 and one line on a mistake of the user's, and where the machine refuses memory, a
+    file or stdout; with one line too on SIGTERM and Ctrl-C, with 0 where fit or compare has saved
+    its runs and else with 143 and 130. Ends quietly with 141 where the reader of its output has
+    gone.
     """
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    try:
-        words = _of_today(words)
-        with stop.at_once(), _warnings_said():
-            _dispatch(words)
-            sys.stdout.flush()
-    except UserError as error:
-        if debug:
-            lines = traceback.format_exc().splitlines()
-            print(*map(for_terminal, lines), sep="\n", file=sys.stderr)
-        complain(str(error))
-        sys.exit(2)
-    except BrokenPipeError:  # its reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OSError as error:
-        if error.filename is None or debug:
-            raise
-        reason = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        complain(f"{reason}; check the path and its permissions")
-        sys.exit(2)
-    except KeyboardInterrupt as request:
-        verb = VERBS.get(words[0])
-        goes_on = verb is not None and verb.resumes
-        remedy = "resumes" if goes_on else "starts again, as nothing was written"
-        said = str(request) or f"stopped; the same command {remedy}"
-        complain(said)
-        asked = isinstance(request, stop.Stopped)
-        sys.exit(130 if not asked else 0 if verb is not None and verb.saves else 143)
+    streams.prepare()
+    with _debugging(debug):
+        asked = stop.Asked()
+        try:
+            words = _of_today(words)
+            with stop.at_once() as asked, quiet.own_lines(complain), bus_error.explained():
+                _dispatch(words)
+                lost = streams.refused()
+            if lost:
+                complain(f"stdout: {lost}; what was to be said there is lost, files are whole")
+                sys.exit(2)
+        except KeyboardInterrupt as request:
+            _stopped(request, VERBS.get(words[0]) if words else None)
+        except BrokenPipeError:  # its reader, such as head, has seen enough
+            sys.exit(141)
+        except Exception as error:
+            if asked.by is not None:  # a library has turned the request into this
+                _stopped(asked.by(), VERBS.get(words[0]))
+            if (line := _line(error)) is None:
+                raise
+            if debug:
+                lines = traceback.format_exc().splitlines()
+                print(*map(for_terminal, lines), sep="\n", file=sys.stderr)
+            complain(line)
+            sys.exit(2)
 
 
 @contextmanager
-def _warnings_said() -> Iterator[None]:
-    """Within the block every `InputWarning` is one line on stderr, each message once."""
-    with warnings.catch_warnings():
-        of_others = warnings.showwarning
-        said: set[str] = set()
-
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if not issubclass(category, InputWarning):
-                of_others(message, category, filename, lineno, file, line)
-            elif str(message) not in said:
-                said.add(str(message))
-                complain(f"warning: {message}")
-
-        warnings.simplefilter("always", InputWarning)
-        warnings.showwarning = show
+def _debugging(debug: bool) -> Iterator[None]:
+    """Within the block this process and those that it starts show tracebacks, if `debug`."""
+    before = os.environ.pop(quiet.DEBUG, None)
+    if debug or before:
+        os.environ[quiet.DEBUG] = "1"
+    try:
         yield
+    finally:
+        os.environ.pop(quiet.DEBUG, None)
+        if before is not None:
+            os.environ[quiet.DEBUG] = before
+
+
+def _line(error: Exception) -> str | None:
+    """What an error says to the user in one line; None for a fault of the program."""
+    if (refused := limits.refused(error)) is not None:
+        return refused
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        place = os.fsdecode(error.filename)
+        return f"{place}: {error.strerror}; check the path and its permissions"
+    return None
+
+
+def _stopped(request: KeyboardInterrupt, verb: Verb | None) -> NoReturn:
+    """Say what the same command will do, and end with the code of a signal, or 0 for saved runs."""
+    goes_on = verb is not None and verb.resumes
+    remedy = "resumes" if goes_on else "starts again, as nothing was written"
+    complain(str(request) or f"stopped; the same command {remedy}")
+    asked = isinstance(request, stop.Stopped)
+    sys.exit(130 if not asked else 0 if verb is not None and verb.saves else 143)
 
 
 def _of_today(words: list[str]) -> list[str]:

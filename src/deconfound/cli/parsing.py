@@ -10,9 +10,9 @@ from typing import TypeVar
 import tyro
 from pydantic import BaseModel, ValidationError
 
-from deconfound.cli.printing import one_line
 from deconfound.config import Options, did_you_mean
 from deconfound.errors import UserError
+from deconfound.runtime.escaping import one_line
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 SYNONYMS = {"--hold-out": "--fold"}

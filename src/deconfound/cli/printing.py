@@ -1,7 +1,5 @@
 """What verbs say: lines and tables, harmless for a terminal."""
 
-import sys
-
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,19 +13,9 @@ WIDEST = 100_000
 """Columns of a terminal that holds any table."""
 
 
-def one_line(text: str) -> str:
-    """The same words, a single space between them."""
-    return " ".join(text.split())
-
-
 def say(text: str) -> None:
     """One line on the terminal."""
     print(for_terminal(text))
-
-
-def complain(text: str) -> None:
-    """One line on stderr."""
-    print(f"deconfound: {for_terminal(one_line(text))}", file=sys.stderr)
 
 
 def print_table(columns: list[str], rows: list[list[str]], plain: bool = False) -> None:

@@ -15,9 +15,10 @@ from deconfound.cli.arguments import (
     TransferArguments,
 )
 from deconfound.cli.parsing import name_first, parse, take_option
-from deconfound.cli.printing import complain, say
+from deconfound.cli.printing import say
 from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
 from deconfound.errors import UserError
+from deconfound.runtime.streams import complain
 
 
 def call_fit(words: list[str]) -> None:

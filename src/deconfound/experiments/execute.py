@@ -22,7 +22,7 @@ from deconfound.files import atomic, seal
 from deconfound.runtime.device import available_cores
 from deconfound.runtime.escaping import csv_text
 from deconfound.runtime.progress import Progress
-from deconfound.runtime.stop import Stopped
+from deconfound.runtime.stop import Abandoned, Stopped
 
 View = TypeVar("View")
 
@@ -176,11 +176,14 @@ class _Rounds:
                     outcomes.append(outcome)
                     failed = sum(bool(one.reason) for one in outcomes)
                     progress.update(1, f"{failed} failed" if failed else "")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as request:
             ready = done + sum(not one.reason for one in outcomes)
             of = f" of the {part}" if part else ""
-            raise Stopped(
-                f"{self._out}: {ready} of {total} runs{of} done, those under way are saved; "
+            abandoned = isinstance(request, Abandoned)
+            saved = self._call.executors.saves and not abandoned
+            kept = "are saved" if saved else "go on from their last checkpoint"
+            raise (Abandoned if abandoned else Stopped)(
+                f"{self._out}: {ready} of {total} runs{of} done, those under way {kept}; "
                 "the same command resumes"
             ) from None
 

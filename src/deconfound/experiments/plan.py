@@ -3,15 +3,19 @@
 import hashlib
 import itertools
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deconfound.config import did_you_mean
+from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.tables.table import joined
 from deconfound.errors import UserError
 from deconfound.experiments.held_out import Folds, spelled_out
-from deconfound.experiments.plan_file import Entry, PlanFile, configured, points, read_plan
+from deconfound.experiments.plan_file import Entry, PlanFile, configured, grid_of, points, read_plan
 from deconfound.experiments.running.chain import Chain, Task
 from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.words import read_chain
@@ -19,6 +23,9 @@ from deconfound.intervention.source_run import imputing_methods
 from deconfound.intervention.styles import refuse_absolute
 from deconfound.methods import post_hoc
 from deconfound.runs.config import RunConfig
+
+MAX_RUNS = 10_000
+"""Runs that a plan may have unless more are allowed."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +101,18 @@ class Plan:
         return [task for task in own if task.embeds]
 
 
-def make_plan(path: Path, file: PlanFile | None = None, folds: Folds | None = None) -> Plan:
+def make_plan(
+    path: Path,
+    file: PlanFile | None = None,
+    folds: Folds | None = None,
+    *,
+    max_runs: int = MAX_RUNS,
+) -> Plan:
     """Lay out the plan file `path`, or `file`, which is to be written there.
 
-    `folds` are those that were posed already. Raises UserError for an unknown method, option,
-    screen, fold or chain, a value that an option does not take, an empty grid, a seed to search
-    that is no seed, and a fold that a screen does not have.
+    `folds` are those that were posed already. Raises UserError for more runs than `max_runs`, an
+    unknown method, option, screen, fold or chain, a value that an option does not take, an empty
+    grid, a seed to search that is no seed, and a fold that a screen does not have.
     """
     path = Path(path)
     file = file or read_plan(path)
@@ -110,6 +123,7 @@ def make_plan(path: Path, file: PlanFile | None = None, folds: Folds | None = No
             hint = did_you_mean(name, post_hoc.names())
             raise UserError(f"{path}: corrections: unknown correction {name!r}; {hint}")
     layout = _Layout(path, Plan(file, {s.path: s for s in screens}, [], {}, chains), folds)
+    refuse_many_runs(path, layout.count(screens), max_runs)
     for (name, entry), screen in itertools.product(file.methods.items(), screens):
         layout.add_entry(name, entry, screen)
     folds_of_plan = list(dict.fromkeys(setting.fold for setting in layout.plan.settings))
@@ -120,12 +134,38 @@ def make_plan(path: Path, file: PlanFile | None = None, folds: Folds | None = No
     return layout.plan
 
 
+def refuse_many_runs(path: Path, runs: int, max_runs: int) -> None:
+    """Raise UserError if a plan has more runs than `max_runs`."""
+    if runs > max_runs:
+        raise UserError(
+            f"{path}: {runs:,} runs are more than {max_runs:,}; give fewer values, folds or seeds, "
+            f"or allow them with --max-runs {runs}"
+        )
+
+
 class _Layout:
     """A plan as it grows, entry by entry."""
 
     def __init__(self, path: Path, plan: Plan, folds: Folds | None) -> None:
         self.path, self.plan = path, plan
         self._folds = folds or Folds()
+
+    def count(self, screens: Sequence[Screen]) -> int:
+        """The runs of all entries, by the lengths of their grids: no point is laid out.
+
+        Where loto leaves environments out, as if each fold had as many as the whole screen.
+        """
+        file, runs = self.plan.file, 0
+        for (name, entry), screen in itertools.product(file.methods.items(), screens):
+            settings = math.prod(map(len, grid_of(self.path, file, name, entry).values()))
+            first = next(points(self.path, file, name, entry), {})
+            data = configured(self.path, file, name, entry, first).data
+            of_setting = len(file.seeds)
+            if settings > 1 and "loto" in file.select:
+                environments = joined(screen.table, roles_of(screen, data).environment).nunique()
+                of_setting += len(_loto_seeds(file)) * environments
+            runs += settings * len(spelled_out(file.folds, screen, data)) * of_setting
+        return runs
 
     def add_entry(self, name: str, entry: Entry, screen: Screen) -> None:
         file = self.plan.file
@@ -157,9 +197,7 @@ class _Layout:
                 f"select loto: fold {setting.fold} trains on {len(environments)} environment; "
                 "expected 2 or more, select by accuracy or loss"
             )
-        file = self.plan.file
-        seeds = file.loto_seeds or file.search_seeds or file.seeds
-        for seed, without in itertools.product(seeds, environments):
+        for seed, without in itertools.product(_loto_seeds(self.plan.file), environments):
             name = self._add(setting, screen, base, imputer, seed, without)
             setting.left_out[seed, without] = name
 
@@ -206,6 +244,10 @@ class _Layout:
                 "one, give it no grid"
             )
         return configured(self.path, file, wanted, other, every[0])
+
+
+def _loto_seeds(file: PlanFile) -> tuple[int, ...]:
+    return file.loto_seeds or file.search_seeds or file.seeds
 
 
 def _job(screen: Screen, config: RunConfig, needs: str | None = None) -> Job:

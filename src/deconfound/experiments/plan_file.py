@@ -100,8 +100,11 @@ def read_plan(path: Path) -> PlanFile:
     return file
 
 
-def points(path: Path, file: PlanFile, name: str, entry: Entry) -> Iterator[dict[str, Any]]:
-    """Every point of an entry's grid; of an option in both grids the entry's values count."""
+def grid_of(path: Path, file: PlanFile, name: str, entry: Entry) -> dict[str, list[Any]]:
+    """The values that an entry searches; of an option in both grids the entry's values count.
+
+    Raises UserError for an option that the entry's method does not have, or no grid may hold.
+    """
     grid = file.grid | entry.grid
     sections = _sections(entry.method or name)
     for option in grid:
@@ -113,6 +116,12 @@ def points(path: Path, file: PlanFile, name: str, entry: Entry) -> Iterator[dict
         if option not in sections:
             hint = did_you_mean(option, sorted(sections))
             raise UserError(f"{path}: methods.{name}: unknown option {option!r} in grid; {hint}")
+    return grid
+
+
+def points(path: Path, file: PlanFile, name: str, entry: Entry) -> Iterator[dict[str, Any]]:
+    """Every point of an entry's grid; raises as `grid_of`."""
+    grid = grid_of(path, file, name, entry)
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 

@@ -12,7 +12,8 @@ from deconfound.errors import UserError
 from deconfound.files import lock
 
 LITTLE = 2**20
-"""A disk with fewer free bytes counts as full."""
+"""Bytes that a disk takes unless it is full."""
+LONGER = "raise the limit of a file's size (`ulimit -f unlimited`)"
 
 
 class Unwritable(UserError):
@@ -30,16 +31,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _temporary(path)
-    with _explained(path, temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+    try:
+        with _explained(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             flush(temporary)
             temporary.replace(path)
             flush(path.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,11 +57,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _temporary(path)
-    with claimed(path), _explained(path, temporary):
-        temporary.mkdir()
+    with claimed(path):
         try:
-            yield temporary
-            publish(temporary, path)
+            with _explained(path, temporary):
+                temporary.mkdir()
+                yield temporary
+                publish(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -240,25 +242,50 @@ def _explained(path: Path, temporary: Path, kept: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # libraries have no one exception for a full disk
-        reason = _reason(error, path, temporary)
-        if reason is None:
+        number = _number(error, path, temporary)
+        if number is None:
             raise
+        remedy = LONGER if number == errno.EFBIG else "make room there, or choose another --out"
         raise Unwritable(
-            f"{path}: cannot be written ({reason}); make room there, or choose another --out{kept}"
+            f"{path}: cannot be written ({os.strerror(number)}); {remedy}{kept}"
         ) from error
 
 
-def _reason(error: Exception, path: Path, temporary: Path) -> str | None:
-    """The file system's reason; None if the error has another cause."""
+def _number(error: Exception, path: Path, temporary: Path) -> int | None:
+    """The number of the file system's error; None if the error has another cause."""
     if isinstance(error, OSError) and error.filename is not None:
         place = Path(os.fsdecode(error.filename))
         known = (path, temporary, *path.parents, *temporary.parents)
         if place not in known and temporary not in place.parents:
             return None
     if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
-    return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < LITTLE else None
+        return error.errno
+    return _refusal(temporary)
+
+
+def _refusal(temporary: Path) -> int | None:
+    """The error with which the system refuses a longer file or more bytes there; None if neither.
+
+    Libraries that fail to write do not all say why. It is asked while what they wrote is still
+    there.
+    """
+    folder = next(one for one in (temporary, *temporary.absolute().parents) if one.is_dir())
+    written = [temporary, *(temporary.iterdir() if folder == temporary else ())]
+    longest = max((file.stat().st_size for file in written if file.is_file()), default=0)
+    probe = _temporary(folder / "probe")
+    try:
+        with probe.open("wb") as stream:
+            stream.truncate(longest + LITTLE)
+            stream.truncate(0)
+            stream.write(bytes(LITTLE))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return error.errno
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+    return None
 
 
 def flush(path: Path) -> None:

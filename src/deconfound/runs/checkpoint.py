@@ -13,25 +13,40 @@ from torch import Tensor
 from deconfound.data.loading.intensity import Intensity
 from deconfound.errors import UserError
 from deconfound.methods.contract import Method
+from deconfound.runtime.limits import MORE_MEMORY, lacks_memory
 
 
 def read_resume(run: Path) -> dict[str, Any]:
-    """The state in `resume.pt`, on the CPU; raises UserError if the file is damaged."""
+    """The state in `resume.pt`, on the CPU.
+
+    Raises UserError if the file is damaged, or would unpack to more bytes than it has: PyTorch
+    packs nothing.
+    """
     file = run / "resume.pt"
     try:
         with zipfile.ZipFile(file) as members:
+            unpacked, size = sum(one.file_size for one in members.infolist()), file.stat().st_size
+            if unpacked > size:
+                raise UserError(
+                    f"{file}: unpacks to {unpacked:,} bytes and has {size:,}, which no run writes; "
+                    f"remove {run} and fit again"
+                )
             if changed := members.testzip():
                 raise ValueError(f"{changed} changed")
         state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not {"stage_number", "done"} <= state.keys():
             raise ValueError("holds something else")
+    except UserError:
+        raise
     except Exception as error:  # neither library has one exception for a damaged file
         raise damaged_resume(run, error) from error
     return state
 
 
 def damaged_resume(run: Path, error: Exception) -> UserError:
-    """The error that `resume.pt` is damaged."""
+    """The error that `resume.pt` is damaged; where memory ran out, that it cannot be read."""
+    if lacks_memory(error):
+        return UserError(f"{run / 'resume.pt'}: cannot be read, as memory ran out; {MORE_MEMORY}")
     return UserError(
         f"{run / 'resume.pt'}: damaged ({type(error).__name__}); remove {run} and fit again"
     )

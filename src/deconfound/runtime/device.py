@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from deconfound.errors import UserError
+from deconfound.runtime.quiet import debugging
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -64,6 +65,8 @@ def start_fabric(
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
+    if not debugging():
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     own, device = processes(), _found(device)
     alone = alone or own.world == 1
     gpu = [own.local_rank % max(1, torch.cuda.device_count())]
@@ -79,7 +82,6 @@ def start_fabric(
         plugins=plugins,
     )
     torch.set_num_threads(threads or max(1, available_cores() // own.local_count))
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric.launch()
     return fabric
 

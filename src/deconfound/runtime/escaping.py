@@ -2,10 +2,10 @@
 
 import csv
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from pandas.api.types import is_numeric_dtype
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -23,7 +23,12 @@ def for_terminal(text: str) -> str:
     )
 
 
-def for_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
+def one_line(text: str) -> str:
+    """The same words, a single space between them."""
+    return " ".join(text.split())
+
+
+def for_spreadsheet(table: "pd.DataFrame") -> "pd.DataFrame":
     """`table` with "'" before each text, or column name, that a spreadsheet would compute.
 
     A spreadsheet computes texts that begin with =, +, -, @, tab or carriage return and are not
@@ -32,7 +37,7 @@ def for_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
     return _each_text(table, _marked)
 
 
-def csv_text(table: pd.DataFrame, *, shown: bool = True) -> str:
+def csv_text(table: "pd.DataFrame", *, shown: bool = True) -> str:
     """`table` as CSV for a spreadsheet, its texts marked and in quotes, its index left out.
 
     Characters that are not printed as themselves, line ends aside, are written out as
@@ -44,12 +49,15 @@ def csv_text(table: pd.DataFrame, *, shown: bool = True) -> str:
     return str(marked.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
 
 
-def from_spreadsheet(table: pd.DataFrame) -> pd.DataFrame:
+def from_spreadsheet(table: "pd.DataFrame") -> "pd.DataFrame":
     """`table` without the marks of `for_spreadsheet`."""
     return _each_text(table, _unmarked)
 
 
-def _each_text(table: pd.DataFrame, change: Any) -> pd.DataFrame:
+def _each_text(table: "pd.DataFrame", change: Any) -> "pd.DataFrame":
+    import pandas as pd  # takes a second, and every verb escapes what it says
+    from pandas.api.types import is_numeric_dtype
+
     parts = [
         values if is_numeric_dtype(values.dtype) else values.map(change, na_action="ignore")
         for _, values in table.items()

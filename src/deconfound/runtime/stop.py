@@ -1,31 +1,74 @@
 """Requests to stop: SIGTERM and Ctrl-C, obeyed at once, or in training at the end of a step."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Self
 
 GRACE_SECONDS = 7.0
 """How long a request may wait for the end of a step."""
+AGAIN_SECONDS = 0.1
+"""How soon a request is raised again that a library has dropped."""
 
 
 class Stopped(KeyboardInterrupt):
     """A signal ended the work; everything written is whole. The text says what is kept, if any."""
 
 
+class Abandoned(KeyboardInterrupt):
+    """A second request came while the first was answered; the work is left where it stands."""
+
+
+@dataclass
+class Asked:
+    """Whether a signal has come that ends the work."""
+
+    by: type[KeyboardInterrupt] | None = None
+    """What it raises: Stopped for SIGTERM, KeyboardInterrupt for Ctrl-C; None before one came."""
+
+
 @contextmanager
-def at_once() -> Iterator[None]:
-    """SIGTERM raises Stopped, so that what is half-written is removed, as Ctrl-C does."""
+def at_once() -> Iterator[Asked]:
+    """SIGTERM raises Stopped as Ctrl-C raises KeyboardInterrupt, so that what is half-written goes.
+
+    Libraries, above all while they are imported, drop either exception: until the block is left it
+    is raised again. Some turn it into an error of their own: the block's value tells. A Ctrl-C
+    that the process was started to ignore stays ignored.
+    """
+    asked = Asked()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield asked
         return
-    previous = signal.signal(signal.SIGTERM, _stop)
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGALRM and (asked.by is None or _in_flight()):
+            return
+        if asked.by is None:
+            asked.by = KeyboardInterrupt if number == signal.SIGINT else Stopped
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+        raise asked.by
+
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    numbers = [signal.SIGTERM, signal.SIGALRM] + ([] if ignored else [signal.SIGINT])
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _in_flight() -> bool:
+    """Whether the exception of a request is on its way, through the blocks that clean up."""
+    one = sys.exc_info()[1]
+    while one is not None and not isinstance(one, KeyboardInterrupt):
+        one = one.__context__
+    return one is not None
 
 
 class Request:

@@ -34,9 +34,9 @@ VIEWS: dict[ViewName, Callable[[Plan, Done, Path], tuple[pd.DataFrame, list[str]
     "levels": levels.write_view,
     "trade-off": trade_off.write_view,
 }
-COMMON = {"view", "hold_out", "seeds", "batch_size", "methods"}
+COMMON = {"view", "max_runs", "hold_out", "seeds", "batch_size", "methods"}
 USED = {
-    "a plan file": {"view", "embeddings"},
+    "a plan file": {"view", "max_runs", "embeddings"},
     "the view levels": COMMON
     | {"folds_per_level", "draw_seed", "label", "environment", "steps", "knn"},
     "the view trade-off": COMMON | {"learning_rates", "lengths", "alphas"},
@@ -75,7 +75,7 @@ def compare(
         return levels.compare_levels(path, out, options, intervention or {}, call)
     if kind == "the view trade-off":
         return trade_off.compare_trade_off(path, out, options, call)
-    plan = make_plan(path)
+    plan = make_plan(path, max_runs=options.max_runs)
     if not any((out / marker).is_file() for marker in MARKERS):
         refuse_foreign(out, MARKERS[0], "comparison")
     with atomic.locked(out):
@@ -88,10 +88,10 @@ def _kind(source: Path, options: CompareOptions) -> str:
     """A key of `USED`; raises UserError for any other source."""
     if source.suffix in (".yaml", ".yml"):
         return "a plan file"
+    if str(source) == DEMO and not (source / "screen.json").is_file():
+        return DEMO  # also beside the directory that an earlier `compare demo --out demo` made
     if source.is_dir():
         return f"the view {options.view or 'levels'}"
-    if str(source) == DEMO:
-        return DEMO
     if source.is_file() and table_kind(source) in KINDS:
         raise UserError(
             f"{source}: a table, expected a screen; make one, and compare that: "

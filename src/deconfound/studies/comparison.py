@@ -9,6 +9,7 @@ from pydantic import Field
 
 from deconfound.config import DataOptions, InterventionOptions, Options, optional
 from deconfound.experiments.overhead import Summary
+from deconfound.experiments.plan import MAX_RUNS
 
 ViewName = Literal["search", "levels", "trade-off"]
 Changes = optional(InterventionOptions, leave_out=("intervene",))
@@ -44,6 +45,8 @@ class CompareOptions(Options):
     where the configurations say nothing."""
     knn: int = Field(10, ge=1)
     """Neighbours that vote where a method ends in +knn."""
+    max_runs: int = Field(MAX_RUNS, ge=1)
+    """Runs that the comparison may have; more are refused."""
     embeddings: bool = False
     """Of a plan file: embed the runs of the settings taken as well."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)

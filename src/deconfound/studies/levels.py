@@ -11,13 +11,14 @@ import pandas as pd
 import yaml
 
 from deconfound.config import validated
+from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import roles_of
-from deconfound.data.screens.screen import open_screen
+from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.display.numbers import mean_and_sd
 from deconfound.errors import UserError
 from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.held_out import Folds, chosen_levels, describe_folds, level_titles
-from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.plan import Plan, make_plan, refuse_many_runs
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import main_block
 from deconfound.experiments.table import write_table_files
@@ -49,10 +50,12 @@ def compare_levels(
     """
     chains, entries = read_rows(options.methods or METHODS, options.knn)
     opened = open_screen(screen)
+    levels = chosen_levels(opened, options.hold_out)
+    _refuse_many_folds(opened, levels, len(entries), options)
     posed = Folds()
     folds = posed.choose(
         opened,
-        chosen_levels(opened, options.hold_out),
+        levels,
         options.data,
         folds_per_level=options.folds_per_level,
         draw_seed=options.draw_seed,
@@ -65,12 +68,27 @@ def compare_levels(
     held_out = folds.loc[folds["held_out"], "fold"].tolist()
     wanted = plan_values(screen, entries, held_out, options, intervention)
     wanted |= {"chains": [chain.word for chain in chains], "knn": options.knn}
-    plan = make_plan(Path("compare"), validated(PlanFile, wanted, "compare"), posed)
+    plan = make_plan(
+        Path("compare"), validated(PlanFile, wanted, "compare"), posed, max_runs=options.max_runs
+    )
     with atomic.locked(out):
         atomic.write_text(file, yaml.safe_dump(wanted, sort_keys=False))
         atomic.write_text(out / "folds.csv", csv_text(folds))
         (shown, said), summary = execute(plan, out, write_view, call)
     return Comparison(shown, [*said, *describe_folds(folds)], summary)
+
+
+def _refuse_many_folds(
+    screen: Screen, levels: list[str], entries: int, options: CompareOptions
+) -> None:
+    """Raise UserError for too many runs before any fold is posed, each of which takes a while."""
+    folds = 1
+    for level in levels:
+        every = groups(screen.table, roles_of(screen, options.data), level)
+        possible = sum(group.refused is None for group in every)
+        folds += min(possible, options.folds_per_level or possible)
+    runs = folds * entries * len(options.seeds or SEEDS)
+    refuse_many_runs(Path("compare"), runs, options.max_runs)
 
 
 def plan_values(

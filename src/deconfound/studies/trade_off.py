@@ -48,7 +48,8 @@ def compare_trade_off(screen: Path, out: Path, options: CompareOptions, call: Ca
     wanted = plan_values(screen, options)
     text = yaml.safe_dump(wanted, sort_keys=False)
     refuse_foreign(out, file.name, "diagnosis", text)
-    plan = make_plan(Path("compare"), validated(PlanFile, wanted, "compare"))
+    values = validated(PlanFile, wanted, "compare")
+    plan = make_plan(Path("compare"), values, max_runs=options.max_runs)
     with atomic.locked(out):
         atomic.write_text(file, text)
         (shown, said), summary = execute(plan, out, write_view, call)

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -263,3 +264,33 @@ def test_unfit_profiles_are_refused(tmp_path: Path, profiles: np.ndarray, said: 
     with pytest.raises(UserError, match=said):
         write(tmp_path / "s", profiles)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_is_cut_off_after_opening_is_refused(tmp_path: Path) -> None:
+    """Its map would read zeros up to the end of a page, and end the process beyond it."""
+    screen = write(tmp_path / "s", images_of(12))
+    file = tmp_path / "s" / "images-00000.npy"
+    whole = file.read_bytes()
+    assert screen.read([11]).any()
+    os.truncate(file, len(whole) - 2)
+    with pytest.raises(UserError) as refused:
+        screen.read([0])
+    assert str(refused.value) == (
+        f"{file}: cut off while it was read, holds {len(whole) - 2:,} of {len(whole):,} bytes; "
+        "restore it or make the screen again"
+    )
+    file.write_bytes(whole)
+    np.testing.assert_array_equal(screen.read([11]), images_of(12)[[11]])
+
+
+def test_a_shard_that_no_memory_is_left_for_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = write(tmp_path / "s", images_of(12))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(UserError, match="npy: cannot be read; memory ran out"):
+        open_screen(screen.path)

@@ -27,6 +27,11 @@ class ExecutorOptions(Options):
     address: str | None = None
     """Address of the Ray cluster; one is started here if not given."""
 
+    @property
+    def saves(self) -> bool:
+        """Whether runs under way are saved when they are stopped."""
+        return self.executor == "local"
+
     def run(
         self, orders: Sequence[Order], *, threads: int, devices: set[str]
     ) -> Generator[Outcome, None, None]:

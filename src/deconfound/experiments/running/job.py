@@ -30,6 +30,7 @@ from deconfound.methods.contract import Imputer
 from deconfound.metrics.accuracy import seen_in_training
 from deconfound.runs.config import RunConfig, config_model
 from deconfound.runs.run import Run, open_run, read_json
+from deconfound.runtime import limits
 from deconfound.runtime.device import start_fabric
 from deconfound.training.fit import train
 from deconfound.training.validation import Predictions
@@ -59,12 +60,20 @@ class Runner:
         try:
             spent = self._run(order)
         except UserError as error:
-            reason = _line(error)
+            reason = limits.refused(error) or _line(error)
         except Exception as error:  # one run's fault must not end the others
-            file = Path(order.out) / "failures" / f"{order.name}.txt"
-            atomic.write_text(file, traceback.format_exc())
-            reason = f"{type(error).__name__}: {_line(error)}; see {file}"
+            reason = limits.refused(error) or self._fault(order, error)
         return Outcome(order.name, self._worker, started, time.time(), *spent, reason)
+
+    def _fault(self, order: Order, error: Exception) -> str:
+        """The reason of an outcome; the traceback is written where the disk takes it."""
+        file = Path(order.out) / "failures" / f"{order.name}.txt"
+        reason = f"{type(error).__name__}: {_line(error)}"
+        try:
+            atomic.write_text(file, traceback.format_exc())
+        except UserError:
+            return reason
+        return f"{reason}; see {file}"
 
     def _run(self, order: Order) -> tuple[float, float]:
         """Seconds of training and of evaluation."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch
 
 from deconfound.experiments.running.messages import Order, Outcome
-from deconfound.runtime import stop
+from deconfound.runtime import limits, stop
 
 PATIENCE_SECONDS = stop.GRACE_SECONDS + 5
 """How long a process may take to save its run when the command is stopped."""
@@ -82,8 +82,7 @@ class _Process:
         if line := self.output.readline():
             return Outcome(*json.loads(line))
         code = self._process.wait()
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        reason = f"its process {how}; if memory ran out, lower --workers"
+        reason = f"its process {limits.death(code)}"
         return Outcome(self._order.name, self.number, self._started, time.time(), reason=reason)
 
     def ended(self) -> bool:
@@ -94,6 +93,7 @@ class _Process:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float) -> None:
+        """Wait for its end; one that takes longer than this is killed."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -105,12 +105,20 @@ class _Process:
 
 
 def _end(processes: Sequence[_Process]) -> None:
-    """Have every process save and end; one that takes too long is killed."""
-    for process in processes:
-        process.ask_to_end()
-    until = time.monotonic() + PATIENCE_SECONDS
-    for process in processes:
-        process.wait(max(0.0, until - time.monotonic()))
+    """Have every process save and end; one that takes too long is killed.
+
+    Another request to stop kills all at once, and raises Abandoned.
+    """
+    try:
+        for process in processes:
+            process.ask_to_end()
+        until = time.monotonic() + PATIENCE_SECONDS
+        for process in processes:
+            process.wait(max(0.0, until - time.monotonic()))
+    except KeyboardInterrupt:
+        for process in processes:
+            process.wait(0)
+        raise stop.Abandoned from None
 
 
 def _environment(number: int) -> dict[str, str]:

@@ -9,16 +9,32 @@ import os
 import queue
 import sys
 import threading
+from typing import TextIO
 
-from deconfound.experiments.running.job import Runner
 from deconfound.experiments.running.messages import Order
-from deconfound.runtime import stop
+from deconfound.runtime import limits, quiet, stop, streams
 
 
 def main(worker: int) -> None:
     """Serve as the process of this number until the input ends."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    streams.prepare()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    try:
+        with stop.at_once(), quiet.own_lines(streams.complain):
+            _serve(worker, answers)
+    except KeyboardInterrupt:
+        os._exit(0)
+    except Exception as error:
+        if quiet.debugging() or (line := limits.refused(error)) is None:
+            raise
+        streams.complain(line)
+        os._exit(1)
+
+
+def _serve(worker: int, answers: TextIO) -> None:
+    from deconfound.experiments.running.job import Runner  # which may find no memory
+
     orders: queue.Queue[Order] = queue.Queue()
 
     def read() -> None:
@@ -28,13 +44,9 @@ def main(worker: int) -> None:
 
     runner = Runner(worker)
     threading.Thread(target=read, daemon=True).start()
-    try:
-        with stop.at_once():
-            while True:
-                answers.write(json.dumps(runner.run(orders.get())) + "\n")
-                answers.flush()
-    except KeyboardInterrupt:
-        os._exit(0)
+    while True:
+        answers.write(json.dumps(runner.run(orders.get())) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
