@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Column, Table
 
-from deconfound.runtime.escaping import for_terminal
+from deconfound.runtime.escaping import for_terminal, one_line
 
 WIDEST = 100_000
 """Columns of a terminal that holds any table."""
