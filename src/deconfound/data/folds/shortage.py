@@ -7,7 +7,7 @@ import pandas as pd
 
 from deconfound.config import DataOptions
 from deconfound.data.folds.fold import Fold, Part
-from deconfound.data.folds.groups import physical_well
+from deconfound.data.folds.groups import well_units
 from deconfound.data.tables.table import Coded, Roles, joined, listed
 from deconfound.errors import UserError
 
@@ -55,7 +55,7 @@ def _cause(table: pd.DataFrame, roles: Roles, fold: Fold, options: DataOptions, 
     members = table[drawn]
     if options.iid_unit == "well":
         unit = "well"
-        members = members[~physical_well(members, roles).duplicated()]
+        members = members[~pd.Series(well_units(members, roles)).duplicated().to_numpy()]
     largest = int(joined(members, [column, *roles.environment]).value_counts().max())
     if largest > 2:
         enough = math.ceil(100 / largest + 1e-9) / 100
