@@ -2,7 +2,10 @@
 
 import errno
 import os
+import resource
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +85,39 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("deconfound.cli.screens.call_describe", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["describe", "s"])
+
+
+@pytest.mark.parametrize("gibibytes", [0.9, 1.5, 2.5])
+def test_a_limit_of_addresses_below_what_libraries_take_is_refused_at_once(
+    gibibytes: float,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deconfound", "describe", "s"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, [int(gibibytes * 2**30)] * 2),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"deconfound: the address space is limited to {gibibytes} GiB (`ulimit -v`), and libraries "
+        "alone take 3; raise it (`ulimit -v unlimited`), or that of the batch system's job\n",
+    )
+
+
+def test_arrow_allocates_as_the_system_where_addresses_are_limited() -> None:
+    ask = (
+        "from deconfound.runtime import limits; limits.refuse_few_addresses(); "
+        "import pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ask],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, [2**36] * 2),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "system\n"
 
 
 @pytest.mark.parametrize(

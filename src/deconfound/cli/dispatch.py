@@ -113,6 +113,7 @@ def _dispatch(words: list[str]) -> None:
     elif words[0] not in VERBS:
         raise UserError(f"unknown verb {words[0]!r}; {did_you_mean(words[0], list(VERBS))}")
     else:
+        limits.refuse_few_addresses()
         forms = VERBS[words[0]].forms
         if words[1:2] in (["-h"], ["--help"]) and len(forms) > 1:
             print("\n".join(f"deconfound {form.usage}" for form in forms) + "\n")

@@ -2,7 +2,10 @@
 
 import errno
 import os
+import resource
 import signal
+
+from deconfound.errors import UserError
 
 MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc",
           "failed to allocate", "alloc_failed", "failed to map segment")  # fmt: skip
@@ -10,6 +13,9 @@ MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "b
 MORE_MEMORY = (
     "lower --batch-size or --workers, or take a machine (or a `ulimit -v`) with more memory"
 )
+ADDRESSES = 3 * 2**30
+"""Bytes of address space that the libraries take before any work. With less they not only fail, but
+end the process or wait for threads that they could not start."""
 REMEDIES = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room in your quota",
@@ -29,6 +35,24 @@ REASONS = {
     signal.SIGXCPU: "its processor time ran out; raise `ulimit -t`",
 }
 """Why a signal ends a process that did not ask for it."""
+
+
+def refuse_few_addresses() -> None:
+    """Raise UserError where `ulimit -v` leaves less than `ADDRESSES`.
+
+    Where there is a limit at all, Arrow allocates as the system does: its own allocator waits for
+    ever where it is refused memory.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY:
+        return
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    if most < ADDRESSES:
+        raise UserError(
+            f"the address space is limited to {most / 2**30:.1f} GiB (`ulimit -v`), and libraries "
+            f"alone take {ADDRESSES / 2**30:g}; raise it (`ulimit -v unlimited`), or that of the "
+            "batch system's job"
+        )
 
 
 def refused(error: BaseException) -> str | None:
