@@ -23,7 +23,8 @@ class Verb(NamedTuple):
     forms: tuple[Form, ...]
     """The first is the verb by itself."""
     resumes: bool = False
-    """Whether the same command goes on where it was stopped."""
+    """Whether the same command goes on where it was stopped, in every form; functions that do in
+    some forms say so by `stop.told`."""
     saves: bool = False
     """Whether a command that is told to end has saved its work and ends with 0."""
 
@@ -53,7 +54,7 @@ VERBS = {
              "ingest source NAME --root DIR --out SCREEN"),
         Form("screens:call_cellprofiler", "cellprofiler", "data.ingest.cellprofiler:cellprofiler",
              "ingest cellprofiler IMAGES --out SCREEN"),
-    ), resumes=True),
+    )),
     "describe": Verb("what a screen holds, what can be held out, what is confounded", (
         Form("screens:call_describe", "describe", "description.describe:describe",
              "describe SCREEN"),
@@ -69,7 +70,7 @@ VERBS = {
              "embed RUN SCREEN --out FILE.h5ad"),
         Form("runs:call_profiles", "profiles", "embeddings.embed:profiles",
              "embed PROFILES --out FILE.h5ad"),
-    ), resumes=True),
+    )),
     "correct": Verb("take the environment out of embeddings after training", (
         Form("runs:call_correct", "correct", "embeddings.correct:correct",
              "correct METHOD FILE.h5ad --out FILE.h5ad"),

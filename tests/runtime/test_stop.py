@@ -210,3 +210,71 @@ def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+ENDED = """
+import os, signal, sys
+import deconfound.cli.screens
+from deconfound import cli
+from deconfound.runtime import streams
+number, refused = signal.NUMBER, streams.refused
+def at_the_end():
+    os.kill(os.getpid(), number)
+    return refused()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+deconfound.cli.screens.call_describe = lambda words: print("done", flush=True)
+streams.refused = at_the_end
+sys.argv[1:] = ["describe", "s"]
+cli.main()
+os.kill(os.getpid(), number)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_request_that_comes_when_the_work_is_done_is_ignored(number: str) -> None:
+    """While a last line is written, and while the process that did it clears up."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED.replace("NUMBER", number)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("form", "function", "remedy"),
+    [
+        ("embed", "deconfound.embeddings.embed.EmbeddingStream", stop.RESUMES),
+        ("embed profiles", "deconfound.embeddings.embed.profiles", stop.ANEW),
+        ("ingest images", "deconfound.data.ingest.images.read_table", stop.RESUMES),
+        ("ingest profiles", "deconfound.data.ingest.profiles.ingest_profiles", stop.ANEW),
+        ("ingest array", "deconfound.data.ingest.arrays.ingest_array", stop.ANEW),
+    ],
+)
+def test_each_form_of_a_verb_says_what_the_same_command_does(
+    form: str,
+    function: str,
+    remedy: str,
+    tmp_path: Path,
+    screen: Screen,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(function, stopped)
+    (tmp_path / "t.csv").touch()
+    table, out = str(tmp_path / "t.csv"), ["--out", str(tmp_path / "out.h5ad")]
+    words = {
+        "embed": ["embed", str(tmp_path), str(screen.path), *out],
+        "embed profiles": ["embed", str(screen.path), *out],
+        "ingest images": ["ingest", table, "--images-root", str(tmp_path), *out],
+        "ingest profiles": ["ingest", table, "--profiles", *out],
+        "ingest array": ["ingest", table, "--array", table, *out],
+    }
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words[form])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == f"deconfound: {remedy}\n"

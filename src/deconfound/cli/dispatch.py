@@ -27,6 +27,7 @@ def main(words: list[str] | None = None) -> None:
     its runs and else with 143 and 130. Ends quietly with 141 where the reader of its output has
     gone.
     """
+    alone = words is None
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -35,8 +36,9 @@ def main(words: list[str] | None = None) -> None:
         asked = stop.Asked()
         try:
             words = _of_today(words)
-            with stop.at_once() as asked, quiet.own_lines(complain), bus_error.explained():
+            with stop.at_once(last=alone) as asked, quiet.own_lines(complain), bus_error.explained():
                 _dispatch(words)
+                asked.late = True
                 lost = streams.refused()
             if lost:
                 complain(f"stdout: {lost}; what was to be said there is lost, files are whole")
@@ -86,8 +88,7 @@ def _line(error: Exception) -> str | None:
 def _stopped(request: KeyboardInterrupt, verb: Verb | None) -> NoReturn:
     """Say what the same command will do, and end with the code of a signal, or 0 for saved runs."""
     goes_on = verb is not None and verb.resumes
-    remedy = "resumes" if goes_on else "starts again, as nothing was written"
-    complain(str(request) or f"stopped; the same command {remedy}")
+    complain(str(request) or (stop.RESUMES if goes_on else stop.ANEW))
     asked = isinstance(request, stop.Stopped)
     sys.exit(130 if not asked else 0 if verb is not None and verb.saves else 143)
 

@@ -44,6 +44,7 @@ from deconfound.errors import UserError
 from deconfound.files import atomic, lock
 from deconfound.files.checksums import sha256
 from deconfound.runs.record import software
+from deconfound.runtime import stop
 from deconfound.runtime.device import Processes, processes
 
 CHUNK = 8192
@@ -54,6 +55,7 @@ MOST_ROWS = 2_000_000
 """Most rows of one file, which is assembled in memory; a directory of shards has no limit."""
 
 
+@stop.told(stop.RESUMES)
 def embed(
     run: Path,
     screen: Path,
@@ -127,6 +129,7 @@ class _Done(BaseModel):
     representations: dict[str, int]
 
 
+@stop.told(stop.RESUMES)
 def embed_shards(
     run: Path,
     screen: Path,

@@ -15,6 +15,10 @@ AGAIN_SECONDS = 0.1
 """How soon a request is raised again that a library has dropped."""
 
 
+RESUMES = "stopped; the same command resumes"
+ANEW = "stopped; the same command starts again, as nothing was written"
+
+
 class Stopped(KeyboardInterrupt):
     """A signal ended the work; everything written is whole. The text says what is kept, if any."""
 
@@ -29,15 +33,29 @@ class Asked:
 
     by: type[KeyboardInterrupt] | None = None
     """What it raises: Stopped for SIGTERM, KeyboardInterrupt for Ctrl-C; None before one came."""
+    late: bool = False
+    """Set when the work is done: what comes from then on is not heard."""
 
 
 @contextmanager
-def at_once() -> Iterator[Asked]:
+def told(text: str) -> Iterator[None]:
+    """A request that ends the block, and has no text, gets this one."""
+    try:
+        yield
+    except KeyboardInterrupt as request:
+        if request.args:
+            raise
+        raise type(request)(text) from request
+
+
+@contextmanager
+def at_once(last: bool = False) -> Iterator[Asked]:
     """SIGTERM raises Stopped as Ctrl-C raises KeyboardInterrupt, so that what is half-written goes.
 
     Libraries, above all while they are imported, drop either exception: until the block is left it
     is raised again. Some turn it into an error of their own: the block's value tells. A Ctrl-C
-    that the process was started to ignore stays ignored.
+    that the process was started to ignore stays ignored. If it is the `last` thing that the process
+    does, requests that come when the work is done are ignored until the process has ended.
     """
     asked = Asked()
     if threading.current_thread() is not threading.main_thread():
@@ -45,6 +63,8 @@ def at_once() -> Iterator[Asked]:
         return
 
     def stop(number: int, _: FrameType | None) -> None:
+        if asked.late:
+            return
         if number == signal.SIGALRM and (asked.by is None or _in_flight()):
             return
         if asked.by is None:
@@ -60,7 +80,7 @@ def at_once() -> Iterator[Asked]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if last and asked.late else handler)
 
 
 def _in_flight() -> bool:

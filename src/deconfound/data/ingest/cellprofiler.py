@@ -12,6 +12,7 @@ from deconfound.data.ingest.profiles import write_profiles
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.files import atomic
+from deconfound.runtime import stop
 from deconfound.runtime.progress import Progress
 
 CHUNK = 64
@@ -21,6 +22,7 @@ OBJECT = "Cell"
 Measure = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int32]], tuple[Any, list[str]]]
 
 
+@stop.told(stop.RESUMES)
 def cellprofiler(
     screen: Path, out: Path, *, mask: str | None = None, slow: bool = False, quiet: bool = False
 ) -> Screen:

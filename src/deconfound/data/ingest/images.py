@@ -13,7 +13,6 @@ from deconfound.data.ingest.rows import RowReader, image_columns, row_files
 from deconfound.data.ingest.writing import (
     PATH_COLUMNS,
     THREADS,
-    kept_if_stopped,
     provenance_of,
     write_screen,
 )
@@ -26,6 +25,7 @@ from deconfound.data.tables.table import read_table
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.files.checksums import sha256
+from deconfound.runtime import stop
 
 
 class IngestConfig(Options):
@@ -100,7 +100,7 @@ class IngestConfig(Options):
         return {name for name in (*one, *several) if name is not None}
 
 
-@kept_if_stopped()
+@stop.told(stop.RESUMES)
 def ingest(
     table: Path | None,
     images_root: Path,

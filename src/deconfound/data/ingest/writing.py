@@ -5,8 +5,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from deconfound.data.tables.table import (
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing, unfinished
 from deconfound.files.checksums import sha256
+from deconfound.runtime import stop
 from deconfound.runtime.progress import Progress
 
 THREADS = 4
@@ -60,16 +61,7 @@ class IndexOptions(Options):
     each has its own."""
 
 
-@contextmanager
-def kept_if_stopped() -> Iterator[None]:
-    """Add to the message of a signal that ends the work that the same command resumes."""
-    try:
-        yield
-    except KeyboardInterrupt as request:
-        raise type(request)("stopped; the same command resumes") from request
-
-
-@kept_if_stopped()
+@stop.told(stop.RESUMES)
 def screen_of_files(
     table: pd.DataFrame,
     root: Path,

@@ -20,7 +20,6 @@ from deconfound.data.ingest.rows import CHUNK_IMAGES
 from deconfound.data.ingest.writing import (
     THREADS,
     identity_of,
-    kept_if_stopped,
     refuse_full_disk,
     resizing,
 )
@@ -34,6 +33,7 @@ from deconfound.data.tables.table import Roles, refuse_divided, refuse_empty, re
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.files.checksums import sha256
+from deconfound.runtime import stop
 from deconfound.runtime.prefetch import in_order
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
@@ -73,7 +73,7 @@ class Config(Options):
     """Threads that resize."""
 
 
-@kept_if_stopped()
+@stop.told(stop.RESUMES)
 def make(root: Path, out: Path, config: Config | None = None) -> Screen:
     """Write the cells of the two LMDBs in `root` (perturbed and ntc) at `out` and open the screen.
 
