@@ -24,6 +24,9 @@ from deconfound.errors import UserError
 _brief = reprlib.Repr()
 _brief.maxstring, _brief.maxlevel = 100, 2
 
+MAX_NODES = 10**6
+"""Values in a YAML file, those of an alias counted wherever it stands."""
+
 TransformName = Literal["none", "arcsinh", "percentile"]
 ScalingName = Literal["standardise", "unit", "scbd"]
 RelativeTo = Literal["all", "controls"]
@@ -189,7 +192,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML ({reason})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected options as `name: value` lines")
+    _refuse_multiplied(values, path)
     return values
+
+
+def _refuse_multiplied(values: dict[str, Any], path: Path) -> None:
+    """Raise UserError if aliases of aliases make more than `MAX_NODES` values of a small file."""
+    waiting: list[Any] = [values]
+    found = 0
+    while waiting:
+        one = waiting.pop()
+        inside = list(one.values()) if isinstance(one, dict) else one
+        found += len(inside)
+        if found > MAX_NODES:
+            raise UserError(
+                f"{path}: more than {MAX_NODES:,} values, aliases (*name) written out; write the "
+                "values themselves, and fewer"
+            )
+        waiting += [value for value in inside if isinstance(value, (dict, list))]
 
 
 def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:

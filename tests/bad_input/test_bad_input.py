@@ -4,13 +4,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.sparse import csr_matrix
 
 from deconfound import cli
 from deconfound.data.screens.writer import ScreenWriter
@@ -326,6 +329,64 @@ def out_below_a_file(place: Place) -> list[str]:
     return place.ingest()
 
 
+def nul_byte(text: str) -> Callable[[Place], list[str]]:
+    def words(place: Place) -> list[str]:
+        table = place.table.to_csv(index=False).replace(text, f"{text[:1]}\0{text[1:]}", 1)
+        (place.folder / "cells.csv").write_text(table)
+        return place.ingest()
+
+    return words
+
+
+def of_parquet(values: list[Any]) -> Callable[[Place], list[str]]:
+    def words(place: Place) -> list[str]:
+        file = place.folder / "cells.parquet"
+        place.table.assign(Metadata_Label=values * 2).to_parquet(file)
+        root = str(place.images)
+        return ["ingest", str(file), "--images-root", root, "--out", str(place.out), "--quiet"]
+
+    return words
+
+
+def aliases_of_aliases(place: Place) -> list[str]:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in pairwise("abcdefgh")]
+    (place.folder / "run.yaml").write_text("\n".join(lines))
+    return place.fit("--config", str(place.folder / "run.yaml"))
+
+
+def changed(change: Callable[[Any], None]) -> Callable[[Place], list[str]]:
+    def words(place: Place) -> list[str]:
+        place.run()
+        cli.main(place.embed())
+        file = Path(f"{place.out}.h5ad").rename(place.folder / "changed.h5ad")
+        data = anndata.read_h5ad(file)
+        change(data)
+        data.write_h5ad(file)
+        return ["measure", str(file), "--quiet", "--out", str(place.out)]
+
+    return words
+
+
+def with_block(made_of: Callable[[Any], Any]) -> Callable[[Place], list[str]]:
+    def change(data: Any) -> None:
+        data.obsm["X_representation"] = made_of(data.obsm["X_representation"])
+
+    return changed(change)
+
+
+def file_twice(place: Place) -> list[str]:
+    place.run()
+    cli.main(place.embed())
+    file = Path(f"{place.out}.h5ad").rename(place.folder / "e.h5ad")
+    return ["measure", str(file), f"{place.folder}/./e.h5ad", "--quiet", "--out", str(place.out)]
+
+
+def nameless(place: Place) -> list[str]:
+    place.out = Path("/")
+    return place.ingest()
+
+
 TABLE = [
     Row("missing image", missing_image, ("row 3", "3.png", "1 of 6 files are missing")),
     Row("truncated image", truncated_image, ("row 3", "3.png", "cut short")),
@@ -393,6 +454,30 @@ TABLE = [
         ("--batch-size 2", "3 environments")),
     Row("a typo in a configuration", config_typo, ("'training.batchsize'", "'batch_size'")),
     Row("a typo in a flag", lambda p: p.fit("--batch-sise", "4"), ("--batch-size",)),
+    Row("a NUL byte in a label", nul_byte("a,p"), ("cells.csv", "(from 0) is NUL", "remove these")),
+    Row("a NUL byte in a path", nul_byte("0.png"), ("cells.csv", "(from 0) is NUL", "remove")),
+    Row("lists for labels", of_parquet([["a"], ["b"], ["a"]]),
+        ("'Metadata_Label'", "values of type ndarray", "one text or number a row")),
+    Row("structures for labels", of_parquet([{"x": 1}, {"x": 2}, {"x": 1}]),
+        ("'Metadata_Label'", "values of type dict")),
+    Row("bytes that are no text", of_parquet([b"\xff", b"b", b"b"]),
+        ("cells.parquet", "'Metadata_Label'", "no text of UTF-8", "drop it")),
+    Row("a level named twice",
+        lambda p: p.ingest("--levels", "Metadata_Plate", "Metadata_Plate"),
+        ("--levels names 'Metadata_Plate' twice",)),
+    Row("an output without a name", nameless, ("/: no name to write", "--out")),
+    Row("aliases of aliases", aliases_of_aliases, ("run.yaml", "more than 1,000,000 values")),
+    Row("a million threads", lambda p: p.fit("--threads", "1000000"),
+        ("--threads 1000000", "1 to 1024")),
+    Row("sparse embeddings", with_block(csr_matrix),
+        ("changed.h5ad", "X_representation", "csr_matrix", "dense")),
+    Row("complex embeddings", with_block(lambda block: block * 1j), ("complex64", "real numbers")),
+    Row("embeddings of no column", with_block(lambda block: block[:, :0]),
+        ("(24, 0)", "one column or more")),
+    Row("embeddings without their label",
+        changed(lambda data: data.obs.drop(columns="label", inplace=True)),
+        ("changed.h5ad", "no column 'label'")),
+    Row("embeddings named twice", file_twice, ("e.h5ad: named twice",)),
     Row("no such device", lambda p: p.fit("--device", "gpu"), ("gpu", "cuda")),
     Row("images not square", oblong, ("24 × 20", "--size")),
     Row("a newer screen", newer_screen, ("screen.json", "format version 99")),

@@ -36,7 +36,11 @@ def main(words: list[str] | None = None) -> None:
         asked = stop.Asked()
         try:
             words = _of_today(words)
-            with stop.at_once(last=alone) as asked, quiet.own_lines(complain), bus_error.explained():
+            with (
+                stop.at_once(last=alone) as asked,
+                quiet.own_lines(complain),
+                bus_error.explained(),
+            ):
                 _dispatch(words)
                 asked.late = True
                 lost = streams.refused()

@@ -15,7 +15,7 @@ from deconfound.arrays import Mask, Rows
 from deconfound.config import did_you_mean
 from deconfound.data.readers.hdf5 import refuse_unfit_hdf5
 from deconfound.data.tables.keys import row_order
-from deconfound.data.tables.table import Roles, joined
+from deconfound.data.tables.table import Roles, joined, require_columns
 from deconfound.embeddings.shards import read_shards
 from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, seal
@@ -181,15 +181,34 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
         raise UserError(f"{path}: format version {version}; this release reads {FORMAT_VERSION}")
     try:
         described = json.loads(str(about["json"]))
-        Roles.model_validate(described["roles"])
+        roles = Roles.model_validate(described["roles"])
+        named = [name for name in (roles.label, *roles.environment) if name is not None]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged (uns['deconfound']); embed again") from error
     representations = {
-        name.removeprefix("X_"): np.asarray(values, dtype=np.float32)
+        name.removeprefix("X_"): _dense(values, f"{path}: obsm[{name!r}]")
         for name, values in data.obsm.items()
         if name.startswith("X_")
     }
+    require_columns(data.obs, [PART, PREDICTED, *named], f"{path}: obs")
     table = data.obs.reset_index(drop=True)
     made = Embeddings(table, representations, described)
     expected = about.get(CONTENT)
     return made, not sealed and expected is not None and content_sha256(made) != str(expected)
+
+
+def _dense(values: Any, where: str) -> npt.NDArray[np.float32]:
+    """(N, D) float32 of an entry of obsm; raises UserError if it holds no dense real numbers."""
+    kind = getattr(values, "dtype", None)
+    try:
+        real = kind is None or np.dtype(kind).kind in "fiub"
+        dense = np.asarray(values, dtype=np.float32) if real else np.empty(0, np.float32)
+    except (TypeError, ValueError):
+        dense = np.empty(0, np.float32)
+    if dense.ndim != 2 or not dense.size:
+        shape = getattr(values, "shape", "")
+        raise UserError(
+            f"{where}: {type(values).__name__} of {kind} {shape}; expected a "
+            "dense array of real numbers, a row for each of obs and one column or more"
+        )
+    return dense

@@ -43,6 +43,10 @@ def measure(
     paths = [Path(path) for path in embeddings]
     if not paths:
         raise UserError("nothing to measure; give one or more .h5ad files of `deconfound embed`")
+    real = [path.resolve() for path in paths]
+    twice = [path for path, place in zip(paths, real, strict=True) if real.count(place) > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: named twice; its scores would count twice, name it once")
     return write_scores(out, lambda: _measured(paths, seed, quiet))
 
 

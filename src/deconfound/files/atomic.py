@@ -126,7 +126,7 @@ def _identity_of(folder: Path) -> str | None:
 
 def unfinished(path: Path) -> Path:
     """The folder beside `path` that keeps half-written files for a later call to continue from."""
-    return path.with_name(f".{path.name}.unfinished")
+    return lock.beside(path, f".{path.name}.unfinished")
 
 
 def publish(folder: Path, path: Path) -> None:
@@ -231,7 +231,7 @@ def _remove_all_leftovers(path: Path, keep: Path | None = None) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    return lock.beside(path, f".{path.name}.{os.getpid()}.partial")
 
 
 @contextmanager

@@ -77,7 +77,14 @@ def in_turn(file: Path) -> Iterator[None]:
 def file_of(path: Path) -> Path:
     """The lock file of an output."""
     real = Path(path).resolve()
-    return real.with_name(f".{real.name}.lock")
+    return beside(real, f".{real.name}.lock")
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file `name` beside an output; raises UserError if the output has no name of its own."""
+    if not path.name:
+        raise UserError(f"{path}: no name to write; give --out the name of a new file or folder")
+    return path.with_name(name)
 
 
 def _lock(file: Path, how: int, alone: bool = False) -> int | None:

@@ -13,6 +13,9 @@ from deconfound.runtime.quiet import debugging
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+MAX_THREADS = 1024
+"""PyTorch ends the process where the system starts no more of them."""
+
 Precision = Literal["auto", "32", "bf16"]
 
 
@@ -59,8 +62,10 @@ def start_fabric(
     "auto" precision is bfloat16 where the processor computes in it, else float32. Under torchrun
     and srun every process gets its own rank, on any number of nodes; for work that it does `alone`
     it takes the accelerator of its place on the node and knows nothing of the others. Raises
-    UserError for a device that is not there.
+    UserError for a device that is not there, and for more than `MAX_THREADS`.
     """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UserError(f"--threads {threads}: expected 1 to {MAX_THREADS}, or leave it out")
     from lightning_fabric import Fabric  # takes seconds, and the process that plans trains nothing
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from deconfound.data.ingest.profiles import write_profiles
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
-from deconfound.files import atomic
+from deconfound.files import atomic, lock
 from deconfound.runtime import stop
 from deconfound.runtime.progress import Progress
 
@@ -50,7 +50,7 @@ def cellprofiler(
         "mask": mask,
         "slow": slow,
     }
-    with atomic.resumable(out.with_name(f"{out.name}.features"), str(about)) as folder:
+    with atomic.resumable(lock.beside(out, f"{out.name}.features"), str(about)) as folder:
         chunks_of = np.split(np.arange(len(opened)), range(CHUNK, len(opened), CHUNK))
         parts = {folder / f"{rows[0]:012d}.npz": rows for rows in chunks_of}
         done = sum(len(rows) for file, rows in parts.items() if file.exists())

@@ -98,7 +98,14 @@ def role_problems(table: pd.DataFrame, config: "IngestConfig") -> list[Problem]:
 
 
 def found_roles(present: set[str], config: "IngestConfig") -> Roles:
-    """The roles given or usual; label and environment may lack."""
+    """The roles given or usual; label and environment may lack.
+
+    Raises UserError if a column is given twice as a level or as a part of the environment.
+    """
+    for option, given in (("--levels", config.levels), ("--environment", config.environment)):
+        twice = [name for name in given if given.count(name) > 1]
+        if twice:
+            raise UserError(f"ingest: {option} names {twice[0]!r} twice; name it once")
     usual_labels = (FOLDER_LABEL,) if config.class_folders else LABEL_COLUMNS
     usual = tuple(name for name in LEVEL_COLUMNS if name in present)
     if ENVIRONMENT_COLUMN in present:

@@ -23,6 +23,7 @@ from deconfound.data.tables.compressed import (
     refuse_unfit_packing,
     table_kind,
 )
+from deconfound.data.tables.decoding import decoded
 from deconfound.data.tables.separators import comma_hint, separator_of, with_points
 from deconfound.data.tables.table import ROW_NAME, require_columns
 from deconfound.errors import UserError
@@ -175,7 +176,7 @@ class _Parquet(FeatureTable):
 
     def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
         read: pd.DataFrame = self._file.read(columns=list(columns)).to_pandas(ignore_metadata=True)
-        return read
+        return decoded(read, self._path)
 
     def _chunks(self, columns: Sequence[str]) -> Iterator[Floats]:
         for name in columns:

@@ -60,24 +60,33 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def refuse_unfit_packing(path: Path) -> None:
-    """Raise UserError if a compressed table is damaged or unpacks to more than it may.
+    """Raise UserError if a table holds NUL bytes, or a compressed one is damaged or too large.
 
-    Packed text may to `MAX_TEXT`, or to an eighth of it if that is more than an honest file of its
-    size holds; Parquet as `refuse_huge_parquet` says.
+    Readers of text end a cell, or all, at a NUL byte. Packed text may unpack to `MAX_TEXT`, or to
+    an eighth of it if that is more than an honest file of its size holds; Parquet as
+    `refuse_huge_parquet` says.
     """
     if path.suffix.lower() == ".parquet":
         with readable(path):
             refuse_huge_parquet(path)
-    unpacked = OPEN.get(path.suffix.lower())
-    if unpacked is None:
+    if table_kind(path) not in TEXT:
         return
+    packed = path.suffix.lower() in OPEN
+    unpacked: Any = OPEN.get(path.suffix.lower(), open)
     found = 0
     most = min(MAX_TEXT, max(MAX_TEXT // 8, TIMES * path.stat().st_size))
+    marked = False
     try:
         with unpacked(path, "rb") as stream:
             while part := stream.read(READ_BYTES):
+                marked = marked or (not found and part.startswith(BYTE_ORDERS))
+                if not marked and (place := part.find(b"\0")) >= 0:
+                    raise UserError(
+                        f"{path}: byte {found + place} (from 0) is NUL, as in text of two bytes a "
+                        "letter without a mark; save it as UTF-8, or remove these bytes"
+                    )
                 found += len(part)
-                if found > most:
+                if packed and found > most:
                     raise UserError(
                         f"{path}: unpacks to more than {most / 2**30:g} GiB of text; unpack it "
                         "yourself if it is meant to be so large, or save it as Parquet"

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.arrays import Rows
+from deconfound.errors import UserError
 
 _INVISIBLE = "\ufeff\u200b"
 _WHOLE = re.compile(r"([+-]?(?:0|[1-9][0-9]*))\.0*")
@@ -43,8 +44,15 @@ def keys(values: pd.Series, *, well: bool | None = None) -> pd.Series:
     `well` says whether the column holds wells; its name does if not given.
     """
     well = holds_wells(values.name) if well is None else well
-    codes, names = pd.factorize(values)
-    written = pd.Series(names).astype("string")
+    try:
+        codes, names = pd.factorize(values)
+        written = pd.Series(names).astype("string")
+    except TypeError as error:  # lists and structures
+        kind = type(values.dropna().iloc[0]).__name__
+        raise UserError(
+            f"column {values.name!r} holds values of type {kind} that are no text; write one text "
+            "or number a row"
+        ) from error
     found = pd.array([key(name, well=well) or None for name in written], dtype="string")
     return pd.Series(
         found.take(codes, allow_fill=True, fill_value=pd.NA), index=values.index, name=values.name

@@ -21,6 +21,7 @@ from deconfound.data.tables.compressed import (
     refuse_unfit_packing,
     table_kind,
 )
+from deconfound.data.tables.decoding import decoded
 from deconfound.data.tables.keys import holds_wells, key, keys
 from deconfound.data.tables.separators import separator_of
 from deconfound.errors import UserError
@@ -92,7 +93,7 @@ def read_table(path: Path) -> pd.DataFrame:
             case ".csv" | ".tsv" | ".txt":
                 table = _read_text(path, separator_of(path))
             case ".parquet":
-                table = _with_index(pd.read_parquet(path), path)
+                table = _with_index(decoded(pd.read_parquet(path), path), path)
             case _:
                 raise UserError(f"{path}: not a table; expected .csv, .tsv, .txt or .parquet")
     if table.empty:
