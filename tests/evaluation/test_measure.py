@@ -317,7 +317,8 @@ def test_a_screen_without_a_label_of_training_is_an_error(
     with pytest.raises(UserError, match=r"none of the labels of column 'y' \(zc0, .*c0, c1, c2"):
         measure([saved(other)], quiet=True)
     other.table["y"] = pd.Series(pd.NA, index=other.table.index, dtype="string")
-    assert measure([saved(other)], quiet=True)["value"].isna().all()
+    with pytest.raises(UserError, match="nothing to score: no row outside training has a label"):
+        measure([saved(other)], quiet=True)
 
 
 def test_identified_rows_in_another_order_have_the_same_scores(
@@ -331,3 +332,10 @@ def test_identified_rows_in_another_order_have_the_same_scores(
     order = np.random.default_rng(0).permutation(len(PARTS))
     expected, found = (measure([saved(one)], quiet=True) for one in (first, first.taken(order)))
     pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_file_that_gives_no_score_is_an_error(saved: Callable[[Embeddings], Path]) -> None:
+    alone = made()
+    alone.table[PART] = "train"
+    with pytest.raises(UserError, match=r"nothing to score: .*\(parts: train\); embed the whole"):
+        measure([saved(alone)], quiet=True)

@@ -63,6 +63,13 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> list[dict[str, Any]]
             opened = opened.taken(opened.order())
             refuse_unshared_labels(opened, path)
             measured = [*prediction_scores(opened), *representation_scores(opened, seed)]
+            if not measured:
+                parts = listed(sorted(set(opened.part.tolist())))
+                raise UserError(
+                    f"{path}: nothing to score: no row outside training has a label and a "
+                    f"prediction, and there are not both training and unseen rows (parts: {parts}); "
+                    "embed the whole screen of the run, or one with labels"
+                )
             rows += [score_row(about, str(about["fold"]), row) for row in measured]
             level, holds_out, _ = str(about["fold"]).partition("=")
             if holds_out:

@@ -41,3 +41,17 @@ def test_an_honest_table_may_be_large(tmp_path: Path, monkeypatch: pytest.Monkey
     table = pd.DataFrame({"path": [f"{row:06d}.png" for row in range(5000)], "plate": "p"})
     table.to_parquet(tmp_path / "t.parquet", compression="zstd")
     pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet"), table)
+
+
+def test_long_texts_that_are_stored_once_and_repeated_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text of 1 MB in 200 rows takes 200 MB; one in a single row, among short ones, 1 MB."""
+    monkeypatch.setattr(declared, "ALWAYS", 2**24)
+    long = "x" * 2**20
+    for name, texts in {"bad": [long] * 200, "good": [long] + ["y"] * 199}.items():
+        pd.DataFrame({"a": texts, "b": "z"}).to_parquet(tmp_path / name, compression="zstd")
+        (tmp_path / name).rename(tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match=r"bad\.parquet: declares texts in column 'a', 0\.2 GiB"):
+        read_table(tmp_path / "bad.parquet")
+    assert read_table(tmp_path / "good.parquet")["a"].iloc[0] == long
