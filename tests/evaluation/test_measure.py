@@ -331,3 +331,24 @@ def test_identified_rows_in_another_order_have_the_same_scores(
     order = np.random.default_rng(0).permutation(len(PARTS))
     expected, found = (measure([saved(one)], quiet=True) for one in (first, first.taken(order)))
     pd.testing.assert_frame_equal(found, expected)
+
+
+def test_another_screen_need_not_have_the_columns_of_training(saved: Saved) -> None:
+    """An identifier and an environment play no part in its scores; without a label there is none."""
+    first = made()
+    first.about["roles"] = ROLES | {"identifier": ["id"]}
+    first.table[PART] = "new"
+    expected = measure([saved(first.taken(np.arange(len(PARTS))[::-1]))], quiet=True)
+    first.table.drop(columns="plate", inplace=True)
+    pd.testing.assert_frame_equal(measure([saved(first)], quiet=True), expected)
+    first.table.rename(columns={"y": "z"}, inplace=True)
+    with pytest.raises(UserError, match=r"screen 's': there is no column 'y'.*it has z"):
+        measure([saved(first)], quiet=True)
+
+
+def test_one_fold_written_two_ways_is_one_fold(saved: Saved) -> None:
+    """Plate 1.0 and plate 1 are not pooled as two folds."""
+    first, again = made("plate=S1/1.0"), made("plate=S1/1")
+    again.about["config"] = first.about["config"]
+    scores = measure([saved(first), saved(again)], quiet=True)
+    assert set(scores["fold"]) == {"plate=S1/1"}

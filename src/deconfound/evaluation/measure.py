@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from deconfound.arrays import Codes, Floats, Mask
+from deconfound.data.folds.fold import fold_key
 from deconfound.data.tables.keys import key, keys
 from deconfound.data.tables.table import coded, listed
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
@@ -63,12 +64,12 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> list[dict[str, Any]]
             opened = opened.taken(opened.order())
             refuse_unshared_labels(opened, path)
             measured = [*prediction_scores(opened), *representation_scores(opened, seed)]
-            rows += [score_row(about, str(about["fold"]), row) for row in measured]
-            level, holds_out, _ = str(about["fold"]).partition("=")
+            fold = fold_key(str(about["fold"]), opened.roles)
+            rows += [score_row(about, fold, row) for row in measured]
+            level, holds_out, _ = fold.partition("=")
             if holds_out:
                 key = level, _setting(about)
-                of_test = _predictions_of_test(opened)
-                predictions.setdefault(key, {})[str(about["fold"])] = of_test
+                predictions.setdefault(key, {})[fold] = _predictions_of_test(opened)
                 last_of[key] = about
             progress.update(1, path.name)
     for key, folds in predictions.items():
@@ -152,10 +153,11 @@ def representation_scores(embeddings: Embeddings, seed: int) -> list[NamedScore]
     part, fold = embeddings.part, embeddings.about["fold"]
     # Unseen rows from training environments are id_test, else an iid test, else val.
     unseen = "id_test" if (part == "id_test").any() else "test" if fold == "iid" else "val"
-    label, environment = coded(embeddings.label()).codes, coded(embeddings.environment()).codes
-    rows = _Rows(label, environment, part, part == "train", part == unseen)
-    if not rows.train.any() or not rows.inside.any():
+    train, inside = part == "train", part == unseen
+    if not train.any() or not inside.any():
         return []
+    label, environment = coded(embeddings.label()).codes, coded(embeddings.environment()).codes
+    rows = _Rows(label, environment, part, train, inside)
     graphed = _graphed(rows, seed)
     # A fold that holds no environment out lets a probe be fitted on all of its rows.
     no_environment_held_out = fold in ("iid", "given") and bool(
