@@ -23,6 +23,7 @@ from deconfound.embeddings.file import (
 )
 from deconfound.errors import UserError
 from deconfound.evaluation.measure import measure
+from deconfound.files import seal
 from deconfound.methods.post_hoc.harmony import HarmonyOptions
 from deconfound.reports.report import report
 
@@ -62,6 +63,8 @@ def test_a_file_that_declares_more_than_it_holds_is_refused(file: Path) -> None:
     with h5py.File(file, "a") as opened:
         more = {"shape": (len(PARTS), 10**10), "chunks": (1, 10**6), "compression": "gzip"}
         opened["obsm"].create_dataset("X_more", dtype="float32", **more)
+    with file.open("r+b") as stream:
+        stream.write(bytes(seal.USER_BLOCK))  # as of a program that leaves the seal out
     with pytest.raises(UserError, match=r"erm\.h5ad: declares obsm/X_more .* 256 times the file"):
         read_embeddings(file)
 
@@ -173,14 +176,14 @@ def test_another_screen_without_columns_of_training(file: Path, tmp_path: Path) 
     new = made(new=True)
     new.about["roles"] = ROLES | {"identifier": ["id"]}
     write_embeddings(tmp_path / "new.h5ad", new)
-    found = correct("standardise", tmp_path / "new.h5ad", tmp_path / "out.h5ad", reference=file)
+    found = correct("pca", tmp_path / "new.h5ad", tmp_path / "out.h5ad", reference=file)
     write_embeddings(tmp_path / "same.h5ad", made(new=True))
-    same = correct("standardise", tmp_path / "same.h5ad", tmp_path / "s.h5ad", reference=file)
+    same = correct("pca", tmp_path / "same.h5ad", tmp_path / "s.h5ad", reference=file)
     assert (found.representations["representation"] == same.representations["representation"]).all()
     new.table.drop(columns="plate", inplace=True)
     write_embeddings(tmp_path / "none.h5ad", new)
     with pytest.raises(UserError, match="screen 's': there is no column 'plate'"):
-        correct("standardise", tmp_path / "none.h5ad", tmp_path / "no.h5ad", reference=file)
+        correct("pca", tmp_path / "none.h5ad", tmp_path / "no.h5ad", reference=file)
 
 
 def test_another_screen_is_mapped_onto_the_reference(file: Path, tmp_path: Path) -> None:
@@ -259,7 +262,7 @@ def test_corrections_on_controls_are_told_which_they_are(tmp_path: Path) -> None
     cells.table.loc[PARTS == "test", "Metadata_Control_Type"] = "treatment"
     write_embeddings(tmp_path / "lacking.h5ad", cells)
     with pytest.raises(UserError, match="rows of part test: 0 controls in P2; expected 2 or more"):
-        correct("standardise", tmp_path / "lacking.h5ad", tmp_path / "no.h5ad")
+        correct("pca", tmp_path / "lacking.h5ad", tmp_path / "no.h5ad")
     correct("sphering", tmp_path / "lacking.h5ad", tmp_path / "sphered.h5ad")
     none = made()
     none.about["roles"] = ROLES | {"label": None}

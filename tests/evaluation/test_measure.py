@@ -334,7 +334,7 @@ def test_identified_rows_in_another_order_have_the_same_scores(
 
 
 def test_another_screen_need_not_have_the_columns_of_training(saved: Saved) -> None:
-    """An identifier and an environment play no part in its scores; without a label there is none."""
+    """Identifier and environment play no part in its scores; without a label there are none."""
     first = made()
     first.about["roles"] = ROLES | {"identifier": ["id"]}
     first.table[PART] = "new"
