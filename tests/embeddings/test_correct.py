@@ -262,7 +262,7 @@ def test_corrections_on_controls_are_told_which_they_are(tmp_path: Path) -> None
     cells.table.loc[PARTS == "test", "Metadata_Control_Type"] = "treatment"
     write_embeddings(tmp_path / "lacking.h5ad", cells)
     with pytest.raises(UserError, match="rows of part test: 0 controls in P2; expected 2 or more"):
-        correct("pca", tmp_path / "lacking.h5ad", tmp_path / "no.h5ad")
+        correct("standardise", tmp_path / "lacking.h5ad", tmp_path / "no.h5ad")
     correct("sphering", tmp_path / "lacking.h5ad", tmp_path / "sphered.h5ad")
     none = made()
     none.about["roles"] = ROLES | {"label": None}
