@@ -195,8 +195,7 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
         raise UserError(f"{path}: format version {version}; this release reads {FORMAT_VERSION}")
     try:
         described = json.loads(str(about["json"]))
-        roles = Roles.model_validate(described["roles"])
-        named = [name for name in (roles.label, *roles.environment) if name is not None]
+        Roles.model_validate(described["roles"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged (uns['deconfound']); embed again") from error
     representations = {
@@ -204,7 +203,7 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
         for name, values in data.obsm.items()
         if name.startswith("X_")
     }
-    require_columns(data.obs, [PART, PREDICTED, *named], f"{path}: obs")
+    require_columns(data.obs, [PART, PREDICTED], f"{path}: obs")
     table = data.obs.reset_index(drop=True)
     made = Embeddings(table, representations, described)
     expected = about.get(CONTENT)
