@@ -23,7 +23,6 @@ from deconfound.embeddings.file import (
 )
 from deconfound.errors import UserError
 from deconfound.evaluation.measure import measure
-from deconfound.files import seal
 from deconfound.methods.post_hoc.harmony import HarmonyOptions
 from deconfound.reports.report import report
 
