@@ -167,6 +167,21 @@ def test_harmony_is_fitted_on_all_rows_and_says_so(
     assert "erm+harmony-refit was trained with images of test rows" in page
 
 
+def test_another_screen_without_columns_of_training(file: Path, tmp_path: Path) -> None:
+    """It has no identifier of its own, and without an environment it is refused in one line."""
+    new = made(new=True)
+    new.about["roles"] = ROLES | {"identifier": ["id"]}
+    write_embeddings(tmp_path / "new.h5ad", new)
+    found = correct("pca", tmp_path / "new.h5ad", tmp_path / "out.h5ad", reference=file)
+    write_embeddings(tmp_path / "same.h5ad", made(new=True))
+    same = correct("pca", tmp_path / "same.h5ad", tmp_path / "s.h5ad", reference=file)
+    assert (found.representations["representation"] == same.representations["representation"]).all()
+    new.table.drop(columns="plate", inplace=True)
+    write_embeddings(tmp_path / "none.h5ad", new)
+    with pytest.raises(UserError, match="screen 's': there is no column 'plate'"):
+        correct("pca", tmp_path / "none.h5ad", tmp_path / "no.h5ad", reference=file)
+
+
 @pytest.mark.usefixtures("harmonypy")
 def test_another_screen_is_mapped_onto_the_reference(file: Path, tmp_path: Path) -> None:
     new = tmp_path / "new.h5ad"

@@ -334,8 +334,29 @@ def test_identified_rows_in_another_order_have_the_same_scores(
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_a_file_that_gives_no_score_is_an_error(saved: Callable[[Embeddings], Path]) -> None:
+def test_a_file_that_gives_no_score_is_an_error(saved: Saved) -> None:
     alone = made()
     alone.table[PART] = "train"
     with pytest.raises(UserError, match=r"nothing to score: .*\(parts: train\); embed the whole"):
         measure([saved(alone)], quiet=True)
+
+
+def test_another_screen_need_not_have_the_columns_of_training(saved: Saved) -> None:
+    """Identifier and environment play no part in its scores; without a label there are none."""
+    first = made()
+    first.about["roles"] = ROLES | {"identifier": ["id"]}
+    first.table[PART] = "new"
+    expected = measure([saved(first.taken(np.arange(len(PARTS))[::-1]))], quiet=True)
+    first.table.drop(columns="plate", inplace=True)
+    pd.testing.assert_frame_equal(measure([saved(first)], quiet=True), expected)
+    first.table.rename(columns={"y": "z"}, inplace=True)
+    with pytest.raises(UserError, match=r"screen 's': there is no column 'y'.*it has z"):
+        measure([saved(first)], quiet=True)
+
+
+def test_one_fold_written_two_ways_is_one_fold(saved: Saved) -> None:
+    """Plate 1.0 and plate 1 are not pooled as two folds."""
+    first, again = made("plate=S1/1.0"), made("plate=S1/1")
+    again.about["config"] = first.about["config"]
+    scores = measure([saved(first), saved(again)], quiet=True)
+    assert set(scores["fold"]) == {"plate=S1/1"}

@@ -52,6 +52,19 @@ def test_a_plan_is_the_product_of_everything(screen: Screen, tmp_path: Path) -> 
     assert erm == {"learning_rate": 0.2, "steps": 7}
 
 
+def test_one_fold_written_two_ways_is_planned_once(screen: Screen, tmp_path: Path) -> None:
+    file = write(
+        tmp_path, screen.path, folds=["plate=S1/P1", "plate= S1 /P1 "], measure=["plate=S1/ P1"]
+    )
+    plan = make_plan(file)
+    assert [(one.fold, one.measured) for one in plan.settings] == [
+        ("plate=S1/P1", "plate=S1/ P1")
+    ] * 2
+    assert len(plan.jobs) == 2 * 2
+    with pytest.raises(UserError, match="measure names 'plate=S1/P9', which is no fold"):
+        make_plan(write(tmp_path, screen.path, measure=["plate=S1/P9"]))
+
+
 def test_later_values_win_over_earlier_ones(screen: Screen, tmp_path: Path) -> None:
     """Defaults < configuration < the file's values < the entry's < the grid."""
     base = {

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,14 @@ class Embeddings:
         return self.representations[name]
 
     def order(self) -> Rows:
-        """(N,) the rows in the order of their identifier; their own order where there is none."""
+        """(N,) the rows in the order of the run's identifier.
+
+        Their own order where there is none, or where another screen has no such columns.
+        """
         columns = self.roles.identifier
-        return row_order(self.table, columns) if columns else np.arange(len(self.table))
+        if not columns or not set(columns) <= set(self.table.columns):
+            return np.arange(len(self.table))
+        return row_order(self.table, columns)
 
     def taken(self, rows: Rows) -> "Embeddings":
         """These rows alone, in this order."""
@@ -80,12 +86,20 @@ class Embeddings:
         return Embeddings(self.table.iloc[rows].reset_index(drop=True), blocks, self.about)
 
     def label(self) -> pd.Series:
-        """The label of each row as text, missing where it has none."""
-        return joined(self.table, [str(self.roles.label)])
+        """The label of each row as text, missing where it has none; raises as `environment`."""
+        return self._joined([str(self.roles.label)])
 
     def environment(self) -> pd.Series:
-        """The environment of each row as text, columns joined by "/"."""
-        return joined(self.table, self.roles.environment)
+        """The environment of each row as text, columns joined by "/".
+
+        Raises UserError if the rows are of another screen that has no such column.
+        """
+        return self._joined(self.roles.environment)
+
+    def _joined(self, columns: Sequence[str]) -> pd.Series:
+        where = f"embeddings of screen {self.about.get('screen')!r}"
+        require_columns(self.table, columns, where)
+        return joined(self.table, columns)
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
@@ -181,8 +195,7 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
         raise UserError(f"{path}: format version {version}; this release reads {FORMAT_VERSION}")
     try:
         described = json.loads(str(about["json"]))
-        roles = Roles.model_validate(described["roles"])
-        named = [name for name in (roles.label, *roles.environment) if name is not None]
+        Roles.model_validate(described["roles"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged (uns['deconfound']); embed again") from error
     representations = {
@@ -190,7 +203,7 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
         for name, values in data.obsm.items()
         if name.startswith("X_")
     }
-    require_columns(data.obs, [PART, PREDICTED, *named], f"{path}: obs")
+    require_columns(data.obs, [PART, PREDICTED], f"{path}: obs")
     table = data.obs.reset_index(drop=True)
     made = Embeddings(table, representations, described)
     expected = about.get(CONTENT)

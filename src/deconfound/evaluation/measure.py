@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from deconfound.arrays import Codes, Floats, Mask
+from deconfound.data.folds.fold import fold_key
 from deconfound.data.tables.keys import key, keys
 from deconfound.data.tables.table import coded, listed
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
@@ -67,15 +68,15 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> list[dict[str, Any]]
                 parts = listed(sorted(set(opened.part.tolist())))
                 raise UserError(
                     f"{path}: nothing to score: no row outside training has a label and a "
-                    f"prediction, and there are not both training and unseen rows (parts: {parts}); "
-                    "embed the whole screen of the run, or one with labels"
+                    "prediction, and there are not both training and unseen rows "
+                    f"(parts: {parts}); embed the whole screen of the run, or one with labels"
                 )
-            rows += [score_row(about, str(about["fold"]), row) for row in measured]
-            level, holds_out, _ = str(about["fold"]).partition("=")
+            fold = fold_key(str(about["fold"]), opened.roles)
+            rows += [score_row(about, fold, row) for row in measured]
+            level, holds_out, _ = fold.partition("=")
             if holds_out:
                 key = level, _setting(about)
-                of_test = _predictions_of_test(opened)
-                predictions.setdefault(key, {})[str(about["fold"])] = of_test
+                predictions.setdefault(key, {})[fold] = _predictions_of_test(opened)
                 last_of[key] = about
             progress.update(1, path.name)
     for key, folds in predictions.items():
@@ -159,10 +160,11 @@ def representation_scores(embeddings: Embeddings, seed: int) -> list[NamedScore]
     part, fold = embeddings.part, embeddings.about["fold"]
     # Unseen rows from training environments are id_test, else an iid test, else val.
     unseen = "id_test" if (part == "id_test").any() else "test" if fold == "iid" else "val"
-    label, environment = coded(embeddings.label()).codes, coded(embeddings.environment()).codes
-    rows = _Rows(label, environment, part, part == "train", part == unseen)
-    if not rows.train.any() or not rows.inside.any():
+    train, inside = part == "train", part == unseen
+    if not train.any() or not inside.any():
         return []
+    label, environment = coded(embeddings.label()).codes, coded(embeddings.environment()).codes
+    rows = _Rows(label, environment, part, train, inside)
     graphed = _graphed(rows, seed)
     # A fold that holds no environment out lets a probe be fitted on all of its rows.
     no_environment_held_out = fold in ("iid", "given") and bool(

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from deconfound.config import DataOptions, did_you_mean
+from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.groups import Group, groups
 from deconfound.data.folds.problem import pose, roles_of
 from deconfound.data.screens.screen import Screen
@@ -108,7 +109,7 @@ def spelled_out(folds: Sequence[str], screen: Screen, options: DataOptions) -> l
     found: list[str] = []
     for fold in folds:
         if not fold.startswith(ALL_GROUPS):
-            found.append(fold)
+            found.append(fold_key(fold, roles_of(screen, options)))
             continue
         column = fold.removeprefix(ALL_GROUPS)
         every = groups(screen.table, roles_of(screen, options), column)

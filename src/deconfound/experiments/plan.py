@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deconfound.config import did_you_mean
+from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import joined
@@ -64,6 +65,8 @@ class Setting:
     nothing to choose."""
     search_seeds: tuple[int, ...] = ()
     """Seeds that it is compared on with other settings; empty for all."""
+    measured: str | None = None
+    """The name in `measure` of the plan file that is this fold; None where none is."""
 
     def searched(self) -> list[str]:
         """Names of the runs that it is compared by, loto's left out."""
@@ -96,7 +99,7 @@ class Plan:
 
     def tasks(self, setting: Setting) -> list[Task]:
         """What is done with each run of a setting, when its setting is the one taken."""
-        whole = setting.fold in self.file.measure
+        whole = setting.measured is not None
         own = (Task(chain, whole) for chain in self.chains if chain.entry == setting.entry)
         return [task for task in own if task.embeds]
 
@@ -128,7 +131,7 @@ def make_plan(
         layout.add_entry(name, entry, screen)
     folds_of_plan = list(dict.fromkeys(setting.fold for setting in layout.plan.settings))
     for fold in file.measure:
-        if fold not in folds_of_plan and fold != "iid":
+        if fold != "iid" and all(fold != setting.measured for setting in layout.plan.settings):
             hint = did_you_mean(fold, folds_of_plan)
             raise UserError(f"{path}: measure names {fold!r}, which is no fold of the plan; {hint}")
     return layout.plan
@@ -173,9 +176,18 @@ class _Layout:
         for point in every:
             base = configured(self.path, file, name, entry, point)
             imputer = self._imputer(name, entry, base)
+            roles = roles_of(screen, base.data)
+            measured = {fold_key(fold, roles): fold for fold in file.measure}
             for fold in spelled_out(file.folds, screen, base.data):
                 searched = file.search_seeds if len(every) > 1 else ()
-                setting = Setting(name, screen.path, fold, point, search_seeds=searched)
+                setting = Setting(
+                    name,
+                    screen.path,
+                    fold,
+                    point,
+                    search_seeds=searched,
+                    measured=measured.get(fold),
+                )
                 data = base.data.model_copy(update={"fold": fold})
                 environments = self._folds.pose(screen, data).environments
                 for seed in file.seeds:

@@ -12,6 +12,7 @@ import torch
 from deconfound import methods
 from deconfound.arrays import Rows
 from deconfound.config import TransformName
+from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
@@ -76,7 +77,7 @@ class Run:
     @property
     def fold(self) -> str:
         """Name of the run's fold."""
-        return self.config.data.fold
+        return fold_key(self.config.data.fold, self.roles)
 
     @property
     def screen_path(self) -> Path:

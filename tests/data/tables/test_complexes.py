@@ -134,7 +134,8 @@ def test_members_match_the_one_gene_that_differs_by_case_alone() -> None:
         ("one\tA B\ntwo\tC, 1.0 D, 1.0\n", "line 2: '1.0' is no name of one gene"),
         ('one"\tA B\n"two\tC "D\n', "line 2: '\"D' is no name of one gene"),
         ('complex,genes\none,"A;B"\n', "line 2: 'A;B' is no name of one gene"),
-        (b"\x93NUMPY\x00\xff\xfe", "cannot be read"),
+        (b"\x93NUMPY\x00\xff\xfe", "byte 6 \\(from 0\\) is NUL"),
+        (b"\x93NUMPY\xff\xfe", "cannot be read"),
     ],
 )
 def test_a_file_of_another_form_is_one_line(text: str | bytes, said: str, tmp_path: Path) -> None:

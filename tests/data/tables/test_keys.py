@@ -177,6 +177,7 @@ def test_a_group_is_found_however_its_name_is_written() -> None:
     ]
     for name in ("Metadata_Plate=1", "Metadata_Plate=1.0", "Metadata_Plate= 1"):
         fold = make_fold(table, roles, name)
+        assert fold.name == "Metadata_Plate=1"
         assert (fold.part == "test").tolist() == [True] * 48 + [False] * 48
 
 

@@ -79,6 +79,7 @@ def make_fold(
     is not of its level.
     """
     require_columns(table, roles.columns(), "table")
+    name = fold_key(name, roles)
     order = order_of_rows(table, roles)
     drawn: dict[Part, float] = {"id_test": id_test_fraction, "val": val_fraction}
     if order is None:
@@ -86,6 +87,15 @@ def make_fold(
     ordered = table.iloc[order].reset_index(drop=True)
     part = _parts(ordered, roles, name, drawn, unit, seed)
     return Fold(name, part[np.argsort(order)], order)
+
+
+def fold_key(name: str, roles: Roles) -> str:
+    """The name by which a fold is known, in whatever way its group is written: "Plate=1.0" is
+    "Plate=1"."""
+    column, found, identity = name.partition("=")
+    if not found or column not in roles.levels:
+        return name
+    return f"{column}={joined_key(identity, roles.levels[: roles.levels.index(column) + 1])}"
 
 
 def _parts(
@@ -110,7 +120,6 @@ def _parts(
             f"{', '.join(roles.levels) or '(this screen has none: pass --levels)'}"
         )
     level = Level(table, roles, column)
-    identity = joined_key(identity, roles.levels[: roles.levels.index(column) + 1])
     group = next((group for group in level.groups if group.identity == identity), None)
     if group is None:
         names = ", ".join(group.identity for group in level.groups[:12])
