@@ -34,6 +34,8 @@ def shell(redirected: str, *words: str, **environment: str) -> "subprocess.Compl
         (["nothing"], "2>/dev/full", 2, "", ""),
         (["nothing"], ">&- 2>&- <&-", 2, "", ""),
         (["--version"], "2>&-", 0, "deconfound ", ""),
+        (["compare", "--help"], ">/dev/full", 2, "", FULL),
+        (["compare", "--help"], "| head -1", 0, "usage", ""),
     ],
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"])

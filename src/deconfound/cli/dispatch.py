@@ -41,7 +41,11 @@ def main(words: list[str] | None = None) -> None:
                 quiet.own_lines(complain),
                 bus_error.explained(),
             ):
-                _dispatch(words)
+                try:
+                    _dispatch(words)
+                except SystemExit:  # --help ends so, before its lines are out
+                    if not streams.refused():
+                        raise
                 asked.late = True
                 lost = streams.refused()
             if lost:

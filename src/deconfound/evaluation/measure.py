@@ -12,8 +12,8 @@ import torch
 
 from deconfound.arrays import Codes, Floats, Mask
 from deconfound.data.folds.fold import fold_key
-from deconfound.data.tables.keys import key, keys
-from deconfound.data.tables.table import coded, listed
+from deconfound.data.tables.keys import keys
+from deconfound.data.tables.table import coded, joined_key, listed
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import NamedScore, classification, score_row, write_scores
@@ -100,7 +100,8 @@ def refuse_unshared_labels(embeddings: Embeddings, path: Path) -> None:
     if embeddings.table[PREDICTED].isna().all():
         return
     present = embeddings.label().dropna().unique()
-    trained = [key(name) for name in embeddings.about["labels"]]
+    columns = [str(embeddings.roles.label)]
+    trained = [joined_key(name, columns) for name in embeddings.about["labels"]]
     if len(present) and not set(present) & set(trained):
         raise UserError(
             f"{path}: the run was trained on none of the labels of column "

@@ -20,8 +20,8 @@ from deconfound.data.folds.controls import CONTROL_TYPE, control_rows
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.keys import key, keys
-from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
+from deconfound.data.tables.keys import keys
+from deconfound.data.tables.table import Coded, Roles, coded, joined, joined_key, listed
 from deconfound.errors import UserError
 from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, group_codes
@@ -192,7 +192,11 @@ def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> Mask:
     table = screen.table
     label = label if label in table.columns else None
     if named and label is not None:
-        return keys(table[label]).isin(list(map(key, named))).to_numpy(dtype=bool)
+        return (
+            keys(table[label])
+            .isin([joined_key(name, [label]) for name in named])
+            .to_numpy(dtype=bool)
+        )
     if CONTROL_TYPE not in table.columns and label is None:
         raise UserError(
             f"{screen.path}: no column {CONTROL_TYPE} and none of labels, so which rows are "

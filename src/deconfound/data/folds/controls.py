@@ -72,15 +72,19 @@ def _equal(values: pd.Series, wanted: str) -> Mask:
 
 
 def control_codes(
-    table: pd.DataFrame, label: Coded, train: Rows, named: Sequence[str] = ()
+    table: pd.DataFrame,
+    label: Coded,
+    train: Rows,
+    named: Sequence[str] = (),
+    column: str | None = None,
 ) -> tuple[int, ...]:
-    """Codes of the labels that are `named`, ascending.
+    """Codes of the labels that are `named`, values of the label's `column`, ascending.
 
     If `named` is empty, the codes of the labels whose training rows all have "negcon" in
     Metadata_Control_Type; no label where the table lacks that column. Raises UserError if training
     lacks a label named.
     """
-    wanted = [key(name) for name in named]
+    wanted = [key(name, well=column is not None and holds_wells(column)) for name in named]
     for name in wanted:
         if name not in label.names:
             raise UserError(

@@ -110,7 +110,7 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
         )
     transform, by = _transform(screen, options, roles)
     group = _of_training(screen, by, train) if by else None
-    controls = control_codes(screen.table, label, train, options.controls)
+    controls = control_codes(screen.table, label, train, options.controls, roles.label)
     problem = Problem(roles, fold, label, environment, every_label, transform, by, group, controls)
     untrained = problem.untrained()
     labelled = int((every_label.codes[fold.rows("test")] >= 0).sum())

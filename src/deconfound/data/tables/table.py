@@ -251,8 +251,7 @@ def refuse_empty(table: pd.DataFrame, roles: Roles, where: str) -> None:
     """Raise UserError naming the first rows without a label, an environment or a level."""
     wanted = dict.fromkeys([str(roles.label), *roles.environment, *roles.levels])
     for column in wanted:
-        text = table[column].astype("string").str.strip()
-        empty = np.flatnonzero(text.isna() | (text == ""))
+        empty = np.flatnonzero(keys(table[column]).isna())
         if len(empty):
             rows = ", ".join(str(row) for row in empty[:5])
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
