@@ -119,7 +119,7 @@ def made_alike(image: Tensor, own: Tensor, target: Tensor, kind: StandardiseName
     """Images (B, C, H, W) or profiles (B, D) float32, mapped from `own` statistics to `target`.
 
     `own` (B, S, C) holds the statistics of each image's group, `target` (S, C) those of all
-    training rows. A channel whose spread in a group is rounding is shifted there, and not scaled.
+    training rows. A channel whose spread in a group is rounding is shifted there alone.
     """
     if kind == "quantiles":
         return _along_curve(image, own, target)
@@ -137,8 +137,8 @@ def _along_curve(image: Tensor, own: Tensor, target: Tensor) -> Tensor:
     """Each value on the line between the quantiles around it, mapped to those of `target`.
 
     Quantiles of a group that are one value are mapped to the middle of theirs in `target`. Beyond
-    the outermost quantiles the outermost line goes on; where these two are one value, values are
-    shifted.
+    the outermost quantiles the outermost line goes on; where that joins one value, values are
+    shifted, and so they are everywhere where all quantiles are.
     """
     knots = own.transpose(1, 2).contiguous()
     mapped = target.t().expand_as(knots)
@@ -154,4 +154,7 @@ def _along_curve(image: Tensor, own: Tensor, target: Tensor) -> Tensor:
     shifted = torch.where(values > x1, y1 + (values - x1), y0 + (values - x0))
     beyond = (values < x0) | (values > x1) | (span == 0)
     found = torch.where(beyond & (span <= ROUNDING * x0.abs()), shifted, on_line)
-    return found.view(image.shape)
+    middle = own[:, own.shape[1] // 2, :, None]
+    even = (own[:, -1] - own[:, 0])[:, :, None] <= ROUNDING * middle.abs()
+    move = target[len(target) // 2, :, None] - middle
+    return torch.where(even, values + move, found).view(image.shape)
