@@ -26,8 +26,8 @@ def held_out_f1(screen: Path, folder: Path, **data: str) -> float:
         method="erm",
         data=DataOptions(fold=FOLD, **data),  # type: ignore[arg-type]
         training=TrainingOptions(
-            steps=120, batch_size=64, schedule="cosine", augment="dihedral", validate_every=120,
-            checkpoint_every=120, device="cpu", precision="32", threads=1, selection="last",
+            steps=100, batch_size=64, schedule="cosine", augment="dihedral", validate_every=100,
+            checkpoint_every=100, device="cpu", precision="32", threads=1, selection="last",
         ),
         options=load("erm").Options(norm="instance", learning_rate=0.002),
     )  # fmt: skip
@@ -47,7 +47,6 @@ def test_standardising_helps_where_series_differ_and_does_no_harm_where_they_do_
     )  # fmt: skip
     screen = simulate(tmp_path / "screen", config=config, quiet=True).path
     plain = held_out_f1(screen, tmp_path)
-    for kind in ("moments", "quantiles") if technical else ("quantiles",):
-        asked = {"standardise_by": "environment", "standardise_with": "controls"}
-        gain = held_out_f1(screen, tmp_path, **asked, standardise=kind) - plain
-        assert gain > (0.1 if technical else -0.05)
+    asked = {"standardise_by": "environment", "standardise_with": "controls"}
+    gain = held_out_f1(screen, tmp_path, **asked, standardise="quantiles") - plain
+    assert gain > (0.1 if technical else -0.05)

@@ -127,10 +127,11 @@ def test_a_tone_curve_never_falls_and_is_exact_at_its_knots() -> None:
     knots, ends = (torch.from_numpy(one).float()[None, :, None] for one in (own, target))
     wanted = target.copy()
     wanted[20:26] = (target[20] + target[25]) / 2
-    at_knots = made_alike(knots.transpose(1, 2), knots, ends[0], "quantiles")
+    statistics, group = torch.cat([knots, ends]), torch.zeros(1, dtype=torch.int64)
+    at_knots = made_alike(knots.transpose(1, 2), statistics, group, "quantiles")
     assert torch.equal(at_knots[0, 0], torch.from_numpy(wanted).float())
     ascending = torch.linspace(-5, float(own[-1]) + 20, 5000)[None, None]
-    curve = made_alike(ascending, knots, ends[0], "quantiles")[0, 0]
+    curve = made_alike(ascending, statistics, group, "quantiles")[0, 0]
     assert (curve.diff() >= -1e-4).all()
     assert curve[0] < ends[0, 0]
     assert curve[-1] > ends[0, -1]
@@ -168,11 +169,13 @@ def test_where_half_of_the_pixels_are_one_value_the_mean_deviation_counts(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_is_the_same_in_every_batch(
-    screen_of: Callable[..., Screen], kind: StandardiseName
+    screen_of: Callable[..., Screen], kind: StandardiseName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = screen_of(values_of(5, 7))
     intensity = fitted(screen, kind)
     whole = alike(intensity, screen, KNOWN.codes)
+    monkeypatch.setattr(standardisation, "BLOCK", 7 * intensity.statistics[0].numel())
+    assert np.array_equal(alike(intensity, screen, KNOWN.codes), whole)
     for rows in ([3], [69, 3, 88], [*range(30, 61)]):
         pixels, codes = torch.from_numpy(screen.read(rows)), torch.from_numpy(KNOWN.codes[rows])
         assert np.array_equal(intensity(pixels, codes).double().numpy(), whole[rows])

@@ -70,8 +70,8 @@ class Intensity(nn.Module):
         image = self.transformed(pixels, group)
         if self.standardise is not None:
             assert group is not None
-            own = self.statistics[group.to(self.statistics.device)]
-            image = made_alike(image, own, self.statistics[-1], self.standardise)
+            group = group.to(self.statistics.device)
+            image = made_alike(image, self.statistics, group, self.standardise)
         sides = (1,) * (image.ndim - 2)
         return image.sub_(self.offset.view(-1, *sides)).mul_(self.scale.view(-1, *sides))
 

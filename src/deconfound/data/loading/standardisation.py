@@ -115,14 +115,19 @@ def unseen_groups(every: Coded, known: Codes) -> Coded:
     return Coded(found, tuple(every.names[code] for code in own))
 
 
-def made_alike(image: Tensor, own: Tensor, target: Tensor, kind: StandardiseName) -> Tensor:
-    """Images (B, C, H, W) or profiles (B, D) float32, mapped from `own` statistics to `target`.
+def made_alike(image: Tensor, statistics: Tensor, group: Tensor, kind: StandardiseName) -> Tensor:
+    """Images (B, C, H, W) or profiles (B, D) float32, each mapped from its group to all groups.
 
-    `own` (B, S, C) holds the statistics of each image's group, `target` (S, C) those of all
-    training rows. A channel whose spread in a group is rounding is shifted there alone.
+    `statistics` (G + 1, S, C) are those of the groups, the last those of all; `group` (B,) int64 is
+    the group of each image, −1 for none. A channel whose spread in a group is rounding is shifted
+    there alone.
     """
+    target = statistics[-1]
     if kind == "quantiles":
-        return _along_curve(image, own, target)
+        rows = max(1, BLOCK // target.numel())
+        parts = zip(torch.split(image, rows), torch.split(group, rows), strict=True)
+        return torch.cat([_along_curve(some, statistics[of], target) for some, of in parts])
+    own = statistics[group]
     gain = torch.ones_like(own[:, 0])
     for spread in range(MEASURED[kind] - 1, 0, -1):  # the mean deviation where the median one is 0
         varies = own[:, spread] > ROUNDING * own[:, 0].abs()
@@ -134,11 +139,12 @@ def made_alike(image: Tensor, own: Tensor, target: Tensor, kind: StandardiseName
 
 
 def _along_curve(image: Tensor, own: Tensor, target: Tensor) -> Tensor:
-    """Each value on the line between the quantiles around it, mapped to those of `target`.
+    """Each value of images (B, C, …) on the line between the quantiles around it.
 
-    Quantiles of a group that are one value are mapped to the middle of theirs in `target`. Beyond
-    the outermost quantiles the outermost line goes on; where that joins one value, values are
-    shifted, and so they are everywhere where all quantiles are.
+    The quantiles of each image's group, `own` (B, S, C), are mapped to `target` (S, C); those of a
+    group that are one value, to the middle of theirs. Beyond the outermost quantiles the outermost
+    line goes on; where that joins one value, values are shifted, and so they are everywhere where
+    all quantiles are one.
     """
     knots = own.transpose(1, 2).contiguous()
     mapped = target.t().expand_as(knots)
