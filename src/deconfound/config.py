@@ -30,6 +30,7 @@ MAX_NODES = 10**6
 TransformName = Literal["none", "arcsinh", "percentile"]
 ScalingName = Literal["standardise", "unit", "scbd"]
 RelativeTo = Literal["all", "controls"]
+StandardiseName = Literal["moments", "quantiles", "robust"]
 ImputeInto = Literal["drawn", "mean"]
 SamplerName = Literal["plain", "label_balanced", "environment_balanced", "label_uniform"]
 
@@ -74,6 +75,15 @@ class DataOptions(Options):
     percentile_by: str | None = None
     """Column, such as Metadata_Plate, whose groups share percentiles, those of their training rows
     (a group without any takes those of all training rows); each image has its own if not given."""
+    standardise_by: str | None = Field(None, exclude_if=lambda given: given is None)
+    """`environment`, or a column such as Metadata_Plate, whose groups are made alike in pixels or
+    features before scaling. A group that training never saw takes its own images, held-out ones
+    too, without their labels: all scores say so."""
+    standardise_with: RelativeTo = Field("all", exclude_if=lambda given: given == "all")
+    """Images of a group that its statistics are taken over: all, or its negative controls."""
+    standardise: StandardiseName = Field("moments", exclude_if=lambda given: given == "moments")
+    """What becomes alike in each channel or feature: moments (mean and sd), quantiles (a tone curve
+    that never falls) or robust (median and median absolute deviation)."""
     scaling: ScalingName = "standardise"
     """standardise: per-channel mean 0 and sd 1 over training rows. unit: division by the type's
     maximum. scbd: (x − 7)/7 after arcsinh, as the SCBD paper scales the pooled screen."""

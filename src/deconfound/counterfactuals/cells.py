@@ -56,8 +56,13 @@ def diverse(
     return rows[np.lexsort((rows, labels[rows], environments[rows]))]
 
 
-def refuse_percentile(run: Run) -> None:
+def refuse_irreversible(run: Run) -> None:
     """Raise UserError if images that the run draws cannot be put back into stored units."""
+    if run.standardise_by:
+        raise UserError(
+            f"{run.path}: was fitted with --standardise-by, and what it draws is of no environment "
+            "of its own, so none can be put back into stored units; fit it again without"
+        )
     if run.transform == "percentile":
         raise UserError(
             f"{run.path}: transform percentile forgets how bright images were, so none can be "

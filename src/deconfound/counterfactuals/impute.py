@@ -12,7 +12,7 @@ import torch
 
 from deconfound.arrays import Rows
 from deconfound.config import RelativeTo, did_you_mean
-from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_percentile, texts
+from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_irreversible, texts
 from deconfound.counterfactuals.pictures import Landing, draw_imputed, draw_landing, find_landing
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.batch import BatchReader
@@ -252,7 +252,7 @@ def _refuse_unable(run: Run, screen: Screen, to: str, relative: bool) -> None:
             f"--to {to}: no environment of the run's training; "
             f"{did_you_mean(to, list(run.environments))}"
         )
-    refuse_percentile(run)
+    refuse_irreversible(run)
 
 
 def _rows(screen: Screen, images: int | None, seed: int) -> Rows:

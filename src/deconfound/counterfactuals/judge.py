@@ -14,7 +14,7 @@ import torch
 
 from deconfound.arrays import Images, Rows
 from deconfound.config import RelativeTo
-from deconfound.counterfactuals.cells import Interventions, interventions, refuse_percentile
+from deconfound.counterfactuals.cells import Interventions, interventions, refuse_irreversible
 from deconfound.counterfactuals.impute import within_range
 from deconfound.counterfactuals.oracle import Oracle, oracle_of
 from deconfound.data.folds.fold import Part
@@ -180,7 +180,7 @@ def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
     counterfactual(screen, [], "none")
     method, intensity = run.load(screen)
     assert isinstance(method, Imputer)
-    refuse_percentile(run)
+    refuse_irreversible(run)
     if not run.trained_on(screen):
         raise UserError(
             f"{screen.path}: not the screen that {run.path} was fitted on, so which of its cells "
@@ -279,7 +279,7 @@ def _records(
     about = {
         "method": config.title,
         "seed": config.seed,
-        "saw_held_out": config.options.sees_held_out,
+        "saw_held_out": bool(config.held_out_notes),
         "config": config.model_dump(mode="json") | {"imputation": asked},
     }
     if name == "run":

@@ -15,7 +15,7 @@ from deconfound.counterfactuals.cells import (
     about_run,
     diverse,
     names,
-    refuse_percentile,
+    refuse_irreversible,
     short,
     texts,
 )
@@ -111,7 +111,7 @@ def transfer(
 def _swapped(
     run: Run, method: Method, intensity: Intensity, originals: npt.NDArray[Any]
 ) -> npt.NDArray[np.float32]:
-    refuse_percentile(run)
+    refuse_irreversible(run)
     embedded = method.embed(intensity(torch.from_numpy(originals)))
     able = [name for name in methods.names() if methods.load(name).swap is not Method.swap]
     if run.config.method in able and "style" not in embedded:

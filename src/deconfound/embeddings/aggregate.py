@@ -35,6 +35,7 @@ from deconfound.errors import UserError
 from deconfound.files import atomic, seal
 from deconfound.methods import post_hoc
 from deconfound.methods.contract.post_hoc import TooFewControls
+from deconfound.runs.config import HELD_OUT_NOTES, SAW_HELD_OUT
 from deconfound.runtime.progress import Progress
 
 GENE, GUIDE = "Metadata_Gene", "Metadata_sgRNA"
@@ -161,6 +162,8 @@ def _aggregated(
         about["aggregated"]["notes"] = notes
     if options.align != "none" and options.align_on == "all":
         about["saw_held_out"] = True
+        if HELD_OUT_NOTES in about:
+            about[HELD_OUT_NOTES] = list(dict.fromkeys([*about[HELD_OUT_NOTES], SAW_HELD_OUT]))
     return Aggregate(rows_table, values.astype(np.float32), name, about)
 
 

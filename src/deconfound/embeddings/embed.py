@@ -262,6 +262,11 @@ def profiles(screen: Path, out: Path, data: DataOptions | None = None) -> Embedd
                 f"{opened.path}: holds images; measure their features with "
                 "`deconfound ingest cellprofiler`, or train a method and `deconfound embed`"
             )
+        if data.standardise_by is not None:
+            raise UserError(
+                f"--standardise-by {data.standardise_by}: profiles are taken as they are; leave it "
+                "out, and correct them with `deconfound correct standardise`"
+            )
         problem = pose(opened, data)
         values = opened.read(np.arange(len(opened))).astype(np.float32)
         table = opened.table.copy()

@@ -17,6 +17,7 @@ from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.files.checksums import sha256
 from deconfound.intervention.embedder import Embedder, in_batches
 from deconfound.intervention.intervention import WEIGHTS
+from deconfound.runs.config import HELD_OUT_NOTES
 from deconfound.runs.record import software
 from deconfound.runs.run import open_run
 from deconfound.runtime.device import Precision, device_name, start_fabric
@@ -149,9 +150,11 @@ class EmbeddingStream:
     def about(self) -> dict[str, object]:
         """What an embeddings file holds of the run: no times, so the same run gives the same."""
         run = self.run
+        notes = run.config.held_out_notes
         return {
             "method": run.config.title,
-            "saw_held_out": run.config.options.sees_held_out,
+            "saw_held_out": bool(notes),
+            **({HELD_OUT_NOTES: notes} if run.standardise_by else {}),
             "fold": run.fold,
             "seed": run.config.seed,
             "run": run.path.name,

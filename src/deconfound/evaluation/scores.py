@@ -19,12 +19,11 @@ from deconfound.metrics.accuracy import (
     macro_f1_chance,
 )
 from deconfound.metrics.score import Score
+from deconfound.runs.config import HELD_OUT_NOTES, SAW_HELD_OUT
 
 COLUMNS = [
     "method", "fold", "seed", "representation", "metric", "part", "value", "n", "note", "config",
 ]  # fmt: skip
-SAW_HELD_OUT = "trained with images of test rows"
-"""Note of a score whose method saw held-out images."""
 ALONE, MOMENTS = "left alone", "moments"
 BASELINES = (MOMENTS, ALONE)
 """Names under which a scores file holds the images left alone and those of matched moments, which
@@ -42,7 +41,8 @@ class NamedScore(NamedTuple):
 
 def score_row(about: dict[str, Any], fold: str, row: NamedScore) -> dict[str, Any]:
     """One row of a scores file; `about` holds method, seed, config and perhaps saw_held_out."""
-    notes = (row.score.note, SAW_HELD_OUT if about.get("saw_held_out") else "")
+    of_method = [SAW_HELD_OUT] if about.get("saw_held_out") else []
+    notes = (row.score.note, *about.get(HELD_OUT_NOTES, of_method))
     return {
         "method": about["method"],
         "fold": fold,

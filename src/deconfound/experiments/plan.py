@@ -20,7 +20,7 @@ from deconfound.experiments.plan_file import Entry, PlanFile, configured, grid_o
 from deconfound.experiments.running.chain import Chain, Task
 from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.words import read_chain
-from deconfound.intervention.source_run import imputing_methods
+from deconfound.intervention.source_run import imputing_methods, refuse_standardised
 from deconfound.intervention.styles import refuse_absolute
 from deconfound.methods import post_hoc
 from deconfound.runs.config import RunConfig
@@ -247,6 +247,7 @@ class _Layout:
                 f"{where}: intervene names {wanted!r}, which cannot impute; name an entry of one "
                 f"of {', '.join(imputing_methods())}"
             )
+        refuse_standardised(base.data, where)
         if base.intervention.relative_style is not None:
             refuse_absolute(method, where)
         every = list(points(self.path, file, wanted, other))
@@ -255,7 +256,9 @@ class _Layout:
                 f"{where}: intervene names {wanted!r}, which has {len(every)} settings; expected "
                 "one, give it no grid"
             )
-        return configured(self.path, file, wanted, other, every[0])
+        found = configured(self.path, file, wanted, other, every[0])
+        refuse_standardised(found.data, where)
+        return found
 
 
 def _loto_seeds(file: PlanFile) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from deconfound.experiments.execute import Done
 from deconfound.experiments.plan import Plan, Setting
 from deconfound.experiments.running.messages import read_predictions
 from deconfound.experiments.select import Choice, Result
-from deconfound.experiments.table import write_table_files
+from deconfound.experiments.table import use_of_held_out, write_table_files
 from deconfound.experiments.verdict import bootstrap
 from deconfound.files import atomic
 from deconfound.runtime.escaping import csv_text, from_spreadsheet
@@ -97,10 +97,13 @@ def make_table(
 
 
 def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Write table.csv, .md and .tex of the settings taken; the table as text, and no sentences."""
+    """Write table.csv, .md and .tex of the settings taken.
+
+    Returns the table as text, and what use is made of images of test rows.
+    """
     table = make_table(plan, done.choices, done.results, out)
     write_table(table, out)
-    return shown_table(table), []
+    return shown_table(table), use_of_held_out(plan)
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:

@@ -29,7 +29,9 @@ def score_table(results: Iterable[Result]) -> pd.DataFrame:
             "representation": "prediction",
             "config": json.dumps(config.model_dump(mode="json")),
         }
-        rows += [about | score for score in result.scores]
+        for score in result.scores:
+            notes = [score["note"], *config.held_out_notes]
+            rows.append(about | score | {"note": "; ".join(filter(None, notes))})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -73,6 +75,19 @@ def _of_run(
         if file.is_file():
             found.append(read_scores(file).assign(method=task.chain.name))
     return found
+
+
+def use_of_held_out(plan: Plan) -> list[str]:
+    """Sentences that say which entries of a plan make use of images of test rows, and how."""
+    entries: dict[str, list[str]] = {}
+    for setting in plan.settings:
+        for name in setting.runs.values():
+            for note in plan.jobs[name].config.held_out_notes:
+                entries.setdefault(note, []).append(setting.entry)
+    return [
+        f"{', '.join(dict.fromkeys(names))}: {note}, without their labels."
+        for note, names in entries.items()
+    ]
 
 
 def write_table_files(shown: pd.DataFrame, out: Path, left: int) -> None:

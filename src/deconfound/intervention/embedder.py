@@ -19,7 +19,7 @@ from deconfound.data.screens.screen import Screen
 from deconfound.intervention.intervention import Intervention, load_intervention
 from deconfound.intervention.styles import SourceStyles, source_styles_of, styles_anywhere
 from deconfound.methods.contract import Method, Tensors
-from deconfound.runs.run import Run, group_codes
+from deconfound.runs.run import Run, learn_groups
 from deconfound.runtime.seeds import numpy_stream
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Embedder:
         group: Rows | None = None,
         correction: Correction | None = None,
     ) -> None:
-        """`group` (N,) is what `group_codes` gives, and `correction` what `correction_of` gives."""
+        """`group` (N,) is that of `learn_groups`, and `correction` that of `correction_of`."""
         self.method = method
         self._fabric, self._correction = fabric, correction
         self._reader = BatchReader(screen, intensity=intensity, device=fabric.device, group=group)
@@ -128,9 +128,9 @@ class Embedder:
         `selection` is that of `Run.load`. Raises UserError if run and screen do not fit.
         """
         method, intensity = run.load(screen, selection)
+        group = learn_groups(run, screen, intensity)
         method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         correction = correction_of(run, screen, fabric.device)
-        group = group_codes(run, screen)
         return cls(method, intensity, screen, fabric, group=group, correction=correction)
 
     @torch.inference_mode()

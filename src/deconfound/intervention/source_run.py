@@ -53,6 +53,8 @@ def refuse_unfit(run: Run, config: RunConfig, screen: Screen, problem: Problem) 
     the same rows held out and the same scaling, and have seen no test image and no imputed one.
     """
     path, name = config.intervention.intervene, run.config.title
+    for data in (config.data, run.config.data):
+        refuse_standardised(data, f"--intervene {path}")
     refuse_unable(run.config.method, name, f"--intervene {path}")
     over = config.intervention.relative_style
     if over is not None:
@@ -74,6 +76,15 @@ def refuse_unfit(run: Run, config: RunConfig, screen: Screen, problem: Problem) 
             f"{name} on this one"
         )
     _refuse_other_data(run, config.data, problem)
+
+
+def refuse_standardised(data: DataOptions, where: str) -> None:
+    """Raise UserError, which begins with `where`, if groups of images are made alike."""
+    if data.standardise_by is not None:
+        raise UserError(
+            f"{where}: images are imputed as they were taken, and --standardise-by "
+            f"{data.standardise_by} makes them alike; leave one of both out, for both runs"
+        )
 
 
 def _refuse_other_data(run: Run, data: DataOptions, problem: Problem) -> None:

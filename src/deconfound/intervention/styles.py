@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from deconfound import methods
-from deconfound.arrays import Mask, Rows
+from deconfound.arrays import Rows
 from deconfound.config import RelativeTo
-from deconfound.data.folds.controls import CONTROL_TYPE, control_rows
+from deconfound.data.folds.controls import marked_controls
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.keys import keys
-from deconfound.data.tables.table import Coded, Roles, coded, joined, joined_key, listed
+from deconfound.data.tables.table import Coded, Roles, coded, joined, listed
 from deconfound.errors import UserError
 from deconfound.methods.contract import Imputer
 from deconfound.runs.run import Run, group_codes
@@ -176,7 +175,7 @@ def style_reference(
         usable = ~np.isin(environment.codes, known)
         usable[train] = True
     if over == "controls":
-        usable &= _controls(screen, roles.label, controls)
+        usable &= marked_controls(screen.table, roles.label, controls, str(where), WITHOUT)
     members = []
     for code, name in enumerate(environment.names):
         members.append(np.flatnonzero(usable & (environment.codes == code)))
@@ -186,26 +185,6 @@ def style_reference(
                 f"or {WITHOUT}"
             )
     return StyleReference(environment, members)
-
-
-def _controls(screen: Screen, label: str | None, named: Sequence[str]) -> Mask:
-    table = screen.table
-    label = label if label in table.columns else None
-    if named and label is not None:
-        return (
-            keys(table[label])
-            .isin([joined_key(name, [label]) for name in named])
-            .to_numpy(dtype=bool)
-        )
-    if CONTROL_TYPE not in table.columns and label is None:
-        raise UserError(
-            f"{screen.path}: no column {CONTROL_TYPE} and none of labels, so which rows are "
-            f"negative controls is unknown; add one, or {WITHOUT}"
-        )
-    try:
-        return control_rows(table, label, None, str(screen.path))
-    except UserError as error:
-        raise UserError(f"{str(error).partition(';')[0]}; mark them, or {WITHOUT}") from error
 
 
 def styles_anywhere(run: Run, screen: Screen, imputer: Imputer, intensity: Intensity) -> Styles:

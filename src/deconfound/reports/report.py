@@ -142,6 +142,11 @@ def _pixels(run: RunSource) -> str:
     done += [f"technical effects injected into {clean}"] if (clean := clean_name(made)) else []
     by = run.run.percentile_by
     done.append(f"transform {run.run.transform}" + (f" of each {by[-1]}" if by else ""))
+    if run.run.standardise_by:
+        data = run.run.config.data
+        over = "" if data.standardise_with == "all" else " of controls"
+        columns = " / ".join(run.run.standardise_by)
+        done.append(f"standardised by {columns} ({data.standardise}{over})")
     return ", ".join([*done, f"scaling {run.config['data']['scaling']}"])
 
 

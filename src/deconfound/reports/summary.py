@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from deconfound.data.tables.table import natural_order
-from deconfound.evaluation.scores import ALONE, MOMENTS, SAW_HELD_OUT
+from deconfound.evaluation.scores import ALONE, MOMENTS
 from deconfound.reports.sources import RunSource, Sources
 from deconfound.reports.tables import (
     Spread,
@@ -17,6 +17,7 @@ from deconfound.reports.tables import (
     part_title,
     spread,
 )
+from deconfound.runs.config import SAW_HELD_OUT, STANDARDISED
 
 FULL_COVERAGE = 0.999
 STILL_FALLING = 0.02
@@ -150,14 +151,21 @@ def _chance(chances: list[float]) -> str:
 
 
 def _adapted(sources: Sources, scores: pd.DataFrame) -> list[str]:
-    told = scores["note"].str.contains(SAW_HELD_OUT, regex=False)
-    names = {str(name) for name in scores["method"][told]}
-    names |= {run.name for run in sources.runs if run.config["options"].get("domain_adaptation")}
-    return [
-        f"{name} was trained with images of test rows, without their labels: its scores there are "
-        "those of domain adaptation and not of environments never seen."
-        for name in sorted(names)
-    ]
+    """What is said of methods that make use of images of test rows."""
+    trained = {r.name for r in sources.runs if r.config["options"].get("domain_adaptation")}
+    standardised = {r.name for r in sources.runs if r.config["data"].get("standardise_by")}
+    found = []
+    for note, names, use in (
+        (SAW_HELD_OUT, trained, "was trained with images of test rows"),
+        (STANDARDISED, standardised, "standardised groups never seen by images of test rows"),
+    ):
+        told = scores["note"].str.contains(note, regex=False)
+        found += [
+            f"{name} {use}, without their labels: its scores there are those of domain adaptation "
+            "and not of environments never seen."
+            for name in sorted(names | {str(name) for name in scores["method"][told]})
+        ]
+    return found
 
 
 def _alarms(scores: pd.DataFrame) -> list[str]:

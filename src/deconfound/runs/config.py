@@ -18,6 +18,13 @@ from deconfound.config import (
 from deconfound.errors import UserError
 from deconfound.methods.contract import MethodOptions
 
+SAW_HELD_OUT = "trained with images of test rows"
+"""Note of a score whose method saw held-out images."""
+HELD_OUT_NOTES = "held_out_notes"
+"""Entry of what embeddings hold of a run that standardises: the notes of its scores."""
+STANDARDISED = "unseen groups standardised with images of test rows"
+"""Note of a score of a run with --standardise-by, whose training saw none."""
+
 
 class RunConfig(Options):
     """Everything that decides what a run computes."""
@@ -40,12 +47,18 @@ class RunConfig(Options):
     """The method's own options."""
 
     @property
+    def held_out_notes(self) -> list[str]:
+        """What every score says of the use that is made of images of test rows; empty for none."""
+        notes = [SAW_HELD_OUT] if self.options.sees_held_out else []
+        return notes + ([STANDARDISED] if self.data.standardise_by is not None else [])
+
+    @property
     def title(self) -> str:
-        """The method's name; NAME-da where training saw images of test rows.
+        """The method's name; NAME-da where use is made of images of test rows.
 
         NAME+IMPUTER where it was trained on imputed images.
         """
-        name = f"{self.method}-da" if self.options.sees_held_out else self.method
+        name = f"{self.method}-da" if self.held_out_notes else self.method
         return f"{name}+{self.imputer}" if self.imputer else name
 
     @field_validator("training")

@@ -12,9 +12,10 @@ import torch
 from deconfound import methods
 from deconfound.arrays import Rows
 from deconfound.config import TransformName
+from deconfound.data.folds.controls import marked_controls
 from deconfound.data.folds.fold import fold_key
-from deconfound.data.folds.problem import Problem, pose
-from deconfound.data.loading.intensity import Intensity
+from deconfound.data.folds.problem import WITHOUT_CONTROLS, Problem, pose
+from deconfound.data.loading.intensity import Intensity, learn_unseen
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles, joined_key, listed
 from deconfound.errors import UserError
@@ -72,7 +73,8 @@ class Run:
     transform: TransformName
     percentile_by: tuple[str, ...]
     groups: tuple[str, ...]
-    """The groups of `percentile_by` in training rows."""
+    """The groups of `percentile_by`, or of `standardise_by`, in training rows."""
+    standardise_by: tuple[str, ...] = ()
 
     @property
     def fold(self) -> str:
@@ -120,7 +122,8 @@ class Run:
                 f"on {self.dtype} and scales those, ingest the images as {self.dtype}"
             )
         method = build_method(self.config, screen, len(self.labels), len(self.environments))
-        intensity = Intensity(len(self.channels), self.transform, len(self.groups))
+        kind = self.config.data.standardise if self.standardise_by else None
+        intensity = Intensity(len(self.channels), self.transform, len(self.groups), kind)
         name = "model"
         if selection is not None:
             stages = method.stages(self.config.training.steps)
@@ -133,13 +136,36 @@ class Run:
 
 
 def group_codes(run: Run, screen: Screen) -> Rows | None:
-    """The percentile group of every row of a screen, (N,), for `Intensity`; None without groups.
+    """The group of every row of a screen, (N,), for the `Intensity` of `run`; None without groups.
 
     Raises UserError if the screen lacks a column of the groups.
     """
-    if not run.percentile_by:
-        return None
-    return screen.coded(run.percentile_by, run.groups).codes
+    columns = run.percentile_by or run.standardise_by
+    return screen.coded(columns, run.groups).codes if columns else None
+
+
+def learn_groups(run: Run, screen: Screen, intensity: Intensity) -> Rows | None:
+    """As `group_codes`; first `intensity`, on the CPU, learns the groups that training never saw.
+
+    Where the run standardises, such a group takes the statistics of its own rows, or controls,
+    whatever their part; so does every group of a screen that the run was not trained on. Raises
+    UserError also where controls are needed and not known.
+    """
+    known = group_codes(run, screen)
+    if known is None or not run.standardise_by:
+        return known
+    if not run.trained_on(screen):
+        known = np.full_like(known, -1)
+    every = screen.coded(run.standardise_by)
+    counted = np.ones(len(screen), dtype=bool)
+    data = run.config.data
+    if data.standardise_with == "controls" and ((known < 0) & (every.codes >= 0)).any():
+        where = str(screen.path)
+        counted = marked_controls(
+            screen.table, run.roles.label, data.controls, where, WITHOUT_CONTROLS
+        )
+    rows = np.flatnonzero(counted)
+    return learn_unseen(intensity, screen, every, known, rows, run.config.seed)
 
 
 def open_run(path: Path) -> Run:
@@ -157,11 +183,12 @@ def open_run(path: Path) -> Run:
     try:
         names = ("labels", "environments", "channels", "percentile_by", "groups")
         lists = {name: tuple(classes[name]) for name in names}
+        lists["standardise_by"] = tuple(classes.get("standardise_by", ()))
         roles = Roles.model_validate(classes["roles"])
         for name, columns in (
             ("labels", (str(roles.label),)),
             ("environments", roles.environment),
-            ("groups", lists["percentile_by"]),
+            ("groups", lists["percentile_by"] or lists["standardise_by"]),
         ):
             lists[name] = tuple(joined_key(str(one), columns) for one in lists[name])
         transform, dtype = classes["transform"], classes.get("dtype")
@@ -223,6 +250,8 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "percentile_by": problem.percentile_by,
         "groups": () if problem.group is None else problem.group.names,
     }
+    if problem.standardise_by:
+        classes["standardise_by"] = problem.standardise_by
     atomic.write_text(path / "classes.json", json.dumps(classes, indent=2))
     fold = {
         "name": problem.fold.name,

@@ -34,7 +34,10 @@ VIEWS: dict[ViewName, Callable[[Plan, Done, Path], tuple[pd.DataFrame, list[str]
     "levels": levels.write_view,
     "trade-off": trade_off.write_view,
 }
-COMMON = {"view", "max_runs", "hold_out", "seeds", "batch_size", "methods"}
+COMMON = {
+    "view", "max_runs", "hold_out", "seeds", "batch_size", "methods", "standardise_by",
+    "standardise_with", "standardise",
+}  # fmt: skip
 USED = {
     "a plan file": {"view", "max_runs", "embeddings"},
     "the view levels": COMMON

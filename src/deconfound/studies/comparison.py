@@ -2,12 +2,19 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field
 
-from deconfound.config import DataOptions, InterventionOptions, Options, optional
+from deconfound.config import (
+    DataOptions,
+    InterventionOptions,
+    Options,
+    RelativeTo,
+    StandardiseName,
+    optional,
+)
 from deconfound.experiments.overhead import Summary
 from deconfound.experiments.plan import MAX_RUNS
 
@@ -38,6 +45,14 @@ class CompareOptions(Options):
     """Column to predict; the screen's own label if not given."""
     environment: tuple[str, ...] = ()
     """Column or columns (joined) of the nuisance; the screen's own if not given."""
+    standardise_by: str | None = None
+    """`environment`, or a column such as Metadata_Plate, whose groups every method makes alike in
+    pixels or features; one that training never saw by its own images, held-out ones too."""
+    standardise_with: RelativeTo = "all"
+    """Images of a group that its statistics are taken over: all, or its negative controls."""
+    standardise: StandardiseName = "moments"
+    """What becomes alike: moments (mean and sd), quantiles (a tone curve) or robust (median and
+    median absolute deviation)."""
     steps: int | None = Field(None, ge=1)
     """Training steps of every method, also of one with a configuration; its own if not given."""
     batch_size: int | None = Field(None, ge=1)
@@ -63,7 +78,19 @@ class CompareOptions(Options):
     @property
     def data(self) -> DataOptions:
         """The data options that all runs on a screen share."""
-        return DataOptions(label=self.label, environment=self.environment)
+        return DataOptions(
+            label=self.label,
+            environment=self.environment,
+            standardise_by=self.standardise_by,
+            standardise_with=self.standardise_with,
+            standardise=self.standardise,
+        )
+
+    @property
+    def given_data(self) -> dict[str, Any]:
+        """The data options that differ from their defaults, as a plan file says them."""
+        given = self.data.model_dump(mode="json", exclude_defaults=True)
+        return {name: value for name, value in given.items() if value}
 
 
 @dataclass(frozen=True)

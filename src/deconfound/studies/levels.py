@@ -21,7 +21,7 @@ from deconfound.experiments.held_out import Folds, chosen_levels, describe_folds
 from deconfound.experiments.plan import Plan, make_plan, refuse_many_runs
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import main_block
-from deconfound.experiments.table import write_table_files
+from deconfound.experiments.table import use_of_held_out, write_table_files
 from deconfound.experiments.verdict import paired_differences
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
@@ -99,7 +99,6 @@ def plan_values(
     intervention: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The plan of a comparison by levels, as a plan file says it."""
-    data = {"label": options.label, "environment": list(options.environment)}
     training = {"steps": options.steps, "batch_size": options.batch_size}
     given = {name: value for name, value in intervention.items() if value is not None}
     if given and not any("intervene" in entry for entry in entries.values()):
@@ -109,7 +108,7 @@ def plan_values(
         "screens": [str(Path(screen).resolve())],
         "folds": [IID, *folds],
         "seeds": list(options.seeds or SEEDS),
-        "data": {name: value for name, value in data.items() if value},
+        "data": options.given_data,
         "training": {name: value for name, value in training.items() if value},
         "methods": {
             name: entry | ({"intervention": given} if given and "intervene" in entry else {})
@@ -147,7 +146,8 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
     atomic.write_text(out / "table.csv", csv_text(table))
     write_table_files(text, out, left=1)
     held_out = [fold for named in levels.values() for fold in named]
-    return text, [one.text() for one in paired_differences(scores, names[0], held_out)]
+    differences = paired_differences(scores, names[0], held_out)
+    return text, [*(one.text() for one in differences), *use_of_held_out(plan)]
 
 
 class Cell(NamedTuple):

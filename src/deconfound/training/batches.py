@@ -1,5 +1,6 @@
 """The batches of a stage: which rows they hold, and how these are drawn."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -11,7 +12,7 @@ from deconfound.arrays import Rows
 from deconfound.config import TrainingOptions
 from deconfound.data.folds.problem import Problem
 from deconfound.data.loading.batch import Batch, BatchReader
-from deconfound.data.loading.intensity import Intensity
+from deconfound.data.loading.intensity import Intensity, learn_unseen
 from deconfound.data.loading.sampler import (
     EnvironmentBalancedSampler,
     JoinedSampler,
@@ -49,17 +50,28 @@ def refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> No
 
 
 def reader_of(
-    screen: Screen, problem: Problem, intensity: Intensity, device: torch.device
+    config: RunConfig, screen: Screen, problem: Problem, intensity: Intensity, device: torch.device
 ) -> BatchReader:
-    """Reads rows of a screen; labels and environments are those of training and val rows alone."""
+    """Reads rows of a screen; labels and environments are those of training and val rows alone.
+
+    Where the method sees test rows, these are made alike by the statistics of their own groups.
+    """
     known = np.isin(problem.fold.part, ("train", "val"))
+    group = None if problem.group is None else problem.group.codes
+    if group is not None and problem.standardise_by and config.options.sees_held_out:
+        intensity, test = copy.deepcopy(intensity), problem.fold.part == "test"
+        every = screen.coded(problem.standardise_by)
+        counted = test if problem.reference is None else test & problem.reference
+        every = every._replace(codes=np.where(test, every.codes, -1))
+        rows = np.flatnonzero(counted)
+        group = learn_unseen(intensity, screen, every, group, rows, config.seed)
     return BatchReader(
         screen,
         label=np.where(known, problem.label.codes, -1),
         environment=np.where(known, problem.environment.codes, -1),
         intensity=intensity,
         device=device,
-        group=None if problem.group is None else problem.group.codes,
+        group=group,
     )
 
 

@@ -54,7 +54,7 @@ class Training:
         self.writes = fabric.is_global_zero
         self.network = build_network(config, screen, problem, fabric, intervention)
         self.method = self.network.method
-        self.reader = reader_of(screen, problem, self.network.intensity, fabric.device)
+        self.reader = reader_of(config, screen, problem, self.network.intensity, fabric.device)
         self.stages = self.method.stages(config.training.steps)
         self.position = Position()
         self.resumed_at = 0.0
@@ -117,11 +117,14 @@ class Training:
         """Predictions of the finished run's weights on validation rows; None if not exactly known.
 
         Returned only on one CPU in float32, where predictions do not depend on how rows are
-        batched, and without an intervention, whose validation draws differ from those of `embed`.
+        batched, without an intervention, whose validation draws differ from those of `embed`, and
+        where no validation row is of a group that training lacks, which `embed` may standardise.
         """
         stage, fabric = self.stages[-1], self.fabric
         exact = fabric.device.type == "cpu" and precision_name(fabric) == "32-true"
         same = fabric.world_size == 1 and self.intervention is None
+        if self.problem.standardise_by and self.problem.group is not None:
+            same &= bool((self.problem.group.codes[self.problem.fold.rows("val")] >= 0).all())
         return self.selection.predicted(stage) if exact and same and stage.classifies else None
 
     def _begin(self) -> None:

@@ -50,7 +50,14 @@ def build_network(
     if intervention is None:
         train, data = problem.fold.rows("train"), config.data
         intensity = fit_intensity(
-            screen, train, problem.transform, data.scaling, config.seed, problem.group
+            screen,
+            train,
+            problem.transform,
+            data.scaling,
+            config.seed,
+            problem.group,
+            data.standardise if problem.standardise_by else None,
+            problem.reference,
         )
     else:
         intensity = intervention.intensity

@@ -8,7 +8,7 @@ import pandas as pd
 from deconfound.arrays import Mask, Rows
 from deconfound.config import did_you_mean
 from deconfound.data.tables.keys import holds_wells, key, keys
-from deconfound.data.tables.table import Coded, require_columns
+from deconfound.data.tables.table import Coded, joined_key, require_columns
 from deconfound.errors import UserError
 
 CONTROL_TYPE = "Metadata_Control_Type"
@@ -53,6 +53,31 @@ def control_rows(table: pd.DataFrame, label: str | None, named: str | None, wher
     return controls
 
 
+def marked_controls(
+    table: pd.DataFrame, label: str | None, named: Sequence[str], where: str, remedy: str
+) -> Mask:
+    """Whether each row is of the labels `named`, or, if there are none, what `control_rows` finds.
+
+    (N,) bool. Raises UserError, which ends with `remedy`, where controls are not known.
+    """
+    label = label if label in table.columns else None
+    if named and label is not None:
+        return (
+            keys(table[label])
+            .isin([joined_key(name, [label]) for name in named])
+            .to_numpy(dtype=bool)
+        )
+    if CONTROL_TYPE not in table.columns and label is None:
+        raise UserError(
+            f"{where}: no column {CONTROL_TYPE} and none of labels, so which rows are negative "
+            f"controls is unknown; add one, or {remedy}"
+        )
+    try:
+        return control_rows(table, label, None, where)
+    except UserError as error:
+        raise UserError(f"{str(error).partition(';')[0]}; mark them, or {remedy}") from error
+
+
 def negative(table: pd.DataFrame) -> Mask:
     """(N,) whether the Metadata_Control_Type of each row is negcon, whatever its capitals."""
     return _of_type(table, NEGATIVE)
@@ -84,7 +109,7 @@ def control_codes(
     Metadata_Control_Type; no label where the table lacks that column. Raises UserError if training
     lacks a label named.
     """
-    wanted = [key(name, well=column is not None and holds_wells(column)) for name in named]
+    wanted = [joined_key(name, [column or ""]) for name in named]
     for name in wanted:
         if name not in label.names:
             raise UserError(

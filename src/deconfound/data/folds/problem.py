@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deconfound.arrays import Rows
+from deconfound.arrays import Mask, Rows
 from deconfound.config import DataOptions, TransformName
-from deconfound.data.folds.controls import control_codes
+from deconfound.data.folds.controls import control_codes, marked_controls
 from deconfound.data.folds.fold import Fold, Part, make_fold, without_environment
 from deconfound.data.folds.shortage import refuse_empty_part, refuse_few_labels
 from deconfound.data.screens.screen import Screen
@@ -21,6 +21,11 @@ from deconfound.data.tables.table import (
     together,
 )
 from deconfound.errors import UserError
+
+ENVIRONMENT = "environment"
+"""The word that stands for the columns of the environment in --standardise-by."""
+WITHOUT_CONTROLS = "choose --standardise-with all where the run is fitted"
+"""The remedy where controls are not known."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,13 @@ class Problem:
     percentile_by: tuple[str, ...]
     """Columns (joined) whose groups share percentiles; a level comes with the levels around it."""
     group: Coded | None
-    """Percentile group of every row; −1 for a group training does not have."""
+    """Percentile or standardised group of every row; −1 for a group training does not have."""
     controls: tuple[int, ...] = ()
     """Codes of the labels that are controls."""
+    standardise_by: tuple[str, ...] = ()
+    """Columns (joined) whose groups are made alike; a level comes with the levels around it."""
+    reference: Mask | None = None
+    """(N,) whether a row may count in the statistics of its group; None where all may."""
 
     @property
     def control(self) -> Rows:
@@ -109,9 +118,21 @@ def pose(screen: Screen, options: DataOptions) -> Problem:
             "neither can be told from the other; choose another --environment"
         )
     transform, by = _transform(screen, options, roles)
-    group = _of_training(screen, by, train) if by else None
-    controls = control_codes(screen.table, label, train, options.controls, roles.label)
-    problem = Problem(roles, fold, label, environment, every_label, transform, by, group, controls)
+    standardised = _standardised(screen, options, roles, by)
+    groups = by or standardised
+    problem = Problem(
+        roles,
+        fold,
+        label,
+        environment,
+        every_label,
+        transform,
+        by,
+        _of_training(screen, groups, train) if groups else None,
+        control_codes(screen.table, label, train, options.controls, roles.label),
+        standardised,
+        _reference(screen, options, roles),
+    )
     untrained = problem.untrained()
     labelled = int((every_label.codes[fold.rows("test")] >= 0).sum())
     if "=" in fold.name and labelled and sum(untrained.values()) == labelled:
@@ -154,9 +175,45 @@ def _transform(
         return transform, ()
     if transform != "percentile":
         raise UserError(f"--percentile-by {by} belongs to --transform percentile; add it")
-    columns = roles.levels[: roles.levels.index(by) + 1] if by in roles.levels else (by,)
+    return transform, _with_levels_around(screen, roles, by)
+
+
+def _with_levels_around(screen: Screen, roles: Roles, column: str) -> tuple[str, ...]:
+    """A column, after the levels around it if it is a level."""
+    levels = roles.levels
+    columns = levels[: levels.index(column) + 1] if column in levels else (column,)
     require_columns(screen.table, columns, str(screen.path))
-    return transform, columns
+    return columns
+
+
+def _standardised(
+    screen: Screen, options: DataOptions, roles: Roles, percentile_by: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The columns of the groups that are made alike; none where the options name none."""
+    by = options.standardise_by
+    if by is None:
+        for name in ("standardise_with", "standardise"):
+            if getattr(options, name) != DataOptions.model_fields[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(
+                    f"{flag} {getattr(options, name)} belongs to --standardise-by; add it"
+                )
+        return ()
+    if percentile_by:
+        raise UserError(
+            f"--standardise-by {by}: the percentiles of {percentile_by[-1]} make its groups alike "
+            "already; leave one of both out, that of the screen by --transform none"
+        )
+    if by == ENVIRONMENT:
+        return roles.environment
+    return _with_levels_around(screen, roles, by)
+
+
+def _reference(screen: Screen, options: DataOptions, roles: Roles) -> Mask | None:
+    if options.standardise_by is None or options.standardise_with == "all":
+        return None
+    where = str(screen.path)
+    return marked_controls(screen.table, roles.label, options.controls, where, WITHOUT_CONTROLS)
 
 
 def _of_training(screen: Screen, columns: Sequence[str], train: Rows) -> Coded:

@@ -6,8 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deconfound.arrays import ROUNDING, Rows
-from deconfound.config import ScalingName, TransformName
+from deconfound.arrays import ROUNDING, Codes, Mask, Rows
+from deconfound.config import ScalingName, StandardiseName, TransformName
+from deconfound.data.loading.standardisation import (
+    FEWEST,
+    MEASURED,
+    group_statistics,
+    made_alike,
+    statistics,
+    unseen_groups,
+)
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded
 from deconfound.errors import UserError
@@ -23,21 +31,34 @@ class Intensity(nn.Module):
     """(transform(x) − offset) · scale for every channel or feature; part of a run's checkpoint.
 
     With `groups` the transform percentile has limits for each of that number of groups, and for
-    rows of any other group.
+    rows of any other group; or, with `standardise`, each group is made like all training rows
+    between transform and scaling, and rows of any other group are left alone.
     """
 
     offset: Tensor
     scale: Tensor
     limits: Tensor
     """(groups + 1, 2, C): the 0.1 and 99.9 percentiles, in the last row those of all groups."""
+    statistics: Tensor
+    """(groups + 1, S, C): what `MEASURED` says of each group, in the last row of all groups."""
 
-    def __init__(self, channels: int, transform: TransformName, groups: int = 0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        transform: TransformName,
+        groups: int = 0,
+        standardise: StandardiseName | None = None,
+    ) -> None:
         super().__init__()
         self.transform = transform
         self.groups = groups
+        self.standardise = standardise
         self.register_buffer("offset", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
-        if groups:
+        if standardise is not None:
+            shape = groups + 1, MEASURED[standardise], channels
+            self.register_buffer("statistics", torch.zeros(shape))
+        elif groups:
             self.register_buffer("limits", torch.zeros(groups + 1, 2, channels))
 
     def forward(self, pixels: Tensor, group: Tensor | None = None) -> Tensor:
@@ -46,10 +67,20 @@ class Intensity(nn.Module):
         `group` (B,) int64 is the group of each image, −1 for one that the fit never saw; it is
         needed where there are groups.
         """
+        image = self.transformed(pixels, group)
+        if self.standardise is not None:
+            assert group is not None
+            group = group.to(self.statistics.device)
+            image = made_alike(image, self.statistics, group, self.standardise)
+        sides = (1,) * (image.ndim - 2)
+        return image.sub_(self.offset.view(-1, *sides)).mul_(self.scale.view(-1, *sides))
+
+    def transformed(self, pixels: Tensor, group: Tensor | None = None) -> Tensor:
+        """The same before groups are made alike, and before scaling."""
         image = pixels.to(torch.float32, copy=True)
         if self.transform == "arcsinh":
             image = torch.asinh_(image)
-        elif self.groups:
+        elif self.transform == "percentile" and self.groups and self.standardise is None:
             assert group is not None
             limits = self.limits[group.to(self.limits.device)][..., None, None]
             image = _stretched(image, limits[:, 0], limits[:, 1])
@@ -58,16 +89,16 @@ class Intensity(nn.Module):
             each = [torch.quantile(one, shares, dim=1) for one in image.flatten(2)]
             limits = torch.stack(each)[..., None, None]
             image = _stretched(image, limits[:, 0], limits[:, 1])
-        sides = (1,) * (image.ndim - 2)
-        return image.sub_(self.offset.view(-1, *sides)).mul_(self.scale.view(-1, *sides))
+        return image
 
     def inverse(self, image: Tensor) -> Tensor:
         """Float32 images (B, C, H, W) or profiles (B, D) in stored units, not rounded or clipped.
 
         A channel that did not vary over the rows fitted on is the value that it had there. The
-        transform percentile has no inverse: it forgets how bright images were.
+        transform percentile has no inverse: it forgets how bright images were; nor have groups made
+        alike.
         """
-        assert self.transform != "percentile"
+        assert self.transform != "percentile" and self.standardise is None
         sides = (1,) * (image.ndim - 2)
         scale = self.scale.view(-1, *sides)
         pixels = torch.where(scale > 0, image / scale, 0.0) + self.offset.view(-1, *sides)
@@ -86,6 +117,8 @@ def fit_intensity(
     scaling: ScalingName,
     seed: int,
     group: Coded | None = None,
+    standardise: StandardiseName | None = None,
+    reference: Mask | None = None,
 ) -> Intensity:
     """Fit on at most 4,096 of `rows`: "standardise" to mean 0 and sd 1 a channel, "unit" to [0, 1].
 
@@ -94,16 +127,21 @@ def fit_intensity(
     neither needs a fit. Profiles are standardised by feature. A channel or feature whose sd over
     the rows fitted on is rounding, no more than a millionth of its mean, becomes 0 in every row.
     With `group`, the codes of all rows of the screen, the transform percentile has limits for each
-    group, from at most 256 of its `rows`.
-    Raises UserError for "unit" after "arcsinh", "scbd" after any other, and for "percentile" or
-    "scbd" of profiles.
+    group, from at most 256 of its `rows`; or, with `standardise`, each group is made like all of
+    them by the statistics of its `rows`, of which those of `reference` (N,) count if it is given.
+    Raises UserError for "unit" after "arcsinh", "scbd" after any other, for "percentile" or "scbd"
+    of profiles, and if fewer than 16 rows count.
     """
     if transform == "percentile" and screen.holds_profiles:
         raise UserError("--transform percentile is for images; profiles take none or arcsinh")
     if scaling == "scbd" and (transform != "arcsinh" or screen.holds_profiles):
         raise UserError("--scaling scbd is for images after --transform arcsinh; use standardise")
-    intensity = Intensity(len(screen.channels), transform, len(group.names) if group else 0)
-    if group is not None:
+    groups = len(group.names) if group else 0
+    intensity = Intensity(len(screen.channels), transform, groups, standardise)
+    if group is not None and standardise is not None:
+        counted = rows if reference is None else rows[reference[rows]]
+        _fit_statistics(intensity, screen, counted, group, seed)
+    elif group is not None:
         intensity.limits.copy_(_limits(screen, rows, group, seed))
     if scaling == "unit":
         if transform == "arcsinh":
@@ -131,6 +169,43 @@ def fit_intensity(
     varies = deviation > ROUNDING * mean.abs()
     intensity.scale.copy_(torch.where(varies, 1.0 / deviation, 0.0))
     return intensity
+
+
+def _fit_statistics(
+    intensity: Intensity, screen: Screen, rows: Rows, group: Coded, seed: int
+) -> None:
+    kind = intensity.standardise
+    assert kind is not None
+    if len(rows) < FEWEST:
+        raise UserError(
+            f"{screen.path}: {len(rows)} training rows count to standardise by; expected {FEWEST} "
+            "or more, choose --standardise-with all or leave --standardise-by out"
+        )
+    of_all = statistics(screen, rows, kind, intensity.transformed, seed, "")
+    own = group_statistics(screen, rows, group, kind, intensity.transformed, seed, of_all)
+    intensity.statistics.copy_(torch.from_numpy(np.concatenate([own, of_all[None]])))
+
+
+def learn_unseen(
+    intensity: Intensity, screen: Screen, every: Coded, known: Codes, rows: Rows, seed: int
+) -> Codes:
+    """Give `intensity`, on the CPU, the statistics of groups that it was not fitted on.
+
+    `every` is the group of each row of `screen`, `known` (N,) its code in the fit, −1 where it has
+    none; `rows` count. Returns the codes (N,) that `intensity` takes from now on.
+    """
+    kind, before = intensity.standardise, intensity.groups
+    assert kind is not None
+    unseen = unseen_groups(every, known)
+    if not unseen.names:
+        return known
+    of_all = intensity.statistics[-1:]
+    own = group_statistics(
+        screen, rows, unseen, kind, intensity.transformed, seed, of_all[0].numpy()
+    )
+    intensity.statistics = torch.cat([intensity.statistics[:-1], torch.from_numpy(own), of_all])
+    intensity.groups += len(unseen.names)
+    return np.where(unseen.codes >= 0, before + unseen.codes, known)
 
 
 def _limits(screen: Screen, rows: Rows, group: Coded, seed: int) -> Tensor:
