@@ -11,7 +11,6 @@ from deconfound.losses.risk import environment_risks, irm_penalty
 from deconfound.methods.contract import Loss, Stage, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 
-
 ANNEAL_STEPS = 500
 """Of DomainBed and WILDS."""
 
@@ -30,8 +29,8 @@ class Irm(Erm):
     """IRMv1: Arjovsky et al. 2019, equation IRMv1, in the form of DomainBed and WILDS.
 
     Mean over environments of the cross-entropy + weight · `irm_penalty`. The weight is 1 during
-    annealing; when it changes, the optimizer is renewed. The cross-entropy alone selects a checkpoint,
-    as in WILDS, whose penalty is part of training only.
+    annealing; when it changes, the optimizer is renewed. The cross-entropy alone selects a
+    checkpoint, as in WILDS, whose penalty is part of training only.
     """
 
     Options = IrmOptions

@@ -58,8 +58,9 @@ class Vae(Method):
 
     Minimises −log p(x|z) + KL(q(z|x) || N(0, 1)), summed over pixels and dimensions, with the
     networks of Makino et al., SCBD, Tables 3 and 4. The likelihood, which the paper leaves open, is
-    Gaussian with one learned sd, as in the code of Wang et al. 2023, or with the likeliest, as in
-    the σ-VAE of Rybkin et al. 2021. "representation" is the mean of q(z|x). A linear probe that trains nothing else predicts the label from it.
+    Gaussian with one learned sd, as in the code of Wang et al. 2023, or with the likeliest sd, as
+    in the σ-VAE of Rybkin et al. 2021. "representation" is the mean of q(z|x). A linear probe that
+    trains nothing else predicts the label from it.
     """
 
     Options = VaeOptions
