@@ -43,17 +43,17 @@ def test_the_recipe_of_funk22_runs_20_steps_on_a_simulated_pooled_screen(
     """As it stands, at 64 pixels and with ResNet-18, but for the length and the batch."""
     screen, run = tmp_path / "screen", tmp_path / "run"
     cli.main([
-        "simulate", "--out", str(screen), "--layout", "ops", "--size", "64", "--cells", "240",
+        "simulate", "--out", str(screen), "--layout", "ops", "--size", "64", "--cells", "160",
         "--genes", "12", "--complexes", "3", "--plates", "2", "--wells", "4", "--dtype", "uint16",
         "--quiet",
     ])  # fmt: skip
     cli.main([
         "fit", "scbd", str(screen), "--out", str(run), "--config", str(FUNK22), "--device", "cpu",
-        "--threads", "1", "--steps", "20", "--batch-size", "8", "--classes-per-batch", "4",
+        "--threads", "1", "--steps", "20", "--batch-size", "4", "--classes-per-batch", "2",
         "--quiet",
     ])  # fmt: skip
     config, recipe = read_config(run / "config.yaml"), read_config(FUNK22)
-    shorter = {"device": "cpu", "threads": 1, "steps": 20, "batch_size": 8, "classes_per_batch": 4}
+    shorter = {"device": "cpu", "threads": 1, "steps": 20, "batch_size": 4, "classes_per_batch": 2}
     assert config.training == recipe.training.model_copy(update=shorter)
     assert (config.options, config.data) == (recipe.options, recipe.data)
     history = read_history(run / "metrics.csv")

@@ -45,10 +45,12 @@ class DannOptions(ErmOptions):
     adversarial_weight: float = Field(1.0, ge=0)
     """Weight lambda of the discriminator's loss in the encoder's objective (Pernice et al.:
     0.0625; WILDS on Camelyon17: 0.1)."""
-    adversarial_schedule: Literal["constant", "sigmoid"] = "constant"
+    adversarial_schedule: Literal["constant", "sigmoid"] = Field(
+        "constant", exclude_if=lambda given: given == "constant"
+    )
     """sigmoid: at the share p of the steps lambda is 2 / (1 + exp(-10 p)) - 1 of its weight (Ganin
     et al.); constant in DomainBed and WILDS."""
-    weigh_discriminator: bool = False
+    weigh_discriminator: bool = Field(False, exclude_if=lambda given: not given)
     """Reversal: the weight multiplies the discriminator's own loss too, as in WILDS; Adam hardly
     notices, sgd does."""
     discriminator_steps: int = Field(1, ge=1)

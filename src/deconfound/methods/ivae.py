@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
@@ -20,7 +21,9 @@ LEAST_SPREAD = 0.1
 class IvaeOptions(VaeOptions):
     """Options of iVAE."""
 
-    style_posterior: Literal["image_environment", "image"] = "image_environment"
+    style_posterior: Literal["image_environment", "image"] = Field(
+        "image_environment", exclude_if=lambda given: given == "image_environment"
+    )
     """What q(z_s) is told: the image and its environment, q(z_s|x, e), as in the paper, or the
     image alone, q(z_s|x)."""
 

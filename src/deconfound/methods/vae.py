@@ -28,7 +28,9 @@ class VaeOptions(MethodOptions):
     32 is the paper's."""
     block_size: int = Field(64, ge=1)
     """Dimensions of a block of latent variables."""
-    likelihood: Literal["gaussian", "optimal_sigma"] = "gaussian"
+    likelihood: Literal["gaussian", "optimal_sigma"] = Field(
+        "gaussian", exclude_if=lambda given: given == "gaussian"
+    )
     """Of pixels, normal around what is decoded: with one learned sd, whose logarithm starts at 0
     (gaussian), or with the sd that fits the batch best, the sigma-VAE (optimal_sigma)."""
     kl_weight: float = Field(1.0, ge=0)
