@@ -118,6 +118,9 @@ class TrainingOptions(Options):
     """auto, cpu, cuda or mps."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """auto takes bfloat16 where the processor computes in it."""
+    deterministic: bool = Field(False, exclude_if=lambda given: not given)
+    """On a GPU operations that give the same bits in every run, where they may be slower; on a
+    processor they always do."""
     threads: int | None = Field(None, ge=1)
     """Processor threads; all cores if not given."""
 

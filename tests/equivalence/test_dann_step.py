@@ -84,12 +84,16 @@ def domainbed(
     return optimizers
 
 
-def wilds(own: Dann, batches: list[Batch], weight: float) -> list[torch.optim.Optimizer]:
-    optimizers = adam(own, (0.9, 0.999))
+def reversal(
+    own: Dann, batches: list[Batch], weight: float, optimizers: list[torch.optim.Optimizer],
+    of_discriminator: float = 1.0,
+) -> list[torch.optim.Optimizer]:  # fmt: skip
+    """A reversal layer of `weight`; the loss of both sides of it is weighed `of_discriminator`."""
     for batch in batches:
         r = own.encoder(batch.image)
         told = own.discriminator(Reversed.apply(r, weight))  # type: ignore[no-untyped-call]
-        loss = F.cross_entropy(own.head(r), batch.label) + F.cross_entropy(told, batch.environment)
+        apart = F.cross_entropy(told, batch.environment)
+        loss = F.cross_entropy(own.head(r), batch.label) + of_discriminator * apart
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -145,11 +149,36 @@ def test_alternating_steps_are_those_of_domainbed(turns: int, penalty: float) ->
 def test_reversal_steps_are_those_of_a_reversal_layer() -> None:
     method, batches = build(form="reversal", adversarial_weight=WEIGHT)
     own = copy.deepcopy(method)
-    expected = state_of(own, wilds(own, batches, WEIGHT))
+    expected = state_of(own, reversal(own, batches, WEIGHT, adam(own, (0.9, 0.999))))
     assert_equal(state_of(method, take(method, batches)), expected)
     buffers = dict(method.named_buffers())
     for name, value in own.named_buffers():
         torch.testing.assert_close(buffers[name], value, rtol=0, atol=1e-12)
+
+
+def sgd(own: Dann) -> list[torch.optim.Optimizer]:
+    """WILDS on Camelyon17: one SGD of momentum 0.9 with a rate for each part."""
+    groups: list[dict[str, Any]] = [
+        {"params": own.discriminator.parameters(), "lr": 1e-3},
+        {"params": own.encoder.parameters(), "lr": 2e-3},
+        {"params": own.head.parameters(), "lr": 3e-3},
+    ]
+    return [torch.optim.SGD(groups, momentum=0.9, weight_decay=0.02)]
+
+
+def test_steps_by_the_recipe_of_wilds() -> None:
+    """The reversal layer's coefficient is 1 there, and the weight multiplies the whole term."""
+    method, batches = build(
+        form="reversal", adversarial_weight=WEIGHT, weigh_discriminator=True,
+        optimizer="sgd", momentum=0.9,
+    )  # fmt: skip
+    own, other = copy.deepcopy(method), copy.deepcopy(method)
+    reversal(own, batches, 1.0, sgd(own), WEIGHT)
+    take(method, batches)
+    for name, value in own.state_dict().items():
+        torch.testing.assert_close(method.state_dict()[name], value, rtol=0, atol=1e-9)
+    reversal(other, batches, WEIGHT, sgd(other))  # the discriminator's own loss as it is
+    assert not torch.allclose(other.discriminator[0].weight, own.discriminator[0].weight)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["alternating", "reversal"])
@@ -157,7 +186,10 @@ def test_the_weight_matters(form: str) -> None:
     """The control of the tests before: another lambda is another step."""
     method, batches = build(form=form, adversarial_weight=WEIGHT)
     own = copy.deepcopy(method)
-    _ = domainbed(own, batches, 0.25, 1, 0) if form == "alternating" else wilds(own, batches, 0.25)
+    if form == "alternating":
+        domainbed(own, batches, 0.25, 1, 0)
+    else:
+        reversal(own, batches, 0.25, adam(own, (0.9, 0.999)))
     take(method, batches)
     name = "encoder.network.0.weight"
     assert not torch.allclose(method.get_parameter(name), own.get_parameter(name), atol=1e-6)

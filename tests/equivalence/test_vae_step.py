@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from deconfound.data.loading.batch import Batch
 from deconfound.methods.contract import Method, Task, weighted_sum
-from deconfound.methods.ivae import Ivae
+from deconfound.methods.ivae import Ivae, IvaeOptions
 from deconfound.methods.mcvae import Mcvae, McvaeOptions
 from deconfound.methods.vae import Vae, VaeOptions
 from deconfound.nets import vae
@@ -46,9 +46,17 @@ def normal(parameters: Tensor) -> Any:
     return Normal(mean, (log_variance / 2).exp())  # type: ignore[no-untyped-call]
 
 
-def unlikely(method: Vae, latent: Tensor, image: Tensor) -> Tensor:
-    mean = method.decoder(latent[None])[0]
-    sd = method.likelihood.log_sd.exp()
+def unlikely(method: Vae, decoded: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sum over rows, each a latent and the image that it stands for.
+
+    The optimal sd is a function of all rows here, through which autograd goes.
+    """
+    mean = torch.cat([method.decoder(latent[None]) for latent, _ in decoded])
+    image = torch.stack([image for _, image in decoded])
+    if method.likelihood is None:
+        sd = ((image - mean) ** 2).mean().sqrt()
+    else:
+        sd = method.likelihood.log_sd.exp()
     return -Normal(mean, sd).log_prob(image).sum()  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -59,34 +67,36 @@ def drawn(q: Any, row: int, rows: int) -> Tensor:
 
 def bound_of_vae(method: Vae, batch: Batch) -> Tensor:
     parameters = method.head(method.encoder(batch.image))
-    total = torch.zeros(())
+    total, decoded = torch.zeros(()), []
     unit = Normal(torch.zeros(D).double(), 1.0)  # type: ignore[no-untyped-call]
     for row in range(len(batch)):
         q = normal(parameters[row])
-        total = total + unlikely(method, drawn(q, row, len(batch)), batch.image[row])
+        decoded.append((drawn(q, row, len(batch)), batch.image[row]))
         total = total + 0.7 * kl_divergence(q, unit).sum()
-    return total / len(batch)
+    return (total + unlikely(method, decoded)) / len(batch)
 
 
 def bound_of_ivae(method: Ivae, batch: Batch) -> Tensor:
     content = method.head(method.encoder(batch.image))
     features = method.style_encoder(batch.image)
     layer = method.style_heads.layers[0]
-    total, known = torch.zeros(()), 0
+    total, decoded = torch.zeros(()), []
+    told = method.options.style_posterior == "image_environment"
     for row in range(len(batch)):
         y, e = int(batch.label[row]), int(batch.environment[row])
         if y < 0 or e < 0:
             continue
-        known += 1
-        q_c, q_s = normal(content[row]), normal(layer.weight[e] @ features[row] + layer.bias[e])  # type: ignore[index, operator]
+        own = e if told else 0
+        q_c = normal(content[row])
+        q_s = normal(layer.weight[own] @ features[row] + layer.bias[own])  # type: ignore[index, operator]
         p_c = normal(
             torch.cat([method.content_prior.mean[y], method.content_prior.log_variance[y]])
         )  # type: ignore[index]
         p_s = normal(torch.cat([method.style_prior.mean[e], method.style_prior.log_variance[e]]))  # type: ignore[index]
         latent = torch.cat([drawn(q_c, row, len(batch)), drawn(q_s, row, len(batch))])
-        total = total + unlikely(method, latent, batch.image[row])
+        decoded.append((latent, batch.image[row]))
         total = total + 0.7 * (kl_divergence(q_c, p_c).sum() + kl_divergence(q_s, p_s).sum())
-    return total / known
+    return (total + unlikely(method, decoded)) / len(decoded)
 
 
 def bound_of_mcvae(method: Mcvae, batch: Batch, share: float) -> Tensor:
@@ -94,12 +104,11 @@ def bound_of_mcvae(method: Mcvae, batch: Batch, share: float) -> Tensor:
     background = method.background_head(method.background_encoder(batch.image))
     assert method.environment is not None
     table = method.environment.weight
-    total, known = torch.zeros(()), 0
+    total, decoded = torch.zeros(()), []
     for row in range(len(batch)):
         y, e = int(batch.label[row]), int(batch.environment[row])
         if y < 0:
             continue
-        known += 1
         q_s, q_z = normal(salient[row]), normal(background[row])
         p_s = Normal(method.salient_prior.mean[y], 1.0)  # type: ignore[no-untyped-call]
         p_z = Normal(method.background_prior.mean[y], 1.0)  # type: ignore[no-untyped-call]
@@ -112,8 +121,9 @@ def bound_of_mcvae(method: Mcvae, batch: Batch, share: float) -> Tensor:
             weighted = weighted + kl_divergence(q_s, p_s).sum()
         told = table[e] if e >= 0 else table.mean(0)
         latent = torch.cat([s, drawn(q_z, row, len(batch)), told])
-        total = total + unlikely(method, latent, batch.image[row]) + share * 0.7 * weighted
-    return total / known
+        decoded.append((latent, batch.image[row]))
+        total = total + share * 0.7 * weighted
+    return (total + unlikely(method, decoded)) / len(decoded)
 
 
 def built(kind: type[Vae], options: VaeOptions, image: tuple[int, ...]) -> Vae:
@@ -143,30 +153,39 @@ def assert_same(method: Method, batch: Batch, expected: Tensor) -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def options_for(kind: type[VaeOptions], image: tuple[int, ...], **given: Any) -> Any:
+    return kind(**SMALL, **PROFILES if len(image) == 1 else {}, **given)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "optimal_sigma"])
 @pytest.mark.parametrize("image", [(2, 32, 32), (11,)])
-def test_vae(image: tuple[int, ...]) -> None:
-    method = built(Vae, VaeOptions(**SMALL, **PROFILES if len(image) == 1 else {}), image)
+def test_vae(image: tuple[int, ...], likelihood: str) -> None:
+    method = built(Vae, options_for(VaeOptions, image, likelihood=likelihood), image)
     batch = batch_of(*image)
     assert_same(method, batch, bound_of_vae(method, batch))
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", "optimal_sigma"])
+@pytest.mark.parametrize("posterior", ["image_environment", "image"])
 @pytest.mark.parametrize("image", [(2, 32, 32), (11,)])
 def test_ivae_looks_the_observed_environment_up_and_leaves_incomplete_rows_out(
-    image: tuple[int, ...],
+    image: tuple[int, ...], posterior: str, likelihood: str
 ) -> None:
-    method = built(Ivae, VaeOptions(**SMALL, **PROFILES if len(image) == 1 else {}), image)
+    given = {"style_posterior": posterior, "likelihood": likelihood}
+    method = built(Ivae, options_for(IvaeOptions, image, **given), image)
     assert isinstance(method, Ivae)
     batch = batch_of(*image)
     assert_same(method, batch, bound_of_ivae(method, batch))
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", "optimal_sigma"])
 @pytest.mark.parametrize("image", [(2, 32, 32), (11,)])
 @pytest.mark.parametrize(("updates", "share"), [(0, 0.1), (6, 0.7), (15, 1.0), (20, 0.1)])
 def test_mcvae_at_every_place_of_the_ramp(
-    image: tuple[int, ...], updates: int, share: float
+    image: tuple[int, ...], updates: int, share: float, likelihood: str
 ) -> None:
     """Of 20 steps 10 rise, 10 stay; the next begins again."""
-    method = built(Mcvae, McvaeOptions(**SMALL, **PROFILES if len(image) == 1 else {}), image)
+    method = built(Mcvae, options_for(McvaeOptions, image, likelihood=likelihood), image)
     assert isinstance(method, Mcvae)
     method.updates.fill_(updates)
     batch = batch_of(*image)

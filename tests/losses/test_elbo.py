@@ -1,5 +1,8 @@
 """The terms of the bound against torch.distributions, values and gradients."""
 
+import math
+
+import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
@@ -9,10 +12,13 @@ from deconfound.losses.elbo import (
     active_units,
     distance_to_zero,
     kl_divergence,
+    optimal_sigma_nll,
     prior_spread,
     row_mean,
 )
 from deconfound.nets.vae import Gaussian
+
+COUNTED = torch.tensor([True, False, True, True, True])
 
 
 def leaves(*shape: int, count: int = 4) -> list[Tensor]:
@@ -90,3 +96,42 @@ def test_priors_that_coincide_have_no_spread_and_one_apart_dimension_shows() -> 
     mean[0, 2] = 4
     expected = mean[:, 2].numpy().std() / 2**0.5
     torch.testing.assert_close(float(prior_spread(Gaussian(mean, log_variance))), float(expected))
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 4, 4), (5, 7)])
+def test_the_optimal_sigma_is_the_likeliest_and_gradients_go_through_it(
+    shape: tuple[int, ...],
+) -> None:
+    """Against a normal distribution whose sd autograd follows, and against the closed form."""
+    mean, target = leaves(*shape, count=2)
+    found = optimal_sigma_nll(mean, target, COUNTED)
+    error = (mean[COUNTED] - target[COUNTED]) ** 2
+    sd = error.mean().sqrt()
+    every = -Normal(mean, sd).log_prob(target).flatten(1).sum(1)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, every)
+    total = found[COUNTED].sum()
+    closed = error.numel() / 2 * (torch.log(2 * torch.pi * error.mean()) + 1)
+    torch.testing.assert_close(total, closed)
+    got = torch.autograd.grad(total, [mean, target])
+    torch.testing.assert_close(got, torch.autograd.grad(closed, [mean, target], retain_graph=True))
+    for other in (0.9 * sd, 1.1 * sd):
+        unlikely = -Normal(mean, other).log_prob(target)[COUNTED].sum()  # type: ignore[no-untyped-call]
+        assert unlikely > total
+
+
+def test_the_optimal_sigma_is_bounded_and_ignores_rows_that_do_not_count() -> None:
+    target = torch.ones(5, 3)
+    exact = optimal_sigma_nll(target.clone(), target, COUNTED)
+    torch.testing.assert_close(exact, torch.full((5,), 3 * (0.5 * math.log(2 * math.pi) - 6)))
+    mean = torch.zeros(5, 3)
+    mean[1] = 1000.0
+    assert optimal_sigma_nll(mean, target, COUNTED)[0] < 5
+    nobody = torch.zeros(5, dtype=torch.bool)
+    assert optimal_sigma_nll(mean, target, nobody).isfinite().all()
+
+
+def test_the_optimal_sigma_is_computed_in_float32_at_least() -> None:
+    mean, target = torch.zeros(5, 70_000).half(), torch.ones(5, 70_000).half()
+    found = optimal_sigma_nll(mean, target, COUNTED)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.full((5,), 35_000 * (math.log(2 * math.pi) + 1)))

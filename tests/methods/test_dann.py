@@ -90,6 +90,24 @@ def test_a_constant_discriminator_keeps_its_batch_statistics() -> None:
     assert method.discriminator.get_buffer("1.num_batches_tracked").item() == 1
 
 
+def test_a_schedule_raises_lambda_and_is_saved_with_the_weights() -> None:
+    """2 / (1 + exp(−10 p)) − 1 of it: 0 in the first step, 0.9866 of it at half of the steps."""
+    method = built(form="reversal", adversarial_weight=0.4, adversarial_schedule="sigmoid")
+    (stage,) = method.stages(4)
+    optimizers = [phase.optimizer() for phase in stage.phases]
+    encoder, weights = stage.phases[1], []
+    for _ in range(4):
+        method.step(batch_of(), stage, optimizers, lambda loss, _: loss.backward())
+        losses = encoder.losses(batch_of(), method.outputs(batch_of(), stage.name))
+        weights.append(-losses["discriminator"].weight)
+    share = torch.arange(4, dtype=torch.float64) / 4
+    expected = 0.4 * (2 / (1 + (-10 * share).exp()) - 1)
+    torch.testing.assert_close(torch.tensor(weights, dtype=torch.float64), expected)
+    assert weights[0] == 0
+    assert weights[2] == pytest.approx(0.4 * 0.98661, rel=1e-4)
+    assert method.state_dict()["count"].item() == 4
+
+
 def test_discriminators_are_those_of_the_two_benchmarks() -> None:
     shapes = {
         form: [m.weight.shape for m in built(form=form).discriminator if isinstance(m, nn.Linear)]
@@ -121,6 +139,8 @@ def test_refusals() -> None:
         built(Task(2, 24, 3, 1))
     with pytest.raises(UserError, match="--discriminator-steps belongs to --form alternating"):
         built(form="reversal", discriminator_steps=2)
+    with pytest.raises(UserError, match="--weigh-discriminator belongs to --form reversal"):
+        built(weigh_discriminator=True)
     with pytest.raises(UserError, match="--discriminator-gradient-penalty belongs"):
         built(form="reversal", discriminator_gradient_penalty=1.0)
 

@@ -18,6 +18,11 @@ def test_annealing_is_a_stage_of_its_own_from_whose_end_the_next_goes_on() -> No
     assert [stage.steps for stage in stages(50, anneal_steps=20)] == [20, 30]
 
 
+def test_annealing_takes_500_steps_as_in_the_benchmarks_and_a_third_of_fewer() -> None:
+    for steps, annealing in ((30_000, 500), (1501, 500), (180, 60)):
+        assert stages(steps)[0].steps == annealing
+
+
 def test_no_annealing_is_one_stage() -> None:
     for (only,) in (stages(50, anneal_steps=0), stages(2)):
         assert (only.name, only.continues) == ("penalised", False)

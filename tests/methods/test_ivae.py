@@ -6,8 +6,7 @@ import torch
 
 from deconfound.data.loading.batch import Batch
 from deconfound.methods.contract import Task
-from deconfound.methods.ivae import Ivae
-from deconfound.methods.vae import VaeOptions
+from deconfound.methods.ivae import Ivae, IvaeOptions
 from deconfound.nets import encoder, vae
 
 LABELS, ENVIRONMENTS = 3, 4
@@ -35,7 +34,7 @@ def _small_perceptrons() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained() -> tuple[Ivae, Batch]:
     torch.manual_seed(0)
-    options = VaeOptions(block_size=3, learning_rate=1e-2, weight_decay=0)
+    options = IvaeOptions(block_size=3, learning_rate=1e-2, weight_decay=0)
     method, batch = Ivae(options, Task(8, None, LABELS, ENVIRONMENTS)).train(), profiles()
     (stage,) = method.stages(250)
     optimizers = [phase.optimizer() for phase in stage.phases]
@@ -48,7 +47,7 @@ def trained() -> tuple[Ivae, Batch]:
 def test_the_posterior_of_style_is_that_of_the_observed_environment() -> None:
     """Looked up: another environment is another posterior, and no other row matters."""
     torch.manual_seed(0)
-    method = Ivae(VaeOptions(block_size=3), Task(8, None, LABELS, ENVIRONMENTS)).eval()
+    method = Ivae(IvaeOptions(block_size=3), Task(8, None, LABELS, ENVIRONMENTS)).eval()
     batch = profiles(6)
     given = torch.tensor([2, 0, 3, 3, 1, 0])
     found = method.outputs(Batch(batch.image, batch.label, given, batch.row), "autoencoder")
@@ -75,6 +74,18 @@ def test_images_of_unknown_environments_are_embedded(trained: tuple[Ivae, Batch]
             mean = (layer.weight[code] @ features[row] + layer.bias[code])[:3]  # type: ignore[index, operator]
             expected[row] += share[row, code] * mean
     torch.testing.assert_close(embedded["style"], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_style_of_the_image_alone_is_the_same_in_every_environment() -> None:
+    torch.manual_seed(0)
+    options = IvaeOptions(block_size=3, style_posterior="image")
+    method, batch = Ivae(options, Task(8, None, LABELS, ENVIRONMENTS)).eval(), profiles(6)
+    for code in range(ENVIRONMENTS):
+        given = Batch(batch.image, batch.label, torch.full((6,), code), batch.row)
+        found = method.outputs(given, "autoencoder")
+        assert torch.equal(found["style"], method.embed(batch.image)["style"])
+    assert method.style_heads.layers[0].weight.shape[0] == 1  # type: ignore[index, union-attr]
 
 
 @torch.no_grad()
@@ -133,5 +144,5 @@ def test_collapsed_priors_are_told_and_others_are_not(trained: tuple[Ivae, Batch
 
 
 def test_one_environment_has_no_spread_and_raises_no_alarm() -> None:
-    method = Ivae(VaeOptions(block_size=3), Task(8, None, LABELS, 1))
+    method = Ivae(IvaeOptions(block_size=3), Task(8, None, LABELS, 1))
     assert method.alarm({"prior_spread_style": 0.0, "prior_spread_content": 1.0}) is None

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
@@ -10,6 +11,7 @@ from deconfound.errors import UserError
 from deconfound.runtime import device
 from deconfound.runtime.device import (
     Processes,
+    deterministic,
     free_memory,
     processes,
     start_fabric,
@@ -93,3 +95,24 @@ def test_srun_has_to_say_how_many_processes_a_node_has(monkeypatch: pytest.Monke
 def test_free_memory_is_a_number_of_bytes() -> None:
     free = free_memory()
     assert free is None or 2**20 < free < 2**50
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_determinism_is_asked_of_pytorch_for_as_long_as_it_is_asked_for(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic(asked):
+        assert torch.are_deterministic_algorithms_enabled() == asked
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if asked else None)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_that_has_no_such_form_is_said_in_one_line() -> None:
+    said = "nll_loss2d does not have a deterministic implementation, but you set"
+    expected = "--deterministic: nll_loss2d does not have a deterministic implementation; leave"
+    with pytest.raises(UserError, match=expected), deterministic(True):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="of memory"), deterministic(True):
+        raise RuntimeError("out of memory")
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -278,6 +278,24 @@ def test_a_validation_loss_of_nan_replaces_no_checkpoint(
     assert selection["best"]["classifier"]["loss"]["step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "stage"),
+    [("irm", {"anneal_steps": 0}, "penalised"), ("coral", {}, "classifier")],
+)
+def test_a_penalty_is_recorded_in_validation_and_selects_nothing(
+    name: str, options: dict[str, Any], stage: str, screen: Screen, make_config: MakeConfig,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    config = make_config(name, options={"penalty_weight": 1e4, **options})
+    run = fit(config, screen.path, tmp_path / name, quiet=True)
+    history = read_history(run.path / "metrics.csv")
+    scores = history[history["part"] == "val"].pivot(index="step", columns="name", values="value")
+    assert (scores[f"{name}_penalty"] != 0).any()
+    assert scores["loss"].equals(scores["cross_entropy"].rename("loss"))
+    best = json.loads((run.path / "selection.json").read_text())["best"][stage]["loss"]
+    assert best["step"] == scores["cross_entropy"].idxmin()
+
+
 def test_all_selections_are_recorded_with_their_scores(
     screen: Screen, make_config: MakeConfig, tmp_path: Path
 ) -> None:

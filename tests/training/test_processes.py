@@ -49,6 +49,8 @@ VARIANTS = {
     "scbd-joint": ("scbd", {"decoder": "joint", "decoder_weight": 2.0}),
     "scbd-content": ("scbd", {"style_block": False}),
     "dann-penalty": ("dann", {"discriminator_gradient_penalty": 0.5}),
+    "vae-optimal-sigma": ("vae", {"likelihood": "optimal_sigma"}),
+    "ivae-image": ("ivae", {"likelihood": "optimal_sigma", "style_posterior": "image"}),
 }
 """Other settings of a method, by a name of their own."""
 

@@ -3,6 +3,8 @@
 Every mean over rows is over the rows of all processes. No function raises errors of its own.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,27 @@ from deconfound.nets.vae import Gaussian
 
 ACTIVE = 0.01
 """Least variance of an active dimension's mean, as a share of the posterior's variance."""
+
+LEAST_LOG_SIGMA = -6.0
+"""Least log sd of a pixel: that of the code of Rybkin et al."""
+
+
+def optimal_sigma_nll(mean: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Negative log-likelihood of each row under the likeliest common sd, in nats: (B,).
+
+    Normal around `mean`, summed over the pixels or features of `target`, (B, ...) floating each;
+    at least float32. σ² is the mean squared error over all pixels of the rows `counted` (B,) bool
+    of all processes, where their likelihood has its maximum: it is not learned, and the derivative
+    by it is 0. So the mean over counted rows is pixels/2 · (log 2πσ² + 1). log σ is at least −6.
+    Rybkin et al., Simple and Effective VAE Training with Calibrated Decoders, 2021, the optimal
+    σ-VAE; theirs bends log σ softly before that.
+    """
+    squared = ((mean - target) ** 2).flatten(1)
+    own = squared.to(torch.promote_types(squared.dtype, torch.float32)).sum(dim=1)
+    pixels = squared.shape[1]
+    least = math.exp(2 * LEAST_LOG_SIGMA)
+    variance = (row_mean(own.detach(), counted) / pixels).clamp(min=least)
+    return 0.5 * (own / variance + pixels * torch.log(2 * math.pi * variance))
 
 
 def kl_divergence(q: Gaussian, p: Gaussian | None = None) -> Tensor:

@@ -19,7 +19,8 @@ class Coral(Erm):
     """Deep CORAL: Sun & Saenko 2016, in the form of DomainBed and WILDS.
 
     Cross-entropy + weight · `coral_penalty` of the encoder's output; both reach the encoder.
-    "representation" is that output. Deviation from DomainBed: one forward pass, so batch
+    "representation" is that output. The cross-entropy alone selects a checkpoint, as in WILDS,
+    whose penalty is part of training only. Deviation from DomainBed: one forward pass, so batch
     normalisation sees all environments together.
     """
 
@@ -34,5 +35,5 @@ class Coral(Erm):
         penalty = coral_penalty(outputs["representation"], batch.environment)
         return {
             "cross_entropy": Loss(cross_entropy(self.predict(outputs), batch.label)),
-            "coral_penalty": Loss(penalty, self.options.penalty_weight),
+            "coral_penalty": Loss(penalty, self.options.penalty_weight, selects=False),
         }

@@ -1,5 +1,6 @@
 """DANN: an encoder from which a discriminator cannot tell the environment."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -26,6 +27,8 @@ from deconfound.methods.erm import Erm, ErmOptions
 from deconfound.nets.weights import constant
 
 ALTERNATING_BETAS = (0.5, 0.9)
+SHARPNESS = 10.0
+"""How fast a sigmoid schedule rises: gamma of Ganin et al., section 5.2."""
 WIDTHS = {"alternating": 256, "reversal": 1024}
 
 
@@ -41,7 +44,15 @@ class DannOptions(ErmOptions):
     all step at once, the encoder by the reversed gradient (WILDS, and "DR" of Pernice et al.)."""
     adversarial_weight: float = Field(1.0, ge=0)
     """Weight lambda of the discriminator's loss in the encoder's objective (Pernice et al.:
-    0.0625)."""
+    0.0625; WILDS on Camelyon17: 0.1)."""
+    adversarial_schedule: Literal["constant", "sigmoid"] = Field(
+        "constant", exclude_if=lambda given: given == "constant"
+    )
+    """sigmoid: at the share p of the steps lambda is 2 / (1 + exp(-10 p)) - 1 of its weight (Ganin
+    et al.); constant in DomainBed and WILDS."""
+    weigh_discriminator: bool = Field(False, exclude_if=lambda given: not given)
+    """Reversal: the weight multiplies the discriminator's own loss too, as in WILDS; Adam hardly
+    notices, sgd does."""
     discriminator_steps: int = Field(1, ge=1)
     """Alternating: steps of the discriminator for each step of the rest."""
     discriminator_width: int | None = Field(None, ge=1)
@@ -49,9 +60,11 @@ class DannOptions(ErmOptions):
     discriminator_gradient_penalty: float = Field(0.0, ge=0)
     """Alternating: weight of the squared gradient of the discriminator's loss in its input."""
     discriminator_learning_rate: float | None = Field(None, gt=0)
-    """Learning rate of the discriminator; --learning-rate if not given."""
+    """Learning rate of the discriminator; --learning-rate if not given (WILDS on Camelyon17: 0.001,
+    the encoder's 0.0001)."""
     head_learning_rate: float | None = Field(None, gt=0)
-    """Learning rate of the label's head; --learning-rate if not given."""
+    """Learning rate of the label's head; --learning-rate if not given (WILDS on Camelyon17:
+    0.001)."""
 
 
 class Dann(Erm):
@@ -75,11 +88,11 @@ class Dann(Erm):
     ENVIRONMENTS = 2
 
     count: Tensor
-    """() int64: steps taken, of alternating form."""
+    """() int64: steps begun, where turns or the schedule depend on it; saved with the weights."""
 
     def __init__(self, options: DannOptions, task: Task) -> None:
         super().__init__(options, task)
-        _refuse_turns_of_reversal(options)
+        _refuse_options_of_the_other_form(options)
         alternates = options.form == "alternating"
         width = options.discriminator_width or WIDTHS[options.form]
         self.discriminator = nn.Sequential(
@@ -87,12 +100,13 @@ class Dann(Erm):
             *_hidden(width, width, alternates),
             nn.Linear(width, task.environments),
         )
-        if alternates:
+        self._steps = 1
+        if alternates or options.adversarial_schedule == "sigmoid":
             self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """One stage: the discriminator, the encoder and the head."""
-        options = self.options
+        options, self._steps = self.options, steps
         phases: tuple[Phase, ...] = (
             self.phase(
                 "discriminator",
@@ -117,6 +131,8 @@ class Dann(Erm):
         self, batch: Batch, stage: Stage, optimizers: Optimizers, backward: Backward
     ) -> Tensors:
         """Step the phases whose turn it is, from gradients at the same weights; logs every loss."""
+        if "count" in self._buffers:
+            self.count += 1
         taking_turns = self._turn()
         outputs = self.outputs(batch, stage.name)
         logged: Tensors = {}
@@ -146,21 +162,30 @@ class Dann(Erm):
     def _turn(self) -> set[str]:
         if self.options.form == "reversal":
             return {"discriminator", "encoder", "head"}
-        self.count += 1
         steps = self.options.discriminator_steps
         return {"discriminator"} if int(self.count) % (1 + steps) < steps else {"encoder", "head"}
 
     def _discriminator_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
         representation = outputs["representation"].detach()
-        return self._told_apart(self.discriminator, representation, batch, 1.0)
+        options = self.options
+        weight = options.adversarial_weight if options.weigh_discriminator else 1.0
+        return self._told_apart(self.discriminator, representation, batch, weight)
 
     def _encoder_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
         representation = outputs["representation"]
         label = cross_entropy(constant(self.head)(representation), batch.label)
         against = self._told_apart(
-            constant(self.discriminator), representation, batch, -self.options.adversarial_weight
+            constant(self.discriminator), representation, batch, -self._adversarial_weight()
         )
         return {"cross_entropy": Loss(label), **against}
+
+    def _adversarial_weight(self) -> float:
+        """Lambda in this step."""
+        weight = self.options.adversarial_weight
+        if self.options.adversarial_schedule == "constant":
+            return weight
+        share = max(0, int(self.count) - 1) / self._steps
+        return weight * (2 / (1 + math.exp(-SHARPNESS * share)) - 1)
 
     def _head_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
         logits = self.head(outputs["representation"].detach())
@@ -179,7 +204,11 @@ class Dann(Erm):
         return losses
 
 
-def _refuse_turns_of_reversal(options: DannOptions) -> None:
+def _refuse_options_of_the_other_form(options: DannOptions) -> None:
+    if options.form == "alternating" and options.weigh_discriminator:
+        raise UserError(
+            "--weigh-discriminator belongs to --form reversal; leave it out with alternating"
+        )
     given = {
         "--discriminator-steps": options.discriminator_steps != 1,
         "--discriminator-gradient-penalty": options.discriminator_gradient_penalty != 0,

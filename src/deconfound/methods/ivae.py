@@ -1,6 +1,9 @@
 """iVAE: two blocks of latent variables whose priors depend on the label and on the environment."""
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
@@ -15,6 +18,16 @@ LEAST_SPREAD = 0.1
 """Least spread of the prior means of the classes, in sd of the prior; less is a collapse."""
 
 
+class IvaeOptions(VaeOptions):
+    """Options of iVAE."""
+
+    style_posterior: Literal["image_environment", "image"] = Field(
+        "image_environment", exclude_if=lambda given: given == "image_environment"
+    )
+    """What q(z_s) is told: the image and its environment, q(z_s|x, e), as in the paper, or the
+    image alone, q(z_s|x)."""
+
+
 class Ivae(Vae):
     """Identifiable VAE: Khemakhem et al. 2020, with the blocks of Makino et al., SCBD, section 3.
 
@@ -26,20 +39,26 @@ class Ivae(Vae):
     "representation" and "content" are the mean of q(z_c|x), which needs no environment. "style" is
     Σ_e p(e|x) · mean of q(z_s|x, e), an addition, since images are embedded without their
     environment. p(e|x) is given by a linear probe, which does not train the encoder.
+
+    With `style_posterior` "image", which is ours, q(z_s|x) stands in place of q(z_s|x, e): all
+    environments share one linear layer, and "style" is the mean of q(z_s|x).
     """
 
+    Options = IvaeOptions
+    options: IvaeOptions
     SUMMARY = "VAE with a prior on z_c for each label and one on z_s for each environment"
     PAPER = (
         "Khemakhem et al., Variational Autoencoders and Nonlinear ICA, 2020; Makino et al., SCBD"
     )
     BLOCKS = 2
 
-    def __init__(self, options: VaeOptions, task: Task) -> None:
+    def __init__(self, options: IvaeOptions, task: Task) -> None:
         super().__init__(options, task)
         size = options.block_size
         self.style_encoder = self._trunk()
         features = self.style_encoder.features
-        self.style_heads = DomainHeads(task.environments, (features, 2 * size))
+        heads = task.environments if self._style_is_told else 1
+        self.style_heads = DomainHeads(heads, (features, 2 * size))
         self.content_prior = GaussianTable(task.labels, size)
         self.style_prior = GaussianTable(task.environments, size)
         self.environment_probe = nn.Linear(features, task.environments)
@@ -48,11 +67,14 @@ class Ivae(Vae):
         """Images or profiles to "representation", "content" and "style", (B, D) each."""
         content = self._posterior(image).mean
         features = self.style_encoder(self._seen(image))
+        first = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+        if not self._style_is_told:
+            style = self._style(features, first).mean
+            return {"representation": content, "content": content, "style": style}
         share = self.environment_probe(features).softmax(dim=1)
         style = torch.zeros_like(content)
         for code in range(self.task.environments):
-            environment = torch.full((len(image),), code, device=image.device)
-            style = style + share[:, code, None] * self._style(features, environment).mean
+            style = style + share[:, code, None] * self._style(features, first + code).mean
         return {"representation": content, "content": content, "style": style}
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:
@@ -95,8 +117,14 @@ class Ivae(Vae):
     def _probes(self) -> list[nn.Module]:
         return [self.label_probe, self.environment_probe]
 
+    @property
+    def _style_is_told(self) -> bool:
+        """Whether q(z_s) depends on the environment beside the image."""
+        return self.options.style_posterior == "image_environment"
+
     def _style(self, features: Tensor, environment: Tensor) -> Gaussian:
-        return Gaussian.of(self.style_heads(features, environment))
+        of = environment if self._style_is_told else torch.zeros_like(environment)
+        return Gaussian.of(self.style_heads(features, of))
 
     def _counted(self, batch: Batch) -> Tensor:
         return (batch.label >= 0) & (batch.environment >= 0)

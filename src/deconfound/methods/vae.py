@@ -1,13 +1,13 @@
 """VAE: one block of latent variables that reconstructs images, blind to label and environment."""
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
-from deconfound.losses.elbo import active_units, kl_divergence, row_mean
+from deconfound.losses.elbo import active_units, kl_divergence, optimal_sigma_nll, row_mean
 from deconfound.losses.risk import cross_entropy
 from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
 from deconfound.nets.decoder import GaussianLikelihood, decoder_size, resized
@@ -28,6 +28,11 @@ class VaeOptions(MethodOptions):
     32 is the paper's."""
     block_size: int = Field(64, ge=1)
     """Dimensions of a block of latent variables."""
+    likelihood: Literal["gaussian", "optimal_sigma"] = Field(
+        "gaussian", exclude_if=lambda given: given == "gaussian"
+    )
+    """Of pixels, normal around what is decoded: with one learned sd, whose logarithm starts at 0
+    (gaussian), or with the sd that fits the batch best, the sigma-VAE (optimal_sigma)."""
     kl_weight: float = Field(1.0, ge=0)
     """Weight of the KL terms; 1 is the evidence lower bound."""
     probe_learning_rate: float = Field(1e-2, gt=0)
@@ -55,8 +60,9 @@ class Vae(Method):
 
     Minimises −log p(x|z) + KL(q(z|x) || N(0, 1)), summed over pixels and dimensions, with the
     networks of Makino et al., SCBD, Tables 3 and 4. The likelihood, which the paper leaves open, is
-    Gaussian with one learned sd, as in the code of Wang et al. 2023. "representation" is the mean
-    of q(z|x). A linear probe that trains nothing else predicts the label from it.
+    Gaussian with one learned sd, as in the code of Wang et al. 2023, or with the likeliest sd, as
+    in the σ-VAE of Rybkin et al. 2021. "representation" is the mean of q(z|x). A linear probe that
+    trains nothing else predicts the label from it.
     """
 
     Options = VaeOptions
@@ -74,7 +80,7 @@ class Vae(Method):
         self.head = nn.Linear(self.encoder.features, 2 * size)
         inputs = self.BLOCKS * size + self._decoded_beside()
         self.decoder = build_decoder(inputs, task.channels, self.side, options.width)
-        self.likelihood = GaussianLikelihood()
+        self.likelihood = GaussianLikelihood() if options.likelihood == "gaussian" else None
         self.label_probe = nn.Linear(size, task.labels)
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
@@ -118,7 +124,7 @@ class Vae(Method):
         if self.BLOCKS == 1:
             return None
         unknown = torch.full((len(content),), -1, device=content.device)
-        return self.likelihood.mean(self._decoded([content, style], unknown))
+        return self._decoded([content, style], unknown)
 
     def diagnostics(self, batch: Batch, outputs: Tensors) -> Tensors:
         """Active dimensions of each block, and its KL per dimension; 0 where it has collapsed."""
@@ -182,7 +188,10 @@ class Vae(Method):
         # A row has zeros in place of a block that it lacks.
         latent = [block.q.sample() * block.present[:, None] for block in blocks.values()]
         decoded = self._decoded(latent, batch.environment).to(target.dtype)
-        unlikely = self.likelihood.of_each(decoded, target)
+        if self.likelihood is None:
+            unlikely = optimal_sigma_nll(decoded, target, counted)
+        else:
+            unlikely = self.likelihood.of_each(decoded, target)
         losses = {"reconstruction": Loss(row_mean(unlikely, counted))}
         for name, (q, prior, present) in blocks.items():
             divergence = kl_divergence(q, prior) * present

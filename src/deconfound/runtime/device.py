@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -89,6 +91,31 @@ def start_fabric(
     torch.set_num_threads(threads or max(1, available_cores() // own.local_count))
     fabric.launch()
     return fabric
+
+
+@contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """Let PyTorch take only operations that give the same bits again, if `asked`.
+
+    Enter it before the first use of a GPU, which reads a setting of cuBLAS then. Raises UserError
+    where an operation has no such form on the device.
+    """
+    if not asked:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).partition(",")[0]
+        raise UserError(f"--deterministic: {reason}; leave it out") from error
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def _found(device: str) -> str:

@@ -25,7 +25,7 @@ from deconfound.runs.run import (
     refuse_other_fold,
     write_description,
 )
-from deconfound.runtime.device import processes, start_fabric
+from deconfound.runtime.device import deterministic, processes, start_fabric
 from deconfound.training.batches import refuse_unfillable_batches
 from deconfound.training.loop import Training
 from deconfound.training.validation import Predictions
@@ -94,7 +94,8 @@ def train(
     if first and warn is not None:
         for warning in _warnings(problem, config.data):
             warn(warning)
-    with atomic.locked(out) if first else contextlib.nullcontext():
+    lock = atomic.locked(out) if first else contextlib.nullcontext()
+    with lock, deterministic(config.training.deterministic):
         finished = (
             _claims(out, config, screen, problem)
             if first

@@ -40,8 +40,9 @@ def validation_scores(
 ) -> tuple[dict[str, float], Predictions] | None:
     """Scores by name, and this process's predictions.
 
-    The scores are the losses of `phase` and the diagnostics, averaged over full batches, and the
-    accuracy over all rows, unless the stage does not classify or no row has a known label.
+    The scores are the losses of `phase`, "loss", which is the weighted sum of those that select,
+    and the diagnostics, averaged over full batches, and the accuracy over all rows, unless the
+    stage does not classify or no row has a known label.
     `is_asked` is called before each batch; once it says that the run is to stop, returns None.
     """
     sums: dict[str, float] = {}
@@ -64,7 +65,7 @@ def validation_scores(
             losses = phase.losses(batch, outputs)
             values = {name: loss.value for name, loss in losses.items()}
             values |= method.diagnostics(batch, outputs)
-            values["loss"] = weighted_sum(losses)
+            values["loss"] = weighted_sum({n: loss for n, loss in losses.items() if loss.selects})
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             loss_batches += 1

@@ -84,6 +84,8 @@ class Loss(NamedTuple):
     value: Tensor
     """Scalar."""
     weight: float = 1.0
+    selects: bool = True
+    """Whether the term is part of the validation loss, by which a checkpoint is selected."""
 
 
 Objective = Callable[[Batch, Tensors], dict[str, Loss]]
@@ -106,7 +108,7 @@ class Phase:
     learning_rate: float
     weight_decay: float
     validates: bool = False
-    """Whether the phase's weighted sum is the validation loss of its stage."""
+    """Whether the weighted sum of the phase's losses that select is its stage's validation loss."""
     rule: OptimizerName = "adamw"
     """Update rule."""
     momentum: float = 0.0
