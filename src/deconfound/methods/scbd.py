@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.losses.contrastive import content_losses, supervised_contrastive
+from deconfound.losses.contrastive import check_given, content_losses, supervised_contrastive
 from deconfound.losses.gather import gather_rows, global_mean
 from deconfound.losses.risk import cross_entropy
 from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
@@ -30,6 +30,16 @@ class ScbdOptions(MethodOptions):
     invariance: Literal["balanced", "listing", "equation"] = "balanced"
     """Form of the invariance loss: balanced (mean over positives minus mean over negatives),
     listing (the paper's appendix; its alpha of 192 belongs to it) or equation (its text)."""
+    invariance_given: Literal["none", "label"] = Field(
+        "none", exclude_if=lambda given: given == "none"
+    )
+    """label: environments are compared within each label alone, over those that it occurs in; none:
+    over all labels, as in the paper."""
+    cross_environment_weight: float = Field(
+        1.0, ge=1, allow_inf_nan=False, exclude_if=lambda given: given == 1
+    )
+    """Weight of a positive of another environment in the content's contrastive loss, against 1 of
+    one of the same environment; 1 as in the paper."""
     temperature: float = Field(0.1, gt=0)
     """Temperature of the contrastive losses."""
     include_self: bool = True
@@ -204,6 +214,8 @@ class Scbd(Method):
             temperature=self.options.temperature,
             reduction=self.options.invariance,
             include_self=self.options.include_self,
+            given=self.options.invariance_given,
+            cross_environment_weight=self.options.cross_environment_weight,
         )
         losses = {"supcon_content": Loss(supcon)}
         if "style" in outputs:
@@ -251,6 +263,7 @@ class Scbd(Method):
 
 
 def _refuse_missing_parts(options: ScbdOptions, task: Task) -> None:
+    check_given(options.invariance_given, options.invariance)
     if task.image_size is None and options.decoder not in (None, "none"):
         raise UserError(
             f"--decoder {options.decoder} draws images, and the screen holds profiles; "
