@@ -11,7 +11,8 @@ from deconfound.errors import UserError
 from deconfound.losses.contrastive import check_given, content_losses, supervised_contrastive
 from deconfound.losses.gather import gather_rows, global_mean
 from deconfound.losses.risk import cross_entropy
-from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
+from deconfound.methods.contract import Dial, Loss, Method, MethodOptions, Stage, Task, Tensors
+from deconfound.methods.contract.options import WeightOrAuto
 from deconfound.nets.decoder import (
     AdditiveDecoder,
     BernoulliLikelihood,
@@ -21,12 +22,16 @@ from deconfound.nets.decoder import (
 )
 from deconfound.nets.encoder import Encoder, Norm, Projection, build_encoder
 
+ALPHAS = {"balanced": (0.0, 1.0, 3.0, 10.0), "listing": (0.0, 8.0, 64.0, 192.0)}
+"""What --alpha auto tries, by the form of the invariance; the scale of equation is the batch's."""
+
 
 class ScbdOptions(MethodOptions):
     """Options of SCBD."""
 
-    alpha: float = Field(1.0, ge=0)
-    """Weight of the invariance loss: the dial between plate and perturbation."""
+    alpha: WeightOrAuto = 1.0
+    """Weight of the invariance loss: the dial between plate and perturbation. auto: chosen by runs
+    on training data alone, which take that many times longer."""
     invariance: Literal["balanced", "listing", "equation"] = "balanced"
     """Form of the invariance loss: balanced (mean over positives minus mean over negatives),
     listing (the paper's appendix; its alpha of 192 belongs to it) or equation (its text)."""
@@ -76,6 +81,17 @@ class ScbdOptions(MethodOptions):
     probe_learning_rate: float = Field(1e-2, gt=0)
     """Learning rate of the linear probes (paper: 1e-4, over 25,000 steps)."""
 
+    @property
+    def dial(self) -> Dial | None:
+        """Alpha, if it is `auto`."""
+        values = ALPHAS.get(self.invariance, ())
+        return Dial("alpha", values) if self.alpha == "auto" else None
+
+    @property
+    def of_trials(self) -> "ScbdOptions":
+        """The options without a decoder, unless it trains the encoders."""
+        return self if self.decoder == "joint" else self.model_copy(update={"decoder": "none"})
+
 
 class Scbd(Method):
     """Supervised Contrastive Block Disentanglement.
@@ -92,6 +108,7 @@ class Scbd(Method):
     SUMMARY = "two contrastive blocks: z_c follows the label and ignores the environment"
     PAPER = "Makino et al., Supervised Contrastive Block Disentanglement, eq. 1"
     ENVIRONMENTS = 2
+    POSITIVES = True
 
     def __init__(self, options: ScbdOptions, task: Task) -> None:
         super().__init__(options, task)
@@ -220,7 +237,7 @@ class Scbd(Method):
         losses = {"supcon_content": Loss(supcon)}
         if "style" in outputs:
             losses["supcon_style"] = Loss(self._style_supcon(batch, outputs["style"]))
-        return {**losses, "invariance": Loss(invariance, self.options.alpha)}
+        return {**losses, "invariance": Loss(invariance, float(self.options.alpha))}
 
     def _style_supcon(self, batch: Batch, style: Tensor) -> Tensor:
         target = batch.environment
