@@ -30,8 +30,7 @@ class ScbdOptions(MethodOptions):
     """Options of SCBD."""
 
     alpha: WeightOrAuto = 1.0
-    """Weight of the invariance loss: the dial between plate and perturbation. auto: chosen by runs
-    on training data alone, which take that many times longer."""
+    """Weight of the invariance loss, the dial between plate and perturbation; auto tries some."""
     invariance: Literal["balanced", "listing", "equation"] = "balanced"
     """Form of the invariance loss: balanced (mean over positives minus mean over negatives),
     listing (the paper's appendix; its alpha of 192 belongs to it) or equation (its text)."""
