@@ -44,7 +44,7 @@ def trials(scores: dict[float, list[float]]) -> list[Trial]:
     return [
         Trial(
             value=value, without=f"e{place}", accuracy=0.0, macro_f1=score, environment=None,
-            rows=10, seconds=1.0,
+            chance=None, rows=10, seconds=1.0,
         )
         for value, own in scores.items()
         for place, score in enumerate(own)
@@ -54,7 +54,14 @@ def trials(scores: dict[float, list[float]]) -> list[Trial]:
 def in_distribution(accuracy: list[float], environment: list[float]) -> list[Trial]:
     return [
         Trial(
-            value=value, without=None, accuracy=a, macro_f1=a, environment=e, rows=400, seconds=1.0
+            value=value,
+            without=None,
+            accuracy=a,
+            macro_f1=a,
+            environment=e,
+            chance=0.02,
+            rows=400,
+            seconds=1.0,
         )
         for value, a, e in zip(VALUES, accuracy, environment, strict=True)
     ]
@@ -160,9 +167,9 @@ def test_two_environments_are_compared_in_distribution(
     assert [trial.value for trial in record.trials] == list(VALUES)
     for trial in record.trials:
         assert trial.environment is not None
-        assert 0 <= trial.environment <= 1
+        assert trial.chance is not None
     assert said[0] == f"scbd: {record.text()}"
-    assert "environment read" in said[0]
+    assert "between environments" in said[0]
     assert said[1].startswith("scbd: ")
 
 
@@ -179,9 +186,10 @@ def test_left_out_the_first_value_within_one_standard_error_is_taken() -> None:
 @pytest.mark.parametrize(
     ("accuracy", "environment", "taken"),
     [
-        ([0.90, 0.90, 0.89, 0.60], [0.95, 0.80, 0.55, 0.50], 2),  # the last costs accuracy
-        ([0.90, 0.90, 0.89, 0.89], [0.50, 0.51, 0.49, 0.50], 0),  # shuffled: nothing to read
-        ([0.80, 0.90, 0.90, 0.90], [0.50, 0.55, 0.56, 0.55], 1),  # the first is worse
+        ([0.90, 0.90, 0.85, 0.60], [0.50, 0.30, 0.10, 0.00], 2),  # the last costs accuracy
+        ([0.90, 0.90, 0.85, 0.85], [0.50, 0.30, 0.11, 0.10], 2),  # no less but by chance
+        ([0.90, 0.90, 0.89, 0.89], [0.01, 0.00, 0.01, 0.00], 0),  # shuffled: nothing to tell
+        ([0.70, 0.90, 0.90, 0.90], [0.50, 0.10, 0.10, 0.11], 1),  # the first is worse
     ],
 )
 def test_in_distribution_the_first_that_hardly_reads_the_environment_is_taken(
@@ -192,16 +200,21 @@ def test_in_distribution_the_first_that_hardly_reads_the_environment_is_taken(
     assert dial._best_in_distribution(points, tried) == taken
 
 
-def test_the_environment_is_read_beyond_the_label() -> None:
+def test_environments_are_told_beyond_the_label() -> None:
     stream = np.random.default_rng(0)
     label = stream.integers(0, 4, 800)
     environment = label % 2 ^ (stream.random(800) < 0.2)  # mostly told by the label
-    content = np.eye(4, dtype=np.float32)[label] + stream.normal(0, 0.1, (800, 4)).astype("f4")
-    blind = dial._environment_read(content, label, environment)
-    leaky = np.concatenate([content, environment[:, None].astype("f4")], axis=1)
-    seeing = dial._environment_read(leaky, label, environment)
+    noise = stream.normal(0, 0.1, (800, 6))
+    content = np.eye(6)[label] + noise
+    blind = dial._between_environments(content.astype("f4"), label, environment)
+    # In half of the labels the environment moves content one way, in the others the other way.
+    content[:, 4] += 0.2 * (2 * environment - 1) * (2 * (label // 2) - 1)
+    seeing = dial._between_environments(content.astype("f4"), label, environment)
     assert blind is not None and seeing is not None
-    assert blind < 0.6 < 0.95 < seeing
+    assert blind[0] < blind[1] < 0.05
+    assert seeing[0] > 0.3 > 0.05 > seeing[1]
+    alone = dial._between_environments(content[:4].astype("f4"), np.arange(4), environment[:4])
+    assert alone is None
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,11 @@ from deconfound.nets.decoder import (
 )
 from deconfound.nets.encoder import Encoder, Norm, Projection, build_encoder
 
-ALPHAS = {"balanced": (0.0, 1.0, 3.0, 10.0), "listing": (0.0, 8.0, 64.0, 192.0)}
-"""What --alpha auto tries, by the form of the invariance; the scale of equation is the batch's."""
+ALPHAS = {
+    "balanced": (0.0, 1.0, 3.0, 10.0), "label": (0.0, 0.3, 1.0, 3.0),
+    "listing": (0.0, 8.0, 64.0, 192.0),
+}  # fmt: skip
+"""What --alpha auto tries, by the form of the invariance; that of equation follows the batch."""
 
 
 class ScbdOptions(MethodOptions):
@@ -34,11 +37,8 @@ class ScbdOptions(MethodOptions):
     invariance: Literal["balanced", "listing", "equation"] = "balanced"
     """Form of the invariance loss: balanced (mean over positives minus mean over negatives),
     listing (the paper's appendix; its alpha of 192 belongs to it) or equation (its text)."""
-    invariance_given: Literal["none", "label"] = Field(
-        "none", exclude_if=lambda given: given == "none"
-    )
-    """label: environments are compared within each label alone, over those that it occurs in; none:
-    over all labels, as in the paper."""
+    invariance_given: Literal["none", "label"] = Field("none", exclude_if=lambda it: it == "none")
+    """label: environments are compared within each label alone; none: over all, as in the paper."""
     cross_environment_weight: float = Field(
         1.0, ge=1, allow_inf_nan=False, exclude_if=lambda given: given == 1
     )
@@ -83,8 +83,8 @@ class ScbdOptions(MethodOptions):
     @property
     def dial(self) -> Dial | None:
         """Alpha, if it is `auto`."""
-        values = ALPHAS.get(self.invariance, ())
-        return Dial("alpha", values) if self.alpha == "auto" else None
+        form = "label" if self.invariance_given == "label" else self.invariance
+        return Dial("alpha", ALPHAS.get(form, ())) if self.alpha == "auto" else None
 
     @property
     def of_trials(self) -> "ScbdOptions":

@@ -25,7 +25,10 @@ class Trial(Options):
     macro_f1: float
     """Of the rows left out, or of val rows, over the labels that the trial's training has."""
     environment: float | None
-    """Accuracy with which a probe reads the environment from content; None without a probe."""
+    """Share of the spread of content within a label that lies between environments; None unless
+    scored in distribution, or where it cannot be told."""
+    chance: float | None
+    """The most of that share with environments shuffled within labels."""
     rows: int
     """Rows scored."""
     seconds: float
@@ -80,10 +83,14 @@ class DialRecord(Options):
         if self.rule == "left out":
             how = f"macro-F1 {_spread(chosen)} on {groups} training groups left out in turn"
         else:
-            how = f"accuracy {_spread(chosen)} in distribution, environment read {_read(chosen)}"
+            how = f"accuracy {_spread(chosen)} in distribution, {_read(chosen)}"
         first, best = self.curve[0], max(self.curve, key=lambda point: point.score)
         others = {point.value: point for point in (first, best) if point is not chosen}
-        beside = [f"{_spread(point)} at {value:g}" for value, point in others.items()]
+        between = self.rule == "in distribution"
+        beside = [
+            f"{_spread(point)}{f' and {_read(point)}' * between} at {value:g}"
+            for value, point in others.items()
+        ]
         against = f" ({', '.join(beside)})" if beside else ""
         return f"{said}: {how}{against}; {len(self.trials)} trials, {self.seconds:.0f} s"
 
@@ -110,4 +117,5 @@ def _spread(point: Point) -> str:
 
 
 def _read(point: Point) -> str:
-    return "not at all" if point.environment is None else f"{point.environment:.3f}"
+    told = "unknown" if point.environment is None else f"{point.environment:.3f}"
+    return f"{told} between environments"

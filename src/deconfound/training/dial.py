@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.nn.functional import normalize
 
 from deconfound.arrays import Codes, Doubles, Floats, Rows
 from deconfound.data.folds.fold import Part
@@ -21,9 +23,10 @@ from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.intervention.embedder import Embedder, in_batches
+from deconfound.losses.groups import group_sums, products
+from deconfound.losses.within_label import invariance_given_label
 from deconfound.methods.contract import Dial
 from deconfound.metrics.accuracy import accuracy, macro_f1, seen_in_training
-from deconfound.metrics.probe import linear_probe
 from deconfound.runs.config import RunConfig
 from deconfound.runs.dial import DialRecord, Point, Rule, Trial, read_dial, write_dial
 from deconfound.runs.run import open_run, read_json
@@ -32,6 +35,9 @@ from deconfound.runtime.seeds import numpy_stream
 
 MOST_LEFT_OUT = 5
 """Groups left out in turn; of more they are drawn."""
+GIVEN_UP = 0.1
+"""Share of the best accuracy in distribution that a value may cost where nothing is left out."""
+SHUFFLINGS = 19
 FOLDER = ".trials"
 BATCH = 512
 
@@ -160,15 +166,17 @@ def _trial(
     predicted, content = _embedded(path, screen, rows)
     truth = problem.label.codes[rows]
     seen = seen_in_training(truth, np.arange(len(problem.label.names)))
-    environment = None
+    told = None
     if without is None:
-        environment = _environment_read(content, truth, problem.environment.codes[rows])
+        told = _between_environments(content, truth, problem.environment.codes[rows])
+    share, chance = told or (None, None)
     trial = Trial(
         value=value,
         without=without,
         accuracy=float(accuracy(truth, predicted, seen).value),
         macro_f1=float(macro_f1(truth, predicted, seen).value),
-        environment=environment,
+        environment=share,
+        chance=chance,
         rows=int(seen.sum()),
         seconds=float(read_json(path / "provenance.json")["training_seconds"]),
     )
@@ -192,29 +200,32 @@ def _embedded(path: Path, screen: Screen, rows: Rows) -> tuple[Codes, Floats]:
     return np.concatenate(labels), np.concatenate(blocks)
 
 
-def _environment_read(content: Floats, label: Rows, environment: Rows) -> float | None:
-    """Accuracy of the environment read from content (N, D) beyond the label, in [0, 1].
+def _between_environments(
+    content: Floats, label: Rows, environment: Rows
+) -> tuple[float, float] | None:
+    """Share of the spread of content within a label that lies between environments, and by chance.
 
-    The mean of every label is taken away first. A linear probe of one half of the rows, drawn,
-    answers the other half, and the reverse. None where no probe can be fitted.
+    Half the mean squared distance of a label's environments (`invariance_given_label`) over that
+    of its rows, which is about 0 where content does not tell the environment beyond the label. By
+    chance: the most of 19 shufflings of the environments within labels. None without such a label.
     """
     known = np.flatnonzero((label >= 0) & (environment >= 0))
-    if len(known) < 2:
+    z = normalize(torch.from_numpy(content[known]).double(), dim=1)
+    group = torch.from_numpy(label[known])
+    sums, size = group_sums(z, group)
+    pairs = int((size - 1).sum())
+    spread = 1 - float(products(z, sums).sum()) / pairs if pairs else 0.0
+    if spread <= 0:
         return None
-    own, group = content[known].astype(np.float64), label[known]
-    sums = np.zeros((int(group.max()) + 1, own.shape[1]))
-    np.add.at(sums, group, own)
-    own -= sums[group] / np.bincount(group)[group][:, None]
-    first = np.zeros(len(known), dtype=bool)
-    drawn = numpy_stream(0, "halves of a probe").permutation(len(known))
-    first[drawn[: len(known) // 2]] = True
-    halves = [linear_probe(own, environment[known], half, ~half) for half in (first, ~first)]
-    right, rows = 0.0, 0
-    for probe in halves:
-        if probe.accuracy.n and not np.isnan(probe.accuracy.value):
-            right += probe.accuracy.value * probe.accuracy.n
-            rows += probe.accuracy.n
-    return right / rows if rows else None
+    by_label, stream = np.argsort(label[known], kind="stable"), numpy_stream(0, "within labels")
+    found = []
+    for shuffling in range(SHUFFLINGS + 1):
+        code = environment[known]
+        if shuffling:
+            code[by_label] = code[np.lexsort((stream.random(len(code)), label[known]))]
+        gap = invariance_given_label(z, group, torch.from_numpy(code), temperature=1.0)
+        found.append(float(gap) / spread)
+    return found[0], max(found[1:])
 
 
 def _point(value: float, rule: Rule, trials: Sequence[Trial]) -> Point:
@@ -245,19 +256,22 @@ def _best_left_out(values: Sequence[float], trials: Sequence[Trial]) -> int:
 
 
 def _best_in_distribution(points: Sequence[Point], trials: Sequence[Trial]) -> int:
-    """The first value from whose content the environment is hardly better read than from any.
+    """The first value whose content tells the environment hardly more than that of any other.
 
-    Among those whose accuracy is within one standard error of the best; "hardly" is one standard
-    error too.
+    Among those whose accuracy is at most `GIVEN_UP` of the best below it; "hardly" is by what
+    chance gives. The first of them where its environments are told by no more than chance.
     """
-    best = max(points, key=lambda point: point.score)
-    kept = [place for place, one in enumerate(points) if one.score >= best.score - best.sd]
-    read = {p: e for p in kept if (e := points[p].environment) is not None}
-    if not read:
+    enough = (1 - GIVEN_UP) * max(point.score for point in points)
+    kept = [place for place, one in enumerate(points) if one.score >= enough]
+    told = {
+        place: (one.environment, one.chance)
+        for place, one in enumerate(trials)
+        if place in kept and one.environment is not None and one.chance is not None
+    }
+    if not told or told[min(told)][0] <= told[min(told)][1]:
         return kept[0]
-    least = min(read.values())
-    limit = least + _standard_error(least, trials[0].rows)
-    return next(place for place, environment in read.items() if environment <= limit)
+    least, chance = min(told.values())
+    return next(place for place, (share, _) in told.items() if share <= least + chance)
 
 
 def _standard_error(share: float, rows: int) -> float:
