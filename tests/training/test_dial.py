@@ -267,3 +267,14 @@ def test_words_yaml_and_the_report(
     page = (tmp_path / "page.html").read_text()
     assert "alpha auto" in page
     assert "macro-F1 left out" in page
+
+
+def test_a_group_of_a_level_is_left_out(auto: RunConfig, screen: Screen) -> None:
+    posed = pose(screen, auto.data.model_copy(update={"without": "plate=S2/P1"}))
+    table = screen.table
+    group = (table["series"] == "S2") & (table["plate"] == "P1")
+    part = posed.fold.part
+    assert set(part[group]) == {"ood_val"}
+    assert not (part[~group] == "ood_val").any()
+    with pytest.raises(UserError, match="training has no row of that group"):
+        pose(screen, auto.data.model_copy(update={"without": "plate=S1/P1"}))
