@@ -59,8 +59,8 @@ class DataOptions(Options):
     fold: str = "iid"
     """What is held out: iid, given (the screen's split column) or COLUMN=GROUP of a level."""
     without: str | None = None
-    """A training environment to leave out of training as well; scored as `ood_val`, it chooses
-    between settings without a look at the test."""
+    """A training environment, or COLUMN=GROUP of a level, to leave out of training as well; scored
+    as `ood_val`, it chooses between settings without a look at the test."""
     val_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the rows not held out that selects the checkpoint (in-distribution)."""
     id_test_fraction: float = Field(0.1, ge=0, lt=1)
@@ -98,7 +98,8 @@ class TrainingOptions(Options):
     """Images in a batch, over all devices."""
     sampler: SamplerName | None = None
     """How batches are drawn; if not given as the method asks for, with --intervene
-    label_uniform."""
+    label_uniform, and for scbd label_balanced where less than half of the images of a plain batch
+    have another of their label."""
     classes_per_batch: int = Field(256, ge=1)
     """Distinct labels in a batch of the label-balanced sampler."""
     augment: Literal["none", "dihedral"] = "none"

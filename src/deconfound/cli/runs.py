@@ -59,7 +59,7 @@ def call_fit(words: list[str]) -> None:
         training=parsed.training,
         options=parsed.method,
     )
-    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain)
+    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain, say=say)
     say(f"run in {done.path}")
 
 

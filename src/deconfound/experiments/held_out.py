@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from deconfound.arrays import Rows
 from deconfound.config import DataOptions, did_you_mean
 from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.groups import Group, groups
@@ -16,6 +17,7 @@ from deconfound.data.simulation.layout import PLATE
 from deconfound.data.tables.table import joined, listed
 from deconfound.errors import UserError
 from deconfound.runtime.seeds import numpy_stream
+from deconfound.training.positives import label_rows
 
 ALL_GROUPS = "all groups of "
 COLUMNS = ["level", "fold", "rows", "held_out", "reason"]
@@ -28,6 +30,9 @@ class Posed:
     environments: tuple[str, ...]
     """Names of the training environments."""
     test_rows: int
+    label_rows: Rows
+    """(L,) training rows of each label."""
+    train_rows: int
 
 
 class Folds:
@@ -42,7 +47,8 @@ class Folds:
         if key not in self._known:
             problem = pose(screen, options)
             test = len(problem.fold.rows("test"))
-            self._known[key] = Posed(problem.environment.names, test)
+            train = len(problem.fold.rows("train"))
+            self._known[key] = Posed(problem.environment.names, test, label_rows(problem), train)
         return self._known[key]
 
     def choose(

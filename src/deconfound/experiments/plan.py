@@ -24,6 +24,7 @@ from deconfound.intervention.source_run import imputing_methods, refuse_standard
 from deconfound.intervention.styles import refuse_absolute
 from deconfound.methods import post_hoc
 from deconfound.runs.config import RunConfig
+from deconfound.training.positives import sampler_for
 
 MAX_RUNS = 10_000
 """Runs that a plan may have unless more are allowed."""
@@ -189,11 +190,12 @@ class _Layout:
                     measured=measured.get(fold),
                 )
                 data = base.data.model_copy(update={"fold": fold})
-                environments = self._folds.pose(screen, data).environments
+                posed = self._folds.pose(screen, data)
+                posed_base = sampler_for(base, posed.label_rows, posed.train_rows)
                 for seed in file.seeds:
-                    setting.runs[seed] = self._add(setting, screen, base, imputer, seed)
+                    setting.runs[seed] = self._add(setting, screen, posed_base, imputer, seed)
                 if len(every) > 1 and "loto" in file.select:
-                    self._leave_out(setting, screen, base, imputer, environments)
+                    self._leave_out(setting, screen, posed_base, imputer, posed.environments)
                 self.plan.settings.append(setting)
 
     def _leave_out(

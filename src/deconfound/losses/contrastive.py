@@ -2,7 +2,9 @@
 
 With s_ij = z_i·z_j/τ and lse_i = log Σ_a exp(s_ia), the log-probability of matching i with j is
 q_ij = s_ij - lse_i. Both losses need only sums of q over groups of j, and Σ_{j in c} s_ij =
-z_i·Σ_{j in c} z_j/τ: one log-sum-exp per row and one sum of z per group are enough.
+z_i·Σ_{j in c} z_j/τ: one log-sum-exp per row and one sum of z per group are enough. The two forms
+that are not the paper's, invariance given the label and heavier positives of other environments,
+are made of the same sums.
 
 When `torch.distributed` is initialised the batch is that of all ranks: every rank returns the loss
 of the global batch, and its z receives the gradient of that loss (see `gather_with_gradient`).
@@ -10,25 +12,35 @@ All ranks must call; they may hold unequal numbers of rows. Half precision and a
 in float32; gradients have the dtype of z. A second derivative raises RuntimeError.
 """
 
-from collections.abc import Sequence
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from deconfound.errors import UserError
-from deconfound.losses.gather import gather_rows, gather_with_gradient, row_counts
+from deconfound.losses.groups import global_batch, group_sums, joint, products
 from deconfound.losses.log_partition import log_partition
+from deconfound.losses.within_label import gap_given_label
 
 Reduction = Literal["balanced", "listing", "equation"]
+Given = Literal["none", "label"]
 
 
 def supervised_contrastive(
-    z: Tensor, label: Tensor, temperature: float = 0.1, include_self: bool = True
+    z: Tensor,
+    label: Tensor,
+    temperature: float = 0.1,
+    include_self: bool = True,
+    *,
+    environment: Tensor | None = None,
+    cross_environment_weight: float = 1.0,
 ) -> Tensor:
     """Pull together the rows that share a label: Makino et al., SCBD, section 2 (after Khosla).
 
-    -(1/N) Σ_i mean_{p in P(i)} q_ip, where P(i) are the other rows with the label of i.
+    -(1/N) Σ_i mean_{p in P(i)} q_ip, where P(i) are the other rows with the label of i. A deviation
+    on request: the mean is weighted, by `cross_environment_weight` where i and p are known to be of
+    different environments and by 1 elsewhere.
 
     Args:
         z: (B, D) floating, rows of unit norm.
@@ -37,17 +49,25 @@ def supervised_contrastive(
         temperature: τ > 0.
         include_self: whether the denominator of q_i keeps a = i, as in the paper's code (appendix
             B), or drops it, as in its equation.
+        environment: (B,) integer, negative where missing; needed where the weight is not 1.
+        cross_environment_weight: at least 1, which is the paper's.
 
     Returns a scalar, at least 0; log N at collapse (log(N-1) without self). An anchor without
     positives adds 0 and counts in the mean. Deviation: the mean over anchors, as in the paper's
     code; its equation has the sum.
 
-    Raises UserError for shapes, dtypes or a temperature other than these.
+    Raises UserError for shapes, dtypes, a temperature or a weight other than these.
     """
-    z, (label,), counts = _global_batch(z, [label], temperature)
+    _check_weight(cross_environment_weight, environment)
+    groups = [label] if environment is None else [label, environment]
+    z, (label, *others), counts = global_batch(z, groups, temperature)
     with torch.autocast(z.device.type, enabled=False):
         lse = log_partition(z, temperature, include_self, counts)
-        return _supervised_contrastive(z, label, lse, temperature)
+        if cross_environment_weight == 1:
+            return _supervised_contrastive(z, label, lse, temperature)
+        return _weighted_contrastive(
+            z, label, others[0], lse, temperature, cross_environment_weight
+        )
 
 
 def invariance(
@@ -80,7 +100,7 @@ def invariance(
     Raises UserError for shapes, dtypes, a temperature or a reduction other than these.
     """
     _check_reduction(reduction)
-    z, (environment,), counts = _global_batch(z, [environment], temperature)
+    z, (environment,), counts = global_batch(z, [environment], temperature)
     with torch.autocast(z.device.type, enabled=False):
         lse = None
         if reduction != "balanced":
@@ -95,28 +115,66 @@ def content_losses(
     temperature: float = 0.1,
     reduction: Reduction = "balanced",
     include_self: bool = True,
+    *,
+    given: Given = "none",
+    cross_environment_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Both losses of the content block, `supervised_contrastive` and `invariance`, in one pass.
 
     Arguments, values and errors are those of the two functions (Makino et al., SCBD, equation 1);
-    the log-sum-exp of the rows and its gradient are computed once.
+    the log-sum-exp of the rows and its gradient are computed once. The second loss is
+    `invariance_given_label` if `given` is "label", which the reduction "balanced" alone has.
     """
     _check_reduction(reduction)
-    z, (label, environment), counts = _global_batch(z, [label, environment], temperature)
+    check_given(given, reduction)
+    _check_weight(cross_environment_weight, environment)
+    z, (label, environment), counts = global_batch(z, [label, environment], temperature)
     with torch.autocast(z.device.type, enabled=False):
         lse = log_partition(z, temperature, include_self, counts)
-        return (
-            _supervised_contrastive(z, label, lse, temperature),
-            _invariance(
-                z, environment, None if reduction == "balanced" else lse, temperature, reduction
-            ),
+        if cross_environment_weight == 1:
+            pull = _supervised_contrastive(z, label, lse, temperature)
+        else:
+            pull = _weighted_contrastive(
+                z, label, environment, lse, temperature, cross_environment_weight
+            )
+        if given == "label":
+            return pull, gap_given_label(z, label, environment, temperature)
+        own = None if reduction == "balanced" else lse
+        return pull, _invariance(z, environment, own, temperature, reduction)
+
+
+def check_given(given: str, reduction: str) -> None:
+    """Raise UserError for a condition that is none, or that a form of the invariance lacks."""
+    if given not in get_args(Given):
+        raise UserError(f"invariance given {given!r}; expected one of {', '.join(get_args(Given))}")
+    if given == "label" and reduction != "balanced":
+        raise UserError(
+            f"invariance given the label has no form {reduction!r}, whose sums grow with the "
+            'groups; choose "balanced"'
         )
 
 
 def _supervised_contrastive(z: Tensor, label: Tensor, lse: Tensor, temperature: float) -> Tensor:
-    sums, size = _group_sums(z, label)
+    sums, size = group_sums(z, label)
     positives = torch.where(label >= 0, size - 1, 0)
-    mean = _products(z, sums) / temperature / positives.clamp(min=1)
+    mean = products(z, sums) / temperature / positives.clamp(min=1)
+    return torch.where(positives > 0, lse - mean, 0.0).mean()
+
+
+def _weighted_contrastive(
+    z: Tensor, label: Tensor, environment: Tensor, lse: Tensor, temperature: float, weight: float
+) -> Tensor:
+    """As `_supervised_contrastive`, with positives of another environment `weight` times."""
+    has_label, known = label >= 0, environment >= 0
+    sums, size = group_sums(z, label)
+    both = joint(label, environment)
+    of_both, number_of_both = group_sums(z, both)
+    of_known, number_of_known = group_sums(z * known[:, None], label, known)
+    cross = torch.where(known[:, None], of_known - of_both, 0.0)
+    crossing = torch.where(known, number_of_known - number_of_both, 0)
+    positives = torch.where(has_label, size - 1, 0)
+    total = products(z, sums) + (weight - 1) * (z * cross).sum(1)
+    mean = total / temperature / (positives + (weight - 1) * crossing).clamp(min=1)
     return torch.where(positives > 0, lse - mean, 0.0).mean()
 
 
@@ -124,10 +182,10 @@ def _invariance(
     z: Tensor, environment: Tensor, lse: Tensor | None, temperature: float, reduction: Reduction
 ) -> Tensor:
     known = environment >= 0
-    sums, size = _group_sums(z, environment)
+    sums, size = group_sums(z, environment)
     positives, negatives = size - 1, known.sum() - size
-    positive_sum = _products(z, sums) / temperature
-    others = _products(z, (z * known[:, None]).sum(0)) / temperature
+    positive_sum = products(z, sums) / temperature
+    others = products(z, (z * known[:, None]).sum(0)) / temperature
     negative_sum = others - positive_sum
     if lse is None:
         used = known & (positives > 0) & (negatives > 0)
@@ -138,46 +196,21 @@ def _invariance(
     return total if reduction == "equation" else total / len(z) ** 2
 
 
-def _group_sums(z: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row the sum of z over its group (N, D), and the size of its group (N,)."""
-    ids, index, sizes = torch.unique(group, return_inverse=True, return_counts=True)
-    sums = z.new_zeros(len(ids), z.shape[1]).index_add(0, index, z)
-    return sums.index_select(0, index), sizes[index]
-
-
-def _products(z: Tensor, sums: Tensor) -> Tensor:
-    """Σ_j z_i·z_j over j ≠ i, (N,), from the sums of z_j that include j = i."""
-    return (z * (sums - z)).sum(1)
-
-
-def _global_batch(
-    z: Tensor, groups: Sequence[Tensor], temperature: float
-) -> tuple[Tensor, list[Tensor], list[int]]:
-    """Check one rank's rows and join those of all ranks, z in at least float32."""
-    if z.ndim != 2 or not z.is_floating_point():
-        raise UserError(
-            f"z: {z.dtype} of shape {tuple(z.shape)}, expected floating rows (B, D); "
-            "pass one vector per image"
-        )
-    for group in groups:
-        if group.shape != z.shape[:1] or group.is_floating_point() or group.is_complex():
-            raise UserError(
-                f"labels: {group.dtype} of shape {tuple(group.shape)}, expected integers of shape "
-                f"({len(z)},); pass one integer per row of z, -1 where it is missing"
-            )
-    if not temperature > 0:
-        raise UserError(f"temperature: {temperature}, expected more than 0; the papers use 0.1")
-    counts = row_counts(len(z), z.device)
-    if sum(counts) == 0:
-        raise UserError("z: no rows, expected at least one; drop empty batches")
-    joined = gather_rows(torch.stack([group.long() for group in groups], 1), counts)
-    z = gather_with_gradient(z, counts)
-    return z.to(torch.promote_types(z.dtype, torch.float32)), list(joined.unbind(1)), counts
-
-
 def _check_reduction(reduction: str) -> None:
     if reduction not in get_args(Reduction):
         raise UserError(
             f"reduction: {reduction!r}, expected one of {', '.join(get_args(Reduction))}; "
             'choose "balanced" unless a published value must be matched'
+        )
+
+
+def _check_weight(weight: float, environment: Tensor | None) -> None:
+    if not 1 <= weight < math.inf:
+        raise UserError(
+            f"cross_environment_weight: {weight}, expected a finite number of at least 1; 1 is the "
+            "paper's"
+        )
+    if weight != 1 and environment is None:
+        raise UserError(
+            f"cross_environment_weight: {weight} without environments; pass environment=…"
         )

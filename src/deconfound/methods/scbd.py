@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.losses.contrastive import content_losses, supervised_contrastive
+from deconfound.losses.contrastive import check_given, content_losses, supervised_contrastive
 from deconfound.losses.gather import gather_rows, global_mean
 from deconfound.losses.risk import cross_entropy
-from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
+from deconfound.methods.contract import Dial, Loss, Method, MethodOptions, Stage, Task, Tensors
+from deconfound.methods.contract.options import WeightOrAuto
 from deconfound.nets.decoder import (
     AdditiveDecoder,
     BernoulliLikelihood,
@@ -21,15 +22,28 @@ from deconfound.nets.decoder import (
 )
 from deconfound.nets.encoder import Encoder, Norm, Projection, build_encoder
 
+ALPHAS = {
+    "balanced": (0.0, 1.0, 3.0, 10.0), "label": (0.0, 0.3, 1.0, 3.0),
+    "listing": (0.0, 8.0, 64.0, 192.0),
+}  # fmt: skip
+"""What --alpha auto tries, by the form of the invariance; that of equation follows the batch."""
+
 
 class ScbdOptions(MethodOptions):
     """Options of SCBD."""
 
-    alpha: float = Field(1.0, ge=0)
-    """Weight of the invariance loss: the dial between plate and perturbation."""
+    alpha: WeightOrAuto = 1.0
+    """Weight of the invariance loss, the dial between plate and perturbation; auto tries some."""
     invariance: Literal["balanced", "listing", "equation"] = "balanced"
     """Form of the invariance loss: balanced (mean over positives minus mean over negatives),
     listing (the paper's appendix; its alpha of 192 belongs to it) or equation (its text)."""
+    invariance_given: Literal["none", "label"] = Field("none", exclude_if=lambda it: it == "none")
+    """label: environments are compared within each label alone; none: over all, as in the paper."""
+    cross_environment_weight: float = Field(
+        1.0, ge=1, allow_inf_nan=False, exclude_if=lambda given: given == 1
+    )
+    """Weight of a positive of another environment in the content's contrastive loss, against 1 of
+    one of the same environment; 1 as in the paper."""
     temperature: float = Field(0.1, gt=0)
     """Temperature of the contrastive losses."""
     include_self: bool = True
@@ -66,6 +80,17 @@ class ScbdOptions(MethodOptions):
     probe_learning_rate: float = Field(1e-2, gt=0)
     """Learning rate of the linear probes (paper: 1e-4, over 25,000 steps)."""
 
+    @property
+    def dial(self) -> Dial | None:
+        """Alpha, if it is `auto`."""
+        form = "label" if self.invariance_given == "label" else self.invariance
+        return Dial("alpha", ALPHAS.get(form, ())) if self.alpha == "auto" else None
+
+    @property
+    def of_trials(self) -> "ScbdOptions":
+        """The options without a decoder, unless it trains the encoders."""
+        return self if self.decoder == "joint" else self.model_copy(update={"decoder": "none"})
+
 
 class Scbd(Method):
     """Supervised Contrastive Block Disentanglement.
@@ -82,6 +107,7 @@ class Scbd(Method):
     SUMMARY = "two contrastive blocks: z_c follows the label and ignores the environment"
     PAPER = "Makino et al., Supervised Contrastive Block Disentanglement, eq. 1"
     ENVIRONMENTS = 2
+    POSITIVES = True
 
     def __init__(self, options: ScbdOptions, task: Task) -> None:
         super().__init__(options, task)
@@ -204,11 +230,13 @@ class Scbd(Method):
             temperature=self.options.temperature,
             reduction=self.options.invariance,
             include_self=self.options.include_self,
+            given=self.options.invariance_given,
+            cross_environment_weight=self.options.cross_environment_weight,
         )
         losses = {"supcon_content": Loss(supcon)}
         if "style" in outputs:
             losses["supcon_style"] = Loss(self._style_supcon(batch, outputs["style"]))
-        return {**losses, "invariance": Loss(invariance, self.options.alpha)}
+        return {**losses, "invariance": Loss(invariance, float(self.options.alpha))}
 
     def _style_supcon(self, batch: Batch, style: Tensor) -> Tensor:
         target = batch.environment
@@ -251,6 +279,7 @@ class Scbd(Method):
 
 
 def _refuse_missing_parts(options: ScbdOptions, task: Task) -> None:
+    check_given(options.invariance_given, options.invariance)
     if task.image_size is None and options.decoder not in (None, "none"):
         raise UserError(
             f"--decoder {options.decoder} draws images, and the screen holds profiles; "

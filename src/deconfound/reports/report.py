@@ -121,7 +121,9 @@ def _facts(run: RunSource) -> list[tuple[str, str]]:
     commit = str(provenance.get("commit") or "")[:10]
     if commit and provenance.get("git_clean") is False:
         commit += " (with changes)"
+    chosen = [] if run.dial is None else [(f"{run.dial.option} auto", run.dial.text())]
     return [
+        *chosen,
         ("images", ", ".join(f"{part} {count:,}" for part, count in counts.items())),
         ("pixels", _pixels(run)),
         ("checkpoint", _checkpoints(run)),

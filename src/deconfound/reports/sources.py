@@ -24,6 +24,7 @@ from deconfound.experiments.search_table import read_shown_table, selected_runs
 from deconfound.experiments.table import read_table_file
 from deconfound.reports.names import Names
 from deconfound.reports.pictures import PICTURES, Pictures, read_pictures
+from deconfound.runs.dial import DialRecord, read_dial
 from deconfound.runs.record import read_history
 from deconfound.runs.run import Run, open_run, read_json
 from deconfound.runtime.seeds import numpy_stream
@@ -54,6 +55,8 @@ class RunSource:
     provenance: dict[str, Any]
     fold: dict[str, Any]
     """Contents of fold.json: counts of the parts, path and identity of the screen."""
+    dial: DialRecord | None
+    """What was tried for an option that is `auto`."""
 
     @property
     def path(self) -> Path:
@@ -197,6 +200,7 @@ def _read_run(path: Path) -> RunSource:
         read_json(path / "selection.json"),
         opened.provenance(),
         read_json(path / "fold.json"),
+        read_dial(path),
     )
 
 

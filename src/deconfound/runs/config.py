@@ -45,6 +45,13 @@ class RunConfig(Options):
     """How it is trained."""
     options: SerializeAsAny[MethodOptions] = MethodOptions()
     """The method's own options."""
+    chosen: dict[str, float] | None = Field(None, exclude_if=lambda given: given is None)
+    """The value found for an option that is `auto`; `fit` fills it in, whatever is given here."""
+
+    @property
+    def method_options(self) -> MethodOptions:
+        """The method's own options, with the value found for one that is `auto`."""
+        return self.options.model_copy(update=self.chosen or {})
 
     @property
     def held_out_notes(self) -> list[str]:
@@ -66,9 +73,12 @@ class RunConfig(Options):
     def _with_sampler(cls, training: TrainingOptions, known: ValidationInfo) -> TrainingOptions:
         if training.sampler is not None or "method" not in known.data:
             return training
-        sampler = methods.load(known.data["method"]).SAMPLER
+        method = methods.load(known.data["method"])
+        sampler = method.SAMPLER
         if (found := known.data.get("intervention")) and found.intervene is not None:
             sampler = "label_uniform"
+        elif method.POSITIVES:
+            return training  # it depends on the training rows
         return training.model_copy(update={"sampler": sampler})
 
 

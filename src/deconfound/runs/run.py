@@ -55,7 +55,7 @@ def build_method(
         )
     torch.manual_seed(derived_seed(config.seed, "initial weights"))
     task = Task(channels, sides[0] if sides else None, labels, environments, controls)
-    return methods.load(config.method)(config.options, task)
+    return methods.load(config.method)(config.method_options, task)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,10 @@ from deconfound.runs.run import (
     write_description,
 )
 from deconfound.runtime.device import deterministic, processes, start_fabric
-from deconfound.training.batches import refuse_unfillable_batches
+from deconfound.training.batches import refuse_unfillable_batches, sampler_of
+from deconfound.training.dial import choose, refuse_dial
 from deconfound.training.loop import Training
+from deconfound.training.positives import said, with_sampler
 from deconfound.training.validation import Predictions
 
 FEW_ROWS = 20
@@ -50,6 +52,7 @@ def fit(
     *,
     quiet: bool = False,
     warn: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Run:
     """Train `config` on `screen` into the directory `out`, or resume the run in it.
 
@@ -58,10 +61,11 @@ def fit(
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
     of the step and raises Stopped. `warn` receives each warning as one line: labels that are never
     scored, parts with far fewer rows than asked for, channels or features that do not vary, and
-    weights that the method calls failed.
+    weights that the method calls failed. `say` receives what was decided for the run, as one line:
+    how many images of a batch have another of their label, where the method needs them.
     """
     out, opened = Path(out), open_screen(screen)
-    train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn)
+    train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn, say=say)
     return open_run(out)
 
 
@@ -73,11 +77,14 @@ def train(
     *,
     quiet: bool = False,
     warn: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Trained:
     """`fit` on an opened screen, with the problem that `config.data` poses; raises as `fit`."""
     first = processes().rank == 0  # of several processes, the one that writes
     source = imputing_run(config, out)
-    config = with_imputer(config, out, source)
+    config = with_sampler(with_imputer(config, out, source), problem, out)
+    config = config.model_copy(update={"chosen": None})
+    refuse_dial(config)
     if first and _claims(out, config, screen, problem):
         _remove_leftovers(out)
         return Trained()
@@ -103,6 +110,8 @@ def train(
         )
         if finished:
             return Trained()
+        if config.options.dial is not None:
+            config = _with_dial(config, screen, problem, out, quiet, say)
         options = config.training
         fabric = start_fabric(options.device, options.precision, options.threads)
         intervention = begin_intervention(config, screen, problem, out, source, fabric.device)
@@ -122,17 +131,43 @@ def train(
                     f"warning: {out}: {even} of {len(screen.channels)} {what} do not vary over the "
                     "training rows beyond rounding, and are 0 in every row"
                 )
+            if say is not None and methods.load(config.method).POSITIVES:
+                sampler = sampler_of(config, problem, "train", training.stages[0])
+                say(said(config, problem, sampler))
         training.run()
         if first and warn is not None and (alarm := training.alarm()) is not None:
             warn(f"warning: {out}: {alarm}")
         return Trained(training.seconds, training.predicted())
 
 
+def _with_dial(
+    config: RunConfig,
+    screen: Screen,
+    problem: Problem,
+    out: Path,
+    quiet: bool,
+    say: Callable[[str], None] | None,
+) -> RunConfig:
+    """The configuration with the value found for its option that is `auto`; makes the trials."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "config.yaml").is_file():
+        atomic.write_text(out / "config.yaml", dump_config(config))
+
+    def trial(tried: RunConfig, posed: Problem, path: Path) -> Trained:
+        return train(tried, screen, posed, path, quiet=quiet)
+
+    record = choose(config, screen, problem, out, trial)
+    if say is not None:
+        say(f"{config.method}: {record.text()}")
+    return config.model_copy(update={"chosen": {record.option: record.chosen}})
+
+
 def _claims(out: Path, config: RunConfig, screen: Screen, problem: Problem) -> bool:
     """Whether `out` already holds this run, finished; raises UserError if it holds another."""
     if not refuse_foreign(out, "config.yaml", "run"):
         return False
-    if dump_config(read_config(out / "config.yaml")) != dump_config(config):
+    recorded = read_config(out / "config.yaml").model_copy(update={"chosen": None})
+    if dump_config(recorded) != dump_config(config):
         raise UserError(f"{out}: holds a run with another configuration; choose another --out")
     if (out / "classes.json").is_file():
         read_json(out / "classes.json")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.arrays import Mask, Rows
-from deconfound.data.folds.groups import Level, physical_well, well_units
+from deconfound.data.folds.groups import Group, Level, physical_well, well_units
 from deconfound.data.tables.identifiers import order_of_rows
 from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import (
@@ -113,17 +113,14 @@ def _parts(
         kept = np.ones(len(table), dtype=bool)
         fractions: dict[Part, float] = {"test": drawn["id_test"], "val": drawn["val"]}
         return _random_parts(table, roles, kept, fractions=fractions, unit=unit, seed=seed)
-    column, found, identity = name.partition("=")
+    column, found, _ = name.partition("=")
     if not found or column not in roles.levels:
         raise UserError(
             f"fold {name!r}: expected iid, given or COLUMN=GROUP with one of the levels "
             f"{', '.join(roles.levels) or '(this screen has none: pass --levels)'}"
         )
     level = Level(table, roles, column)
-    group = next((group for group in level.groups if group.identity == identity), None)
-    if group is None:
-        names = ", ".join(group.identity for group in level.groups[:12])
-        raise UserError(f"fold {name}: no such group; {column} has {names}")
+    group = _group(level, name)
     if group.refused:
         coarser = (
             "hold out a coarser level"
@@ -138,12 +135,26 @@ def _parts(
     return part
 
 
+def _group(level: Level, name: str) -> Group:
+    """The group of a level that a `fold_key` "COLUMN=GROUP" names; raises UserError if none is."""
+    column, _, identity = name.partition("=")
+    group = next((group for group in level.groups if group.identity == identity), None)
+    if group is None:
+        names = ", ".join(group.identity for group in level.groups[:12])
+        raise UserError(f"fold {name}: no such group; {column} has {names}")
+    return group
+
+
 def without_environment(table: pd.DataFrame, roles: Roles, fold: Fold, name: str) -> Fold:
     """`fold` with the training environment `name` left out as well: its rows become ood_val.
 
-    Rows for training that share a physical well with it, or have no environment and so may be of
-    it, become unused; test stays as it is. Raises UserError if training has no such environment.
+    Or, named COLUMN=GROUP, a group of a level. Rows for training that share a physical well with
+    it, or have no environment and so may be of it, become unused; test stays as it is. Raises
+    UserError if training has no such environment or group.
     """
+    column, found, _ = name.partition("=")
+    if found and column in roles.levels:
+        return _without_group(table, roles, fold, name)
     environment = joined(table, roles.environment)
     name = joined_key(name, roles.environment)
     known = sorted(environment[fold.part == "train"].dropna().unique(), key=natural_order)
@@ -158,9 +169,24 @@ def without_environment(table: pd.DataFrame, roles: Roles, fold: Fold, name: str
     if roles.well is not None:
         well = physical_well(table, roles)
         leaking |= np.asarray(well.isin(well[left_out].dropna().unique()), dtype=bool)
+    return _without(fold, name, left_out, leaking)
+
+
+def _without_group(table: pd.DataFrame, roles: Roles, fold: Fold, name: str) -> Fold:
+    name = fold_key(name, roles)
+    level = Level(table, roles, name.partition("=")[0])
+    left_out, leaking = level.separated(_group(level, name))
+    if not (left_out & (fold.part == "train")).any():
+        raise UserError(f"fold {fold.name} without {name!r}: training has no row of that group")
+    return _without(fold, name, left_out, leaking)
+
+
+def _without(fold: Fold, name: str, left_out: Mask, leaking: Mask) -> Fold:
+    """`fold` whose rows for training become ood_val where `left_out`, else unused if `leaking`."""
+    used = np.isin(fold.part, ("train", "val", "id_test"))
     part = fold.part.copy()
     part[used & leaking] = "unused"
-    part[left_out] = "ood_val"
+    part[used & left_out] = "ood_val"
     return Fold(f"{fold.name} without {name}", part, fold.order)
 
 

@@ -5,45 +5,24 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from deconfound.config import Options, SamplerName
+from deconfound.config import SamplerName
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
+from deconfound.methods.contract.options import Dial, MethodOptions, OptimizerName
+
+__all__ = [
+    "Dial", "DrawnOver", "Imputer", "Loss", "Method", "MethodOptions", "OptimizerName", "Phase",
+    "Stage", "Task", "Tensors", "weighted_sum",
+]  # fmt: skip
 
 Backward = Callable[[Tensor, list[nn.Parameter]], None]
 """Adds the gradients of a loss () to parameters."""
 Optimizers = Iterable[torch.optim.Optimizer]
-OptimizerName = Literal["adamw", "adam", "sgd"]
 Tensors = dict[str, Tensor]
 DrawnOver = Literal["label", "environment", "control"]
 """Groups with equal probability: labels, environments, or controls and non-controls."""
-
-
-class MethodOptions(Options):
-    """Options every trained method has."""
-
-    optimizer: OptimizerName = "adamw"
-    """adamw, adam or sgd."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Learning rate of the optimizer."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Weight decay of the optimizer."""
-    momentum: float = Field(0.0, ge=0, lt=1)
-    """Momentum of sgd."""
-    skip_above: float | None = Field(None, gt=0)
-    """A phase whose gradient has a larger norm, or one that is not finite, does not step, and is
-    counted; if not given, a loss that is not finite ends the run."""
-    clip_at: float | None = Field(None, gt=0)
-    """Gradients of a phase with a larger norm are scaled down to it."""
-    most_skipped: int = Field(100, ge=1)
-    """Skipped steps in a row that end the run."""
-
-    @property
-    def sees_held_out(self) -> bool:
-        """Whether each training batch is joined by an equal number of unlabelled test images."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -171,6 +150,9 @@ class Method(nn.Module):
     """Authors, title, equation."""
     SAMPLER: ClassVar[SamplerName] = "plain"
     """How batches are drawn unless the user says otherwise."""
+    POSITIVES: ClassVar[bool] = False
+    """Whether a loss pulls images of one label in a batch together: then batches are balanced over
+    labels where few would have another of their label, and `fit` says how many have."""
     ENVIRONMENTS: ClassVar[int] = 1
     """Least environments in training: 2 for a method that compares them."""
     CONTROLS: ClassVar[bool] = False
@@ -179,6 +161,8 @@ class Method(nn.Module):
     def __init__(self, options: MethodOptions, task: Task) -> None:
         super().__init__()
         task.require_environments(type(self).__module__.rpartition(".")[2], self.ENVIRONMENTS)
+        if (dial := options.dial) is not None:
+            raise UserError(f"{dial.option} auto: `fit` chooses it, and a network needs a number")
         self.options = options
         self.task = task
 

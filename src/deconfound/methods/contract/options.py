@@ -1,0 +1,66 @@
+"""Options that every trained method has, and options that may be `auto`."""
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from deconfound.config import Options
+
+OptimizerName = Literal["adamw", "adam", "sgd"]
+
+
+def _number_or_auto(given: Any) -> float | str:
+    try:
+        if given == "auto" or float(given) >= 0:
+            return "auto" if given == "auto" else float(given)
+    except (TypeError, ValueError):
+        pass
+    raise PydanticCustomError("weight", "expected a number of at least 0, or auto")
+
+
+WeightOrAuto = Annotated[float | Literal["auto"], BeforeValidator(_number_or_auto)]
+"""A number of at least 0, or "auto"; a mistake is one message, not one for each of the two."""
+
+
+class Dial(NamedTuple):
+    """An option that is to be found with training data alone."""
+
+    option: str
+    values: tuple[float, ...]
+    """What is tried, ascending; the first leaves the method's effect out."""
+
+
+class MethodOptions(Options):
+    """Options every trained method has."""
+
+    optimizer: OptimizerName = "adamw"
+    """adamw, adam or sgd."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of the optimizer."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of the optimizer."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of sgd."""
+    skip_above: float | None = Field(None, gt=0)
+    """A phase whose gradient has a larger norm, or one that is not finite, does not step, and is
+    counted; if not given, a loss that is not finite ends the run."""
+    clip_at: float | None = Field(None, gt=0)
+    """Gradients of a phase with a larger norm are scaled down to it."""
+    most_skipped: int = Field(100, ge=1)
+    """Skipped steps in a row that end the run."""
+
+    @property
+    def sees_held_out(self) -> bool:
+        """Whether each training batch is joined by an equal number of unlabelled test images."""
+        return False
+
+    @property
+    def dial(self) -> Dial | None:
+        """The option that is `auto`, if one is; without values where none are known for it."""
+        return None
+
+    @property
+    def of_trials(self) -> "MethodOptions":
+        """The options without what bears on no score, for runs that only try values of a dial."""
+        return self
