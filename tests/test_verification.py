@@ -158,7 +158,7 @@ def test_the_state_of_another_method_is_refused(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(unfinished, other)
-    config = make_config("scbd")
+    config = make_config("scbd", training={"sampler": "plain"})
     for file in ("config.yaml", "classes.json"):
         (other / file).unlink()
     (other / "config.yaml").write_text(dump_config(config))

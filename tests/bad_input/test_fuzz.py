@@ -21,7 +21,7 @@ from PIL import Image
 from deconfound.config import read_yaml, validated
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import read_table
-from deconfound.embeddings.file import Embeddings, write_embeddings
+from deconfound.embeddings.file import PART, PREDICTED, Embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.runs.config import RunConfig
 
@@ -59,7 +59,7 @@ def whole(
     """A whole file for every target."""
     folder = tmp_path_factory.mktemp("whole")
     torch.save({"stage_number": 0, "done": 2, "weights": {"a": torch.ones(3)}}, folder / "r.pt")
-    rows = screen.table.head(4)
+    rows = screen.table.head(4).assign(**{PART: "train", PREDICTED: "c0"})
     values = {"representation": np.ones((4, 2), np.float32)}
     write_embeddings(folder / "e.h5ad", Embeddings(rows, values, {"method": "erm", "roles": {}}))
     picture = io.BytesIO()
@@ -172,9 +172,9 @@ def test_references_in_yaml_do_not_multiply(last: str, tmp_path: Path) -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)]
     file = tmp_path / "run.yaml"
     file.write_text("\n".join([*lines, last]))
-    values = read_yaml(file)
-    kept = {name: values[name] for name in ("seed", "data", "other", "method") if name in values}
     with targets.no_longer_than(targets.SECONDS), pytest.raises(UserError) as error:
+        values = read_yaml(file)
+        kept = {one: values[one] for one in ("seed", "data", "other", "method") if one in values}
         validated(RunConfig, {"method": "erm"} | kept, str(file))
     assert len(str(error.value)) < 10_000
 

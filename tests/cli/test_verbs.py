@@ -122,7 +122,7 @@ def test_an_unknown_source_is_answered_with_the_nearest(capsys: Said) -> None:
         (["--learning-rte", "3"], "--learning-rate"),
         (["--stps", "3"], "--steps"),
         (["--alpha", "much"], "much"),
-        (["--alpha", "-1"], "greater than or equal to 0"),
+        (["--alpha", "-1"], "expected a number of at least 0, or auto"),
         (["--alpha"], "alpha"),
         (["--steps", "0"], "greater than or equal to 1"),
         (["--steps", "2.5"], "2.5"),

@@ -350,7 +350,7 @@ def test_another_screen_need_not_have_the_columns_of_training(saved: Saved) -> N
     first.table.drop(columns="plate", inplace=True)
     pd.testing.assert_frame_equal(measure([saved(first)], quiet=True), expected)
     first.table.rename(columns={"y": "z"}, inplace=True)
-    with pytest.raises(UserError, match=r"screen 's': there is no column 'y'.*it has z"):
+    with pytest.raises(UserError, match=r"\.h5ad: there is no column 'y'.*it has z"):
         measure([saved(first)], quiet=True)
 
 

@@ -13,7 +13,7 @@ import torch
 from deconfound.arrays import Codes, Floats, Mask
 from deconfound.data.folds.fold import fold_key
 from deconfound.data.tables.keys import keys
-from deconfound.data.tables.table import coded, joined_key, listed
+from deconfound.data.tables.table import coded, joined_key, listed, require_columns
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import NamedScore, classification, score_row, write_scores
@@ -61,6 +61,7 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> list[dict[str, Any]]
             about = opened.about
             if "aggregated" in about:
                 raise UserError(f"{path}: holds genes, not cells; add --complexes FILE")
+            require_columns(opened.table, [str(opened.roles.label)], str(path))
             opened = opened.taken(opened.order())
             refuse_unshared_labels(opened, path)
             measured = [*prediction_scores(opened), *representation_scores(opened, seed)]

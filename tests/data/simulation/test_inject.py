@@ -290,7 +290,7 @@ def test_a_report_says_of_a_run_that_its_effects_were_injected(screen: Screen) -
     config = {"data": {"scaling": "unit"}}
     for made, said in ((screen.provenance, "injected into cells, "), ({"made_by": "test"}, "")):
         fold = {"screen_provenance": made}
-        opened = SimpleNamespace(percentile_by=(), transform="none")
+        opened = SimpleNamespace(percentile_by=(), standardise_by=(), transform="none")
         run: Any = SimpleNamespace(fold=fold, config=config, run=opened)
         begun = f"technical effects {said}" if said else ""
         assert _pixels(run) == f"{begun}transform none, scaling unit"
