@@ -96,7 +96,7 @@ def correct(
             done[KNN] = {"k": knn, "representation": representation}
         about = _about(opened, correction, done, reference)
         made = Embeddings(table, {representation: values}, about)
-        write_embeddings(out, made.taken(np.argsort(order)))
+        write_embeddings(out, made.taken(None if order is None else np.argsort(order)))
     return read_embeddings(out)
 
 

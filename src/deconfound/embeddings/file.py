@@ -70,18 +70,20 @@ class Embeddings:
         refuse_malformed(self.representations[name], where)
         return self.representations[name]
 
-    def order(self) -> Rows:
+    def order(self) -> Rows | None:
         """(N,) the rows in the order of the run's identifier.
 
-        Their own order where there is none, or where another screen has no such columns.
+        None, for their own order, where there is none or another screen has no such columns.
         """
         columns = self.roles.identifier
         if not columns or not set(columns) <= set(self.table.columns):
-            return np.arange(len(self.table))
+            return None
         return row_order(self.table, columns)
 
-    def taken(self, rows: Rows) -> "Embeddings":
-        """These rows alone, in this order."""
+    def taken(self, rows: Rows | None) -> "Embeddings":
+        """These rows alone, in this order; all as they are, and not copied, if None."""
+        if rows is None:
+            return self
         blocks = {name: values[rows] for name, values in self.representations.items()}
         return Embeddings(self.table.iloc[rows].reset_index(drop=True), blocks, self.about)
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from deconfound.arrays import Mask, Rows
 from deconfound.config import did_you_mean
-from deconfound.data.tables.keys import holds_wells, key, keys
+from deconfound.data.tables.keys import key, keys
 from deconfound.data.tables.table import Coded, joined_key, require_columns
 from deconfound.errors import UserError
 
@@ -90,7 +90,7 @@ def _of_type(table: pd.DataFrame, wanted: str) -> Mask:
 
 def _equal(values: pd.Series, wanted: str) -> Mask:
     """(N,) whether each value has the key of `wanted`, or is the same number."""
-    same = keys(values) == key(wanted, well=holds_wells(values.name))
+    same = keys(values) == joined_key(wanted, [str(values.name)])
     if pd.api.types.is_float_dtype(values.dtype):
         same |= values == pd.to_numeric(pd.Series([wanted]), errors="coerce").iloc[0]
     return same.fillna(False).to_numpy(dtype=bool)
