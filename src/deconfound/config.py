@@ -30,7 +30,7 @@ MAX_NODES = 10**6
 TransformName = Literal["none", "arcsinh", "percentile"]
 ScalingName = Literal["standardise", "unit", "scbd"]
 RelativeTo = Literal["all", "controls"]
-StandardiseName = Literal["moments", "quantiles", "robust"]
+StandardiseName = Literal["moments", "quantiles", "robust", "spectra"]
 ImputeInto = Literal["drawn", "mean"]
 SamplerName = Literal["plain", "label_balanced", "environment_balanced", "label_uniform"]
 
@@ -83,7 +83,8 @@ class DataOptions(Options):
     """Images of a group that its statistics are taken over: all, or its negative controls."""
     standardise: StandardiseName = Field("moments", exclude_if=lambda given: given == "moments")
     """What becomes alike in each channel or feature: moments (mean and sd), quantiles (a tone curve
-    that never falls) or robust (median and median absolute deviation)."""
+    that never falls), robust (median and median absolute deviation) or, of images, spectra (a tone
+    curve, then power and cross-spectra of the channels by spatial frequency)."""
     scaling: ScalingName = "standardise"
     """standardise: per-channel mean 0 and sd 1 over training rows. unit: division by the type's
     maximum. scbd: (x − 7)/7 after arcsinh, as the SCBD paper scales the pooled screen."""
@@ -145,6 +146,12 @@ class InterventionOptions(Options):
     correction_draws: int = Field(1, ge=0)
     """Times that an image is brought to a training environment before it is embedded; the
     representations and probabilities are averaged. 0 embeds it as it is."""
+
+    @property
+    def asks_bank(self) -> bool:
+        """Whether the bank of styles is not as in the paper."""
+        fields = type(self).model_fields
+        return any(getattr(self, name) != fields[name].default for name in ("bank", "style_images"))
 
     @field_validator("relative_style")
     @classmethod

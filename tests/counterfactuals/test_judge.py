@@ -63,7 +63,7 @@ class Toy(Imputer):
     def style(self, image, environment):
         return torch.cat([image.flatten(1), environment[:, None].float()], dim=1)
 
-    def impute(self, image, style):
+    def impute(self, image, style, source=None):
         shown = style[:, :-1].reshape(-1, *self.shape)
         return type(self).answer(image, shown, style[:, -1].long())
 

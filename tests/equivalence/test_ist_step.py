@@ -24,6 +24,7 @@ def build(**options: Any) -> tuple[Ist, list[Batch]]:
     torch.manual_seed(0)
     method = Ist(
         IstOptions(
+            form="paper",
             transfer_learning_rate=2e-3, transfer_weight_decay=0.02, average_decay=DECAY,
             **(WEIGHTS | options),
         ),

@@ -12,6 +12,7 @@ from deconfound.nets.ist import relative_code
 class Restain(Imputer):
     """Re-standardises pixels, Nobody et al. 2000."""
 
+    RELATIVE = True
     SUMMARY = "pixels re-standardised to another image's mean and sd"
     PAPER = "Nobody, Nowhere, 2000"
 
@@ -34,10 +35,11 @@ class Restain(Imputer):
         del environment
         return self.embed(image)["representation"]
 
-    def relative_style(self, own: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        return relative_code(own, source, target, (own.shape[1] // 2,))
-
-    def impute(self, image: Tensor, style: Tensor) -> Tensor:
+    def impute(self, image: Tensor, style: Tensor, source: Tensor | None = None) -> Tensor:
+        if source is not None:
+            own = self.embed(image)["representation"]
+            known = own.where(source.isnan(), source)
+            style = relative_code(own, known, style, (own.shape[1] // 2,))
         sd, mean = torch.std_mean(image, dim=(2, 3), keepdim=True)
         new_mean, new_sd = style[..., None, None].chunk(2, dim=1)
         return (image - mean) / sd * new_sd + new_mean

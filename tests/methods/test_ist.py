@@ -13,7 +13,7 @@ from deconfound.methods.ist import Ist, IstOptions
 
 def build(partners: int = 4, **options: Any) -> tuple[Ist, Batch]:
     torch.manual_seed(0)
-    method = Ist(IstOptions(**options), Task(2, 16, labels=3, environments=4))
+    method = Ist(IstOptions(**{"form": "paper", **options}), Task(2, 16, labels=3, environments=4))
     batch = Batch(
         torch.randn(8, 2, 16, 16),
         torch.randint(0, 3, (8,)),

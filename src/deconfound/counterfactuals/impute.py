@@ -28,6 +28,7 @@ from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import (
     SourceStyles,
     mean_styles,
+    of_sets_in,
     refuse_absolute,
     source_styles_of,
     style_reference,
@@ -93,6 +94,7 @@ def impute(
     to = joined_key(to, opened.roles.environment)
     _refuse_unable(opened, source, to, relative_style is not None)
     rows = _rows(source, images, seed)
+    relative_style = relative_style or of_sets_in(opened, source)
     own = _own_screen(opened, source)
     problem = pose(own, opened.config.data)
     training = opened.config.training
@@ -105,7 +107,7 @@ def impute(
             f"{own.image_shape[-1]}"
         )
     assert isinstance(method, Imputer)
-    imputer = Intervention(frozen(method), intensity, torch.empty(0), False, {}).to(fabric.device)
+    imputer = Intervention(frozen(method), intensity, torch.empty(0), None, {}).to(fabric.device)
     of_target = _training_rows(problem, to, seed)
     styles = min(STYLES, -(-len(of_target) // 2))
     group = None if problem.group is None else problem.group.codes

@@ -29,8 +29,8 @@ from deconfound.files import atomic, seal
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import (
     SourceStyles,
+    of_sets_in,
     refuse_absolute,
-    relative,
     source_styles_of,
     styles_anywhere,
 )
@@ -55,6 +55,8 @@ class _Imputer:
     """Names of the training environments, by code."""
     source_styles: SourceStyles | None
     """Where the rows of the screen were taken; None where styles are not relative."""
+    of_environment: bool
+    """Whether the target is the mean style of its environment, and not of the style images."""
 
     @torch.inference_mode()
     def __call__(
@@ -69,15 +71,16 @@ class _Imputer:
             torch.from_numpy(array).to(device) for array in (source, style, environment)
         )
         image = self.intensity(source_pixels)
-        if self.source_styles is None:
+        styles, own = self.source_styles, None
+        if styles is not None:
+            own = styles.of(torch.from_numpy(rows))
+        if styles is None or not self.of_environment:
             images, of_style = style_pixels.shape[1], self.intensity(style_pixels.flatten(0, 1))
             every = self.method.style(of_style, taken_in.repeat_interleave(images))
             code = every.reshape(len(source), images, -1).mean(dim=1)
         else:
-            own = self.source_styles.of(torch.from_numpy(rows))
-            target = self.source_styles.of_names([self.environments[one] for one in environment])
-            code = relative(self.method, image, own, target)
-        imputed = self.method.impute(image, code)
+            code = styles.of_names([self.environments[one] for one in environment])
+        imputed = self.method.impute(image, code, own)
         return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
 
 
@@ -120,7 +123,9 @@ def imputation(
     of the style codes of `style_images` training images of that environment, drawn uniformly; all
     of them come from the planted environment of the first. With `relative_style` only the baseline
     uses the style images: the run's images keep how their style differs from the mean style of
-    their environment, taken over all of its images or its negative controls. The true image is the
+    their environment, taken over all of its images or its negative controls. Styles of sets are
+    always relative, to those of controls if there are any; more style images than one then make up
+    the style that images are brought to. The true image is the
     same cell rendered in the planted environment. Both are compared in stored units, the imputed
     one clipped to the range of the stored type. The oracle of `oracle_of`, trained for
     `oracle_steps` steps and kept beside `out`, says which label an image shows.
@@ -138,7 +143,8 @@ def imputation(
         method, intensity = _loaded(opened, source)
         method.to(fabric.device)
         intensity.to(fabric.device)
-        source_styles = None
+        source_styles, of_environment = None, relative_style is not None or style_images == 1
+        relative_style = relative_style or of_sets_in(opened, source)
         if relative_style is not None:
             refuse_absolute(opened.config.method, str(opened.path))
             styles = styles_anywhere(opened, source, method, intensity)
@@ -159,7 +165,7 @@ def imputation(
         )
         records = []
         asked = {"style_images": style_images, "relative_style": relative_style}
-        imputer = _Imputer(method, intensity, opened.environments, source_styles)
+        imputer = _Imputer(method, intensity, opened.environments, source_styles, of_environment)
         total = sum(len(drawn.rows) for drawn in planned.values())
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():

@@ -21,7 +21,6 @@ from deconfound.intervention.styles import (
     AT_ONCE,
     mean_style_of,
     mean_styles,
-    relative,
     style_bank,
     style_reference,
     styles_of,
@@ -50,9 +49,9 @@ class Intervention:
     """The pixel scaling of the imputer's run."""
     bank: Tensor
     """(K, M, S) float32: M styles for each of the K training environments."""
-    relative: bool
-    """Whether images keep how their style differs from their environment's mean style; the bank
-    then holds these mean styles, (K, 1, S)."""
+    source: Tensor | None
+    """(K, S) float32: the mean style of each training environment, where images keep how their
+    style differs from it; None where styles are not relative."""
     about: dict[str, Any]
     """The content of `intervention.json`: the configuration of the imputer's run, its labels and
     environments, the SHA-256 of its model."""
@@ -63,7 +62,9 @@ class Intervention:
     def to(self, device: torch.device) -> "Intervention":
         """The same on a device."""
         self.imputer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return replace(self, intensity=self.intensity.to(device), bank=self.bank.to(device))
+        source = None if self.source is None else self.source.to(device)
+        intensity, bank = self.intensity.to(device), self.bank.to(device)
+        return replace(self, intensity=intensity, bank=bank, source=source)
 
     @property
     def targets(self) -> Tensor:
@@ -85,10 +86,8 @@ class Intervention:
         parts = zip(torch.split(image, AT_ONCE), torch.split(wanted, AT_ONCE), strict=True)
         imputed = []
         for place, (some, styles) in enumerate(parts):
-            if source is not None:
-                of = source[place * AT_ONCE :][: len(some)]
-                styles = relative(self.imputer, some, of, styles)
-            imputed.append(self.imputer.impute(some, styles).float())
+            of = None if source is None else source[place * AT_ONCE :][: len(some)]
+            imputed.append(self.imputer.impute(some, styles, of).float())
         return torch.cat(imputed).contiguous(memory_format=torch.channels_last)
 
     def intervene(
@@ -105,7 +104,7 @@ class Intervention:
         style = drawn[rank::ranks][:chosen]
         own = batch.environment[:chosen]
         environment = own if self.to_mean else (style // self.bank.shape[1]).to(own.device)
-        source = mean_style_of(self.bank[:, 0], own) if self.relative else None
+        source = None if self.source is None else mean_style_of(self.source, own)
         imputed = self.impute(batch.image[:chosen], style, source)
         return replace(
             batch,
@@ -126,6 +125,8 @@ class Intervention:
         if (run / DESCRIPTION).is_file():
             return
         tensors = weights(self.imputer, self.intensity) | {"bank": self.bank.cpu().contiguous()}
+        if self.source is not None:
+            tensors["source"] = self.source.cpu().clone()
         with atomic.atomic_file(run / WEIGHTS) as temporary:
             save_weights(temporary, tensors)
         atomic.write_text(run / DESCRIPTION, json.dumps(self.about, indent=2))
@@ -166,8 +167,7 @@ def begin_intervention(
     about |= {} if over is None else {"relative_style": over}
     to_mean = options.impute_into == "mean"
     about |= {"impute_into": "mean"} if to_mean else {}
-    none = torch.empty(0)
-    made = Intervention(frozen(method), intensity, none, over is not None, about, to_mean)
+    made = Intervention(frozen(method), intensity, torch.empty(0), None, about, to_mean)
     made = made.to(device)
     environment, train = problem.environment, problem.fold.rows("train")
     group = None if problem.group is None else problem.group.codes
@@ -176,7 +176,9 @@ def begin_intervention(
     if over is not None:
         found = style_reference(screen, problem.roles, over, config.data.controls, names, train)
         means = mean_styles(styles, found.of(names), names, config.seed)
-        return replace(made, bank=means[:, None])
+        made = replace(made, source=means, bank=means[:, None])
+        if not options.asks_bank:
+            return made
     members = [train[environment.codes[train] == code] for code in range(len(names))]
     bank = style_bank(styles, members, names, options.bank, options.style_images, config.seed)
     return replace(made, bank=bank)
@@ -200,9 +202,10 @@ def load_intervention(run: Path, screen: Screen) -> Intervention:
         raise UserError(f"{run / DESCRIPTION}: damaged; fit the run again") from error
     imputer = build_method(config, screen, *counts)
     tensors = read_weights(run / WEIGHTS)
-    bank = tensors.pop("bank", None)
+    bank, source = tensors.pop("bank", None), tensors.pop("source", None)
     if not isinstance(imputer, Imputer) or bank is None or bank.ndim != 3:
         raise UserError(f"{run / WEIGHTS}: holds no style bank of an imputer; fit the run again")
     take_weights(tensors, run / WEIGHTS, imputer, intensity)
-    relative, to_mean = "relative_style" in about, "impute_into" in about
-    return Intervention(frozen(imputer), intensity, bank, relative, about, to_mean)
+    if source is None and "relative_style" in about:  # of a build whose bank was these means
+        source = bank[:, 0]
+    return Intervention(frozen(imputer), intensity, bank, source, about, "impute_into" in about)

@@ -10,7 +10,7 @@ from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.intervention.intervention import DESCRIPTION
-from deconfound.intervention.styles import refuse_absolute, style_reference
+from deconfound.intervention.styles import of_sets, refuse_absolute, style_reference
 from deconfound.methods.contract import Imputer
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import Run, open_run, read_json
@@ -38,12 +38,26 @@ def imputing_run(config: RunConfig, out: Path) -> Run | None:
     return None if path is None or (out / DESCRIPTION).is_file() else open_run(path)
 
 
-def with_imputer(config: RunConfig, out: Path, run: Run | None) -> RunConfig:
-    """`config` with the method of the imputing `run`, or of the copy in `out`, if there is one."""
-    name = None
-    if config.intervention.intervene is not None:
-        name = read_json(out / DESCRIPTION)["method"] if run is None else run.config.method
-    return config.model_copy(update={"imputer": name})
+def with_imputer(
+    config: RunConfig, out: Path, run: Run | None, screen: Screen, problem: Problem
+) -> RunConfig:
+    """`config` with the method of the imputing `run`, or of the copy in `out`, if there is one.
+
+    Where its styles are of sets, `relative_style` is filled in.
+    """
+    intervention = config.intervention
+    if intervention.intervene is None:
+        return config.model_copy(update={"imputer": None})
+    if run is None:
+        about = read_json(out / DESCRIPTION)
+        name, over = about["method"], about.get("relative_style")
+    else:
+        name, train = run.config.method, problem.fold.rows("train")
+        data, names = config.data, problem.environment.names
+        over = of_sets(run, screen, problem.roles, data.controls, names, train)
+    if intervention.relative_style is None and over is not None:
+        intervention = intervention.model_copy(update={"relative_style": over})
+    return config.model_copy(update={"imputer": name, "intervention": intervention})
 
 
 def refuse_unfit(run: Run, config: RunConfig, screen: Screen, problem: Problem) -> None:

@@ -117,17 +117,6 @@ def mean_style_of(mean: Tensor, environment: Tensor) -> Tensor:
     return torch.where((known >= 0)[:, None], mean[known.clamp(min=0)], torch.nan)
 
 
-def relative(imputer: Imputer, image: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Move each image's own style by what leads from `source` to `target`; (B, S) each.
-
-    `image` (B, C, H, W); `source` holds the mean style of each image's environment, `target` the
-    mean style it is brought to. An image without a known environment (NaN) takes `target`
-    unchanged.
-    """
-    own = imputer.style(image, torch.full_like(source[:, 0], -1, dtype=torch.int64)).float()
-    return imputer.relative_style(own, torch.where(source.isnan(), own, source), target)
-
-
 @dataclass(frozen=True)
 class StyleReference:
     """The images of each environment of a screen that its mean style is taken over."""
@@ -187,6 +176,34 @@ def style_reference(
     return StyleReference(environment, members)
 
 
+def of_sets(
+    run: Run,
+    screen: Screen,
+    roles: Roles,
+    controls: Sequence[str],
+    trained_on: Sequence[str],
+    train: Rows | None,
+) -> RelativeTo | None:
+    """What the styles of a run are relative to where the user does not say; None where to nothing.
+
+    Styles of sets are relative to the controls of an environment if every one has some, else to all
+    of its images.
+    """
+    if not run.config.options.of_sets:
+        return None
+    try:
+        style_reference(screen, roles, "controls", controls, trained_on, train)
+    except UserError:
+        return "all"
+    return "controls"
+
+
+def of_sets_in(run: Run, screen: Screen) -> RelativeTo | None:
+    """The same for a finished run of an imputer, on its own screen or on another."""
+    train = np.flatnonzero(run.parts(screen) == "train") if run.trained_on(screen) else None
+    return of_sets(run, screen, run.roles, run.config.data.controls, run.environments, train)
+
+
 def styles_anywhere(run: Run, screen: Screen, imputer: Imputer, intensity: Intensity) -> Styles:
     """Styles of rows of any screen, by the imputer of a run, as if environments were unknown."""
     unknown = np.full(len(screen), -1, dtype=np.int64)
@@ -216,8 +233,7 @@ def refuse_absolute(method: str, where: str) -> None:
     able = [
         name
         for name in methods.names()
-        if issubclass(kind := methods.load(name), Imputer)
-        and kind.relative_style is not Imputer.relative_style
+        if issubclass(kind := methods.load(name), Imputer) and kind.RELATIVE
     ]
     if method not in able:
         raise UserError(

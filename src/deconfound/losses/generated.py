@@ -3,6 +3,7 @@
 Every mean over images is over the images of all processes. Only `r1_penalty` raises an error.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deconfound.losses.gather import global_mean
-from deconfound.nets.ist import instance_normalised
+from deconfound.nets.ist import gram, instance_normalised
 
 
 def real_loss(logits: Tensor) -> Tensor:
@@ -48,17 +49,6 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def gram(map: Tensor) -> Tensor:
-    """Products of the channels of a map, summed over its pixels and divided by C · H · W.
-
-    map (B, C, H, W) floating -> (B, C, C), symmetric, at least float32: Li et al., Demystifying
-    Neural Style Transfer, 2017.
-    """
-    with torch.autocast(map.device.type, enabled=False):
-        flat = map.flatten(2).to(torch.promote_types(map.dtype, torch.float32))
-        return flat @ flat.mT / (flat.shape[1] * flat.shape[2])
-
-
 def style_loss(drawn: Sequence[Tensor], style: Sequence[Tensor]) -> Tensor:
     """L1 distance of the Gram matrices of drawn images and of their style images.
 
@@ -71,6 +61,32 @@ def style_loss(drawn: Sequence[Tensor], style: Sequence[Tensor]) -> Tensor:
         [(gram(one) - gram(other)).abs().sum() for one, other in zip(drawn, style, strict=True)]
     ).mean()
     return global_mean(total, len(drawn[0]))
+
+
+def mean_style_loss(drawn: Sequence[Tensor], gram_of_target: Sequence[Tensor]) -> Tensor:
+    """L1 distance of the Gram matrices of drawn images from those of their target environments.
+
+    `drawn` are maps (B, C, H, W), one for each layer, and `gram_of_target` the mean Gram matrices
+    (B, C, C) of the environment of each. The mean over the entries, relative to the mean absolute
+    entry of the target, the mean over layers and images. Returns (). Not in the paper, whose eq. 3
+    sums over the entries against one image, and so pays for copying that image's cell.
+    """
+    each = [
+        (gram(one) - target).abs().mean(dim=(1, 2)) / target.abs().mean(dim=(1, 2)).clamp(min=1e-8)
+        for one, target in zip(drawn, gram_of_target, strict=True)
+    ]
+    return global_mean(torch.stack(each).mean(dim=0).sum(), len(drawn[0]))
+
+
+def spread_loss(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B, K) against equal probabilities, less its least, log K.
+
+    0 where a classifier cannot tell; of an adversary that names where images were taken. Returns
+    (), 0 without rows.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        per_row = -_at_least_float32(logits).log_softmax(dim=1).mean(dim=1)
+    return global_mean((per_row - math.log(logits.shape[1])).sum(), len(logits))
 
 
 def pixel_distance(drawn: Tensor, image: Tensor) -> Tensor:

@@ -1,20 +1,26 @@
 """IST: a generator redraws images as if they had been taken in another environment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
+from deconfound.data.loading.pairs import pairs
+from deconfound.data.loading.standardisation import image_quantiles
+from deconfound.losses.gather import gather_rows
 from deconfound.losses.generated import (
     class_matching,
     content_distance,
     fake_loss,
+    mean_style_loss,
     pixel_distance,
     r1_penalty,
     real_loss,
+    spread_loss,
     style_loss,
 )
 from deconfound.losses.risk import cross_entropy
@@ -37,25 +43,36 @@ from deconfound.nets.ist import (
     TappedName,
     UNetGenerator,
     build_tapped_encoder,
+    gram,
+    head_input,
     relative_code,
     style_code,
 )
+from deconfound.nets.set_style import SetStyles
 from deconfound.nets.weights import averaged_copy, constant, early_decay, update_average
 
 BETAS = (0.0, 0.99)
+PAPER = {"output": "matched", "set_images": 1, "cycle_weight": 1.0, "match_weight": 1.0}
+"""What the form `paper` has unless the options say otherwise."""
 
 
 class IstOptions(MethodOptions):
     """Options of IST."""
 
+    form: Literal["set", "paper"] = "set"
+    """set: styles are those of an environment's images together, a closed form brings images to
+    them, the generator changes the rest. paper: as published, a style is that of one image."""
     encoder: TappedName = "small"
     """small, or resnet18 for images of 33 px and more."""
     adain: AdaIN = "direct"
     """How the style sets the mean and sd of a map: direct, to those of the style image's map;
     affine, to a linear function of those."""
-    output: Output = "matched"
+    output: Output = "residual"
     """What the generator draws: the image (linear), a change of the content image (residual), or a
-    change of the content image whose channels have the style's mean and sd (matched)."""
+    change of the content image whose channels have the style's mean and sd (matched, and the
+    default of the form paper). In the form set the content image was brought to the style first."""
+    set_images: int = Field(8, ge=1)
+    """Images of an environment that make up a style in training (paper: 1)."""
     transfer_steps: int = Field(300, ge=1)
     """Steps of critic and generator, after the encoder's."""
     transfer_batch_size: int = Field(8, ge=1)
@@ -68,18 +85,36 @@ class IstOptions(MethodOptions):
     """Weight of the critic's loss on generated images."""
     style_weight: float = Field(1.0, ge=0)
     """Weight of the distance to the style image, by Gram matrices."""
-    cycle_weight: float = Field(1.0, ge=0)
-    """Weight of the distance between the content image and the image redrawn in its own style."""
+    source_weight: float = Field(1.0, ge=0)
+    """Weight of an adversary that reads from drawn images where they were taken (form set)."""
+    cycle_weight: float = Field(0.0, ge=0)
+    """Weight (paper: 1) of the distance between the content image and the image redrawn in its own
+    style; of the form paper."""
     content_weight: float = Field(10.0, ge=0)
     """Weight of the distance to the content image in pixels."""
     content_map_weight: float = Field(1.0, ge=0)
     """Weight of the distance to the content image in normalised maps of the encoder."""
-    match_weight: float = Field(1.0, ge=0)
-    """Weight of the distance to the encoder's prediction for the content image."""
+    match_weight: float = Field(0.0, ge=0)
+    """Weight (paper: 1) of the distance to the encoder's prediction for the content image, which
+    defends what the encoder learned of the environment; of the form paper."""
     r1_weight: float = Field(1.0, ge=0)
     """Weight of the critic's squared gradient at real images."""
     average_decay: float = Field(0.999, ge=0, lt=1)
     """Decay of the averaged generator weights, which impute."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_paper(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if "form" not in given and "output" in given:  # a run of a build without forms
+            given = given | {"form": "paper"}
+        return PAPER | given if given.get("form") == "paper" else given
+
+    @property
+    def of_sets(self) -> bool:
+        """In the form `set`."""
+        return self.form == "set"
 
 
 class Ist(Imputer):
@@ -96,6 +131,12 @@ class Ist(Imputer):
     statistics too, and its real images are the style images; adversarial terms, R1, Adam and
     averaged weights are as in StarGAN v2. Deviations, all options: the encoder `small`, the output
     `matched`, far fewer steps.
+
+    All this is the form `paper`. The form `set`, ours and the default, brings images to the style
+    in closed form (`SetStyles`), and the generator changes what it returns. Styles are the means of
+    sets, and relative; Gram matrices are compared with their environment's mean, and content with
+    the image after the closed form; an adversary that reads the source from drawn images takes the
+    place of cycle and match, which favour images that keep theirs.
     """
 
     Options = IstOptions
@@ -103,6 +144,7 @@ class Ist(Imputer):
     SUMMARY = "redraws images in the style of other environments, for predictors to train on"
     PAPER = "Pernice et al., Interventional Style Transfer, 2023, eq. 7"
     ENVIRONMENTS = 2
+    RELATIVE = True
 
     updates: Tensor
     """() int64: updates of the averaged weights."""
@@ -121,19 +163,26 @@ class Ist(Imputer):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.critic = build_tapped_encoder(options.encoder, channels, size)
         self.critic_heads = nn.Linear(seen, task.environments)
+        self.paper = options.form == "paper"
+        if not self.paper:
+            self.source_head = nn.Linear(seen, task.environments)
+            self.sets = SetStyles(channels, widths, task.environments)
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """The encoder; then critic and generator in turn, with the encoder frozen."""
         options = self.options
         learned = nn.ModuleList([self.encoder, self.label_head, self.environment_head])
         encode = self.phase("encode", learned.parameters(), self._encoder_losses, validates=True)
+        judges: list[nn.Module] = [self.critic, self.critic_heads]
+        if not self.paper:
+            judges.append(self.source_head)
         return (
             Stage("encoder", steps, (encode,)),
             Stage(
                 "transfer",
                 options.transfer_steps,
                 (
-                    self._turn("critic", [self.critic, self.critic_heads], self._critic_losses),
+                    self._turn("critic", judges, self._critic_losses),
                     self._turn("generator", [self.generator], self._generator_losses),
                 ),
                 batch_size=options.transfer_batch_size,
@@ -141,6 +190,7 @@ class Ist(Imputer):
                 classifies=False,
                 draws="label",
                 partner="environment",
+                partner_draws=options.set_images,
                 selects=False,
             ),
         )
@@ -174,16 +224,23 @@ class Ist(Imputer):
         return logits
 
     def style(self, image: Tensor, environment: Tensor) -> Tensor:
-        """Style codes (B, S) of images (B, C, H, W), from pixels and maps alone: eq. 1."""
+        """Styles (B, S) of images (B, C, H, W), from pixels and maps: eq. 1, or `SetStyles`."""
         del environment
-        return style_code(image, self.encoder(image).taps)
+        taps = self.encoder(image).taps
+        found: Tensor = style_code(image, taps) if self.paper else self.sets(image, taps)
+        return found
 
-    def relative_style(self, own: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """`relative_code`; not in the paper."""
-        return relative_code(own, source, target, (self.channels, *self.encoder.widths))
-
-    def impute(self, image: Tensor, style: Tensor) -> Tensor:
+    def impute(self, image: Tensor, style: Tensor, source: Tensor | None = None) -> Tensor:
         """The images (B, C, H, W) in the styles (B, S), by the averaged generator: float32."""
+        if source is not None:
+            own = self.style(image, source)
+            if self.paper:
+                layers = (self.channels, *self.encoder.widths)
+                style = relative_code(own, own.where(source.isnan(), source), style, layers)
+            else:
+                image, style = self.sets.transfer(image, style, own, source)
+        elif not self.paper:
+            image, style = self.sets.toned(image, style)
         drawn: Tensor = self.average(image, self.encoder(image).taps, style)
         return drawn.float()
 
@@ -194,20 +251,49 @@ class Ist(Imputer):
         "drawn" (P, C, H, W) is the content in that style; the maps are "content_0", "style_0" …
         """
         if stage == "encoder":
+            if self.training and not self.paper:
+                tones = image_quantiles(batch.image.float())
+                self.sets.count_tones(gather_rows(tones))
             features = self.encoder(batch.image)
-            seen = _seen(batch.image, features)
+            seen = head_input(batch.image, features)
             return {"representation": features.pooled, "seen": seen}
         self.encoder.eval()
-        content, style, environment = _pairs(batch)
         with torch.no_grad():
-            features = self.encoder(content)
-            style_features = self.encoder(style)
-            code = style_code(style, style_features.taps)
-        drawn = self.generator(content, features.taps, code)
-        found = {"content": content, "style": style, "environment": environment, "drawn": drawn}
-        found["representation"] = features.pooled
-        found |= {f"content_{layer}": tap for layer, tap in enumerate(features.taps)}
-        return found | {f"style_{layer}": tap for layer, tap in enumerate(style_features.taps)}
+            found = self._image_styles(batch) if self.paper else self._set_styles(batch)
+            features = self.encoder(found["content"])
+        drawn = self.generator(found["content"], features.taps, found["code"])
+        found |= {"drawn": drawn, "representation": features.pooled}
+        return found | _named("content", features.taps)
+
+    def _image_styles(self, batch: Batch) -> Tensors:
+        """The style of one image for each content image."""
+        content, _, style, environment, _ = pairs(batch)
+        taps = self.encoder(style).taps
+        found = {"content": content, "style": style, "environment": environment}
+        return found | {"code": style_code(style, taps)} | _named("style", taps)
+
+    def _set_styles(self, batch: Batch) -> Tensors:
+        """The style of a set for each content image, which is brought to that style.
+
+        Controls, or all images without any, make up the mean styles and Gram matrices.
+        """
+        content, source, style, taken_in, label = pairs(batch)
+        rows, taps = len(content), self.encoder(style).taps
+        styles = self.sets(style, taps)
+        if self.training:
+            counted = gather_rows(taken_in)
+            if self.task.controls:
+                controls = counted.new_tensor(self.task.controls)
+                counted = counted.where(torch.isin(gather_rows(label), controls), -1)
+            grams = [gather_rows(gram(tap)) for tap in taps]
+            self.sets.count(counted, gather_rows(styles), grams)
+        target, environment = styles.unflatten(0, (-1, rows)).mean(dim=0), taken_in[:rows]
+        own = self.style(content, source)
+        from_style = self.sets.styles.of(source, torch.full_like(own, torch.nan))
+        content, code = self.sets.transfer(content, target, own, from_style)
+        found = {"content": content, "style": style[:rows], "environment": environment}
+        grams = self.sets.mean_grams(environment, [tap[:rows] for tap in taps])
+        return found | {"code": code, "source": source} | _named("gram", grams)
 
     def _turn(self, name: str, modules: list[nn.Module], losses: Objective) -> Phase:
         parameters, rate = nn.ModuleList(modules).parameters(), self.options.transfer_learning_rate
@@ -229,35 +315,44 @@ class Ist(Imputer):
         of_real = self._criticised(self.critic, self.critic_heads, real, environment)
         drawn = outputs["drawn"].detach()
         of_drawn = self._criticised(self.critic, self.critic_heads, drawn, environment)
-        return {
+        read = {}
+        if not self.paper:
+            logits = self.source_head(head_input(drawn, self.critic(drawn)))
+            read["source_read"] = Loss(cross_entropy(logits, outputs["source"]))
+        return read | {
             "critic_real": Loss(real_loss(of_real)),
             "critic_fake": Loss(fake_loss(of_drawn)),
             "r1": Loss(r1_penalty(of_real, real), self.options.r1_weight),
         }
 
     def _generator_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
-        """Eq. 7, through a constant critic and the frozen encoder."""
+        """Eq. 7, through a constant critic and the frozen encoder; or what takes its place."""
         del batch
         options = self.options
         content, drawn = outputs["content"], outputs["drawn"]
         of_content, of_style = _taps(outputs, "content"), _taps(outputs, "style")
         features: Features = constant(self.encoder)(drawn)
-        own_style = style_code(content, of_content)
-        again = self.generator(drawn, features.taps, own_style)
-        of_drawn = self._criticised(
-            constant(self.critic), constant(self.critic_heads), drawn, outputs["environment"]
-        )
-        label = constant(self.label_head)
-        matching = class_matching(label(features.pooled), label(outputs["representation"]))
+        critic, heads = constant(self.critic), constant(self.critic_heads)
+        of_drawn = self._criticised(critic, heads, drawn, outputs["environment"])
         content_maps = content_distance(features.taps, of_content)
-        return {
+        losses = {
             "adversarial": Loss(real_loss(of_drawn), options.adversarial_weight),
-            "style": Loss(style_loss(features.taps, of_style), options.style_weight),
-            "cycle": Loss(pixel_distance(again, content), options.cycle_weight),
             "content": Loss(pixel_distance(drawn, content), options.content_weight),
             "content_maps": Loss(content_maps, options.content_map_weight),
-            "match": Loss(matching, options.match_weight),
         }
+        if not self.paper:
+            style = mean_style_loss(features.taps, _taps(outputs, "gram"))
+            read = constant(self.source_head)(head_input(drawn, critic(drawn)))
+            losses["style"] = Loss(style, options.style_weight)
+            losses["source"] = Loss(spread_loss(read), options.source_weight)
+            return losses
+        again = self.generator(drawn, features.taps, style_code(content, of_content))
+        label = constant(self.label_head)
+        matching = class_matching(label(features.pooled), label(outputs["representation"]))
+        losses["style"] = Loss(style_loss(features.taps, of_style), options.style_weight)
+        losses["cycle"] = Loss(pixel_distance(again, content), options.cycle_weight)
+        losses["match"] = Loss(matching, options.match_weight)
+        return losses
 
     @staticmethod
     def _criticised(
@@ -267,25 +362,13 @@ class Ist(Imputer):
         environment: Tensor,
     ) -> Tensor:
         """(known,) the logits for "real", by the head of each known environment."""
-        logits = heads(_seen(image, critic(image)))
+        logits = heads(head_input(image, critic(image)))
         known = environment >= 0
         return logits[known].gather(1, environment[known, None]).squeeze(1)
 
 
-def _pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of content images and style images, and the environments of the style images.
-
-    Style images are the batch's partners; without partners, the row before each row.
-    """
-    if batch.partners == 0:
-        return batch.image, batch.image.roll(1, 0), batch.environment.roll(1, 0)
-    own = len(batch) - batch.partners
-    return batch.image[:own], batch.image[own:], batch.environment[own:]
-
-
-def _seen(image: Tensor, features: Features) -> Tensor:
-    """Input of the environment heads, (B, features + S); the style holds the gain of an image."""
-    return torch.cat([features.pooled, style_code(image, features.taps)], dim=1)
+def _named(of: str, maps: Sequence[Tensor]) -> Tensors:
+    return {f"{of}_{layer}": map for layer, map in enumerate(maps)}
 
 
 def _taps(outputs: Tensors, of: str) -> list[Tensor]:

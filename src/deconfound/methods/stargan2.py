@@ -209,8 +209,9 @@ class StarGan2(Imputer):
         style: Tensor = self.average_mapping(latent, _known(environment))
         return style
 
-    def impute(self, image: Tensor, style: Tensor) -> Tensor:
+    def impute(self, image: Tensor, style: Tensor, source: Tensor | None = None) -> Tensor:
         """The images (B, C, H, W) in the styles (B, style_size), by the averaged generator."""
+        del source
         imputed: Tensor = self.average_generator(image, style)
         return imputed
 

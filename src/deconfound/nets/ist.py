@@ -141,6 +141,17 @@ def style_code(image: Tensor, taps: Sequence[Tensor]) -> Tensor:
     return torch.cat([part for map in (image, *taps) for part in channel_statistics(map)], dim=1)
 
 
+def gram(map: Tensor) -> Tensor:
+    """Products of the channels of a map, summed over its pixels and divided by C · H · W.
+
+    map (B, C, H, W) floating -> (B, C, C), symmetric, at least float32: Li et al., Demystifying
+    Neural Style Transfer, 2017.
+    """
+    with torch.autocast(map.device.type, enabled=False):
+        flat = map.flatten(2).to(torch.promote_types(map.dtype, torch.float32))
+        return flat @ flat.mT / (flat.shape[1] * flat.shape[2])
+
+
 def code_layers(style: Tensor, widths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """Mean and sd (B, width) of each layer of style codes (B, S), the image's first.
 
@@ -162,6 +173,11 @@ def relative_code(own: Tensor, source: Tensor, target: Tensor, widths: Sequence[
         ratio = to_sd / from_sd
         found += [to_mean + (mean - from_mean) * ratio, sd * ratio]
     return torch.cat(found, dim=1)
+
+
+def head_input(image: Tensor, features: Features) -> Tensor:
+    """Input of heads that name environments, (B, features + S): the style code holds the gain."""
+    return torch.cat([features.pooled, style_code(image, features.taps)], dim=1)
 
 
 AdaIN = Literal["direct", "affine"]

@@ -51,7 +51,8 @@ class CompareOptions(Options):
     standardise_with: RelativeTo = "all"
     """Images of a group that its statistics are taken over: all, or its negative controls."""
     standardise: StandardiseName = "moments"
-    """What becomes alike: moments (mean and sd), quantiles (a tone curve) or robust (median and
+    """What becomes alike: moments (mean and sd), quantiles (a tone curve), spectra (a tone curve,
+    then the channels' power and cross-spectra, of images alone) or robust (median and
     median absolute deviation)."""
     steps: int | None = Field(None, ge=1)
     """Training steps of every method, also of one with a configuration; its own if not given."""

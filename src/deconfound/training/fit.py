@@ -82,7 +82,7 @@ def train(
     """`fit` on an opened screen, with the problem that `config.data` poses; raises as `fit`."""
     first = processes().rank == 0  # of several processes, the one that writes
     source = imputing_run(config, out)
-    config = with_sampler(with_imputer(config, out, source), problem, out)
+    config = with_sampler(with_imputer(config, out, source, screen, problem), problem, out)
     config = config.model_copy(update={"chosen": None})
     refuse_dial(config)
     if first and _claims(out, config, screen, problem):

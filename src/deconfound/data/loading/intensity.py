@@ -10,9 +10,10 @@ from deconfound.arrays import ROUNDING, Codes, Mask, Rows
 from deconfound.config import ScalingName, StandardiseName, TransformName
 from deconfound.data.loading.standardisation import (
     FEWEST,
-    MEASURED,
     group_statistics,
     made_alike,
+    measured,
+    spectra_of_all,
     statistics,
     unseen_groups,
 )
@@ -56,7 +57,7 @@ class Intensity(nn.Module):
         self.register_buffer("offset", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
         if standardise is not None:
-            shape = groups + 1, MEASURED[standardise], channels
+            shape = groups + 1, measured(standardise, channels), channels
             self.register_buffer("statistics", torch.zeros(shape))
         elif groups:
             self.register_buffer("limits", torch.zeros(groups + 1, 2, channels))
@@ -129,11 +130,13 @@ def fit_intensity(
     With `group`, the codes of all rows of the screen, the transform percentile has limits for each
     group, from at most 256 of its `rows`; or, with `standardise`, each group is made like all of
     them by the statistics of its `rows`, of which those of `reference` (N,) count if it is given.
-    Raises UserError for "unit" after "arcsinh", "scbd" after any other, for "percentile" or "scbd"
-    of profiles, and if fewer than 16 rows count.
+    Raises UserError for "unit" after "arcsinh", "scbd" after any other, for "percentile", "scbd"
+    or "spectra" of profiles, and if fewer than 16 rows count.
     """
     if transform == "percentile" and screen.holds_profiles:
         raise UserError("--transform percentile is for images; profiles take none or arcsinh")
+    if standardise == "spectra" and screen.holds_profiles:
+        raise UserError("--standardise spectra is for images; profiles take quantiles or moments")
     if scaling == "scbd" and (transform != "arcsinh" or screen.holds_profiles):
         raise UserError("--scaling scbd is for images after --transform arcsinh; use standardise")
     groups = len(group.names) if group else 0
@@ -181,7 +184,10 @@ def _fit_statistics(
             f"{screen.path}: {len(rows)} training rows count to standardise by; expected {FEWEST} "
             "or more, choose --standardise-with all or leave --standardise-by out"
         )
-    of_all = statistics(screen, rows, kind, intensity.transformed, seed, "")
+    if kind == "spectra":
+        of_all = spectra_of_all(screen, rows, group, intensity.transformed, seed)
+    else:
+        of_all = statistics(screen, rows, kind, intensity.transformed, seed, "")
     own = group_statistics(screen, rows, group, kind, intensity.transformed, seed, of_all)
     intensity.statistics.copy_(torch.from_numpy(np.concatenate([own, of_all[None]])))
 

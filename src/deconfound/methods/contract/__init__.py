@@ -249,6 +249,9 @@ class Imputer(Method):
     evaluation mode `impute` returns the same image for the same arguments.
     """
 
+    RELATIVE: ClassVar[bool] = False
+    """Whether styles can be relative to the mean style of an image's environment."""
+
     def style(self, image: Tensor, environment: Tensor) -> Tensor:
         """The style of images: (B, C, H, W) taken in `environment` (B,) int64 to (B, S) float32.
 
@@ -256,14 +259,11 @@ class Imputer(Method):
         """
         raise NotImplementedError
 
-    def relative_style(self, own: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Shift each image's own style by what leads from `source` to `target`; (B, S) each.
+    def impute(self, image: Tensor, style: Tensor, source: Tensor | None = None) -> Tensor:
+        """The images (B, C, H, W) in the styles (B, S): (B, C, H, W) float32, as `Batch.image`.
 
-        `source` is the mean style of the image's environment and `target` the mean style it is
-        brought to, so a style equal to `source` becomes `target`. Optional.
+        With `source` (B, S), the mean style of each image's environment, styles are relative: an
+        image keeps how it differs from its environment. A row of NaN is an unknown environment,
+        whose image takes `style` unchanged. A method that is not `RELATIVE` is given no `source`.
         """
-        raise NotImplementedError
-
-    def impute(self, image: Tensor, style: Tensor) -> Tensor:
-        """The images (B, C, H, W) in the styles (B, S): (B, C, H, W) float32, as `Batch.image`."""
         raise NotImplementedError

@@ -56,6 +56,11 @@ class MethodOptions(Options):
         return False
 
     @property
+    def of_sets(self) -> bool:
+        """Whether the styles of an imputer are those of sets, and so always relative."""
+        return False
+
+    @property
     def dial(self) -> Dial | None:
         """The option that is `auto`, if one is; without values where none are known for it."""
         return None
