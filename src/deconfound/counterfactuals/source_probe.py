@@ -59,12 +59,14 @@ def _sources(
 ) -> Iterator[tuple[str, Sequence[str], Codes]]:
     """Kinds of source, each with its columns and the codes (N,) of rows.
 
-    The outermost level is none of its own where it is the environment.
+    The outermost level is none of its own where it divides the training rows as the environment.
     """
-    environment = problem.environment.codes[rows]
-    yield "environment", problem.roles.environment, environment
+    environment = problem.environment.codes
+    yield "environment", problem.roles.environment, environment[rows]
     outermost = screen.roles.levels[:1]
-    level = screen.coded(outermost).codes[rows]
-    pairs = np.unique(np.column_stack([environment, level]), axis=0)
-    if not len(pairs) == len(np.unique(environment)) == len(np.unique(level)):
-        yield "level", outermost, level
+    level = screen.coded(outermost).codes
+    train = problem.fold.rows("train")
+    both = np.column_stack([environment[train], level[train]])
+    counts = [len(np.unique(one, axis=0)) for one in (both, both[:, 0], both[:, 1])]
+    if len(set(counts)) > 1:
+        yield "level", outermost, level[rows]
