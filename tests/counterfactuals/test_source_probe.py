@@ -76,9 +76,9 @@ def test_a_score_names_what_was_read_and_where_the_cells_were_imputed_to(
 ) -> None:
     drawn = into_one(screen, problem, 1000, 0)
     (target,) = set(drawn.rendering)
-    assert scores[RUN]["level"].note == f"of {LEVEL}; imputed into {target}"
-    of_environment = f"of {LEVEL} / Metadata_Plate / Metadata_Section; imputed into {target}"
-    assert scores[RUN]["environment"].note == of_environment
+    assert scores[RUN]["level"].note == f"{LEVEL} read of cells imputed into {target}"
+    columns = f"{LEVEL} / Metadata_Plate / Metadata_Section"
+    assert scores[RUN]["environment"].note == f"{columns} read of cells imputed into {target}"
     assert scores[RUN]["environment"].n == len(drawn.rows)
     assert scores[RUN]["environment_chance"].value == 1 / 4
 

@@ -132,3 +132,11 @@ def test_nothing_is_read_of_fewer_than_two_sources(source: list[int]) -> None:
     for score in found:
         assert math.isnan(score.value)
         assert score == (score.value, 0, "fewer than two sources to tell apart")
+
+
+def test_nothing_is_read_of_images_that_are_no_numbers(images: np.ndarray) -> None:
+    broken = images.astype(float)
+    broken[2, 1, 3, 3] = math.nan
+    found = source_reading(image_features(broken), np.array([0, 0, 1, 1]), np.arange(4))
+    assert math.isnan(found.accuracy.value)
+    assert found.accuracy.note == "images hold pixels that are no finite number"

@@ -315,12 +315,14 @@ def test_how_well_the_source_is_read_stands_beside_the_error(tmp_path: Path) -> 
     assert cell(level, "Imputed images", "rendered exactly", "image", "imputation_error").text == ""
     error, environment, outermost = imputation_statements(framed(rows))
     assert error.text == "ist 0.40 (5% hallucinated)."
-    assert environment.subject == "Source environment read from imputed images, held-out plate"
+    assert environment.subject == (
+        "Source environment read from imputed images, held-out plate, in distribution"
+    )
     assert environment.text == (
         "ist 0.62, moments 0.71, left alone 0.90, rendered exactly 0.27 "
         "(balanced accuracy; chance 0.25)."
     )
-    assert outermost.subject == "Source outermost level read from imputed images, held-out plate"
+    assert outermost.subject.startswith("Source outermost level read from imputed images")
 
     report([write_scores(tmp_path / "scores.parquet", rows)], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -42,13 +42,13 @@ def source_scores(
     part = probed_part(problem)
     found: dict[str, list[NamedScore]] = {name: [] for name in features}
     for kind, columns, source in _sources(screen, problem, rows):
-        about = [f"of {' / '.join(columns)}"]
-        about += [f"imputed into {one}" for one in np.unique(drawn.rendering)]
+        target = "".join(np.unique(drawn.rendering))
+        about = f"{' / '.join(columns)} read of cells imputed into {target}" if target else ""
         for name, batches in features.items():
             of_images = np.concatenate(batches) if batches else np.empty((0, 1))
             reading = source_reading(of_images, source, unit, seed)
             for end, score in zip(("", "_chance"), reading, strict=True):
-                noted = score._replace(note="; ".join(filter(None, (*about, score.note))))
+                noted = score._replace(note="; ".join(filter(None, (about, score.note))))
                 metric = f"imputation_source_{kind}{end}"
                 found[name].append(NamedScore("image", metric, part, noted))
     return found

@@ -85,10 +85,12 @@ def source_reading(features: AnyFloats, source: Codes, unit: Codes, seed: int = 
     `linear_probe` of the other parts, so no image is read by its neighbours in a well. If no source
     has two units every image is one. Rows of a source that the other parts lack are not counted;
     chance is one over the number of sources counted. NaN, with the reason, where fewer than two
-    sources can be read or a probe does not converge.
+    sources can be read, a feature is not finite, or a probe does not converge.
     """
     known = np.flatnonzero(source >= 0)
     features, source, unit = features[known], source[known], unit[known]
+    if not np.isfinite(features).all():
+        return _undefined("images hold pixels that are no finite number")
     pairs = np.unique(np.column_stack([source, unit]), axis=0)
     notes = []
     if len(pairs) == len(np.unique(source)):

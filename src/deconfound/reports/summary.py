@@ -99,7 +99,7 @@ def _source_statements(level: str, scores: pd.DataFrame) -> list[Statement]:
     found = []
     for kind, noun in (("environment", "environment"), ("level", "outermost level")):
         metric = f"imputation_source_{kind}"
-        read = scores[scores["metric"] == metric]
+        part, read = _of_first(("id_test", "train"), scores[scores["metric"] == metric])
         spreads = {str(method): spread(rows) for method, rows in read.groupby("method")}
         spreads = {name: one for name, one in spreads.items() if not math.isnan(one.mean)}
         order = sorted(spreads, key=lambda name: (name == EXACT, name == ALONE, name == MOMENTS))
@@ -107,6 +107,7 @@ def _source_statements(level: str, scores: pd.DataFrame) -> list[Statement]:
         if spreads:
             text = ", ".join(f"{name} {spreads[name].text(2)}" for name in order)
             subject = f"Source {noun} read from imputed images, {_lowered(level_title(level))}"
+            subject += f", {part_title(level, str(part))}"
             found.append(Statement(subject, f"{text} (balanced accuracy{_chance(chances)})."))
     return found
 
