@@ -133,6 +133,26 @@ def test_other_scores_have_columns_of_their_own() -> None:
     ]
 
 
+def test_how_well_the_source_is_read_is_shown_beside_chance() -> None:
+    rows = [row("imputation_error", "test", 0.5, representation="image", method="ist")]
+    for method, value in (("ist", 0.6), ("rendered exactly", 0.3)):
+        for name, found in (("environment", value), ("level", value + 0.2)):
+            metric = f"imputation_source_{name}"
+            about: dict[str, Any] = {"representation": "image", "method": method}
+            rows += [
+                row(metric, "id_test", found, **about),
+                row(f"{metric}_chance", "id_test", 0.25, **about),
+            ]
+    shown = score_lines(framed(rows))
+    assert shown.columns[2:] == [
+        "error, held out", "source environment (chance)", "source level (chance)"
+    ]  # fmt: skip
+    assert shown.rows == [
+        ["ist", "plate=P1", "0.500", "0.600 (0.250)", "0.800 (0.250)"],
+        ["rendered exactly", "plate=P1", "–", "0.300 (0.250)", "0.500 (0.250)"],
+    ]
+
+
 @pytest.mark.parametrize("width", ["20", "80", "300"])
 def test_names_are_whole_at_any_width(
     width: str, monkeypatch: pytest.MonkeyPatch, capsys: Said

@@ -20,7 +20,7 @@ from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.data.simulation.inject import InjectConfig, inject
 from deconfound.data.simulation.simulate import SimulateConfig, simulate
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import ALONE, COLUMNS, MOMENTS
+from deconfound.evaluation.scores import ALONE, COLUMNS, EXACT, MOMENTS
 from deconfound.metrics.score import all_metrics
 from deconfound.runs.config import config_model
 from deconfound.runs.run import open_run
@@ -73,7 +73,10 @@ class Toy(Imputer):
 SIMULATED = SimulateConfig(
     cells=240, labels=3, series=2, plates=2, sections=1, size=24, strength=6, variation=0.2, seed=1
 )
-DATA = DataOptions(fold="Metadata_Plate=S1/P1")
+DATA = DataOptions(fold="Metadata_Plate=S1/P1", id_test_fraction=0.3)
+SOURCES = [
+    f"imputation_source_{kind}{end}" for kind in ("environment", "level") for end in ("", "_chance")
+]
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +200,13 @@ def test_an_image_left_alone_scores_one(
     assert set(scores[scores["method"] == "toy"]["seed"]) == {5}
     assert set(scores[scores["method"] == MOMENTS]["seed"]) == {0}
     assert scores["config"].isna().equals(scores["method"] != "toy")
+    exact = scores[scores["method"] == EXACT]
+    assert set(exact["metric"]) == set(SOURCES)
+    assert set(exact["seed"]) == {0}
+    for metric in SOURCES:
+        name = metric.removeprefix("imputation_")
+        alone = value(scores, ALONE, name, "id_test")
+        assert value(scores, "toy", name, "id_test") == pytest.approx(alone, abs=0.02)
     channels = scores[scores["representation"] == "channel actin"]
     assert set(channels["method"]) == {"toy", ALONE, MOMENTS}
 
@@ -250,6 +260,10 @@ def test_the_true_image_scores_zero_and_that_of_another_label_is_hallucinated(
     assert value(scores, "toy", "error") < 1e-5
     assert value(scores, "toy", "agreement") == 1
     assert value(scores, "toy", "hallucination") == 0
+    for metric in SOURCES:
+        name = metric.removeprefix("imputation_")
+        exact = value(scores, EXACT, name, "id_test")
+        assert value(scores, "toy", name, "id_test") == pytest.approx(exact, abs=0.02)
     probability = value(scores, "toy", "label_probability")
     assert probability == pytest.approx(value(scores, "toy", "label_probability_true"), abs=1e-4)
     assert probability > 0.7
@@ -385,4 +399,4 @@ def test_the_verb_prints_its_scores(
     printed = capsys.readouterr().out
     scores = pd.read_parquet(out)
     assert f"{len(scores)} scores in {out}" in printed
-    assert set(scores["method"]) == {"toy", ALONE, MOMENTS}
+    assert set(scores["method"]) == {"toy", ALONE, MOMENTS, EXACT}

@@ -279,6 +279,58 @@ def test_imputed_images_come_first_with_their_baselines(tmp_path: Path) -> None:
     assert "Only one seed of erm and ist" in page
 
 
+def source_read(method: str, environment: float, level: float) -> list[dict[str, Any]]:
+    """How well the source of imputed images is read, of four environments and two series."""
+    values = {"environment": environment, "environment_chance": 0.25, "level": level,
+              "level_chance": 0.5}  # fmt: skip
+    return [
+        score(method, value, metric=f"imputation_source_{name}", representation="image",
+              part="id_test")
+        for name, value in values.items()
+    ]  # fmt: skip
+
+
+def test_how_well_the_source_is_read_stands_beside_the_error(tmp_path: Path) -> None:
+    rows = [
+        *imputed("ist", 0.4, hallucination=0.05),
+        *imputed("left alone", 1.0, hallucination=0.0),
+        *source_read("ist", 0.62, 0.98),
+        *source_read("moments", 0.71, 1.0),
+        *source_read("left alone", 0.9, 1.0),
+        *source_read("rendered exactly", 0.27, 0.52),
+    ]
+    (level,) = levels(framed(rows))
+    (table,) = level.tables
+    assert [(column.part, column.metric, column.arrow) for column in table.columns] == [
+        ("held out", "imputation_error", "↓"),
+        ("held out", "imputation_hallucination", "↓"),
+        ("in distribution", "imputation_source_environment", "↓"),
+        ("in distribution", "imputation_source_level", "↓"),
+    ]
+    read = "imputation_source_environment"
+    found = cell(level, "Imputed images", "ist", "image", read)
+    assert (found.text, found.aside, found.best) == ("0.620", "0.25", True)
+    found = cell(level, "Imputed images", "rendered exactly", "image", read)
+    assert (found.text, found.best) == ("0.270", False)
+    assert cell(level, "Imputed images", "rendered exactly", "image", "imputation_error").text == ""
+    error, environment, outermost = imputation_statements(framed(rows))
+    assert error.text == "ist 0.40 (5% hallucinated)."
+    assert environment.subject == (
+        "Source environment read from imputed images, held-out plate, in distribution"
+    )
+    assert environment.text == (
+        "ist 0.62, moments 0.71, left alone 0.90, rendered exactly 0.27 "
+        "(balanced accuracy; chance 0.25)."
+    )
+    assert outermost.subject.startswith("Source outermost level read from imputed images")
+
+    report([write_scores(tmp_path / "scores.parquet", rows)], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    start, end = (page.index(f'<section id="{name}">') for name in ("imputation", "summary"))
+    assert environment.text in page[start:end]
+    assert "rendered exactly" not in page[end : page.index('<section id="scores">')]
+
+
 def test_alarms(tmp_path: Path) -> None:
     collapsed = "collapsed: all embeddings point the same way; lower alpha"
     rows = [

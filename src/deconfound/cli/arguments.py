@@ -221,7 +221,7 @@ class ImputationArguments(ComputedArguments):
     all: bool = False
     """Print every score, one a line, instead of a summary."""
     images: int = Field(2_000, ge=1)
-    """Held-out cells of a part at most, drawn by the seed."""
+    """Cells of a part at most, drawn by the seed."""
     style_images: int = Field(1, ge=1)
     """Images of an environment that one style is averaged over; 1 as in the paper."""
     relative_style: RelativeTo | None = None

@@ -49,6 +49,8 @@ _COLUMNS = (
     _Column("error, held out", ("imputation_error",), ("test",)),
     _Column("error, in distribution", ("imputation_error",), ("id_test",)),
     _Column("hallucinated, held out", ("imputation_hallucination",), ("test",)),
+    _Column("source environment (chance)", ("imputation_source_environment",)),
+    _Column("source level (chance)", ("imputation_source_level",)),
 )
 _IID = (_Column("in distribution", _LABEL, ("test",)), *_COLUMNS[2:])
 

@@ -136,3 +136,34 @@ def interventions(
     others = np.array(again, dtype=np.int64).reshape(len(first), style_images - 1)
     style = np.column_stack([first, others])
     return Interventions(rows, style, chosen, planted[first])
+
+
+def into_one(
+    screen: Screen, problem: Problem, most: int, seed: int, style_images: int = 1
+) -> Interventions:
+    """At most `most` rows, all to be imputed into one training environment as planted.
+
+    The environment, the planted one of a training row of it, and the rows are drawn by `seed`; they
+    depend neither on the run nor on `style_images`. Rows are of the part id_test, or of train where
+    there is none, and of other training environments. Style images are drawn with replacement.
+    """
+    code = problem.environment.codes
+    stream = numpy_stream(seed, "interventions into one")
+    train = problem.fold.rows("train")
+    train = train[code[train] >= 0]
+    target = stream.choice(np.unique(code[train]))
+    members = train[code[train] == target]
+    planted = joined(screen.table, screen.roles.levels).to_numpy(dtype=str)
+    rendering = planted[stream.choice(members)]
+    rows = problem.fold.rows(probed_part(problem))
+    rows = rows[(code[rows] >= 0) & (code[rows] != target)]
+    rows = np.sort(stream.permutation(rows)[:most])
+    style = stream.choice(members[planted[members] == rendering], (len(rows), style_images))
+    return Interventions(
+        rows, style, np.full(len(rows), target), np.full(len(rows), rendering, dtype=planted.dtype)
+    )
+
+
+def probed_part(problem: Problem) -> Part:
+    """The part whose cells are asked where they came from: id_test, or train without id_test."""
+    return "id_test" if len(problem.fold.rows("id_test")) else "train"

@@ -3,20 +3,24 @@
 Imputing is that of Pernice et al., IST, 2023, eq. 1.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
 from deconfound.arrays import Images, Rows
 from deconfound.config import RelativeTo
-from deconfound.counterfactuals.cells import Interventions, interventions, refuse_irreversible
-from deconfound.counterfactuals.impute import within_range
+from deconfound.counterfactuals.cells import (
+    Interventions,
+    interventions,
+    into_one,
+    refuse_irreversible,
+)
 from deconfound.counterfactuals.oracle import Oracle, oracle_of
+from deconfound.counterfactuals.shown import RUN, StoredImputer, shown_images
+from deconfound.counterfactuals.source_probe import source_scores
 from deconfound.data.folds.fold import Part
 from deconfound.data.folds.groups import well_units
 from deconfound.data.folds.problem import pose
@@ -24,11 +28,10 @@ from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.counterfactual import counterfactual
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, MOMENTS, NamedScore, score_row
+from deconfound.evaluation.scores import ALONE, BASELINES, COLUMNS, EXACT, NamedScore, score_row
 from deconfound.files import atomic, seal
 from deconfound.intervention.source_run import refuse_unable
 from deconfound.intervention.styles import (
-    SourceStyles,
     of_sets_in,
     refuse_absolute,
     source_styles_of,
@@ -42,46 +45,6 @@ from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress
 
 PARTS: tuple[Part, ...] = ("id_test", "test")
-BATCH = 64
-
-
-@dataclass(frozen=True)
-class _Imputer:
-    """A run's method that imputes stored pixels."""
-
-    method: Imputer
-    intensity: Intensity
-    environments: tuple[str, ...]
-    """Names of the training environments, by code."""
-    source_styles: SourceStyles | None
-    """Where the rows of the screen were taken; None where styles are not relative."""
-    of_environment: bool
-    """Whether the target is the mean style of its environment, and not of the style images."""
-
-    @torch.inference_mode()
-    def __call__(
-        self, rows: Rows, source: Images, style: Images, environment: Rows
-    ) -> npt.NDArray[np.float32]:
-        """Impute the source images (B, C, H, W) of `rows`; stored units.
-
-        `style` (B, K, C, H, W) holds the style images of each, taken in `environment` (B,).
-        """
-        device = self.intensity.offset.device
-        source_pixels, style_pixels, taken_in = (
-            torch.from_numpy(array).to(device) for array in (source, style, environment)
-        )
-        image = self.intensity(source_pixels)
-        styles, own = self.source_styles, None
-        if styles is not None:
-            own = styles.of(torch.from_numpy(rows))
-        if styles is None or not self.of_environment:
-            images, of_style = style_pixels.shape[1], self.intensity(style_pixels.flatten(0, 1))
-            every = self.method.style(of_style, taken_in.repeat_interleave(images))
-            code = every.reshape(len(source), images, -1).mean(dim=1)
-        else:
-            code = styles.of_names([self.environments[one] for one in environment])
-        imputed = self.method.impute(image, code, own)
-        return np.asarray(self.intensity.inverse(imputed.float()).cpu().numpy())
 
 
 class _Judged:
@@ -130,6 +93,10 @@ def imputation(
     one clipped to the range of the stored type. The oracle of `oracle_of`, trained for
     `oracle_steps` steps and kept beside `out`, says which label an image shows.
 
+    Where images come from is read by `source_reading` from at most `images` cells that are all
+    imputed into one environment (`into_one`), once for each imputer and once for the true images,
+    which are the method `EXACT`.
+
     Returns, and writes to the Parquet file `out`, the columns of `measure`; the representation is
     "image" for all channels together and "channel NAME" for one. The scores of `BASELINES`, the
     images left alone and `matched_moments`, stand beside the run's; they depend only on the fold,
@@ -165,16 +132,23 @@ def imputation(
         )
         records = []
         asked = {"style_images": style_images, "relative_style": relative_style}
-        imputer = _Imputer(method, intensity, opened.environments, source_styles, of_environment)
-        total = sum(len(drawn.rows) for drawn in planned.values())
+        imputer = StoredImputer(
+            method, intensity, opened.environments, source_styles, of_environment
+        )
+        one_target = into_one(source, problem, images, seed, style_images)
+        total = sum(len(drawn.rows) for drawn in (*planned.values(), one_target))
         with Progress("impute", total, "images", quiet=quiet) as progress:
             for part, drawn in planned.items():
                 judged = _judged(source, imputer, drawn, oracle, progress, threads)
                 unit = well_units(source.table.iloc[drawn.rows], source.roles)
                 codes = {"label": problem.label.codes[drawn.rows], "unit": unit}
-                for name in ("run", *BASELINES):
+                for name in (RUN, *BASELINES):
                     scores = _imputation_scores(judged, name, part, source.channels, seed, **codes)
                     records += _records(opened, name, scores, seed, asked)
+            shown = shown_images(source, imputer, one_target, threads)
+            read = source_scores(source, problem, one_target, shown, seed, progress)
+            for name, scores in read.items():
+                records += _records(opened, name, scores, seed, asked)
         table = pd.DataFrame(records, columns=COLUMNS)
         seal.write_frame(Path(out), table)
     return table
@@ -197,7 +171,7 @@ def _loaded(run: Run, screen: Screen) -> tuple[Imputer, Intensity]:
 
 def _judged(
     screen: Screen,
-    imputer: _Imputer,
+    imputer: StoredImputer,
     drawn: Interventions,
     oracle: Oracle,
     progress: Progress,
@@ -205,24 +179,11 @@ def _judged(
 ) -> dict[str, _Judged]:
     """Impute every row with the run and the baselines, and judge them and the true images."""
     size = len(drawn.rows), len(screen.channels), oracle.head.out_features
-    judged = {name: _Judged(*size) for name in ("run", "true", *BASELINES)}
-    for rendering in np.unique(drawn.rendering):
-        of_rendering = np.flatnonzero(drawn.rendering == rendering)
-        for places in np.split(of_rendering, np.arange(BATCH, len(of_rendering), BATCH)):
-            rows = drawn.rows[places]
-            source, style = screen.read(rows), screen.read(drawn.style[places].ravel())
-            style = style.reshape(len(rows), -1, *screen.image_shape)
-            true = counterfactual(screen, rows, str(rendering), threads=threads)
-            imputed = imputer(rows, source, style, drawn.environment[places])
-            shown = {
-                "run": within_range(imputed, screen.dtype),
-                MOMENTS: within_range(metrics.matched_moments(source, style), screen.dtype),
-                ALONE: source,
-                "true": true,
-            }
-            for name, image in shown.items():
-                judged[name].put(places, image, true, oracle)
-            progress.update(len(places))
+    judged = {name: _Judged(*size) for name in (RUN, *BASELINES, EXACT)}
+    for places, shown in shown_images(screen, imputer, drawn, threads):
+        for name, image in shown.items():
+            judged[name].put(places, image, shown[EXACT], oracle)
+        progress.update(len(places))
     return judged
 
 
@@ -240,7 +201,7 @@ def _imputation_scores(
 
     `label` and `unit` (N,) are the codes of each image's label and well; intervals are over wells.
     """
-    one, alone, true = judged[name], judged[ALONE], judged["true"].probability
+    one, alone, true = judged[name], judged[ALONE], judged[EXACT].probability
     probability = one.probability
     over = f"95 % interval over {len(np.unique(unit))} wells"
 
@@ -288,7 +249,7 @@ def _records(
         "saw_held_out": bool(config.held_out_notes),
         "config": config.model_dump(mode="json") | {"imputation": asked},
     }
-    if name == "run":
+    if name == RUN:
         return [score_row(about, run.fold, one) for one in scores]
     baseline = about | {"method": name, "seed": seed, "saw_held_out": False}
     return [score_row(baseline, run.fold, one) | {"config": None} for one in scores]

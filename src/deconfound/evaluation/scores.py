@@ -24,10 +24,10 @@ from deconfound.runs.config import HELD_OUT_NOTES, SAW_HELD_OUT
 COLUMNS = [
     "method", "fold", "seed", "representation", "metric", "part", "value", "n", "note", "config",
 ]  # fmt: skip
-ALONE, MOMENTS = "left alone", "moments"
+ALONE, MOMENTS, EXACT = "left alone", "moments", "rendered exactly"
 BASELINES = (MOMENTS, ALONE)
 """Names under which a scores file holds the images left alone and those of matched moments, which
-any imputer must beat."""
+any imputer must beat. `EXACT`, the true images, no imputer can beat."""
 
 
 class NamedScore(NamedTuple):

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from deconfound.data.simulation.inject import clean_name
 from deconfound.display.page import data_uri, template_text, templates
 from deconfound.errors import UserError
-from deconfound.evaluation.scores import BASELINES
+from deconfound.evaluation.scores import BASELINES, EXACT
 from deconfound.files import atomic
 from deconfound.reports.figures import score_dots, training_curves
 from deconfound.reports.map import draw_maps
@@ -66,7 +66,7 @@ def _page(sources: Sources, seed: int) -> str:
     return templates().get_template("report.html").render(
         version=__version__,
         statements=statements(scores, _environment_name(sources)),
-        warnings=warnings(sources, every[~every["method"].isin(BASELINES)]),
+        warnings=warnings(sources, every[~every["method"].isin((*BASELINES, EXACT))]),
         imputed=levels(imputed),
         imputation_statements=imputation_statements(imputed),
         dots=dots,

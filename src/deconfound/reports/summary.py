@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from deconfound.data.tables.table import natural_order
-from deconfound.evaluation.scores import ALONE, MOMENTS
+from deconfound.evaluation.scores import ALONE, EXACT, MOMENTS
 from deconfound.reports.sources import RunSource, Sources
 from deconfound.reports.tables import (
     Spread,
@@ -66,7 +66,8 @@ def statements(scores: pd.DataFrame, environment: str) -> list[Statement]:
 
 
 def imputation_statements(scores: pd.DataFrame) -> list[Statement]:
-    """How near imputed images come to the true ones, and how often they show another phenotype.
+    """How near imputed images come to the true ones, how often they show another phenotype, and how
+    well their source is read.
 
     `scores` comes from `with_levels` and holds the metrics of imputed images alone.
     """
@@ -89,6 +90,25 @@ def imputation_statements(scores: pd.DataFrame) -> list[Statement]:
             subject += "" if part == "test" else ", in distribution"
             text = ", ".join(said for *_, said in sorted(sentences))
             found.append(Statement(subject, f"{text}."))
+        found += _source_statements(str(level), whole[whole["level"] == level])
+    return found
+
+
+def _source_statements(level: str, scores: pd.DataFrame) -> list[Statement]:
+    """How well the environment, and the outermost level, that images came from can be read."""
+    found = []
+    for kind, noun in (("environment", "environment"), ("level", "outermost level")):
+        metric = f"imputation_source_{kind}"
+        part, read = _of_first(("id_test", "train"), scores[scores["metric"] == metric])
+        spreads = {str(method): spread(rows) for method, rows in read.groupby("method")}
+        spreads = {name: one for name, one in spreads.items() if not math.isnan(one.mean)}
+        order = sorted(spreads, key=lambda name: (name == EXACT, name == ALONE, name == MOMENTS))
+        chances = scores.loc[scores["metric"] == f"{metric}_chance", "value"].dropna().tolist()
+        if spreads:
+            text = ", ".join(f"{name} {spreads[name].text(2)}" for name in order)
+            subject = f"Source {noun} read from imputed images, {_lowered(level_title(level))}"
+            subject += f", {part_title(level, str(part))}"
+            found.append(Statement(subject, f"{text} (balanced accuracy{_chance(chances)})."))
     return found
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from deconfound.data.tables.table import natural_order
 from deconfound.display.numbers import mean_and_sd, number
+from deconfound.evaluation.scores import EXACT
 from deconfound.metrics.score import Metric, all_metrics
 
 PARTS = {
@@ -17,6 +18,7 @@ PARTS = {
     "id_test": "in distribution",
     "id": "in distribution",
     "val": "validation",
+    "train": "training",
     "ood_val": "left-out environment",
     "pooled": "held out, folds pooled",
 }
@@ -30,7 +32,15 @@ IMPUTATION = "imputation_"
 """Beginning of the names of the metrics of imputed images."""
 _IMPUTED = tuple(
     IMPUTATION + name
-    for name in ("error", "squared_error", "label_probability", "agreement", "hallucination")
+    for name in (
+        "error",
+        "squared_error",
+        "label_probability",
+        "agreement",
+        "hallucination",
+        "source_environment",
+        "source_level",
+    )
 )
 _REFERENCE = (_CHANCE, "_low", "_high", "_true")
 """Endings of metrics that are shown in brackets after another one: its chance level, the ends of
@@ -207,12 +217,13 @@ def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric])
     pairs = sorted(set(zip(scored["part"], scored["metric"], strict=True)), key=_column_order)
     keys = sorted(set(zip(rows["method"], rows["representation"], strict=True)))
     mains = {method: main_representation(rows[rows["method"] == method]) for method, _ in keys}
+    ranked = sorted(mains.keys() - {EXACT})
     spreads = {
         key: spread(of_score)
         for key, of_score in rows.groupby(["method", "representation", "part", "metric"])
     }
     best = {
-        pair: _best([spreads.get((m, mains[m], *pair)) for m in sorted(mains)], known.get(pair[1]))
+        pair: _best([spreads.get((m, mains[m], *pair)) for m in ranked], known.get(pair[1]))
         for pair in pairs
     }
     shown = []
@@ -223,7 +234,7 @@ def _table(title: str, rows: pd.DataFrame, level: str, known: dict[str, Metric])
             if one is None:
                 cells.append(Cell("", "", "", False))
                 continue
-            leads = representation == mains[method] and one.mean == best[pair]
+            leads = method in ranked and representation == mains[method] and one.mean == best[pair]
             ends = {end: (method, representation, pair[0], pair[1] + end) for end in _REFERENCE}
             aside = _aside({end: spreads[key] for end, key in ends.items() if key in spreads})
             context = pair[1] in known and known[pair[1]].better == "context"
