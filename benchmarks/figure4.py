@@ -89,11 +89,10 @@ def all_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for cells, found in scores(file, known, out).items():
             yield {"entry": entry, "seed": seed, "cells_of": cells} | found
 
-    for entry, seed, file, whole in untrained(screen, out, arguments.seeds, arguments.features):
+    seeds, hows = arguments.seeds, arguments.corrections
+    for entry, seed, file, whole in untrained(screen, out, seeds, hows, arguments.features):
         yield from (row for row in rows(entry, seed, file) if whole or row["cells_of"] != "all")
-    for entry, seed, file in trained(
-        arguments.sweep, out, arguments.seeds, arguments.corrections, arguments.done
-    ):
+    for entry, seed, file in trained(arguments.sweep, out, seeds, hows, arguments.done):
         yield from rows(entry, seed, file)
 
 

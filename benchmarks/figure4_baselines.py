@@ -32,9 +32,12 @@ BY_WELL: dict[str, PostHocOptions] = {
 
 
 def untrained(
-    screen: Screen, out: Path, seeds: list[int], features: bool
+    screen: Screen, out: Path, seeds: list[int], hows: list[str], features: bool
 ) -> Iterator[tuple[str, int, Path, bool]]:
-    """The entry, the seed, the embeddings file, and whether it holds all cells, of each row."""
+    """The entry, the seed, the embeddings file, and whether it holds all cells, of each row.
+
+    `features` of CellProfiler are corrected by Harmony as well where it is one of `hows`.
+    """
     yield "true traits", 0, true_traits(screen, out), True
     numbers = out / "intensities.h5ad"
     if not numbers.exists():
@@ -51,7 +54,7 @@ def untrained(
         by_well = corrected(how, source, options)
         reduced = corrected("pca", by_well, PcaOptions(components=COMPONENTS))
         yield f"cellprofiler, {how}, pca", 0, reduced, False
-    for seed in seeds:
+    for seed in seeds if "harmony" in hows else ():
         harmony = HarmonyOptions(components=COMPONENTS, seed=seed)
         file = corrected("harmony", components, harmony, f"-{seed}")
         yield "cellprofiler, pca, harmony", seed, file, False
