@@ -75,6 +75,7 @@ class Frame:
 
 
 def frame_of(values: Values, size: int) -> Frame:
+    """The frame of every cell of (N,) poses in images of `size` pixels."""
     axis = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1).astype(np.float32)
     origin_x, origin_y, angle = (values[n][:, None, None] for n in ("OffsetX", "OffsetY", "Angle"))
     cos, sin = np.cos(angle), np.sin(angle)

@@ -82,8 +82,8 @@ def _body(values: Values, frame: Frame, draws: Draws) -> _Body:
     outline = np.ones_like(u)
     for k in range(HARMONICS):
         outline += _wide(depth[:, k]) * np.cos((k + 2) * angle + _wide(phase[:, k]))
-    reach = np.hypot(u, v) / (np.float32(BODY) * outline)
-    rim = (1 - reach) * np.float32(BODY)
+    reach = np.asarray(np.hypot(u, v) / (BODY * outline), dtype=np.float32)
+    rim: Floats = (1 - reach) * BODY
     return _Body(soft_step(rim / EDGE), np.float32(0.01) * soft_step(3 * rim), reach, angle)
 
 
@@ -109,12 +109,11 @@ def _nucleus(values: Values, frame: Frame, draws: Draws) -> _Nucleus:
     for share, k, phase in zip((1 - many, many), LOBES, phases, strict=True):
         wave = np.cos(k * tip + np.float32(2 * np.pi) * _wide(phase))
         edge += np.sqrt(share) * np.float32(DEPTH / k) * wave
-    depth = edge * np.float32(NUCLEUS)
+    depth = np.asarray(edge * NUCLEUS, dtype=np.float32)
     coarse, fine = frame.smooth(draws, COARSE), frame.smooth(draws, FINE)
     grain = _wide(values["ChromatinGrain"])
-    chromatin = np.sqrt(grain) * fine + np.sqrt(1 - grain) * coarse
-    stain = soft_step(depth / EDGE) * (1 + np.float32(0.25) * chromatin)
-    return _Nucleus(depth, stain, turn)
+    chromatin = 1 + np.float32(0.25) * (np.sqrt(grain) * fine + np.sqrt(1 - grain) * coarse)
+    return _Nucleus(depth, np.asarray(soft_step(depth / EDGE) * chromatin), turn)
 
 
 def _actin(values: Values, frame: Frame, body: _Body, nucleus: _Nucleus, draws: Draws) -> Floats:
