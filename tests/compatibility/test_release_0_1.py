@@ -177,6 +177,7 @@ def test_scores_are_as_before(release: Path, tolerance: float) -> None:
     names = ("erm", "scbd", "erm-standardised")
     files = [release / "embeddings" / f"{name}.h5ad" for name in names]
     found = measure(files, quiet=True)
+    found = found[~found["metric"].str.contains("_nearby")].reset_index(drop=True)  # came later
     pd.testing.assert_frame_equal(found, stored, rtol=tolerance, atol=tolerance)
 
 
@@ -217,7 +218,8 @@ def test_a_crossval_is_not_done_again(release: Path) -> None:
     assert summary is not None
     assert (summary.failed, summary.training_seconds) == (0, 0)
     assert digests(out / "sweep" / "runs") == runs
-    pd.testing.assert_frame_equal(pd.read_csv(out / "table.csv"), table, rtol=1e-6)
+    found = pd.read_csv(out / "table.csv")[list(table.columns)]  # labels seen nearby came later
+    pd.testing.assert_frame_equal(found, table, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

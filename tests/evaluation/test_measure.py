@@ -90,6 +90,30 @@ def test_scores_of_predictions_are_those_of_scikit_learn(saved: Saved) -> None:
     assert "6 rows are not scored" in coverage["note"]
 
 
+def test_labels_seen_nearby_and_unseen_are_scored_apart(saved: Saved) -> None:
+    embeddings = made()
+    table = embeddings.table
+    table.loc[(table["y"] == "c2") & (table[PART] != "test"), "series"] = "S2"  # not in S1
+    scores = measure([saved(embeddings)], quiet=True)
+    chosen = table[(table[PART] == "test") & (table["y"] != "only held out")]
+    of_class = f1_score(chosen["y"], chosen[PREDICTED], labels=["c0", "c1", "c2"], average=None)
+    near = one(scores, "macro_f1_seen_nearby", "test")
+    assert near["value"] == pytest.approx(of_class[:2].mean())
+    assert near["n"] == chosen["y"].isin(["c0", "c1"]).sum()
+    far = one(scores, "macro_f1_unseen_nearby", "test")
+    assert far["value"] == pytest.approx(of_class[2])
+    assert far["n"] == (chosen["y"] == "c2").sum()
+    assert one(scores, "macro_f1", "test")["value"] == pytest.approx(of_class.mean())
+    named = scores["metric"].str.contains("nearby")
+    assert set(scores[named]["part"]) == {"test"}
+    assert named.sum() == 4
+
+
+def test_a_random_split_has_no_labels_nearby(saved: Saved) -> None:
+    scores = measure([saved(made("iid"))], quiet=True)
+    assert not scores["metric"].str.contains("nearby").any()
+
+
 def test_probes_are_those_of_scikit_learn(saved: Saved) -> None:
     embeddings = made()
     scores = measure([saved(embeddings)], quiet=True)

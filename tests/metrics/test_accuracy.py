@@ -9,6 +9,7 @@ from deconfound.metrics.accuracy import (
     accuracy_chance,
     class_coverage,
     macro_f1,
+    macro_f1_among,
     macro_f1_chance,
     seen_in_training,
 )
@@ -119,3 +120,26 @@ def test_chance_of_balanced_and_of_constant_predictions() -> None:
     assert macro_f1_chance(truth, constant, seen).value == pytest.approx(
         macro_f1(truth, constant, seen).value
     )
+
+
+def test_macro_f1_among_is_the_mean_of_the_f1_that_the_classes_have_in_the_whole() -> None:
+    truth, predicted = predictions()
+    seen = seen_in_training(truth, np.arange(5))
+    among = np.isin(truth, [1, 4])
+    of_class = f1_score(truth[seen], predicted[seen], average=None, labels=range(5))
+    score, chance = macro_f1_among(truth, predicted, seen, among)
+    assert score.value == pytest.approx(of_class[[1, 4]].mean(), abs=1e-12)
+    assert score.n == among.sum()
+    other, other_chance = macro_f1_among(truth, predicted, seen, ~among)
+    whole = macro_f1(truth, predicted, seen).value
+    assert (2 * score.value + 3 * other.value) / 5 == pytest.approx(whole, abs=1e-12)
+    by_chance = macro_f1_chance(truth, predicted, seen).value
+    assert (2 * chance.value + 3 * other_chance.value) / 5 == pytest.approx(by_chance, abs=1e-12)
+
+
+def test_macro_f1_among_no_class_is_undefined_and_says_why() -> None:
+    truth, predicted = predictions()
+    seen = seen_in_training(truth, np.arange(6))
+    for score in macro_f1_among(truth, predicted, seen, np.zeros(len(truth), dtype=bool)):
+        assert math.isnan(score.value)
+        assert (score.n, score.note) == (0, "no test class is of this kind")

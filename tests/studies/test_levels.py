@@ -243,6 +243,9 @@ def test_cells_are_means_and_sds_over_folds_and_seeds() -> None:
             score("a", "plate=2", "macro_f1", math.nan, seed=1),
             score("a", "plate=2", "macro_f1_chance", 0.2),
             score("b", "series=1", "macro_f1", 0.5),
+            score("b", "series=1", "macro_f1_seen_nearby", 0.75),
+            score("b", "series=1", "macro_f1_seen_nearby_chance", 0.25),
+            score("b", "series=1", "macro_f1_unseen_nearby", 0.5),
         ]
     )
     folds = {"plate": ["plate=1", "plate=2"], "series": ["series=1"]}
@@ -255,6 +258,9 @@ def test_cells_are_means_and_sds_over_folds_and_seeds() -> None:
     assert (a["plate_runs"], a["plate_chance"]) == (3, 0.2)
     assert math.isnan(a["series_mean"])
     assert (b["series_mean"], b["series_runs"]) == (0.5, 1)
+    assert (b["series_seen_nearby_mean"], b["series_seen_nearby_chance"]) == (0.75, 0.25)
+    assert (b["series_unseen_nearby_mean"], b["series_unseen_nearby_runs"]) == (0.5, 1)
+    assert a["plate_seen_nearby_runs"] == 0
     text = shown(table.reset_index(), {"plate": "Level-1: plate", "series": "Level-2: series"})
     assert list(text.columns) == [
         "method", "IID", "cLISI/bLISI", "kNN BatchCV", "Level-1: plate", "Level-2: series",
@@ -289,6 +295,11 @@ def test_from_a_screen_to_the_table(screen: Screen, tmp_path: Path) -> None:
     assert r"\toprule" in (out / "table.tex").read_text(encoding="utf-8")
     scores = pd.read_parquet(out / "scores.parquet")
     assert set(scores["method"]) == {"erm", "erm+knn"}
+    nearby = scores[scores["metric"].str.contains("_nearby")]
+    assert set(nearby["method"]) == {"erm", "erm+knn"}
+    assert (nearby["part"] == "test").all()
+    assert not nearby["fold"].eq("iid").any()
+    assert nearby["fold"].nunique() == 2
     assert not scores.duplicated(
         ["method", "fold", "seed", "representation", "metric", "part"]
     ).any()

@@ -12,6 +12,7 @@ import torch
 
 from deconfound.arrays import Codes, Floats, Mask
 from deconfound.data.folds.fold import fold_key
+from deconfound.data.folds.nearby import seen_nearby
 from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import coded, joined_key, listed, require_columns
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
@@ -119,6 +120,8 @@ def prediction_scores(embeddings: Embeddings) -> list[NamedScore]:
     part = embeddings.part
     if (predicted < 0).all():
         return []
+    fold = str(embeddings.about["fold"])
+    nearby = seen_nearby(embeddings.table, embeddings.roles, fold, part)
     trained = coded(pd.Series(embeddings.about["labels"]), label.names).codes
     rows = []
     for name in ("val", "ood_val", "id_test", "test", "new"):
@@ -126,7 +129,8 @@ def prediction_scores(embeddings: Embeddings) -> list[NamedScore]:
         if inside.any():
             truth = label.codes[inside]
             seen = seen_in_training(truth, trained)
-            rows += classification(truth, predicted[inside], seen, name)
+            near = nearby[inside] if nearby is not None and name == "test" else None
+            rows += classification(truth, predicted[inside], seen, name, near)
     return rows
 
 

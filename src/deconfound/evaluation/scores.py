@@ -16,6 +16,7 @@ from deconfound.metrics.accuracy import (
     accuracy_chance,
     class_coverage,
     macro_f1,
+    macro_f1_among,
     macro_f1_chance,
 )
 from deconfound.metrics.score import Score
@@ -57,10 +58,13 @@ def score_row(about: dict[str, Any], fold: str, row: NamedScore) -> dict[str, An
     }
 
 
-def classification(truth: Codes, predicted: Codes, seen: Mask, part: str) -> list[NamedScore]:
+def classification(
+    truth: Codes, predicted: Codes, seen: Mask, part: str, nearby: Mask | None = None
+) -> list[NamedScore]:
     """The scores of predictions on the rows of one part.
 
-    Codes (N,) int64 of one numbering; `seen` (N,) comes from `seen_in_training`.
+    Codes (N,) int64 of one numbering; `seen` (N,) comes from `seen_in_training`. With `nearby`
+    (N,), from `seen_nearby`, macro-F1 also of the labels seen nearby and of those unseen, apart.
     """
     found = {
         "accuracy": accuracy(truth, predicted, seen),
@@ -69,6 +73,10 @@ def classification(truth: Codes, predicted: Codes, seen: Mask, part: str) -> lis
         "macro_f1_chance": macro_f1_chance(truth, predicted, seen),
         "class_coverage": class_coverage(truth, seen),
     }
+    if nearby is not None:
+        for kind, among in (("seen_nearby", nearby), ("unseen_nearby", ~nearby)):
+            score, chance = macro_f1_among(truth, predicted, seen, among)
+            found |= {f"macro_f1_{kind}": score, f"macro_f1_{kind}_chance": chance}
     return [NamedScore("prediction", metric, part, score) for metric, score in found.items()]
 
 

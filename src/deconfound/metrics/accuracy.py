@@ -38,6 +38,30 @@ MACRO_F1_CHANCE = Metric(
     paper="after Cohen 1960, expected agreement",
     summary="macro-F1 of the same predictions dealt out at random",
 )
+SEEN_NEARBY = Metric(
+    "macro_f1_seen_nearby",
+    better="higher",
+    paper="after Pernice et al., IST, section 5",
+    summary="macro-F1 over the classes that training saw close to the held-out group",
+)
+UNSEEN_NEARBY = Metric(
+    "macro_f1_unseen_nearby",
+    better="higher",
+    paper="after Pernice et al., IST, section 5",
+    summary="macro-F1 over the classes that training saw, but not close to the held-out group",
+)
+SEEN_NEARBY_CHANCE = Metric(
+    "macro_f1_seen_nearby_chance",
+    better="context",
+    paper="after Cohen 1960, expected agreement",
+    summary="macro_f1_seen_nearby of the same predictions dealt out at random",
+)
+UNSEEN_NEARBY_CHANCE = Metric(
+    "macro_f1_unseen_nearby_chance",
+    better="context",
+    paper="after Cohen 1960, expected agreement",
+    summary="macro_f1_unseen_nearby of the same predictions dealt out at random",
+)
 
 
 def seen_in_training(truth: AnyCodes, train_label: AnyCodes) -> Mask:
@@ -73,6 +97,26 @@ def macro_f1(truth: AnyCodes, predicted: AnyCodes, seen: Mask) -> Score:
         return Score(np.nan, 0, note)
     hits, support, guesses = _class_counts(truth[seen], predicted[seen])
     return Score(float(np.mean(2 * hits / (support + guesses))), int(seen.sum()), note)
+
+
+def macro_f1_among(
+    truth: AnyCodes, predicted: AnyCodes, seen: Mask, among: Mask
+) -> tuple[Score, Score]:
+    """`macro_f1` and its chance level over some of its classes: those of the rows `among` (N,).
+
+    Each class has the F1 that it has in `macro_f1`, so the mean of two parts, by their classes, is
+    the whole. `n` counts rows of those classes. Both NaN if there is none.
+    """
+    classes = np.unique(truth[seen])
+    chosen = np.isin(classes, truth[seen & among])
+    rows = int(np.isin(truth[seen], classes[chosen]).sum())
+    if not rows:
+        none = Score(np.nan, 0, "no test class is of this kind")
+        return none, none
+    hits, support, guesses = _class_counts(truth[seen], predicted[seen])
+    expected = support * guesses / seen.sum()
+    of_class, by_chance = (2 * one / (support + guesses) for one in (hits, expected))
+    return Score(float(of_class[chosen].mean()), rows), Score(float(by_chance[chosen].mean()), rows)
 
 
 def class_coverage(truth: AnyCodes, seen: Mask) -> Score:

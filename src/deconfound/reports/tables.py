@@ -26,7 +26,13 @@ MAIN = ("prediction", "content", "representation", "image")
 KINDS = ("Imputed images", "Predictions", "Linear probes", "Neighbourhoods", "Other scores")
 """Titles of the tables of a level."""
 _POOLED = r"^(.+) \(pooled over \d+ folds\)$"
-_LEADING = ("macro_f1", "accuracy", "class_coverage")
+_LEADING = (
+    "macro_f1",
+    "accuracy",
+    "class_coverage",
+    "macro_f1_seen_nearby",
+    "macro_f1_unseen_nearby",
+)
 _CHANCE = "_chance"
 IMPUTATION = "imputation_"
 """Beginning of the names of the metrics of imputed images."""

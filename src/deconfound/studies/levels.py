@@ -31,6 +31,7 @@ from deconfound.runtime.escaping import csv_text
 from deconfound.studies.comparison import CompareOptions, Comparison
 
 IID = "iid"
+NEARBY = ("seen_nearby", "unseen_nearby")
 IID_F1, LISI, BATCH_CV = "IID", "cLISI/bLISI", "kNN BatchCV"
 METHODS = ("erm", "scbd")
 SEEDS = (0, 1, 2)
@@ -165,8 +166,9 @@ def make_table(scores: pd.DataFrame, names: list[str], folds: dict[str, list[str
     """One row for each of `names`; the columns NAME_mean, NAME_sd, NAME_runs, NAME_chance.
 
     `scores` has the columns of a scores file; `folds` holds the folds of each level, innermost
-    first. Mixing is that of the content block, of methods that have one. Means and sds are over all
-    folds of a level and all seeds. NaN where there is no run.
+    first. Beside a level stand LEVEL_seen_nearby and LEVEL_unseen_nearby, its labels apart. Mixing
+    is that of the content block, of methods that have one. Means and sds are over all folds of a
+    level and all seeds. NaN where there is no run.
     """
     rows = []
     for name in names:
@@ -180,7 +182,9 @@ def make_table(scores: pd.DataFrame, names: list[str], folds: dict[str, list[str
             BATCH_CV: _cell(mixing[mixing["metric"] == "knn_batch_cv"]["value"]),
         }
         for level, of_level in folds.items():
-            cells[level] = _f1(own[own["fold"].isin(of_level)])
+            held_out = own[own["fold"].isin(of_level)]
+            cells[level] = _f1(held_out)
+            cells |= {f"{level}_{kind}": _f1(held_out, f"macro_f1_{kind}") for kind in NEARBY}
         flat = {
             f"{column}_{what}": value
             for column, cell in cells.items()
@@ -202,10 +206,10 @@ def shown(table: pd.DataFrame, levels: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", *titles.values()])
 
 
-def _f1(scores: pd.DataFrame) -> Cell:
+def _f1(scores: pd.DataFrame, metric: str = "macro_f1") -> Cell:
     predicted = scores[scores["representation"] == "prediction"]
-    chance = predicted[predicted["metric"] == "macro_f1_chance"]["value"].mean()
-    found = _cell(predicted[predicted["metric"] == "macro_f1"]["value"])
+    chance = predicted[predicted["metric"] == f"{metric}_chance"]["value"].mean()
+    found = _cell(predicted[predicted["metric"] == metric]["value"])
     return found._replace(chance=float(chance))
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deconfound.data.simulation.cells import CHANNELS, POSE, render_cells
+from deconfound.data.simulation.cells import CHANNELS, render_cells
+from deconfound.data.simulation.frame import POSE
 from deconfound.data.simulation.phenotype import TRAIT_NAMES, TRAITS, draw_phenotypes, draw_traits
 
 

@@ -9,8 +9,9 @@ import pytest
 from deconfound.config import validated
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
-from deconfound.data.simulation.cells import CHANNELS, POSE, render_cells
+from deconfound.data.simulation.cells import CHANNELS, render_cells
 from deconfound.data.simulation.counterfactual import counterfactual, new_environment
+from deconfound.data.simulation.frame import POSE
 from deconfound.data.simulation.optics import apply_optics, digitised, optics_from
 from deconfound.data.simulation.phenotype import TRAIT_NAMES
 from deconfound.data.simulation.simulate import SimulateConfig, simulate

@@ -16,7 +16,7 @@ from deconfound.data.ingest.images import IngestConfig
 from deconfound.data.ingest.profiles import ingest_profiles
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.image_table import joined_by_image
-from deconfound.data.tables.keys import key, keys, row_order, unified
+from deconfound.data.tables.keys import key, keys, row_and_column, row_order, unified
 from deconfound.data.tables.table import Roles, coded, joined, read_table
 from deconfound.description.describe import describe
 from deconfound.embeddings.group_means import group_cells
@@ -76,6 +76,21 @@ def test_a_well_is_a_row_and_a_column(value: str, expected: str) -> None:
 @given(st.text(max_size=8), st.booleans())
 def test_a_key_is_its_own_key(value: str, well: bool) -> None:
     assert key(key(value, well=well), well=well) == key(value, well=well)
+
+
+@pytest.mark.parametrize(
+    ("well", "expected"),
+    [
+        ("A01", (1, 1)),
+        ("b3", (2, 3)),
+        ("AF48", (32, 48)),
+        ("P1", (16, 1)),
+        ("A49", None),
+        ("x", None),
+    ],
+)
+def test_a_well_has_a_row_and_a_column(well: str, expected: tuple[int, int] | None) -> None:
+    assert row_and_column(well) == expected
 
 
 def test_wells_are_known_by_the_name_of_their_column() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
 
-from deconfound.arrays import Images, Rows
+from deconfound.arrays import Floats, Images, Rows
 from deconfound.config import did_you_mean, validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen, open_screen
@@ -23,6 +24,7 @@ from deconfound.data.simulation.optics import (
     digitised,
     draw_optics,
 )
+from deconfound.data.simulation.position import well_places, with_position
 from deconfound.data.simulation.rendering import CHUNK, render_screen
 from deconfound.data.tables.table import Roles, joined, joined_key
 from deconfound.errors import UserError
@@ -145,12 +147,21 @@ class InjectedCells:
             stream = numpy_stream(self.config.seed, "injected noise", cell)
             stream.standard_normal(out=one, dtype=np.float32)
         field = chosen[[FIELD_X, FIELD_Y]].to_numpy(dtype=np.float32)
-        return digitised(apply_optics(light, optics, field, noise), str(self.clean.dtype))
+        image = apply_optics(light, optics, field, noise, self._places[rows])
+        return digitised(image, str(self.clean.dtype))
 
     def draw(self, environment: Sequence[str]) -> Optics:
         """The optics of an environment, given by its groups, outermost first."""
-        config, channels = self.config, len(self.clean.channels)
-        return draw_optics(environment, config.spread(), channels, config.technical, config.seed)
+        config, spread, channels = self.config, self.config.spread(), len(self.clean.channels)
+        optics = draw_optics(environment, spread, channels, config.technical, config.seed)
+        return with_position(
+            optics, environment[:2], spread, config.position_effect * config.technical, config.seed
+        )
+
+    @cached_property
+    def _places(self) -> Floats:
+        """Column and row of the well of every cell, (N, 2) in −1 … 1."""
+        return well_places(self.table[layout.WELL])
 
 
 def injected_cells(screen: Screen) -> InjectedCells:
@@ -217,8 +228,11 @@ def _layout(clean: Screen, label: str, config: InjectConfig) -> tuple[pd.DataFra
     if config.layout == "grid":
         with_control = control is not None
         places = layout.grid_layout(
-            len(names), series, plates, config.sections, wells, seed, control=with_control
-        )
+            len(names), series, plates, config.sections, wells, seed,
+            control=with_control, overlap=config.label_overlap,
+        )  # fmt: skip
+    elif config.label_overlap is not None:
+        raise UserError("--label-overlap with --layout lincs; it is of the grid alone")
     elif control is None:
         raise UserError("--layout lincs needs a control on every plate; name its label, --control")
     else:

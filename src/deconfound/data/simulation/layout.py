@@ -13,6 +13,7 @@ import pandas as pd
 
 from deconfound.arrays import Floats
 from deconfound.data.simulation.phenotype import TRAITS, draw_phenotypes
+from deconfound.data.simulation.sharing import partly_shared, sparsely_shared
 from deconfound.errors import UserError
 from deconfound.runtime.seeds import numpy_stream
 
@@ -53,6 +54,7 @@ def grid_layout(
     seed: int,
     *,
     control: bool = True,
+    overlap: float | None = None,
 ) -> pd.DataFrame:
     """Sections in plates in series, conditions only partly shared (after GRID in Pernice et al.).
 
@@ -60,16 +62,21 @@ def grid_layout(
     series'; each label has `wells` wells in each section of its plates, and lies in at least two
     series. One row per well: series, plate, section and well names, and the label's number
     (0 is the control). Without `control` all labels are treatments, at least two of them in every
-    series. Raises UserError if a plate would need more than 1,536 wells.
+    series. With `overlap` each treatment lies in two series alone, as in `sparsely_shared`. Raises
+    UserError if a plate would need more than 1,536 wells, and as `sparsely_shared` does.
     """
     stream = numpy_stream(seed, "layout")
     controls, treatments = np.split(np.arange(labels), [int(control)])
     held = max(-(-2 * len(treatments) // series), round(0.6 * len(treatments)))
     held = held if control else max(held, 2)
     rows = []
-    for s, of_series in enumerate(_partly_shared(treatments, series, held, stream)):
+    if overlap is None:
+        shares = partly_shared(treatments, series, held, stream)
+    else:
+        shares = sparsely_shared(treatments, series, len(controls), overlap, stream)
+    for s, of_series in enumerate(shares):
         kept = max(-(-len(of_series) // plates), round(0.75 * len(of_series)))
-        for p, of_plate in enumerate(_partly_shared(of_series, plates, kept, stream)):
+        for p, of_plate in enumerate(partly_shared(of_series, plates, kept, stream)):
             present = np.concatenate([controls, of_plate])
             names = well_names(sections * wells * len(present))
             for a in range(sections):
@@ -117,19 +124,6 @@ def add_places(table: pd.DataFrame) -> None:
     behind = list(table).index(WELL) + 1
     table.insert(behind, SITE, (within % SITES + 1).astype(str))
     table.insert(behind + 1, OBJECT, (within // SITES + 1).astype(str))
-
-
-def _partly_shared(
-    labels: npt.NDArray[np.int64], groups: int, held: int, stream: np.random.Generator
-) -> list[npt.NDArray[np.int64]]:
-    """The `held` labels of each group, drawn so that all labels are held about equally often."""
-    used = np.zeros(len(labels))
-    chosen = []
-    for _ in range(groups):
-        pick = np.lexsort((stream.random(len(labels)), used))[:held]
-        used[pick] += 1
-        chosen.append(np.sort(labels[pick]))
-    return chosen
 
 
 def well_names(count: int) -> list[str]:

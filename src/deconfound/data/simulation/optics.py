@@ -31,6 +31,11 @@ class EnvironmentOptions(Options):
     """Standard deviation of the technical draws from series to series (grid and lincs)."""
     section_spread: float = Field(0.2, ge=0)
     """The same from section to section of a plate (grid only)."""
+    label_overlap: float | None = Field(None, gt=0, le=1)
+    """Largest fraction of a series' labels that another may hold too, the control among them: each
+    treatment lies in two series alone (grid only). If not given, series share most."""
+    position_effect: float = Field(0.0, ge=0, le=2)
+    """Scale of the gradients of staining and background over the rows and columns of a plate."""
     seed: int = 0
     """Seed of everything; the same seed gives the same bits on the same kind of processor."""
 
@@ -58,15 +63,31 @@ class Optics:
     """Noise standard deviation at full scale, growing with the root of the light."""
     read: tuple[float, ...]
     """Noise standard deviation in the dark, fraction of the full scale."""
+    gain_across: tuple[float, ...] = ()
+    """Change of log gain from the plate's middle to its last column; empty for none."""
+    gain_down: tuple[float, ...] = ()
+    """The same to its last row."""
+    background_across: tuple[float, ...] = ()
+    """Change of the background, likewise."""
+    background_down: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
-        return asdict(self)
+        """Plain lists and numbers, for JSON, of what there is."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
+
+    def by_place(self, place: Floats) -> tuple[Floats, Floats]:
+        """Factor on the staining, and light added, of wells at `place` (N, 2): (N, C) each.
+
+        A place is the column and the row, −1 … 1. The background never falls below 0.
+        """
+        gain = np.exp(place @ np.array([self.gain_across, self.gain_down], dtype=np.float32))
+        added = place @ np.array([self.background_across, self.background_down], dtype=np.float32)
+        return gain, np.maximum(added, -np.array(self.background, dtype=np.float32))
 
 
 def optics_from(values: dict[str, Any]) -> Optics:
     """The optics that `Optics.as_dict` wrote, from JSON or not."""
-    return Optics(**{f.name: _tupled(values[f.name]) for f in fields(Optics)})
+    return Optics(**{f.name: tupled(values[f.name]) for f in fields(Optics) if f.name in values})
 
 
 def no_optics(channels: int) -> Optics:
@@ -98,29 +119,37 @@ def draw_optics(
     neighbours = np.abs(np.subtract.outer(np.arange(channels), np.arange(channels))) == 1
     leak = 0.08 * np.exp(0.6 * bleed.reshape(channels, channels)) * neighbours
     return Optics(
-        gain=_tupled(np.exp(technical * 0.9 * np.tanh(0.55 * gain))),
-        gamma=_tupled(np.exp(technical * 0.25 * gamma)),
-        background=_tupled(technical * np.minimum(0.05 * np.exp(0.6 * background), 0.3)),
-        bleed=_tupled(technical * np.minimum(leak, 0.4)),
-        blur=_tupled(technical * np.minimum(0.6 * np.exp(0.35 * blur), 1.5)),
-        vignette=_tupled(technical * 0.5 / (1 + np.exp(-vignette))),
-        gradient_x=_tupled(technical * 0.25 * np.tanh(gradient_x)),
-        gradient_y=_tupled(technical * 0.25 * np.tanh(gradient_y)),
-        shot=_tupled(technical * np.minimum(0.03 * np.exp(0.5 * shot), 0.15)),
-        read=_tupled(technical * np.minimum(0.008 * np.exp(0.5 * read), 0.04)),
+        gain=tupled(np.exp(technical * 0.9 * np.tanh(0.55 * gain))),
+        gamma=tupled(np.exp(technical * 0.25 * gamma)),
+        background=tupled(technical * np.minimum(0.05 * np.exp(0.6 * background), 0.3)),
+        bleed=tupled(technical * np.minimum(leak, 0.4)),
+        blur=tupled(technical * np.minimum(0.6 * np.exp(0.35 * blur), 1.5)),
+        vignette=tupled(technical * 0.5 / (1 + np.exp(-vignette))),
+        gradient_x=tupled(technical * 0.25 * np.tanh(gradient_x)),
+        gradient_y=tupled(technical * 0.25 * np.tanh(gradient_y)),
+        shot=tupled(technical * np.minimum(0.03 * np.exp(0.5 * shot), 0.15)),
+        read=tupled(technical * np.minimum(0.008 * np.exp(0.5 * read), 0.04)),
     )
 
 
-def apply_optics(clean: Floats, optics: Optics, field: Floats, noise: Floats) -> Floats:
+def apply_optics(
+    clean: Floats, optics: Optics, field: Floats, noise: Floats, place: Floats | None = None
+) -> Floats:
     """Images as the environment's microscope records them: (N, C, S, S) float32, 0 … 1.
 
     `clean` (N, C, S, S) in 0 … 1; `field` (N, 2) the crop's centre (x, y) in the field of view,
-    −1 … 1; `noise` (N, C, S, S) standard normal draws, which the environment only scales. In turn:
+    −1 … 1; `noise` (N, C, S, S) standard normal draws, which the environment only scales; `place`
+    (N, 2) the well's column and row on the plate, −1 … 1, the middle if not given. In turn:
     staining (gamma, gain, background), illumination, bleed-through, blur, noise.
     """
     size = clean.shape[-1]
     image: Floats = _per_channel(optics.gain) * np.power(clean, _per_channel(optics.gamma))
+    by_place = optics.by_place(place) if optics.gain_across and place is not None else None
+    if by_place is not None:
+        image *= by_place[0][:, :, None, None]
     image += _per_channel(optics.background)
+    if by_place is not None:
+        image += by_place[1][:, :, None, None]
     image *= _illumination(optics, field, size)
     mixing = np.eye(len(optics.gain), dtype=np.float32) + np.array(optics.bleed, dtype=np.float32)
     image = (mixing @ image.reshape(*image.shape[:2], -1)).reshape(image.shape)
@@ -161,6 +190,7 @@ def _per_channel(values: Sequence[float]) -> Floats:
     return np.array(values, dtype=np.float32)[:, None, None]
 
 
-def _tupled(values: Any) -> tuple[Any, ...]:
+def tupled(values: Any) -> tuple[Any, ...]:
+    """Arrays and lists as tuples of numbers."""
     plain = values.tolist() if isinstance(values, np.ndarray) else values
-    return tuple(_tupled(v) if isinstance(v, list | tuple) else float(v) for v in plain)
+    return tuple(tupled(v) if isinstance(v, list | tuple) else float(v) for v in plain)

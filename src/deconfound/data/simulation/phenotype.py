@@ -1,5 +1,6 @@
 """Phenotypes of simulated cells: the traits a perturbation shifts, and each cell's own traits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,21 @@ TRAITS = (
     Trait("MitoClustering", 0.0, 1.0),  # 0 spread through the cytoplasm, 1 in clumps
 )
 
+STRUCTURE_TRAITS = (
+    Trait("NuclearEccentricity", 0.3, 0.93),  # of the ellipse, along the cell's long axis
+    Trait("NuclearLobes", 0.0, 1.0),  # 0 three deep lobes, 1 five shallow ones
+    Trait("NuclearOffset", 0.02, 0.2),  # towards one end of the cell, crop half-widths
+    Trait("CellElongation", 1.1, 1.45),  # long axis of the cell body over the short one
+    Trait("ChromatinGrain", 0.0, 1.0),  # 0 coarse clumps, 1 fine granules
+    Trait("ActinOrder", 0.0, 1.0),  # 0 is a mesh, 1 parallel fibres
+    Trait("ActinPoles", -0.7, 0.7),  # negative at the cell's flanks, positive at its ends
+    Trait("TubulinRays", 0.0, 1.0),  # 0 rings around the centre, 1 rays from it
+    Trait("TubulinPole", -0.6, 0.6),  # positive at the end where the nucleus lies
+    Trait("MitoRadial", 0.0, 1.0),  # 0 along the cell's edge, 1 towards the nucleus
+    Trait("MitoPeriphery", 0.74, 0.9),  # distance from the centre, fraction of the cell's radius
+)
+"""Of `structure`: shape, texture and position, none of them an intensity; as many as `TRAITS`."""
+
 TRAIT_NAMES = tuple(trait.name for trait in TRAITS)
 
 
@@ -54,13 +70,15 @@ def draw_phenotypes(labels: int, strength: float, seed: int) -> Floats:
     return (strength * chosen).astype(np.float32)
 
 
-def draw_traits(shift: Floats, variation: float, seed: int) -> Floats:
-    """Traits of every cell, (N, traits) float32, around its phenotype's `shift` (N, traits).
+def draw_traits(
+    shift: Floats, variation: float, seed: int, traits: Sequence[Trait] = TRAITS
+) -> Floats:
+    """`traits` of every cell, (N, traits) float32, around its phenotype's `shift` (N, traits).
 
     On the logit scale a trait is normal around its shift with standard deviation `variation`.
     """
     jitter = numpy_stream(seed, "traits").standard_normal(shift.shape, dtype=np.float32)
-    low = np.array([trait.low for trait in TRAITS], dtype=np.float32)
-    high = np.array([trait.high for trait in TRAITS], dtype=np.float32)
+    low = np.array([trait.low for trait in traits], dtype=np.float32)
+    high = np.array([trait.high for trait in traits], dtype=np.float32)
     level = expit(shift + np.float32(variation) * jitter, dtype=np.float32)
     return low + (high - low) * level

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -15,7 +16,8 @@ from deconfound.config import validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation import layout
-from deconfound.data.simulation.cells import CHANNELS, POSE, Values, draw_pose, render_cells
+from deconfound.data.simulation.cells import CHANNELS, render_cells
+from deconfound.data.simulation.frame import POSE, Values, draw_pose
 from deconfound.data.simulation.optics import (
     EnvironmentOptions,
     Optics,
@@ -23,8 +25,16 @@ from deconfound.data.simulation.optics import (
     digitised,
     draw_optics,
 )
-from deconfound.data.simulation.phenotype import TRAIT_NAMES, draw_phenotypes, draw_traits
+from deconfound.data.simulation.phenotype import (
+    STRUCTURE_TRAITS,
+    TRAITS,
+    Trait,
+    draw_phenotypes,
+    draw_traits,
+)
+from deconfound.data.simulation.position import at_place, well_places, with_position
 from deconfound.data.simulation.rendering import render_screen
+from deconfound.data.simulation.structure import render_structure
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
@@ -35,9 +45,9 @@ SIMULATE = "simulate"
 """Entry of the provenance that a simulated screen has and no other."""
 COMPLEX_FILE = "complexes.tsv"
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "grid": {"labels": 9, "plates": 2, "wells": 2, "plate_spread": 0.4},
-    "lincs": {"labels": 13, "plates": 2, "wells": 2, "plate_spread": 0.4},
-    "ops": {"plates": 6, "wells": 34, "plate_spread": 0.8},
+    "grid": {"labels": 9, "plates": 2, "wells": 2, "plate_spread": 0.4, "phenotypes": "all"},
+    "lincs": {"labels": 13, "plates": 2, "wells": 2, "plate_spread": 0.4, "phenotypes": "all"},
+    "ops": {"plates": 6, "wells": 34, "plate_spread": 0.8, "phenotypes": "structure"},
 }
 """Options that each layout takes by itself."""
 
@@ -69,6 +79,10 @@ class SimulateConfig(EnvironmentOptions):
     """Height and width of an image in pixels; the cells fill it at any size."""
     dtype: Literal["uint8", "uint16"] = "uint8"
     """Pixel type; its largest value is the camera's full scale."""
+    phenotypes: Literal["all", "structure"] | None = None
+    """all: sizes, numbers and order of what a cell holds, and so its intensities. structure:
+    shape, texture and position alone, at the same intensities in every channel of every cell;
+    ops if not given, the other layouts all."""
     strength: float = Field(1.5, ge=0)
     """How far a phenotype moves a trait, in logits of the trait's range; in ops the strongest."""
     variation: float = Field(0.5, ge=0)
@@ -82,12 +96,22 @@ class SimulateConfig(EnvironmentOptions):
     def complete(self) -> Self:
         """A copy with the layout's defaults for options that are not given.
 
-        Raises UserError for labels in a pooled screen.
+        Raises UserError for labels in a pooled screen, and for a label overlap outside the grid.
         """
         if self.layout == "ops" and self.labels is not None:
             raise UserError("--labels with --layout ops, whose labels are genes; give --genes")
+        if self.layout != "grid" and self.label_overlap is not None:
+            raise UserError(f"--label-overlap with --layout {self.layout}; it is of the grid alone")
         missing = {k: v for k, v in DEFAULTS[self.layout].items() if getattr(self, k) is None}
         return self.model_copy(update=missing)
+
+    def traits(self) -> tuple[Trait, ...]:
+        """The traits that a phenotype moves."""
+        return STRUCTURE_TRAITS if self.phenotypes == "structure" else TRAITS
+
+    def trait_names(self) -> tuple[str, ...]:
+        """The names of `traits`."""
+        return tuple(trait.name for trait in self.traits())
 
     def spread(self) -> tuple[float, ...]:
         """Standard deviation of the technical draws at each level, outermost first."""
@@ -119,7 +143,7 @@ def simulate(
         "made_by": f"deconfound simulate {version('deconfound')}",
         SIMULATE: config.model_dump(mode="json"),
         "phenotypes": {
-            name: dict(zip(TRAIT_NAMES, shift.tolist(), strict=True))
+            name: dict(zip(config.trait_names(), shift.tolist(), strict=True))
             for name, shift in zip(plan.labels, plan.phenotypes, strict=True)
         },
     }
@@ -150,21 +174,38 @@ class SimulatedCells:
         cells = chosen[layout.CELL].tolist()
         values: Values = {
             name: chosen[f"Truth_{name}"].to_numpy(dtype=np.float32)
-            for name in (*TRAIT_NAMES, *POSE)
+            for name in (*self.config.trait_names(), *POSE)
         }
-        clean = render_cells(values, self.config.seed, cells, self.config.size)
+        render = render_structure if self.config.phenotypes == "structure" else render_cells
+        clean = render(values, self.config.seed, cells, self.config.size)
         noise = np.empty_like(clean)
         for cell, one in zip(cells, noise, strict=True):
             numpy_stream(self.config.seed, "noise", cell).standard_normal(out=one, dtype=np.float32)
         field = np.stack([values["FieldX"], values["FieldY"]], axis=1)
-        return digitised(apply_optics(clean, optics, field, noise), self.config.dtype)
+        image = apply_optics(clean, optics, field, noise, self._places[rows])
+        return digitised(image, self.config.dtype)
 
     def draw(self, environment: Sequence[str]) -> Optics:
-        """The optics of an environment, given by its groups, outermost first."""
-        config = self.config
-        return draw_optics(
-            environment, config.spread(), len(CHANNELS), config.technical, config.seed
+        """The optics of an environment, given by its groups, outermost first.
+
+        Where the environment is a well, the effect of its position is part of them.
+        """
+        config, spread = self.config, self.config.spread()
+        optics = draw_optics(environment, spread, len(CHANNELS), config.technical, config.seed)
+        down_to_plate = environment[: 1 if config.layout == "ops" else 2]
+        optics = with_position(
+            optics, down_to_plate, spread, config.position_effect * config.technical, config.seed
         )
+        if config.layout != "ops":
+            return optics
+        wells = self.table[layout.WELL]
+        own = self._places[(wells == environment[-1]).to_numpy(bool)]
+        return at_place(optics, own[0] if len(own) else np.zeros(2, dtype=np.float32))
+
+    @cached_property
+    def _places(self) -> Floats:
+        """Column and row of the well of every cell, (N, 2) in −1 … 1."""
+        return well_places(self.table[layout.WELL])
 
 
 class _Plan(NamedTuple):
@@ -186,7 +227,15 @@ def _arrayed(config: SimulateConfig) -> _Plan:
     assert config.labels and config.plates and config.wells
     labels, series, plates, wells = config.labels, config.series, config.plates, config.wells
     if config.layout == "grid":
-        places = layout.grid_layout(labels, series, plates, config.sections, wells, config.seed)
+        places = layout.grid_layout(
+            labels,
+            series,
+            plates,
+            config.sections,
+            wells,
+            config.seed,
+            overlap=config.label_overlap,
+        )
     else:
         places = layout.lincs_layout(labels, series, config.maps, plates, wells, config.seed)
     cells, count = config.cells, len(places)
@@ -222,8 +271,8 @@ def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> p
     cells = len(table)
     layout.add_places(table)
     table[layout.CELL] = np.arange(cells, dtype=np.int64)
-    traits = draw_traits(shift, config.variation, config.seed).T
-    drawn = dict(zip(TRAIT_NAMES, traits, strict=True)) | draw_pose(cells, config.seed)
+    traits = draw_traits(shift, config.variation, config.seed, config.traits()).T
+    drawn = dict(zip(config.trait_names(), traits, strict=True)) | draw_pose(cells, config.seed)
     for name, values in drawn.items():
         table[f"Truth_{name}"] = values
     return table
@@ -231,6 +280,6 @@ def _with_cells(table: pd.DataFrame, shift: Floats, config: SimulateConfig) -> p
 
 def simulated_cells(screen: Screen) -> SimulatedCells:
     """The renderer of a simulated screen's cells, as its provenance records it."""
-    recorded = screen.provenance[SIMULATE]
+    recorded = {"phenotypes": "all"} | screen.provenance[SIMULATE]  # as earlier builds drew them
     config = validated(SimulateConfig, recorded, f"{screen.path}/screen.json").complete()
     return SimulatedCells(screen.table, config)

@@ -33,6 +33,17 @@ def key(value: str, *, well: bool = False) -> str:
     return text
 
 
+def row_and_column(well: str) -> tuple[int, int] | None:
+    """Row and column of a well on its plate, from 1: (2, 3) of "B03"; None if it is no well."""
+    matched = _WELL.fullmatch(well.strip())
+    if matched is None or int(matched[2]) > COLUMNS_OF_A_PLATE:
+        return None
+    row = 0
+    for letter in matched[1].upper():
+        row = 26 * row + ord(letter) - ord("A") + 1
+    return row, int(matched[2])
+
+
 def holds_wells(column: object) -> bool:
     """Whether a column is one of wells by its name, such as Metadata_Well or well_id."""
     return _WELL_COLUMN.fullmatch(str(column)) is not None

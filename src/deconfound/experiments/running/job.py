@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconfound.arrays import Rows
+from deconfound.arrays import Mask, Rows
 from deconfound.config import DataOptions, validated
+from deconfound.data.folds.nearby import seen_nearby
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
@@ -106,6 +107,8 @@ class Runner:
         truth = problem.all_labels.codes[rows]
         seen = seen_in_training(truth, _codes_of(run.labels, problem))
         part = problem.fold.part[rows]
+        near = seen_nearby(screen.table, problem.roles, config.data.fold, problem.fold.part)
+        near = None if near is None else near[rows]
         file = predictions_file(out, order.name)
         with atomic.atomic_file(file) as temporary, temporary.open("wb") as stream:
             np.savez(stream, row=rows, correct=predicted == truth, part=part, seen=seen)
@@ -113,7 +116,7 @@ class Runner:
             "name": order.name,
             "screen": order.screen,
             "config": config.model_dump(mode="json"),
-            "scores": _scores(truth, predicted, seen, part),
+            "scores": _scores(truth, predicted, seen, part, near),
             "validation_loss": _validation_loss(run),
         }
         seal.write_json(result_file(out, order.name), result)
@@ -169,14 +172,15 @@ def _codes_of(labels: tuple[str, ...], problem: Problem) -> Rows:
 
 
 def _scores(
-    truth: Rows, predicted: Rows, seen: npt.NDArray[np.bool_], part: npt.NDArray[np.str_]
+    truth: Rows, predicted: Rows, seen: Mask, part: npt.NDArray[np.str_], nearby: Mask | None
 ) -> list[dict[str, Any]]:
     found = []
     for name in SCORED:
         inside = part == name
         if not inside.any():
             continue
-        for row in classification(truth[inside], predicted[inside], seen[inside], name):
+        near = nearby[inside] if nearby is not None and name == "test" else None
+        for row in classification(truth[inside], predicted[inside], seen[inside], name, near):
             score = {"value": float(row.score.value), "n": int(row.score.n), "note": row.score.note}
             found.append({"metric": row.metric, "part": row.part, **score})
     return found
