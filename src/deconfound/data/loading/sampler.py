@@ -131,10 +131,11 @@ class EpisodeSampler:
         negative: Mask | None = None,
         joined: int = 0,
     ) -> None:
-        """`environment` and `negative` are those of `rows`."""
-        self._of, self._joining = _members(rows, environment), []
+        """`environment` and `negative` are those of `rows`; each environment has negative ones."""
+        self._of = _members(rows, environment)
         if negative is not None:
-            self._joining = _members(rows[negative], environment[negative])
+            rows, environment = rows[negative], environment[negative]
+        self._joining = _members(rows, environment)
         self._episodes, self._each, self._joined = episodes, each, joined
         self._seed = seed
 
@@ -146,16 +147,16 @@ class EpisodeSampler:
     def rows(self, step: int) -> Rows:
         """Row numbers of the batch of `step`."""
         stream = numpy_stream(self._seed, "episode sampler", step)
-        drawn = stream.choice(len(self._of), self._episodes, replace=False)
+        drawn = stream.choice([*self._of], self._episodes, replace=False)
         found = [_some(self._of[code], self._each, stream) for code in drawn]
-        if self._joining:
+        if self._joined:
             found += [_some(self._joining[code], self._joined, stream) for code in drawn]
         return np.concatenate(found)
 
 
-def _members(rows: Rows, code: Rows) -> list[Rows]:
-    own, start, count, _ = _grouped(rows, code)
-    return np.split(own, start[1:]) if len(count) else []
+def _members(rows: Rows, code: Rows) -> dict[int, Rows]:
+    own, start, _, present = _grouped(rows, code)
+    return dict(zip(present.tolist(), np.split(own, start[1:]), strict=True))
 
 
 def _some(rows: Rows, many: int, stream: np.random.Generator) -> Rows:
