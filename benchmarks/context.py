@@ -167,6 +167,7 @@ def trained(name: str, arguments: argparse.Namespace, seed: int) -> tuple[Run, f
         training=TrainingOptions(
             steps=arguments.steps, batch_size=arguments.batch_size, schedule="cosine",
             augment="dihedral", validate_every=100, device="cpu", precision="32", threads=1,
+            selection="last",
         ),
         options=methods.load(name).Options(learning_rate=2e-3),
     )  # fmt: skip

@@ -249,7 +249,8 @@ def test_controls_of_an_unseen_environment_are_needed_and_found(
 def test_at_most_so_many_images_are_drawn_by_the_name_alone(
     make_config: Callable[..., RunConfig],
 ) -> None:
-    config = make_config("csarmbn", options={"context_images": 20, "controls_per_episode": 8})
+    options = {"context_images": 20, "controls_per_episode": 8, "measured": "joined"}
+    config = make_config("csarmbn", options=options)
     rows, controls = np.arange(100), np.arange(0, 100, 2)
     sample = sample_of(config, 3, rows, controls, "a")
     assert len(sample.rows) == 40
@@ -259,6 +260,23 @@ def test_at_most_so_many_images_are_drawn_by_the_name_alone(
     assert not np.array_equal(sample.rows, sample_of(config, 3, rows, controls, "b").rows)
     few = sample_of(config, 3, rows[:2], controls[:2], "a")  # 2 images beside 8 controls
     np.testing.assert_allclose(sorted(few.weight), [0.1, 0.1, 0.4, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "alone"), [(16, True), (15, False)])
+def test_controls_alone_are_measured_where_there_are_enough(
+    count: int, alone: bool, make_config: Callable[..., RunConfig]
+) -> None:
+    config = make_config("csarmbn", options={"controls_per_episode": 8})
+    rows, controls = np.arange(100), np.arange(0, 2 * count, 2)
+    sample = sample_of(config, 3, rows, controls, "a")
+    np.testing.assert_allclose(sample.weight.sum(), 1, rtol=1e-6)
+    if alone:
+        assert np.array_equal(sample.rows, controls)
+        np.testing.assert_allclose(sample.weight, 1 / count, rtol=1e-6)
+    else:
+        assert len(sample.rows) == 100 + count
+        of_controls = sample.weight[np.isin(sample.rows, controls)].sum()
+        np.testing.assert_allclose(of_controls, 0.5 + 0.5 * count / 100, rtol=1e-5)
 
 
 @every

@@ -122,17 +122,21 @@ def sample_of(
 
     They are drawn by the seed and the name of the environment alone. All rows have one weight, and
     so have all controls: together they weigh what they weigh in an episode of training, which joins
-    controls to its share of a batch, or to all `rows` where these are fewer.
+    controls to its share of a batch, or to all `rows` where these are fewer. Where the options
+    measure controls alone, 16 of them or more leave no weight to other rows.
     """
     asked = config.options.context
     assert asked is not None
     stream = numpy_stream(config.seed, "context", name)
     own = stream.permutation(rows)[: asked.images]
     joined = stream.permutation(controls)[: asked.images]
+    if asked.controls_alone and len(joined) >= FEWEST:
+        own = own[:0]
     images = min(len(rows), episode_size(asked, config.training.batch_size, environments))
     share = asked.controls / (asked.controls + images) if len(joined) else 0.0
     drawn = np.concatenate([own, joined])
-    each = [(1 - share) / len(own), share / max(1, len(joined))]
+    share = share if len(own) else 1.0
+    each = [(1 - share) / max(1, len(own)), share / max(1, len(joined))]
     weight = np.repeat(each, [len(own), len(joined)]).astype(np.float32)
     order = np.argsort(drawn, kind="stable")
     return Sample(drawn[order], weight[order])

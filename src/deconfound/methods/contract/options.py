@@ -40,6 +40,8 @@ class ContextOptions(NamedTuple):
     """Most images of an environment, and most controls, that are measured to embed it."""
     controls: int = 0
     """Negative controls that join each episode; 0 for none."""
+    controls_alone: bool = False
+    """Whether an environment that has enough controls is measured on those alone."""
 
 
 class MethodOptions(Options):
