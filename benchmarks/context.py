@@ -10,7 +10,6 @@ python benchmarks/context.py SCREEN --out RUNS [--without Metadata_Series=S1] [-
 
 import argparse
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,8 +157,8 @@ def scores(run: Run, screen: Screen, part: str) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def trained(name: str, arguments: argparse.Namespace, seed: int) -> tuple[Run, float]:
-    """A finished run, and the seconds it took; 0 if it was finished before."""
+def trained(name: str, arguments: argparse.Namespace, seed: int) -> Run:
+    """A run, which may have been finished before."""
     config = config_model(name)(
         method=name,
         seed=seed,
@@ -172,10 +171,9 @@ def trained(name: str, arguments: argparse.Namespace, seed: int) -> tuple[Run, f
         options=methods.load(name).Options(learning_rate=2e-3),
     )  # fmt: skip
     out = arguments.out / f"{name}-{seed}"
-    started = time.perf_counter()
     if not (out / "model.safetensors").is_file():
         fit(config, arguments.screen, out, quiet=True)
-    return open_run(out), time.perf_counter() - started
+    return open_run(out)
 
 
 def main() -> None:
@@ -195,7 +193,8 @@ def main() -> None:
     found, seconds = [], {}
     for seed in range(arguments.seeds):
         for name in arguments.methods:
-            run, seconds[f"{name}-{seed}"] = trained(name, arguments, seed)
+            run = trained(name, arguments, seed)
+            seconds[f"{name}-{seed}"] = run.provenance()["training_seconds"]
             part = "test" if arguments.without is None else "ood_val"
             found += list(scores(run, screen, part))
     table = pd.DataFrame(found)
@@ -206,7 +205,7 @@ def main() -> None:
         about = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
         result = {
             "about": about | {"screen": screen.provenance.get("simulate", str(screen.path))},
-            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "seconds": seconds,
             "mean": summary.reset_index().to_dict("records"),
             "runs": found,
         }
