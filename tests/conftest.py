@@ -34,6 +34,7 @@ CHEAP = {
     "decoder_width": 8, "decoder_steps": 4, "decoder_batch_size": 16, "block_size": 16,
     "transfer_steps": 4, "transfer_batch_size": 8,
     "width": 4, "max_width": 8, "mapping_width": 8,
+    "controls_per_episode": 4,
 }  # fmt: skip
 """Values that make any method that has such an option fast."""
 
@@ -121,7 +122,7 @@ def tiny_config(
     known = methods.load(method).Options
     cheap = {name: value for name, value in CHEAP.items() if name in known.model_fields}
     parts: dict[str, Any] = {"fold": "plate=S1/P1", "val_fraction": 0.2}
-    if methods.load(method).CONTROLS:
+    if methods.load(method).CONTROLS or "controls_per_episode" in known.model_fields:
         parts["controls"] = ("c0",)
     few: dict[str, Any] = {
         "steps": 6, "batch_size": 24, "validate_every": 2, "checkpoint_every": 2,

@@ -151,10 +151,11 @@ class EmbeddingStream:
         """What an embeddings file holds of the run: no times, so the same run gives the same."""
         run = self.run
         notes = run.config.held_out_notes
+        told = run.standardise_by or run.config.options.context is not None
         return {
             "method": run.config.title,
             "saw_held_out": bool(notes),
-            **({HELD_OUT_NOTES: notes} if run.standardise_by else {}),
+            **({HELD_OUT_NOTES: notes} if told else {}),
             "fold": run.fold,
             "seed": run.config.seed,
             "run": run.path.name,

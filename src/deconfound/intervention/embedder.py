@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deconfound.arrays import Rows
+from deconfound.arrays import Codes, Rows
 from deconfound.data.loading.batch import Batch, BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.intervention.intervention import Intervention, load_intervention
 from deconfound.intervention.styles import SourceStyles, source_styles_of, styles_anywhere
 from deconfound.methods.contract import Method, Tensors
+from deconfound.runs.context import learn_contexts
 from deconfound.runs.run import Run, learn_groups
 from deconfound.runtime.seeds import numpy_stream
 
@@ -75,7 +76,7 @@ def represent(
     mean probability. The labels are None where the method predicts none.
     """
     if correction is None:
-        embedded = method.embed(batch.image)
+        embedded = method.embed_in(batch.image, batch.environment)
         logits = method.predict(embedded)
         return embedded, None if logits is None else logits.argmax(dim=1)
     source = None if correction.source_styles is None else correction.source_styles.of(batch.row)
@@ -112,12 +113,18 @@ class Embedder:
         fabric: "Fabric",
         *,
         group: Rows | None = None,
+        environment: Codes | None = None,
         correction: Correction | None = None,
     ) -> None:
-        """`group` (N,) is that of `learn_groups`, and `correction` that of `correction_of`."""
+        """`group` (N,) is that of `learn_groups`, and `correction` that of `correction_of`.
+
+        `environment` (N,) is that of `learn_contexts`.
+        """
         self.method = method
         self._fabric, self._correction = fabric, correction
-        self._reader = BatchReader(screen, intensity=intensity, device=fabric.device, group=group)
+        self._reader = BatchReader(
+            screen, intensity=intensity, device=fabric.device, group=group, environment=environment
+        )
 
     @classmethod
     def of_run(
@@ -130,8 +137,13 @@ class Embedder:
         method, intensity = run.load(screen, selection)
         group = learn_groups(run, screen, intensity)
         method.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        correction = correction_of(run, screen, fabric.device)
-        return cls(method, intensity, screen, fabric, group=group, correction=correction)
+        made_of = method, intensity, screen, fabric
+        plain = cls(*made_of, group=group, correction=correction_of(run, screen, fabric.device))
+        with fabric.autocast():
+            environment = learn_contexts(run, screen, method, plain._reader)
+        if environment is None:
+            return plain
+        return cls(*made_of, group=group, environment=environment)
 
     @torch.inference_mode()
     def stream(self, batches: Iterable[Rows]) -> Generator[Embedded, None, None]:

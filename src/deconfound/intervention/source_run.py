@@ -67,6 +67,11 @@ def refuse_unfit(run: Run, config: RunConfig, screen: Screen, problem: Problem) 
     the same rows held out and the same scaling, and have seen no test image and no imputed one.
     """
     path, name = config.intervention.intervene, run.config.title
+    if config.options.context is not None:
+        raise UserError(
+            f"--intervene {path}: imputed images are of no environment of their own, and "
+            f"{config.method} takes its batch statistics of one; leave it out, or fit erm"
+        )
     for data in (config.data, run.config.data):
         refuse_standardised(data, f"--intervene {path}")
     refuse_unable(run.config.method, name, f"--intervene {path}")

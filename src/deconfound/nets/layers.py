@@ -77,9 +77,9 @@ class _SynchronisedBatchNorm(_BatchNorm):
         shape = [1, -1, *[1] * (input.ndim - 2)]
         rows = values.new_tensor(float(values.numel() // values.shape[1]))
         dist.all_reduce(rows)
-        mean = _sum_over_ranks(values.sum(others)) / rows
+        mean = sum_over_ranks(values.sum(others)) / rows
         centred = values - mean.view(shape)
-        variance = _sum_over_ranks(centred.square().sum(others)) / rows
+        variance = sum_over_ranks(centred.square().sum(others)) / rows
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
         self._track(mean.detach(), variance.detach() * rows / (rows - 1).clamp(min=1))
         return (out * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
@@ -111,6 +111,12 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
-def _sum_over_ranks(tensor: Tensor) -> Tensor:
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over processes; so are the gradients. The tensor itself in one process.
+
+    Where there are several every process calls it.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
     total: Tensor = _SumOverRanks.apply(tensor)  # type: ignore[no-untyped-call]
     return total

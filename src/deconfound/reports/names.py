@@ -34,7 +34,8 @@ class Names:
 
 def _title(config: dict[str, Any]) -> str:
     """`RunConfig.title` of a configuration as JSON, and the names of post hoc corrections."""
-    adapted = config.get("options", {}).get("domain_adaptation", False)
+    options = config.get("options", {})
+    adapted = options.get("domain_adaptation", False) or options.get("context_images") is not None
     adapted = adapted or config.get("data", {}).get("standardise_by") is not None
     name = f"{config['method']}-da" if adapted else str(config["method"])
     imputer = [config["imputer"]] if config.get("imputer") else []

@@ -17,7 +17,7 @@ from deconfound.reports.tables import (
     part_title,
     spread,
 )
-from deconfound.runs.config import SAW_HELD_OUT, STANDARDISED
+from deconfound.runs.config import ADAPTED, SAW_HELD_OUT, STANDARDISED
 
 FULL_COVERAGE = 0.999
 STILL_FALLING = 0.02
@@ -174,10 +174,12 @@ def _adapted(sources: Sources, scores: pd.DataFrame) -> list[str]:
     """What is said of methods that make use of images of test rows."""
     trained = {r.name for r in sources.runs if r.config["options"].get("domain_adaptation")}
     standardised = {r.name for r in sources.runs if r.config["data"].get("standardise_by")}
+    contextual = {r.name for r in sources.runs if r.config["options"].get("context_images")}
     found = []
     for note, names, use in (
         (SAW_HELD_OUT, trained, "was trained with images of test rows"),
         (STANDARDISED, standardised, "standardised groups never seen by images of test rows"),
+        (ADAPTED, contextual, "took batch statistics of environments never seen over test images"),
     ):
         told = scores["note"].str.contains(note, regex=False)
         found += [

@@ -21,9 +21,11 @@ from deconfound.methods.contract import MethodOptions
 SAW_HELD_OUT = "trained with images of test rows"
 """Note of a score whose method saw held-out images."""
 HELD_OUT_NOTES = "held_out_notes"
-"""Entry of what embeddings hold of a run that standardises: the notes of its scores."""
+"""Entry of what embeddings hold of a run that standardises or adapts: the notes of its scores."""
 STANDARDISED = "unseen groups standardised with images of test rows"
 """Note of a score of a run with --standardise-by, whose training saw none."""
+ADAPTED = "batch statistics of unseen environments taken over images of test rows"
+"""Note of a score of a method whose batch norms adapt to the environment."""
 
 
 class RunConfig(Options):
@@ -57,7 +59,8 @@ class RunConfig(Options):
     def held_out_notes(self) -> list[str]:
         """What every score says of the use that is made of images of test rows; empty for none."""
         notes = [SAW_HELD_OUT] if self.options.sees_held_out else []
-        return notes + ([STANDARDISED] if self.data.standardise_by is not None else [])
+        notes += [STANDARDISED] if self.data.standardise_by is not None else []
+        return notes + ([ADAPTED] if self.options.context is not None else [])
 
     @property
     def title(self) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from deconfound.arrays import Rows
+from deconfound.arrays import Mask, Rows
 from deconfound.config import TrainingOptions
 from deconfound.data.folds.problem import Problem
 from deconfound.data.loading.batch import Batch, BatchReader
@@ -26,6 +26,7 @@ from deconfound.errors import UserError
 from deconfound.methods.contract import DrawnOver, Stage
 from deconfound.runs.config import RunConfig
 from deconfound.runtime.seeds import derived_seed
+from deconfound.training.episodes import episode_sampler
 
 
 def refuse_unfillable_batches(training: TrainingOptions, problem: Problem) -> None:
@@ -76,9 +77,18 @@ def reader_of(
 
 
 def sampler_of(
-    config: RunConfig, problem: Problem, part: Literal["train", "val"], stage: Stage
+    config: RunConfig,
+    problem: Problem,
+    part: Literal["train", "val"],
+    stage: Stage,
+    negative: Mask | None = None,
 ) -> Sampler:
-    """Draws the batches of a part; training batches also test rows, if the method sees them."""
+    """Draws the batches of a part; training batches also test rows, if the method sees them.
+
+    `negative` (N,) is that of `negative_controls`, which training episodes need.
+    """
+    if part == "train" and stage.episodes:
+        return episode_sampler(config, problem, stage, negative)
     sampler = _part_sampler(config, problem, part, stage)
     if part == "val" or not config.options.sees_held_out:
         return sampler

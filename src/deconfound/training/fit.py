@@ -28,6 +28,7 @@ from deconfound.runs.run import (
 from deconfound.runtime.device import deterministic, processes, start_fabric
 from deconfound.training.batches import refuse_unfillable_batches, sampler_of
 from deconfound.training.dial import choose, refuse_dial
+from deconfound.training.episodes import refuse_unfit_episodes
 from deconfound.training.loop import Training
 from deconfound.training.positives import said, with_sampler
 from deconfound.training.validation import Predictions
@@ -89,6 +90,7 @@ def train(
         _remove_leftovers(out)
         return Trained()
     refuse_unfillable_batches(config.training, problem)
+    refuse_unfit_episodes(config, screen, problem)
     if config.options.sees_held_out and not len(problem.fold.rows("test")):
         raise UserError(
             f"fold {problem.fold.name}: holds nothing out to adapt to; choose another --fold or "

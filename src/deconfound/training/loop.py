@@ -22,12 +22,14 @@ from deconfound.intervention.intervention import Intervention
 from deconfound.methods.contract import Stage
 from deconfound.runs.checkpoint import load_weights, save_weights
 from deconfound.runs.config import RunConfig
+from deconfound.runs.context import fit_contexts, negative_controls
 from deconfound.runs.record import History, software
 from deconfound.runtime.device import device_name, precision_name
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import derived_seed
 from deconfound.runtime.stop import Request, Stopped
 from deconfound.training.batches import reader_of, sampler_of, validation_batches, with_partners
+from deconfound.training.episodes import without_joined_labels
 from deconfound.training.resume import Position, ResumeFile
 from deconfound.training.step import Stepper, build_network
 from deconfound.training.validation import Predictions, Selection, validation_scores
@@ -54,6 +56,7 @@ class Training:
         self.writes = fabric.is_global_zero
         self.network = build_network(config, screen, problem, fabric, intervention)
         self.method = self.network.method
+        self.negative = negative_controls(config, screen, problem.roles.label)
         self.reader = reader_of(config, screen, problem, self.network.intensity, fabric.device)
         self.stages = self.method.stages(config.training.steps)
         self.position = Position()
@@ -118,13 +121,16 @@ class Training:
 
         Returned only on one CPU in float32, where predictions do not depend on how rows are
         batched, without an intervention, whose validation draws differ from those of `embed`, and
-        where no validation row is of a group that training lacks, which `embed` may standardise.
+        where no validation row is of a group or an environment that training lacks, which `embed`
+        may measure.
         """
         stage, fabric = self.stages[-1], self.fabric
         exact = fabric.device.type == "cpu" and precision_name(fabric) == "32-true"
         same = fabric.world_size == 1 and self.intervention is None
         if self.problem.standardise_by and self.problem.group is not None:
             same &= bool((self.problem.group.codes[self.problem.fold.rows("val")] >= 0).all())
+        if self.method.context is not None:
+            same &= bool((self.problem.environment.codes[self.problem.fold.rows("val")] >= 0).all())
         return self.selection.predicted(stage) if exact and same and stage.classifies else None
 
     def _begin(self) -> None:
@@ -138,7 +144,7 @@ class Training:
         if self.position.validation_due:
             self._validate()
             self._stop_if_asked()
-        sampler = sampler_of(self.config, self.problem, "train", stage)
+        sampler = sampler_of(self.config, self.problem, "train", stage, self.negative)
         rank, world = self.fabric.global_rank, self.fabric.world_size
         steps = range(self.position.done, stage.steps)
         batches = self.reader.stream(sampler.rows(step)[rank::world] for step in steps)
@@ -148,7 +154,8 @@ class Training:
                 if self.config.options.sees_held_out:
                     held_out = self.problem.fold.part[batch.row.numpy()] == "test"
                     batch = replace(batch, held_out=int(held_out.sum()))
-                logged = self.stepper.step(stage, step, with_partners(batch, stage))
+                batch = without_joined_labels(with_partners(batch, stage), sampler, rank, world)
+                logged = self.stepper.step(stage, step, batch)
                 done = self.position.done = step + 1
                 self._refuse_too_many_skipped()
                 if done % LOG_EVERY == 0 or done == stage.steps:
@@ -191,6 +198,9 @@ class Training:
         self.position.validation_due = True
         self.method.eval()
         torch.manual_seed(derived_seed(self.config.seed, "validation", stage.name, done))
+        if self.method.context is not None:
+            with self.fabric.autocast():
+                fit_contexts(self.method, self.reader, self.config, self.problem, self.negative)
         rank, world = self.fabric.global_rank, self.fabric.world_size
         own = slice(rank, None, world)
         batches = validation_batches(self.config, self.problem, stage, self.reader, own)

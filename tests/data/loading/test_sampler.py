@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from deconfound.arrays import Rows
 from deconfound.data.loading.sampler import (
     EnvironmentBalancedSampler,
+    EpisodeSampler,
     JoinedSampler,
     LabelBalancedSampler,
     PlainSampler,
@@ -24,10 +25,12 @@ def build(kind: str, seed: int = 0) -> Sampler:
         return PlainSampler(ROWS, 16, seed)
     if kind == "environment":
         return EnvironmentBalancedSampler(ROWS, ENVIRONMENT, 18, seed)
+    if kind == "episode":
+        return EpisodeSampler(ROWS, ENVIRONMENT, 2, 8, seed)
     return LabelBalancedSampler(ROWS, LABEL, 24, 3, seed)
 
 
-@pytest.mark.parametrize("kind", ["plain", "environment", "label"])
+@pytest.mark.parametrize("kind", ["plain", "environment", "episode", "label"])
 @given(steps=st.lists(st.integers(0, 60), min_size=1, max_size=12), seed=st.integers(0, 3))
 @settings(max_examples=15)
 def test_a_batch_is_a_pure_function_of_seed_and_step(
@@ -40,7 +43,7 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(
         assert batch.dtype == np.int64
 
 
-@pytest.mark.parametrize("kind", ["plain", "environment", "label"])
+@pytest.mark.parametrize("kind", ["plain", "environment", "episode", "label"])
 def test_seeds_and_steps_give_different_batches(kind: str) -> None:
     assert not np.array_equal(build(kind, 0).rows(0), build(kind, 1).rows(0))
     assert not np.array_equal(build(kind, 0).rows(0), build(kind, 0).rows(1))
@@ -199,3 +202,36 @@ def test_effective_sizes_tell_how_much_small_groups_are_repeated() -> None:
     weight = np.repeat([0.5 / 10, 0.5 / 2], [10, 2])
     assert found["effective_size_own"] == pytest.approx(1 / np.square(weight).sum())
     assert found["effective_size_partner"] == pytest.approx(12)
+
+
+def test_an_episode_is_of_distinct_rows_of_one_environment_and_its_controls_follow() -> None:
+    negative = ROWS % 3 == 0
+    sampler = EpisodeSampler(ROWS, ENVIRONMENT, 2, 6, 0, negative, 3)
+    of_row = dict(zip(ROWS.tolist(), ENVIRONMENT.tolist(), strict=True))
+    together = set()
+    for step in range(50):
+        rows = sampler.rows(step)
+        assert len(rows) == 2 * 6 + 2 * 3
+        assert sampler.own == 12
+        first, second, joined, other = np.split(rows, [6, 12, 15])
+        for own, controls in ((first, joined), (second, other)):
+            assert len(set(own.tolist())) == 6
+            assert len({of_row[row] for row in [*own.tolist(), *controls.tolist()]}) == 1
+            assert (controls % 3 == 0).all()
+        together.add((of_row[first[0]], of_row[second[0]]))
+    assert together == {(a, b) for a in range(3) for b in range(3) if a != b}
+
+
+def test_an_environment_smaller_than_an_episode_repeats_rows() -> None:
+    sampler = EpisodeSampler(ROWS[:5], np.array([0, 0, 0, 1, -1]), 2, 4, 0)
+    rows = sampler.rows(0)
+    assert len(rows) == 8
+    assert ROWS[4] not in rows
+    assert (rows == ROWS[3]).sum() == 4
+
+
+def test_environments_of_an_episode_are_drawn_evenly() -> None:
+    sampler = EpisodeSampler(ROWS, ENVIRONMENT, 1, 2, 0)
+    of_row = dict(zip(ROWS.tolist(), ENVIRONMENT.tolist(), strict=True))
+    drawn = [of_row[int(sampler.rows(step)[0])] for step in range(600)]
+    assert np.bincount(drawn).min() > 160

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from deconfound.arrays import Rows
+from deconfound.arrays import Mask, Rows
 from deconfound.runtime.seeds import numpy_stream
 
 
@@ -111,6 +111,56 @@ class UniformSampler:
         group = np.tile(stream.integers(len(self._count), size=self._size), self._draws)
         place = self._start[group] + stream.integers(self._count[group])
         return np.asarray(self._rows[place], dtype=np.int64)
+
+
+class EpisodeSampler:
+    """Distinct environments drawn uniformly, then distinct rows of each, one episode after another.
+
+    After all of them stand `joined` of the `negative` rows of each environment, in the same order.
+    An environment with fewer rows than are drawn gives them with replacement. Rows without an
+    environment (−1) are never drawn.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        environment: Rows,
+        episodes: int,
+        each: int,
+        seed: int,
+        negative: Mask | None = None,
+        joined: int = 0,
+    ) -> None:
+        """`environment` and `negative` are those of `rows`; each environment has negative ones."""
+        self._of = _members(rows, environment)
+        if negative is not None:
+            rows, environment = rows[negative], environment[negative]
+        self._joining = _members(rows, environment)
+        self._episodes, self._each, self._joined = episodes, each, joined
+        self._seed = seed
+
+    @property
+    def own(self) -> int:
+        """Leading rows of a batch that do not merely join."""
+        return self._episodes * self._each
+
+    def rows(self, step: int) -> Rows:
+        """Row numbers of the batch of `step`."""
+        stream = numpy_stream(self._seed, "episode sampler", step)
+        drawn = stream.choice([*self._of], self._episodes, replace=False)
+        found = [_some(self._of[code], self._each, stream) for code in drawn]
+        if self._joined:
+            found += [_some(self._joining[code], self._joined, stream) for code in drawn]
+        return np.concatenate(found)
+
+
+def _members(rows: Rows, code: Rows) -> dict[int, Rows]:
+    own, start, _, present = _grouped(rows, code)
+    return dict(zip(present.tolist(), np.split(own, start[1:]), strict=True))
+
+
+def _some(rows: Rows, many: int, stream: np.random.Generator) -> Rows:
+    return stream.choice(rows, many, replace=len(rows) < many)
 
 
 class JoinedSampler:

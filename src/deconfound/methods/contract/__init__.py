@@ -10,11 +10,17 @@ from torch import Tensor, nn
 from deconfound.config import SamplerName
 from deconfound.data.loading.batch import Batch
 from deconfound.errors import UserError
-from deconfound.methods.contract.options import Dial, MethodOptions, OptimizerName
+from deconfound.methods.contract.options import (
+    ContextOptions,
+    Dial,
+    MethodOptions,
+    OptimizerName,
+)
+from deconfound.nets.context import Context
 
 __all__ = [
-    "Dial", "DrawnOver", "Imputer", "Loss", "Method", "MethodOptions", "OptimizerName", "Phase",
-    "Stage", "Task", "Tensors", "weighted_sum",
+    "ContextOptions", "Dial", "DrawnOver", "Imputer", "Loss", "Method", "MethodOptions",
+    "OptimizerName", "Phase", "Stage", "Task", "Tensors", "weighted_sum",
 ]  # fmt: skip
 
 Backward = Callable[[Tensor, list[nn.Parameter]], None]
@@ -134,6 +140,9 @@ class Stage:
     first partners, then all second partners."""
     selects: bool = True
     """Whether validation selects the stage's weights; its last weights are used otherwise."""
+    episodes: bool = False
+    """Whether a batch is made of episodes, each of one environment, as the options' `context`
+    says; whatever the options' sampler."""
 
 
 class Method(nn.Module):
@@ -165,6 +174,8 @@ class Method(nn.Module):
             raise UserError(f"{dial.option} auto: `fit` chooses it, and a network needs a number")
         self.options = options
         self.task = task
+        self.context: Context | None = None
+        """Of the network whose batch norms adapt to the environment, where the options say so."""
 
     def stages(self, steps: int) -> tuple[Stage, ...]:
         """The stages in order; the steps of those that classify add up to `steps`."""
@@ -176,6 +187,13 @@ class Method(nn.Module):
         (B, C, H, W) or (B, features) to (B, D) float32 each.
         """
         raise NotImplementedError
+
+    def embed_in(self, image: Tensor, environment: Tensor) -> Tensors:
+        """As `embed`, of images in environments (B,) int64 that batch norms may adapt to."""
+        if self.context is None:
+            return self.embed(image)
+        with self.context.of(environment):
+            return self.embed(image)
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:
         """What the losses of `stage` share; holds at least what `predict` needs."""

@@ -31,6 +31,19 @@ class Dial(NamedTuple):
     """What is tried, ascending; the first leaves the method's effect out."""
 
 
+class ContextOptions(NamedTuple):
+    """How a method takes the batch statistics of one environment."""
+
+    episodes: int
+    """Environments in a training batch, each with statistics of its own."""
+    images: int
+    """Most images of an environment, and most controls, that are measured to embed it."""
+    controls: int = 0
+    """Negative controls that join each episode; 0 for none."""
+    controls_alone: bool = False
+    """Whether an environment that has enough controls is measured on those alone."""
+
+
 class MethodOptions(Options):
     """Options every trained method has."""
 
@@ -59,6 +72,11 @@ class MethodOptions(Options):
     def of_sets(self) -> bool:
         """Whether the styles of an imputer are those of sets, and so always relative."""
         return False
+
+    @property
+    def context(self) -> ContextOptions | None:
+        """How batch statistics adapt to an environment, one never seen too; None if they do not."""
+        return None
 
     @property
     def dial(self) -> Dial | None:
