@@ -153,19 +153,6 @@ class InterventionOptions(Options):
         fields = type(self).model_fields
         return any(getattr(self, name) != fields[name].default for name in ("bank", "style_images"))
 
-    @field_validator("relative_style")
-    @classmethod
-    def _without_a_bank(cls, over: str | None, known: ValidationInfo) -> str | None:
-        for name in ("bank", "style_images"):
-            if over and known.data.get(name) != cls.model_fields[name].default:
-                raise PydanticCustomError(
-                    "relative_style",
-                    "its styles are means of environments, and {name} is of other styles; leave "
-                    "one of them out",
-                    {"name": name},
-                )
-        return over
-
     @field_validator("correction_draws")
     @classmethod
     def _draws_differ(cls, draws: int, known: ValidationInfo) -> int:

@@ -453,13 +453,6 @@ def test_a_comparison_without_controls_is_refused_before_it_trains(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_of_other_styles_are_refused(source: Path) -> None:
-    for given in ({"bank": 5}, {"style_images": 2}):
-        said = f"its styles are means of environments, and {next(iter(given))} is of other styles"
-        with pytest.raises(ValidationError, match=said):
-            InterventionOptions(intervene=source, relative_style="all", **given)
-
-
 def test_the_flag_belongs_to_to(
     source: Path, screen: Screen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from deconfound.data.loading.batch import Batch
@@ -243,3 +244,75 @@ def test_profiles_and_small_images_are_refused() -> None:
         Ist(IstOptions(encoder="resnet18"), Task(2, 24, 3, 4))
     with pytest.raises(UserError, match="1 environment"):
         Ist(IstOptions(), Task(2, 24, 3, 1))
+
+
+def of_sets(**options: Any) -> tuple[Ist, Batch]:
+    """The form `set`: 4 content images, and for each 2 style images of one environment."""
+    torch.manual_seed(0)
+    options = {"form": "set", "set_images": 2, **options}
+    method = Ist(IstOptions(**options), Task(2, 16, labels=3, environments=4))
+    environment = torch.tensor([0, 1, 2, -1, 1, 2, 3, 0, 1, 2, 3, 0])
+    image, label = torch.randn(12, 2, 16, 16), torch.randint(0, 3, (12,))
+    return method, Batch(image, label, environment, torch.arange(12), partners=8)
+
+
+def test_a_set_is_the_mean_of_its_images_and_belongs_to_their_environment() -> None:
+    method, batch = of_sets()
+    outputs = method.outputs(batch, "transfer")
+    styles = method.style(batch.image[4:], batch.environment[4:])
+    target = (styles[:4] + styles[4:]) / 2
+    own, source = method.style(batch.image[:4], batch.environment[:4]), outputs["source"]
+    from_style = method.sets.styles.of(source, torch.full_like(own, torch.nan))
+    assert bool(from_style[3].isnan().all())
+    content, code = method.sets.transfer(batch.image[:4], target, own, from_style)
+    torch.testing.assert_close(outputs["content"], content)
+    torch.testing.assert_close(outputs["code"], code)
+    assert torch.equal(outputs["environment"], batch.environment[4:8])
+    drawn = method.generator(content, method.encoder(content).taps, code)
+    torch.testing.assert_close(outputs["drawn"], drawn)
+
+
+def test_controls_alone_make_up_the_styles_of_environments() -> None:
+    method, batch = of_sets()
+    method.task = Task(2, 16, labels=3, environments=4, controls=(1,))
+    batch.label[4:] = torch.tensor([1, 0, 2, 1, 1, 1, 0, 0])
+    method.outputs(batch, "transfer")
+    assert method.sets.styles.count.tolist() == [1, 2, 1, 0]
+    styles = method.style(batch.image, batch.environment)
+    torch.testing.assert_close(method.sets.styles.mean[1], (styles[4] + styles[8]) / 2)
+    method.eval()
+    method.outputs(batch, "transfer")
+    assert method.sets.styles.count.tolist() == [1, 2, 1, 0]
+
+
+def test_the_source_is_read_by_one_and_hidden_by_the_other() -> None:
+    """The critic's phase learns to read where images were taken, the generator's to hide it."""
+    method, batch = of_sets()
+    critic, generator = transfer(method).phases
+    outputs = method.outputs(batch, "transfer")
+    read = critic.losses(batch, outputs)["source_read"].value
+    read.backward(retain_graph=True)
+    assert method.source_head.weight.grad is not None
+    assert all(parameter.grad is None for parameter in method.generator.parameters())
+    method.zero_grad(set_to_none=True)
+    losses = generator.losses(batch, outputs)
+    assert set(losses) == {"adversarial", "content", "content_maps", "style", "source"}
+    losses["source"].value.backward()
+    assert method.source_head.weight.grad is None
+    assert method.generator.to_image.weight.grad is not None
+
+
+def test_weights_of_the_other_form_are_refused() -> None:
+    for given in ({"cycle_weight": 1}, {"match_weight": 0.5}):
+        with pytest.raises(ValidationError, match="belongs to the form paper"):
+            IstOptions(**given)
+    for given in ({"source_weight": 1}, {"set_images": 4}):
+        with pytest.raises(ValidationError, match="belongs to the form set"):
+            IstOptions(form="paper", **given)
+
+
+def test_options_of_a_build_without_forms_are_the_papers() -> None:
+    read = IstOptions(output="matched", match_weight=1.0, cycle_weight=1.0)
+    assert read == IstOptions(form="paper")
+    assert not read.of_sets
+    assert IstOptions().of_sets

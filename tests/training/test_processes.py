@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from deconfound import methods
 from deconfound.data.folds.problem import pose
+from deconfound.data.loading import pairs
 from deconfound.data.loading.batch import Batch, BatchReader
 from deconfound.data.loading.intensity import fit_intensity
 from deconfound.data.screens.screen import Screen, open_screen
@@ -123,12 +124,13 @@ def styles_of_rows(alone: bool) -> Iterator[None]:
         angle = batch.row[own].double()[:, None] * torch.arange(1, size + 1)
         return torch.stack([angle.sin(), angle.cos()])
 
-    def pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def rolled(batch: Batch) -> pairs.Pairs:
         _, style, _ = references(batch)
-        return batch.image, batch.image[style], batch.environment[style]
+        of_style = batch.image[style], batch.environment[style], batch.label[style]
+        return pairs.Pairs(batch.image, batch.environment, *of_style)
 
     with (
-        patch.object(ist, "_pairs", pairs),
+        patch.object(ist, "pairs", rolled),
         patch.object(stargan2, "reference_rows", references),
         patch.object(stargan2, "draw_latents", latents),
         patch.object(vae, "standard_normal", lambda like: torch.full_like(like, 0.5)),

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
@@ -52,8 +53,12 @@ from deconfound.nets.set_style import SetStyles
 from deconfound.nets.weights import averaged_copy, constant, early_decay, update_average
 
 BETAS = (0.0, 0.99)
-PAPER = {"output": "matched", "set_images": 1, "cycle_weight": 1.0, "match_weight": 1.0}
+OF_SETS = {"set_images": 1, "source_weight": 0.0}
+"""What the form `paper` always has."""
+PAPER = {"output": "matched", "cycle_weight": 1.0, "match_weight": 1.0} | OF_SETS
 """What the form `paper` has unless the options say otherwise."""
+OF_IMAGES = {"cycle_weight": 0.0, "match_weight": 0.0}
+"""What the form `set` always has."""
 
 
 class IstOptions(MethodOptions):
@@ -110,6 +115,18 @@ class IstOptions(MethodOptions):
         if "form" not in given and "output" in given:  # a run of a build without forms
             given = given | {"form": "paper"}
         return PAPER | given if given.get("form") == "paper" else given
+
+    @model_validator(mode="after")
+    def _of_its_form(self) -> Self:
+        other, always = ("set", OF_SETS) if self.form == "paper" else ("paper", OF_IMAGES)
+        for name, value in always.items():
+            if getattr(self, name) != value:
+                raise PydanticCustomError(
+                    "form",
+                    "{name} belongs to the form {other}, and the form is {form}; leave it out",
+                    {"name": name, "other": other, "form": self.form},
+                )
+        return self
 
     @property
     def of_sets(self) -> bool:
