@@ -22,7 +22,7 @@ from deconfound.training.batches import reader_of
 from deconfound.training.fit import fit
 
 Make = Callable[..., RunConfig]
-KINDS = ("moments", "quantiles", "robust")
+KINDS = ("moments", "quantiles", "robust", "spectra")
 
 
 def asked(kind: str = "moments", **more: Any) -> dict[str, Any]:

@@ -14,7 +14,14 @@ import torch
 from deconfound.config import StandardiseName
 from deconfound.data.loading import standardisation
 from deconfound.data.loading.intensity import Intensity, fit_intensity, learn_unseen
-from deconfound.data.loading.standardisation import FEWEST, MEASURED, SHARES, made_alike
+from deconfound.data.loading.spectra import BANDS, cross_spectra
+from deconfound.data.loading.standardisation import (
+    FEWEST,
+    MEASURED,
+    SHARES,
+    made_alike,
+    with_tones,
+)
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded, Roles
 from deconfound.errors import InputWarning, UserError
@@ -167,7 +174,7 @@ def test_where_half_of_the_pixels_are_one_value_the_mean_deviation_counts(
     np.testing.assert_allclose(found[:40, 0], (one[:40] - 2) / away[0] * away[1] + 2, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, "spectra"))
 def test_an_image_is_the_same_in_every_batch(
     screen_of: Callable[..., Screen], kind: StandardiseName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,3 +243,57 @@ def test_scaling_follows_and_the_transform_comes_first(screen_of: Callable[..., 
     one = np.arcsinh(values[:, 0].astype(np.float64))
     expected = (one[:40] - one[:40].mean()) / one[:40].std()
     np.testing.assert_allclose(found[:40, 0], expected, atol=1e-4)
+
+
+def blurred_groups() -> npt.NDArray[np.float32]:
+    """(90, 2, 12, 12): `values_of`, with a leak between channels in one group, a blur in one."""
+    values = values_of(12, 12)
+    values[40:70, 1] += 0.5 * values[40:70, 0]
+    values[70:] = (values[70:] + np.roll(values[70:], 1, axis=2) + np.roll(values[70:], 1, 3)) / 3
+    return values
+
+
+def test_spectra_of_groups_become_alike(screen_of: Callable[..., Screen]) -> None:
+    """Also those of a group that training never saw, and only by its controls if so asked."""
+    values = blurred_groups()
+    screen = screen_of(values)
+    for control in (None, np.arange(90) % 6 > 0):
+        intensity = fitted(screen, "spectra", reference=control)
+        codes = learn_unseen(
+            intensity, screen, screen.coded(["e"]), KNOWN.codes,
+            np.arange(90) if control is None else np.flatnonzero(control), 0,
+        )  # fmt: skip
+        counted = np.ones(90, dtype=bool) if control is None else control
+        found = torch.from_numpy(alike(intensity, screen, codes)).float()
+        tones = intensity.statistics[-1, : len(SHARES)]
+        wanted = intensity.statistics[-1, len(SHARES) :].view(BANDS, 2, 2)
+        powers = [wanted.new_zeros(0), *(torch.from_numpy(values), found)]
+        for code in range(3):
+            rows = torch.from_numpy((codes == code) & counted)
+            before, after = (
+                cross_spectra(with_tones(one[rows], tones)).mean(dim=0) for one in powers[1:]
+            )
+            away = [(one - wanted).norm() / wanted.norm() for one in (before, after)]
+            assert away[1] < 0.15
+            assert away[1] < 0.2 * away[0]
+            middle = found[rows].transpose(0, 1).flatten(1).median(dim=1).values
+            torch.testing.assert_close(middle, tones[len(SHARES) // 2], rtol=0.05, atol=0.1)
+
+
+def test_spectra_leave_alone_what_has_no_group_or_too_few_images(
+    screen_of: Callable[..., Screen],
+) -> None:
+    values = blurred_groups()
+    screen = screen_of(values)
+    found = alike(fitted(screen, "spectra"), screen, KNOWN.codes)
+    np.testing.assert_allclose(found[70:], values[70:], rtol=1e-3, atol=1e-2)
+    few = Coded(np.where(np.arange(90) < FEWEST - 1, 0, 1), ("p", "q"))
+    with pytest.warns(InputWarning, match=r"fewer than 16 rows to standardise by of p \(15\)"):
+        intensity = fit_intensity(screen, TRAIN, "none", "unit", 0, few, "spectra")
+    found = alike(intensity, screen, few.codes)
+    np.testing.assert_allclose(found[: FEWEST - 1], values[: FEWEST - 1], rtol=1e-3, atol=1e-2)
+
+
+def test_spectra_of_profiles_are_refused(screen_of: Callable[..., Screen]) -> None:
+    with pytest.raises(UserError, match="--standardise spectra is for images; profiles take"):
+        fitted(screen_of(values_of()), "spectra")
