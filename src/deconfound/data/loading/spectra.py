@@ -89,11 +89,11 @@ def filtered(image: Tensor, maps: Tensor) -> Tensor:
     band, _ = _bands(*image.shape[2:])
     band = band.to(image.device)
     spectrum = torch.fft.rfft2(image, norm="ortho")
-    factor = maps[:, band.clamp(min=0)].permute(0, 3, 4, 1, 2)
-    mixed = sum(
-        factor[:, :, channel] * spectrum[:, channel, None] for channel in range(image.shape[1])
-    )
-    assert isinstance(mixed, Tensor)
-    found = torch.where(band >= 0, mixed, spectrum)
+    place, inside = band.clamp(min=0), band >= 0
+    found = torch.zeros_like(spectrum)
+    for own in range(image.shape[1]):
+        for other in range(image.shape[1]):
+            found[:, own] += maps[:, place, own, other] * spectrum[:, other]
+    found = torch.where(inside, found, spectrum)
     back: Tensor = torch.fft.irfft2(found, s=image.shape[2:], norm="ortho")
     return back
