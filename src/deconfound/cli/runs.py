@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model
 
@@ -16,43 +16,56 @@ from deconfound.cli.arguments import (
 )
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import say
-from deconfound.config import DataOptions, InterventionOptions, TrainingOptions
+from deconfound.config import DataOptions, InterventionOptions, TrainingOptions, did_you_mean
 from deconfound.errors import UserError
 from deconfound.runtime.streams import complain
 
+if TYPE_CHECKING:
+    from deconfound.runs.config import RunConfig
+
 
 def call_fit(words: list[str]) -> None:
-    """Train a method."""
+    """Train a method, or the recommended recipe."""
     from deconfound import methods
+    from deconfound.data.screens.screen import open_screen
     from deconfound.runs.config import config_model, read_config
+    from deconfound.runs.recommended import METHOD, RECOMMENDED, recommend
     from deconfound.training.fit import fit
 
-    if words:
-        methods.refuse_post_hoc(words[0])
-    name = name_first(words, "fit", "method", methods.names())
-    words, config_file = take_option(words[1:], "--config")
-    default = (
-        read_config(Path(config_file), name) if config_file else config_model(name)(method=name)
-    )
-    method = methods.load(name)
-    arguments = create_model(
-        "WithMethod",
-        __base__=FitArguments,
-        seed=(int, default.seed),
-        method=(method.Options, default.options),
-        data=(DataOptions, default.data),
-        intervention=(InterventionOptions, default.intervention),
-        training=(TrainingOptions, default.training if config_file else TrainingOptions()),
-    )
+    words, config_file = take_option(words, "--config")
+    name, words = _method_first(words, [*methods.names(), RECOMMENDED])
+    if config_file:
+        default = read_config(Path(config_file), name)
+        name = default.method
+    else:
+        name = name or RECOMMENDED
+        trained = METHOD if name == RECOMMENDED else name
+        default = config_model(trained)(method=trained)
+        default = default.model_copy(update={"training": TrainingOptions()})
+    method = methods.load(default.method)
     about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
-    parsed: Any = parse(arguments, words, f"fit {name}", about)
+    if name == RECOMMENDED:
+        about = (
+            "Without a METHOD: erm, set by what is known to do best on screens like this one; an "
+            f"option that is given counts. METHOD is one of {', '.join(methods.names())}."
+        )
+    parsed: Any = parse(_fit_arguments(default), words, f"fit {name}", about)
+    if name == RECOMMENDED:
+        if parsed.intervention.intervene is not None:
+            raise UserError(
+                f"fit {name}: --intervene trains a method that is named; expected fit {METHOD}, or "
+                "another, before the screen"
+            )
+        found = recommend(open_screen(parsed.screen), parsed.data)
+        say(f"{name}: {found.text}")
+        parsed = parse(_fit_arguments(found.config), words, f"fit {name}", about)
     if parsed.intervention.intervene is None:
         for option, value in parsed.intervention:
             if value != getattr(InterventionOptions(), option):
                 flag = "--" + option.replace("_", "-")
                 raise UserError(f"fit {name}: {flag} belongs to --intervene RUN; add it")
-    config = config_model(name)(
-        method=name,
+    config = config_model(default.method)(
+        method=default.method,
         seed=parsed.seed,
         data=parsed.data,
         intervention=parsed.intervention,
@@ -61,6 +74,39 @@ def call_fit(words: list[str]) -> None:
     )
     done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain, say=say)
     say(f"run in {done.path}")
+
+
+def _method_first(words: list[str], known: list[str]) -> tuple[str | None, list[str]]:
+    """The name that `fit` begins with, None if it is left out, and the other words."""
+    from deconfound import methods
+
+    if not words:
+        raise UserError(
+            "fit: name a screen, and before it a method if not what is recommended; there are "
+            f"{', '.join(known)}"
+        )
+    first = words[0]
+    if first in known:
+        return first, words[1:]
+    if first.startswith("-") or Path(first).exists():
+        return None, words
+    methods.refuse_post_hoc(first)
+    raise UserError(
+        f"fit: {first!r} is neither a method nor an existing path; {did_you_mean(first, known)}"
+    )
+
+
+def _fit_arguments(default: "RunConfig") -> type[FitArguments]:
+    """The arguments of `fit` with the method and the defaults of a configuration."""
+    return create_model(
+        "WithMethod",
+        __base__=FitArguments,
+        seed=(int, default.seed),
+        method=(type(default.options), default.options),
+        data=(DataOptions, default.data),
+        intervention=(InterventionOptions, default.intervention),
+        training=(TrainingOptions, default.training),
+    )
 
 
 def call_embed(words: list[str]) -> None:

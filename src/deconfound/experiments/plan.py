@@ -16,7 +16,15 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import joined
 from deconfound.errors import UserError
 from deconfound.experiments.held_out import Folds, spelled_out
-from deconfound.experiments.plan_file import Entry, PlanFile, configured, grid_of, points, read_plan
+from deconfound.experiments.plan_file import (
+    Entry,
+    PlanFile,
+    configured,
+    grid_of,
+    on_fold,
+    points,
+    read_plan,
+)
 from deconfound.experiments.running.chain import Chain, Task
 from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.words import read_chain
@@ -84,6 +92,8 @@ class Plan:
     jobs: dict[str, Job]
     """All runs by name: those of every setting on every seed, also of seeds not searched."""
     chains: list[Chain] = field(default_factory=list)
+    recommended: dict[str, None] = field(default_factory=dict)
+    """Sentences on what was recommended for the screens, and why."""
 
     def search(self) -> list[Job]:
         """The runs that settings are compared by, and all of an entry's only setting.
@@ -189,9 +199,10 @@ class _Layout:
                     search_seeds=searched,
                     measured=measured.get(fold),
                 )
-                data = base.data.model_copy(update={"fold": fold})
-                posed = self._folds.pose(screen, data)
-                posed_base = sampler_for(base, posed.label_rows, posed.train_rows)
+                own, said = on_fold(self.path, file, name, entry, point, screen, fold)
+                self.plan.recommended.update(dict.fromkeys(said))
+                posed = self._folds.pose(screen, own.data)
+                posed_base = sampler_for(own, posed.label_rows, posed.train_rows)
                 for seed in file.seeds:
                     setting.runs[seed] = self._add(setting, screen, posed_base, imputer, seed)
                 if len(every) > 1 and "loto" in file.select:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from deconfound.config import Options, did_you_mean, read_yaml, validated
+from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
 from deconfound.runs.config import RunConfig, config_model, read_config
+from deconfound.runs.recommended import METHOD, RECOMMENDED, recommend
 
 Rule = Literal["accuracy", "loss", "loto"]
 SECTIONS = ("data", "training", "options")
@@ -33,7 +35,8 @@ class Entry(Given):
     """One line of the table: a method, what it starts from and what is searched."""
 
     method: str | None = None
-    """Name of the method; the entry's own name if not given."""
+    """Name of the method, or recommended: what `fit` without a method takes; the entry's own name
+    if not given."""
     config: Path | None = None
     """Configuration of a run to start from; its path starts at the folder of this file."""
     intervene: str | None = None
@@ -106,7 +109,7 @@ def grid_of(path: Path, file: PlanFile, name: str, entry: Entry) -> dict[str, li
     Raises UserError for an option that the entry's method does not have, or no grid may hold.
     """
     grid = file.grid | entry.grid
-    sections = _sections(entry.method or name)
+    sections = _sections(_method(name, entry))
     for option in grid:
         if option in OWN_LISTS:
             raise UserError(
@@ -127,20 +130,37 @@ def points(path: Path, file: PlanFile, name: str, entry: Entry) -> Iterator[dict
 
 
 def configured(
-    path: Path, file: PlanFile, name: str, entry: Entry, point: dict[str, Any]
+    path: Path,
+    file: PlanFile,
+    name: str,
+    entry: Entry,
+    point: dict[str, Any],
+    recipe: RunConfig | None = None,
 ) -> RunConfig:
-    """The configuration of one point, on no fold yet; one thread unless the file says otherwise."""
-    method = entry.method or name
+    """The configuration of one point, on no fold yet; one thread unless the file says otherwise.
+
+    What the file and the point say wins over the `recipe` that is recommended.
+    """
+    method = _method(name, entry)
     values: dict[str, Any] = {"data": {}, "training": {"threads": 1}, "options": {}}
+    if recipe is not None:
+        started = recipe.model_dump(mode="json", exclude_unset=True)
+        for section in SECTIONS:
+            values[section] |= started.get(section, {})
     intervention: dict[str, Any] = {}
+    if _is_recommended(name, entry) and entry.intervene is not None:
+        raise UserError(
+            f"{path}: methods.{name}: {RECOMMENDED} is not trained on imputed images; name "
+            f"{METHOD}+{entry.intervene}, or leave {entry.intervene} out"
+        )
     if entry.config is not None:
-        started = read_config(path.parent / entry.config, method)
-        if started.imputer is not None:
+        given = read_config(path.parent / entry.config, method)
+        if given.imputer is not None:
             raise UserError(
                 f"{path.parent / entry.config}: intervenes with a run; an experiment names an "
                 "entry, under intervene, leave it out here"
             )
-        base = started.model_dump(mode="json", exclude_unset=True)
+        base = given.model_dump(mode="json", exclude_unset=True)
         for section in SECTIONS:
             values[section] |= base.get(section, {})
         intervention |= base.get("intervention", {})
@@ -148,8 +168,8 @@ def configured(
         values[section] |= getattr(file, section) | getattr(entry, section)
     intervention |= entry.intervention
     if entry.intervene is not None:
-        given = file.methods.get(entry.intervene)
-        values["imputer"] = (given and given.method) or entry.intervene
+        other = file.methods.get(entry.intervene)
+        values["imputer"] = (other and other.method) or entry.intervene
         values["intervention"] = intervention | {"intervene": entry.intervene}
     elif any(value is not None for value in intervention.values()):
         raise UserError(f"{path}: methods.{name}: intervention belongs to intervene; add it")
@@ -157,6 +177,34 @@ def configured(
     for option, value in point.items():
         values[sections[option]][option] = value
     return validated(config_model(method), values, f"{path}: methods.{name}")
+
+
+def on_fold(
+    path: Path,
+    file: PlanFile,
+    name: str,
+    entry: Entry,
+    point: dict[str, Any],
+    screen: Screen,
+    fold: str,
+) -> tuple[RunConfig, list[str]]:
+    """The configuration of one point on a fold of a screen, and what was recommended, if it was."""
+    update = {"fold": fold}
+    config = configured(path, file, name, entry, point)
+    said = []
+    if _is_recommended(name, entry):
+        found = recommend(screen, config.data.model_copy(update=update))
+        config = configured(path, file, name, entry, point, found.config)
+        said.append(f"{name}: {found.text}.")
+    return config.model_copy(update={"data": config.data.model_copy(update=update)}), said
+
+
+def _is_recommended(name: str, entry: Entry) -> bool:
+    return (entry.method or name) == RECOMMENDED
+
+
+def _method(name: str, entry: Entry) -> str:
+    return METHOD if _is_recommended(name, entry) else entry.method or name
 
 
 @cache

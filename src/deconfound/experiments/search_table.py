@@ -17,7 +17,7 @@ from deconfound.experiments.execute import Done
 from deconfound.experiments.plan import Plan, Setting
 from deconfound.experiments.running.messages import read_predictions
 from deconfound.experiments.select import Choice, Result
-from deconfound.experiments.table import use_of_held_out, write_table_files
+from deconfound.experiments.table import said_of_entries, write_table_files
 from deconfound.experiments.verdict import bootstrap
 from deconfound.files import atomic
 from deconfound.runtime.escaping import csv_text, from_spreadsheet
@@ -103,7 +103,7 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
     """
     table = make_table(plan, done.choices, done.results, out)
     write_table(table, out)
-    return shown_table(table), use_of_held_out(plan)
+    return shown_table(table), said_of_entries(plan)
 
 
 def write_table(table: pd.DataFrame, out: Path) -> None:

@@ -77,14 +77,14 @@ def _of_run(
     return found
 
 
-def use_of_held_out(plan: Plan) -> list[str]:
-    """Sentences that say which entries of a plan make use of images of test rows, and how."""
+def said_of_entries(plan: Plan) -> list[str]:
+    """What was recommended and why, and which entries make use of images of test rows, and how."""
     entries: dict[str, list[str]] = {}
     for setting in plan.settings:
         for name in setting.runs.values():
             for note in plan.jobs[name].config.held_out_notes:
                 entries.setdefault(note, []).append(setting.entry)
-    return [
+    return [*plan.recommended] + [
         f"{', '.join(dict.fromkeys(names))}: {note}, without their labels."
         for note, names in entries.items()
     ]

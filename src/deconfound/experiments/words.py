@@ -12,13 +12,15 @@ from deconfound.experiments.running.chain import Chain
 from deconfound.intervention.source_run import imputing_methods
 from deconfound.methods import post_hoc
 from deconfound.runs.config import read_config
+from deconfound.runs.recommended import RECOMMENDED
 
 
 def read_rows(words: Sequence[str], knn: int = 10) -> tuple[list[Chain], dict[str, dict[str, Any]]]:
     """The chains that METHOD[+IMPUTER][+CORRECTION][+knn][=CONFIG.yaml] name, and their entries.
 
     An imputer is a method that imputes, or the name of another word: the method is trained on what
-    the imputer imputes on the same fold and seed (erm+ist is the IST of Pernice et al.). Entries
+    the imputer imputes on the same fold and seed (erm+ist is the IST of Pernice et al.). The method
+    recommended is the recipe that `recommend` gives for the screen. Entries
     are those of a plan file, by name; entries of imputers are among them. `knn` training rows vote
     where a word ends in +knn. Raises UserError for an unknown method, imputer or correction,
     corrections in another order, a correction whose extra is not installed, and two configurations
@@ -121,7 +123,9 @@ def _entry(name: str, configs: dict[str, Path | None]) -> dict[str, Any]:
         method = read_config(config, first if first in methods.names() else None).method
         found = {"method": method, "config": str(config)}
     else:
-        methods.load(first)
+        methods.refuse_post_hoc(first)
+        if first not in (known := [*methods.names(), RECOMMENDED]):
+            raise UserError(f"compare: unknown method {first!r}; {did_you_mean(first, known)}")
         if imputer:
             found = {"method": first}
     return found | ({"intervene": imputer} if imputer else {})

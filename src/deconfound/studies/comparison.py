@@ -31,7 +31,8 @@ class CompareOptions(Options):
     trade-off: whether invariance is likely to help. A plan file's own default is search."""
     methods: tuple[str, ...] = ()
     """Methods of a comparison on a screen: METHOD[+IMPUTER][+CORRECTION][+knn][=CONFIG.yaml], such
-    as erm+ist and erm+symphony+knn; erm and scbd if not given."""
+    as erm+ist and erm+symphony+knn, or recommended[+CORRECTION][+knn]; erm, recommended and scbd if
+    not given."""
     hold_out: tuple[str, ...] = ()
     """Levels to hold out in turn, also joined by commas, or folds of a trade-off; if not given all
     of the screen's levels, and for a trade-off its own split or its outermost level."""

@@ -21,19 +21,20 @@ from deconfound.experiments.held_out import Folds, chosen_levels, describe_folds
 from deconfound.experiments.plan import Plan, make_plan, refuse_many_runs
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import main_block
-from deconfound.experiments.table import use_of_held_out, write_table_files
+from deconfound.experiments.table import said_of_entries, write_table_files
 from deconfound.experiments.verdict import paired_differences
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
 from deconfound.intervention.styles import style_reference
+from deconfound.runs.recommended import RECOMMENDED
 from deconfound.runtime.escaping import csv_text
 from deconfound.studies.comparison import CompareOptions, Comparison
 
 IID = "iid"
 NEARBY = ("seen_nearby", "unseen_nearby")
 IID_F1, LISI, BATCH_CV = "IID", "cLISI/bLISI", "kNN BatchCV"
-METHODS = ("erm", "scbd")
+METHODS = ("erm", RECOMMENDED, "scbd")
 SEEDS = (0, 1, 2)
 
 
@@ -148,7 +149,7 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
     write_table_files(text, out, left=1)
     held_out = [fold for named in levels.values() for fold in named]
     differences = paired_differences(scores, names[0], held_out)
-    return text, [*(one.text() for one in differences), *use_of_held_out(plan)]
+    return text, [*(one.text() for one in differences), *said_of_entries(plan)]
 
 
 class Cell(NamedTuple):

@@ -20,7 +20,7 @@ from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.held_out import ALL_GROUPS
 from deconfound.experiments.plan import Plan, make_plan
 from deconfound.experiments.plan_file import PlanFile
-from deconfound.experiments.table import use_of_held_out
+from deconfound.experiments.table import said_of_entries
 from deconfound.experiments.verdict import FEWEST, FoldDiagnosis, Verdict, judge
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
@@ -79,7 +79,7 @@ def write_view(plan: Plan, done: Done, out: Path) -> tuple[pd.DataFrame, list[st
         "format_version": FORMAT_VERSION,
         "screen": plan.screens[next(iter(plan.screens))].name,
         "folds": folds,
-        "sentences": [*sentences(found), *use_of_held_out(plan)],
+        "sentences": [*sentences(found), *said_of_entries(plan)],
         "curve": _curve(points).to_dict("records"),
     }
     atomic.write_text(out / "diagnosis.json", json.dumps(about, indent=2, allow_nan=False))

@@ -18,6 +18,7 @@ from deconfound.files.atomic import refuse_foreign
 from deconfound.intervention.intervention import begin_intervention
 from deconfound.intervention.source_run import imputing_run, refuse_unfit, with_imputer
 from deconfound.runs.config import RunConfig, dump_config, read_config
+from deconfound.runs.recommended import RECOMMENDED, recommend
 from deconfound.runs.run import (
     Run,
     open_run,
@@ -47,7 +48,7 @@ class Trained(NamedTuple):
 
 
 def fit(
-    config: RunConfig,
+    config: RunConfig | None,
     screen: Path,
     out: Path,
     *,
@@ -57,6 +58,7 @@ def fit(
 ) -> Run:
     """Train `config` on `screen` into the directory `out`, or resume the run in it.
 
+    None is the recommended recipe, with random rows held out; `say` receives what was chosen.
     On the CPU a resumed run ends bit-identical to an uninterrupted one. Raises UserError if `out`
     holds another run or something else, if another process is writing it, if the loss stops being
     finite, and for every mistake in the configuration. SIGTERM or Ctrl-C saves the run at the end
@@ -66,6 +68,11 @@ def fit(
     how many images of a batch have another of their label, where the method needs them.
     """
     out, opened = Path(out), open_screen(screen)
+    if config is None:
+        found = recommend(opened)
+        config = found.config
+        if say is not None:
+            say(f"{RECOMMENDED}: {found.text}")
     train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn, say=say)
     return open_run(out)
 

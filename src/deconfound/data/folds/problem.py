@@ -175,10 +175,10 @@ def _transform(
         return transform, ()
     if transform != "percentile":
         raise UserError(f"--percentile-by {by} belongs to --transform percentile; add it")
-    return transform, _with_levels_around(screen, roles, by)
+    return transform, with_levels_around(screen, roles, by)
 
 
-def _with_levels_around(screen: Screen, roles: Roles, column: str) -> tuple[str, ...]:
+def with_levels_around(screen: Screen, roles: Roles, column: str) -> tuple[str, ...]:
     """A column, after the levels around it if it is a level."""
     levels = roles.levels
     columns = levels[: levels.index(column) + 1] if column in levels else (column,)
@@ -206,7 +206,7 @@ def _standardised(
         )
     if by == ENVIRONMENT:
         return roles.environment
-    return _with_levels_around(screen, roles, by)
+    return with_levels_around(screen, roles, by)
 
 
 def _reference(screen: Screen, options: DataOptions, roles: Roles) -> Mask | None:
