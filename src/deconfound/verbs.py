@@ -59,9 +59,10 @@ VERBS = {
         Form("screens:call_describe", "describe", "description.describe:describe",
              "describe SCREEN"),
     )),
-    "fit": Verb("train one method on one fold with one seed", (
+    "fit": Verb(
+        "train one method, or what is recommended for the screen, on one fold with one seed", (
         Form("runs:call_fit", "fit", "training.fit:fit",
-             "fit METHOD SCREEN --hold-out COLUMN=GROUP --out RUN"),
+             "fit [METHOD] SCREEN --hold-out COLUMN=GROUP --out RUN"),
     ), resumes=True, saves=True),
     "embed": Verb(
         "embed every image of a screen with a run, or take profiles as they are", (

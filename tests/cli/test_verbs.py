@@ -107,7 +107,8 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys: Said) -> None:
 
 
 def test_an_unknown_method_is_answered_with_the_nearest(capsys: Said) -> None:
-    assert "unknown method 'scbdd'; did you mean 'scbd'?" in mistake(["fit", "scbdd"], capsys)
+    said = mistake(["fit", "scbdd"], capsys)
+    assert "'scbdd' is neither a method nor an existing path; did you mean 'scbd'?" in said
     assert "scbd" in mistake(["fit"], capsys)
 
 

@@ -1,4 +1,4 @@
-"""The main job on a simulated screen: ERM and SCBD on two held-out groups, and a report."""
+"""The main job on a simulated screen: three methods on two held-out groups, and a report."""
 
 import json
 from pathlib import Path
@@ -19,15 +19,16 @@ from deconfound.experiments.running.messages import run_directory
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
 from deconfound.reports.report import report
+from deconfound.runs.recommended import RECOMMENDED
 from deconfound.studies.comparison import CompareOptions, Comparison
 
-STEPS = 200
+STEPS = 150
 """Training steps of every run, if not given."""
-METHODS = ("erm", "scbd")
+METHODS = ("erm", RECOMMENDED, "scbd")
 
 
 def demo(out: Path, options: CompareOptions, call: Call) -> Comparison:
-    """Simulate a screen, hold out one plate and one series, compare ERM with SCBD, report.
+    """Simulate a screen, hold out one plate and one series, compare ERM, the recipe and SCBD.
 
     Everything is written under `out`; what is there already is not made again, so a killed
     demonstration resumes. Raises UserError if `out` holds something else or a demonstration with
@@ -63,7 +64,7 @@ def plan_values(screen: Screen, options: CompareOptions) -> dict[str, Any]:
         "seeds": [options.seed],
         "training": training | {"warmup_steps": 20, "validate_every": 50},
         "options": {"learning_rate": 2e-3},
-        "methods": {"erm": {}, "scbd": {"options": scbd}},
+        "methods": {"erm": {}, RECOMMENDED: {}, "scbd": {"options": scbd}},
         "chains": list(METHODS),
         "measure": held_out,
     }
