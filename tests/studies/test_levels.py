@@ -344,8 +344,8 @@ def test_too_many_runs_are_refused_before_a_fold_is_posed(
     screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Folds, "pose", None)
-    options = CompareOptions(hold_out=("plate",), seeds=(0, 1, 2), max_runs=29)
-    with pytest.raises(UserError, match=r"30 runs are more than 29; .* with --max-runs 30"):
+    options = CompareOptions(hold_out=("plate",), seeds=(0, 1, 2), max_runs=44)
+    with pytest.raises(UserError, match=r"45 runs are more than 44; .* with --max-runs 45"):
         compare(screen.path, tmp_path / "out", options)
     one = options.model_copy(update={"folds_per_level": 2, "max_runs": 17})
     with pytest.raises(UserError, match="18 runs are more than 17"):
