@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from deconfound import cli
+from deconfound import cli, methods
 from deconfound.data.screens.screen import Screen
 from deconfound.embeddings.embed import embed
 from deconfound.runs.run import open_run
@@ -143,7 +143,7 @@ def test_help_without_a_method_lists_the_methods(capsys: Said) -> None:
         cli.main(["fit", "--help"])
     assert stop.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "METHOD is one of coral, dann" in printed
+    assert f"METHOD is one of {', '.join(methods.names())}" in printed
     assert "--standardise-by" in printed
 
 

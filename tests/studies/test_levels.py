@@ -347,7 +347,7 @@ def test_too_many_runs_are_refused_before_a_fold_is_posed(
     options = CompareOptions(hold_out=("plate",), seeds=(0, 1, 2), max_runs=44)
     with pytest.raises(UserError, match=r"45 runs are more than 44; .* with --max-runs 45"):
         compare(screen.path, tmp_path / "out", options)
-    one = options.model_copy(update={"folds_per_level": 2, "max_runs": 17})
-    with pytest.raises(UserError, match="18 runs are more than 17"):
+    one = options.model_copy(update={"folds_per_level": 2, "max_runs": 26})
+    with pytest.raises(UserError, match="27 runs are more than 26"):
         compare(screen.path, tmp_path / "out", one)
     assert not (tmp_path / "out").exists()
