@@ -39,9 +39,15 @@ def methods(networks: str, size: int) -> dict[str, Imputer]:
     task = Task(CHANNELS, size, LABELS, ENVIRONMENTS)
     torch.manual_seed(0)
     if networks == "small":
-        return {"ist": Ist(IstOptions(form="paper"), task), "stargan2": StarGan2(StarGan2Options(), task)}
+        return {
+            "ist": Ist(IstOptions(form="paper"), task),
+            "stargan2": StarGan2(StarGan2Options(), task),
+        }
     wide = StarGan2Options(width=min(2**14 // size, 512), max_width=512, mapping_width=512)
-    return {"ist": Ist(IstOptions(form="paper", encoder="resnet18"), task), "stargan2": StarGan2(wide, task)}
+    return {
+        "ist": Ist(IstOptions(form="paper", encoder="resnet18"), task),
+        "stargan2": StarGan2(wide, task),
+    }
 
 
 class Timed:
