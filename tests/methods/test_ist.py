@@ -316,3 +316,11 @@ def test_options_of_a_build_without_forms_are_the_papers() -> None:
     assert read == IstOptions(form="paper")
     assert not read.of_sets
     assert IstOptions().of_sets
+
+
+def test_a_form_sets_what_is_not_given() -> None:
+    assert IstOptions(form="paper").match_weight == 1
+    assert IstOptions(form="paper", match_weight=0).match_weight == 0
+    changed = IstOptions(encoder="resnet18", content_weight=3).in_form("paper")
+    assert changed == IstOptions(form="paper", encoder="resnet18", content_weight=3)
+    assert changed.in_form("set") == IstOptions(encoder="resnet18", content_weight=3)

@@ -42,6 +42,9 @@ def call_fit(words: list[str]) -> None:
         trained = METHOD if name == RECOMMENDED else name
         default = config_model(trained)(method=trained)
         default = default.model_copy(update={"training": TrainingOptions()})
+    form = take_option(words, "--form")[1]
+    if form in default.options.FORMS and form != getattr(default.options, "form", None):
+        default = default.model_copy(update={"options": default.options.in_form(form)})
     method = methods.load(default.method)
     about = f"{method.SUMMARY}. {method.PAPER}. --config FILE.yaml sets defaults."
     if name == RECOMMENDED:
@@ -57,8 +60,13 @@ def call_fit(words: list[str]) -> None:
                 "another, before the screen"
             )
         found = recommend(open_screen(parsed.screen), parsed.data)
-        say(f"{name}: {found.text}")
+        if take_option(words, "--standardise-by")[1] == "None":
+            raise UserError(
+                f"fit {name}: --standardise-by None leaves nothing of the recipe; expected fit "
+                f"{METHOD} before the screen"
+            )
         parsed = parse(_fit_arguments(found.config), words, f"fit {name}", about)
+        say(f"{name}: {found.text}{_given_instead(found.config.data, parsed.data)}")
     if parsed.intervention.intervene is None:
         for option, value in parsed.intervention:
             if value != getattr(InterventionOptions(), option):
@@ -74,6 +82,14 @@ def call_fit(words: list[str]) -> None:
     )
     done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain, say=say)
     say(f"run in {done.path}")
+
+
+def _given_instead(chosen: DataOptions, taken: DataOptions) -> str:
+    """What was given in place of what was chosen, to be said after that."""
+    names = ("standardise_by", "standardise_with", "standardise")
+    given = [name for name in names if getattr(taken, name) != getattr(chosen, name)]
+    words = (f"--{name.replace('_', '-')} {getattr(taken, name)}" for name in given)
+    return f"; but as given, {' '.join(words)}" if given else ""
 
 
 def _method_first(words: list[str], known: list[str]) -> tuple[str | None, list[str]]:

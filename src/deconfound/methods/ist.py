@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -55,14 +55,17 @@ from deconfound.nets.weights import averaged_copy, constant, early_decay, update
 BETAS = (0.0, 0.99)
 OF_SETS = {"set_images": 1, "source_weight": 0.0}
 """What the form `paper` always has."""
-PAPER = {"output": "matched", "cycle_weight": 1.0, "match_weight": 1.0} | OF_SETS
-"""What the form `paper` has unless the options say otherwise."""
 OF_IMAGES = {"cycle_weight": 0.0, "match_weight": 0.0}
 """What the form `set` always has."""
 
 
 class IstOptions(MethodOptions):
     """Options of IST."""
+
+    FORMS: ClassVar[dict[str, dict[str, Any]]] = {
+        "set": {"output": "residual", "set_images": 8, "source_weight": 1.0} | OF_IMAGES,
+        "paper": {"output": "matched", "cycle_weight": 1.0, "match_weight": 1.0} | OF_SETS,
+    }
 
     form: Literal["set", "paper"] = "set"
     """set: styles are those of an environment's images together, a closed form brings images to
@@ -114,7 +117,7 @@ class IstOptions(MethodOptions):
             return given
         if "form" not in given and "output" in given:  # a run of a build without forms
             given = given | {"form": "paper"}
-        return PAPER | given if given.get("form") == "paper" else given
+        return cls.FORMS.get(given.get("form", "set"), {}) | given
 
     @model_validator(mode="after")
     def _of_its_form(self) -> Self:
@@ -352,24 +355,26 @@ class Ist(Imputer):
         critic, heads = constant(self.critic), constant(self.critic_heads)
         of_drawn = self._criticised(critic, heads, drawn, outputs["environment"])
         content_maps = content_distance(features.taps, of_content)
-        losses = {
-            "adversarial": Loss(real_loss(of_drawn), options.adversarial_weight),
+        adversarial = Loss(real_loss(of_drawn), options.adversarial_weight)
+        to_content = {
             "content": Loss(pixel_distance(drawn, content), options.content_weight),
             "content_maps": Loss(content_maps, options.content_map_weight),
         }
         if not self.paper:
-            style = mean_style_loss(features.taps, _taps(outputs, "gram"))
+            to_mean = mean_style_loss(features.taps, _taps(outputs, "gram"))
             read = constant(self.source_head)(head_input(drawn, critic(drawn)))
-            losses["style"] = Loss(style, options.style_weight)
-            losses["source"] = Loss(spread_loss(read), options.source_weight)
-            return losses
+            of_set = {
+                "style": Loss(to_mean, options.style_weight),
+                "source": Loss(spread_loss(read), options.source_weight),
+            }
+            return {"adversarial": adversarial} | of_set | to_content
         again = self.generator(drawn, features.taps, style_code(content, of_content))
         label = constant(self.label_head)
         matching = class_matching(label(features.pooled), label(outputs["representation"]))
-        losses["style"] = Loss(style_loss(features.taps, of_style), options.style_weight)
-        losses["cycle"] = Loss(pixel_distance(again, content), options.cycle_weight)
-        losses["match"] = Loss(matching, options.match_weight)
-        return losses
+        style = Loss(style_loss(features.taps, of_style), options.style_weight)
+        cycle = Loss(pixel_distance(again, content), options.cycle_weight)
+        match = {"match": Loss(matching, options.match_weight)}
+        return {"adversarial": adversarial, "style": style, "cycle": cycle} | to_content | match
 
     @staticmethod
     def _criticised(

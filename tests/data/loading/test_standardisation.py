@@ -297,3 +297,15 @@ def test_spectra_leave_alone_what_has_no_group_or_too_few_images(
 def test_spectra_of_profiles_are_refused(screen_of: Callable[..., Screen]) -> None:
     with pytest.raises(UserError, match="--standardise spectra is for images; profiles take"):
         fitted(screen_of(values_of()), "spectra")
+
+
+@pytest.mark.parametrize("kind", (*KINDS, "spectra"))
+def test_values_that_are_not_finite_are_refused(
+    screen_of: Callable[..., Screen], kind: StandardiseName
+) -> None:
+    values = values_of(5, 7)
+    values[75, 0, 2, 3] = np.nan
+    screen = screen_of(values)
+    intensity = fitted(screen, kind)
+    with pytest.raises(UserError, match="values of r that are to be standardised by are not fin"):
+        learn_unseen(intensity, screen, screen.coded(["e"]), KNOWN.codes, np.arange(90), 0)

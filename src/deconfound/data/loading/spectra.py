@@ -16,7 +16,7 @@ EDGES = (1.5, 2.5, 3.5, 5.0, 6.5, 8.0, 10.0, 12.5, 15.0)
 """Upper ends of the bands but the last, in cycles over 32 pixels."""
 BANDS = len(EDGES) + 1
 LEAST = 1e-6
-"""Least eigenvalue of a band, relative to its largest."""
+"""Least eigenvalue of a band, relative to the largest of both sets; less is rounding."""
 
 
 @functools.cache
@@ -61,22 +61,23 @@ def cross_spectra(image: Tensor) -> Tensor:
 def transport(source: Tensor, target: Tensor) -> Tensor:
     """The map T, symmetric and positive, for which T · source · T is `target`; (..., C, C) each.
 
-    Eigenvalues below a millionth of a band's largest count as that. A band in which either is 0 is
-    left alone: T is the identity.
+    Eigenvalues below a millionth of the largest of both count as that. A band in which one holds
+    less than a millionth of the other's power is left alone: T is the identity.
     """
     wide = source.double(), target.double()
     power = [one.diagonal(dim1=-2, dim2=-1).sum(dim=-1) for one in wide]
-    empty = ((power[0] <= 0) | (power[1] <= 0))[..., None, None]
+    empty = (torch.minimum(*power) <= LEAST * torch.maximum(*power))[..., None, None]
     one = torch.eye(source.shape[-1], dtype=torch.float64, device=source.device)
     before, after = (torch.where(empty, one, given) for given in wide)
-    root, inverse = _power(before, 0.5), _power(before, -0.5)
-    found = inverse @ _power(root @ after @ root, 0.5) @ inverse
+    least = LEAST * torch.maximum(*(torch.where(empty[..., 0, 0], 1.0, some) for some in power))
+    root, inverse = _power(before, 0.5, least), _power(before, -0.5, least)
+    found = inverse @ _power(root @ after @ root, 0.5, least.square()) @ inverse
     return torch.where(empty, one, found).to(source.dtype)
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
+def _power(matrix: Tensor, exponent: float, least: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    values = values.clamp(min=LEAST * values.amax(dim=-1, keepdim=True))
+    values = values.clamp(min=least[..., None])
     found: Tensor = (vectors * values.pow(exponent)[..., None, :]) @ vectors.mT
     return found
 

@@ -17,7 +17,7 @@ from deconfound.config import StandardiseName
 from deconfound.data.loading.spectra import BANDS, cross_spectra, filtered, transport
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Coded
-from deconfound.errors import InputWarning
+from deconfound.errors import InputWarning, UserError
 from deconfound.runtime.device import processes
 from deconfound.runtime.seeds import numpy_stream
 
@@ -140,6 +140,12 @@ def statistics(
     found = np.concatenate(
         [_measured(block.astype(np.float64), kind) for block in blocks], axis=1
     ).astype(np.float32)
+    if not np.isfinite(found).all():
+        of = f"of {name} " if name else ""
+        raise UserError(
+            f"{screen.path}: values {of}that are to be standardised by are not finite; remove "
+            "those rows, or leave --standardise-by out"
+        )
     if kind == "spectra":
         assert of_all is not None
         power = mean_spectra(screen, rows, of_all[: len(SHARES)], transform, seed, name)

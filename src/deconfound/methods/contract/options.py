@@ -1,6 +1,6 @@
 """Options that every trained method has, and options that may be `auto`."""
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -47,6 +47,9 @@ class ContextOptions(NamedTuple):
 class MethodOptions(Options):
     """Options every trained method has."""
 
+    FORMS: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Of a method whose option `form` sets others unless they are given: these, by form."""
+
     optimizer: OptimizerName = "adamw"
     """adamw, adam or sgd."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -62,6 +65,12 @@ class MethodOptions(Options):
     """Gradients of a phase with a larger norm are scaled down to it."""
     most_skipped: int = Field(100, ge=1)
     """Skipped steps in a row that end the run."""
+
+    def in_form(self, form: str) -> Self:
+        """The same options in another form, with what that form sets."""
+        of_form = {name for values in self.FORMS.values() for name in values}
+        kept = self.model_dump(exclude={"form", *of_form})
+        return type(self)(**(kept | {"form": form}))
 
     @property
     def sees_held_out(self) -> bool:
