@@ -346,35 +346,49 @@ class Ist(Imputer):
         }
 
     def _generator_losses(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
-        """Eq. 7, through a constant critic and the frozen encoder; or what takes its place."""
+        """Through a constant critic and the frozen encoder."""
         del batch
+        return self._image_losses(outputs) if self.paper else self._set_losses(outputs)
+
+    def _image_losses(self, outputs: Tensors) -> dict[str, Loss]:
+        """Eq. 7."""
         options = self.options
         content, drawn = outputs["content"], outputs["drawn"]
         of_content, of_style = _taps(outputs, "content"), _taps(outputs, "style")
         features: Features = constant(self.encoder)(drawn)
+        again = self.generator(drawn, features.taps, style_code(content, of_content))
+        of_drawn = self._criticised(
+            constant(self.critic), constant(self.critic_heads), drawn, outputs["environment"]
+        )
+        label = constant(self.label_head)
+        matching = class_matching(label(features.pooled), label(outputs["representation"]))
+        content_maps = content_distance(features.taps, of_content)
+        return {
+            "adversarial": Loss(real_loss(of_drawn), options.adversarial_weight),
+            "style": Loss(style_loss(features.taps, of_style), options.style_weight),
+            "cycle": Loss(pixel_distance(again, content), options.cycle_weight),
+            "content": Loss(pixel_distance(drawn, content), options.content_weight),
+            "content_maps": Loss(content_maps, options.content_map_weight),
+            "match": Loss(matching, options.match_weight),
+        }
+
+    def _set_losses(self, outputs: Tensors) -> dict[str, Loss]:
+        """Style against the environment's mean, content against the closed form, and the source."""
+        options = self.options
+        content, drawn = outputs["content"], outputs["drawn"]
+        features: Features = constant(self.encoder)(drawn)
         critic, heads = constant(self.critic), constant(self.critic_heads)
         of_drawn = self._criticised(critic, heads, drawn, outputs["environment"])
-        content_maps = content_distance(features.taps, of_content)
-        adversarial = Loss(real_loss(of_drawn), options.adversarial_weight)
-        to_content = {
+        read = constant(self.source_head)(head_input(drawn, critic(drawn)))
+        style = mean_style_loss(features.taps, _taps(outputs, "gram"))
+        content_maps = content_distance(features.taps, _taps(outputs, "content"))
+        return {
+            "adversarial": Loss(real_loss(of_drawn), options.adversarial_weight),
+            "style": Loss(style, options.style_weight),
+            "source": Loss(spread_loss(read), options.source_weight),
             "content": Loss(pixel_distance(drawn, content), options.content_weight),
             "content_maps": Loss(content_maps, options.content_map_weight),
         }
-        if not self.paper:
-            to_mean = mean_style_loss(features.taps, _taps(outputs, "gram"))
-            read = constant(self.source_head)(head_input(drawn, critic(drawn)))
-            of_set = {
-                "style": Loss(to_mean, options.style_weight),
-                "source": Loss(spread_loss(read), options.source_weight),
-            }
-            return {"adversarial": adversarial} | of_set | to_content
-        again = self.generator(drawn, features.taps, style_code(content, of_content))
-        label = constant(self.label_head)
-        matching = class_matching(label(features.pooled), label(outputs["representation"]))
-        style = Loss(style_loss(features.taps, of_style), options.style_weight)
-        cycle = Loss(pixel_distance(again, content), options.cycle_weight)
-        match = {"match": Loss(matching, options.match_weight)}
-        return {"adversarial": adversarial, "style": style, "cycle": cycle} | to_content | match
 
     @staticmethod
     def _criticised(
