@@ -79,7 +79,7 @@ def test_the_same_command_goes_on_and_its_configuration_is_the_run(
 def test_what_is_given_wins(screen: Screen, run: Path, capsys: Said) -> None:
     given = "--fold plate=S1/P1 --standardise moments --norm instance --augment none --seed 3"
     cli.main(["fit", "--out", str(run), *FEW, *given.split(), str(screen.path)])
-    assert CHOICE in capsys.readouterr().out
+    assert CHOICE.strip() in capsys.readouterr().out
     config = written(run)
     assert config["seed"] == 3
     assert "standardise" not in config["data"]
@@ -157,3 +157,30 @@ def test_fit_of_python_recommends_too(screen: Screen, run: Path, tmp_path: Path)
     assert (
         embed(made.path, screen.path, tmp_path / "e.h5ad", quiet=True).about["method"] == "erm-da"
     )
+
+
+def test_what_is_given_in_place_of_the_choice_is_said(
+    screen: Screen, run: Path, capsys: Said
+) -> None:
+    cli.main(["fit", str(screen.path), "--out", str(run), "--standardise", "robust", *FEW])
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == f"{CHOICE.strip()}; but as given, --standardise robust"
+    assert written(run)["data"]["standardise"] == "robust"
+    none = ["fit", str(screen.path), "--out", str(run / "b"), "--standardise-by", "None", *FEW]
+    assert "--standardise-by None leaves nothing of the recipe" in mistake(none, capsys)
+
+
+def test_a_form_sets_what_the_words_do_not(screen: Screen, run: Path, capsys: Said) -> None:
+    """The defaults of the other form are not words of the user."""
+    words = ["fit", "ist", str(screen.path), "--transfer-steps=1", *FEW]
+    cli.main([*words, "--out", str(run), "--form", "paper", "--match-weight", "0"])
+    paper = written(run)["options"]
+    wanted = {"form": "paper", "output": "matched", "set_images": 1, "source_weight": 0.0}
+    assert wanted.items() <= paper.items()
+    assert (paper["cycle_weight"], paper["match_weight"]) == (1.0, 0.0)
+    other = run.with_name("set")
+    cli.main([*words, "--out", str(other), "--config", str(run / "config.yaml"), "--form=set"])
+    assert written(other)["options"]["set_images"] == 8
+    capsys.readouterr()
+    line = mistake([*words, "--out", str(run / "c"), "--cycle-weight", "1"], capsys)
+    assert "cycle-weight: belongs to the form paper" in line
