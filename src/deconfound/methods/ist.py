@@ -54,9 +54,9 @@ from deconfound.nets.weights import averaged_copy, constant, early_decay, update
 
 BETAS = (0.0, 0.99)
 OF_SETS = {"set_images": 1, "source_weight": 0.0}
-"""What the form `paper` always has."""
+"""Options of the form `set` alone, as the form `paper` always has them."""
 OF_IMAGES = {"cycle_weight": 0.0, "match_weight": 0.0}
-"""What the form `set` always has."""
+"""Options of the form `paper` alone, as the form `set` always has them."""
 
 
 class IstOptions(MethodOptions):
@@ -112,7 +112,7 @@ class IstOptions(MethodOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_the_paper(cls, given: Any) -> Any:
+    def _with_its_form(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
         if "form" not in given and "output" in given:  # a run of a build without forms
@@ -334,11 +334,11 @@ class Ist(Imputer):
         real = outputs["style"].detach().requires_grad_()
         of_real = self._criticised(self.critic, self.critic_heads, real, environment)
         drawn = outputs["drawn"].detach()
-        of_drawn = self._criticised(self.critic, self.critic_heads, drawn, environment)
+        seen = head_input(drawn, self.critic(drawn))
+        of_drawn = _own_heads(self.critic_heads(seen), environment)
         read = {}
         if not self.paper:
-            logits = self.source_head(head_input(drawn, self.critic(drawn)))
-            read["source_read"] = Loss(cross_entropy(logits, outputs["source"]))
+            read["source_read"] = Loss(cross_entropy(self.source_head(seen), outputs["source"]))
         return read | {
             "critic_real": Loss(real_loss(of_real)),
             "critic_fake": Loss(fake_loss(of_drawn)),
@@ -377,9 +377,9 @@ class Ist(Imputer):
         options = self.options
         content, drawn = outputs["content"], outputs["drawn"]
         features: Features = constant(self.encoder)(drawn)
-        critic, heads = constant(self.critic), constant(self.critic_heads)
-        of_drawn = self._criticised(critic, heads, drawn, outputs["environment"])
-        read = constant(self.source_head)(head_input(drawn, critic(drawn)))
+        seen = head_input(drawn, constant(self.critic)(drawn))
+        of_drawn = _own_heads(constant(self.critic_heads)(seen), outputs["environment"])
+        read = constant(self.source_head)(seen)
         style = mean_style_loss(features.taps, _taps(outputs, "gram"))
         content_maps = content_distance(features.taps, _taps(outputs, "content"))
         return {
@@ -398,9 +398,13 @@ class Ist(Imputer):
         environment: Tensor,
     ) -> Tensor:
         """(known,) the logits for "real", by the head of each known environment."""
-        logits = heads(head_input(image, critic(image)))
-        known = environment >= 0
-        return logits[known].gather(1, environment[known, None]).squeeze(1)
+        return _own_heads(heads(head_input(image, critic(image))), environment)
+
+
+def _own_heads(logits: Tensor, environment: Tensor) -> Tensor:
+    """(known,) the logit of each known environment's own head, of (B, environments)."""
+    known = environment >= 0
+    return logits[known].gather(1, environment[known, None]).squeeze(1)
 
 
 def _named(of: str, maps: Sequence[Tensor]) -> Tensors:
