@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deconfound.arrays import ROUNDING, Codes, Mask, Rows
+from deconfound.arrays import ROUNDING, Codes, Floats, Mask, Rows
 from deconfound.config import ScalingName, StandardiseName, TransformName
 from deconfound.data.loading.standardisation import (
     FEWEST,
@@ -184,11 +184,12 @@ def _fit_statistics(
             f"{screen.path}: {len(rows)} training rows count to standardise by; expected {FEWEST} "
             "or more, choose --standardise-with all or leave --standardise-by out"
         )
+    known: dict[str, Floats] = {}
     if kind == "spectra":
-        of_all = spectra_of_all(screen, rows, group, intensity.transformed, seed)
+        of_all, known = spectra_of_all(screen, rows, group, intensity.transformed, seed)
     else:
         of_all = statistics(screen, rows, kind, intensity.transformed, seed, "")
-    own = group_statistics(screen, rows, group, kind, intensity.transformed, seed, of_all)
+    own = group_statistics(screen, rows, group, kind, intensity.transformed, seed, of_all, known)
     intensity.statistics.copy_(torch.from_numpy(np.concatenate([own, of_all[None]])))
 
 

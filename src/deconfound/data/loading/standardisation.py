@@ -6,7 +6,8 @@ profiles plate by plate; here it is done to the pixels too, before a network see
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -56,8 +57,11 @@ def group_statistics(
     transform: Transform,
     seed: int,
     of_all: Floats,
+    known: Mapping[str, Floats] = MappingProxyType({}),
 ) -> Floats:
     """(G, S, C) float32: what `MEASURED` says of each group of `group`, over its `rows`.
+
+    What is `known` of groups by name is not measured again.
 
     A group with fewer than 16 of the `rows` takes `of_all` (S, C), and an InputWarning names it. At
     most 2,048 rows of a group count, and 1,024 pixels of each, drawn by the seed and the name of
@@ -70,7 +74,10 @@ def group_statistics(
             few.append(f"{name} ({len(members)})")
             found.append(of_all)
         else:
-            found.append(statistics(screen, members, kind, transform, seed, name, of_all))
+            of = known.get(name)
+            if of is None:
+                of = statistics(screen, members, kind, transform, seed, name, of_all)
+            found.append(of)
     if few and processes().rank == 0:
         more = f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
         warnings.warn(
@@ -84,10 +91,11 @@ def group_statistics(
 
 def spectra_of_all(
     screen: Screen, rows: Rows, group: Coded, transform: Transform, seed: int
-) -> Floats:
-    """(S, C) float32: what groups are brought to where spectra become alike, their means.
+) -> tuple[Floats, dict[str, Floats]]:
+    """What groups are brought to where spectra become alike, their means; and theirs by name.
 
-    Each group of 16 `rows` or more counts as much as another; all rows are one where none has 16.
+    (S, C) float32 each. Each group of 16 `rows` or more counts as much as another; all rows are
+    one, named "", where none has 16.
     """
     members = [rows[group.codes[rows] == code] for code in range(len(group.names))]
     named = [pair for pair in zip(group.names, members, strict=True) if len(pair[1]) >= FEWEST]
@@ -95,7 +103,11 @@ def spectra_of_all(
     own = [statistics(screen, one, "quantiles", transform, seed, name) for name, one in named]
     tones = np.mean(own, axis=0)
     powers = [mean_spectra(screen, one, tones, transform, seed, name) for name, one in named]
-    return np.concatenate([tones, np.mean(powers, axis=0)])
+    known = {
+        name: np.concatenate([quantiles, power])
+        for (name, _), quantiles, power in zip(named, own, powers, strict=True)
+    }
+    return np.mean(list(known.values()), axis=0), known
 
 
 def mean_spectra(
