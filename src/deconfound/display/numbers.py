@@ -25,5 +25,10 @@ def mean_and_sd(mean: float, sd: float, digits: int = 3) -> str:
     return f"{number(mean, digits)} ± {sd:.{_decimals(mean, digits)}f}"
 
 
+def counted(count: int, what: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{count} {what}" + "s" * (count != 1)
+
+
 def _decimals(value: float, digits: int) -> int:
     return max(0, digits - len(str(int(abs(value)))) + 1)

@@ -67,6 +67,9 @@ class PlanFile(Given):
     else all."""
     methods: dict[str, Entry] = Field(min_length=1)
     """Entries by name."""
+    choose: bool = False
+    """On each held-out fold choose one of the chains, or entries, by other groups of its level that
+    are left out of training in turn; see `nested`."""
     chains: tuple[str, ...] = ()
     """What is embedded and measured: ENTRY[+CORRECTION][+knn], such as erm or erm+symphony+knn. If
     none is given, runs are scored by their own predictions alone."""
