@@ -49,7 +49,7 @@ class Cells:
     @property
     def held_out(self) -> Mask:
         """(N,) whether a row is of the test part."""
-        return self.part == "test"
+        return np.asarray(self.part == "test")
 
     @property
     def level(self) -> str:
@@ -57,11 +57,14 @@ class Cells:
         return self.split.fold.partition("=")[0]
 
     def block(self) -> Floats:
-        """(N, D) float32: the block that follows the label; read from the file each time."""
+        """(N, D) float32: the block that follows the label; read from the file each time.
+
+        Raises UserError if it holds NaN or infinity.
+        """
         opened, _ = open_embeddings(self.path)
         names = list(opened.representations)
         name = main_block(names)
-        return opened.representations[name if name in names else names[0]]
+        return opened.block(name if name in names else names[0], str(self.path))
 
 
 def read_cells(samples: Sequence[Sample]) -> list[Cells]:

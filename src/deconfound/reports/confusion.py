@@ -121,7 +121,9 @@ def _level(name: str, cells: list[Cells], drawn: int) -> Level:
     methods = list(dict.fromkeys(one.name for one in cells))
     members = {method: [one for one in cells if one.name == method] for method in methods}
     rows = {
-        method: pd.concat([found for one in own if (found := _rows_of(one)) is not None])
+        method: pd.concat(
+            [found for one in own if (found := _rows_of(one)) is not None], ignore_index=True
+        )
         for method, own in members.items()
     }
     together = pd.concat(rows.values())
@@ -180,16 +182,15 @@ def _sentences(cells: list[Cells], tested: set[str]) -> list[str]:
 def _scores(
     rows: dict[str, pd.DataFrame], kept: list[str], said: dict[str, str]
 ) -> list[tuple[str, str, str, list[Score]]]:
-    found = {method: label_scores(own).reindex(kept) for method, own in rows.items()}
+    found = [label_scores(own).reindex(kept) for own in rows.values()]
+    values = np.stack([one[["rows", "f1", "precision", "recall"]].to_numpy(float) for one in found])
     shown = []
-    for label in kept:
-        counts = [one.loc[label, "rows"] for one in found.values()]
-        counts = sorted({int(count) for count in counts if not math.isnan(count)})
+    for place, label in enumerate(kept):
+        counts = sorted({int(count) for count in values[:, place, 0] if not math.isnan(count)})
         span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
         scores = [
             Score(_shade(value), number(value, 2))
-            for one in found.values()
-            for value in one.loc[label, ["f1", "precision", "recall"]].astype(float)
+            for value in values[:, place, 1:].ravel().tolist()
         ]
         shown.append((label, said.get(label, ""), span, scores))
     return shown
@@ -208,13 +209,13 @@ def _matrix(
     columns = [label for label in kept if label in columns] + [
         label for label in columns if label not in kept
     ]
-    named = rows["predicted"].where(rows["predicted"].isin(columns), OTHERS)
-    place = pd.Series(pd.Categorical(named, [*columns, OTHERS]).codes, index=rows.index)
-    place[rows["predicted"].isna()] = len(columns) + 1
+    lookup = {label: number for number, label in enumerate(columns)}
+    place = np.array([lookup.get(one, len(columns)) for one in rows["predicted"]], np.int64)
+    place[rows["predicted"].isna().to_numpy()] = len(columns) + 1
     counts = np.zeros((len(kept), len(columns) + 2), np.int64)
     truth = pd.Categorical(rows["truth"], kept).codes
     inside = truth >= 0
-    np.add.at(counts, (truth[inside], place.to_numpy()[inside]), 1)
+    np.add.at(counts, (truth[inside], place[inside]), 1)
     used = [*range(len(columns))]
     used += [extra for extra in (len(columns), len(columns) + 1) if counts[:, extra].any()]
     names = [*columns, OTHERS, NONE]

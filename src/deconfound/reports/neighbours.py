@@ -74,22 +74,30 @@ def nearest_cells(cells: Sequence[Cells], runs: Sequence[RunSource], seed: int) 
     `MOST_SHOWN` of them, of each label in turn. Where the images are gone the page says why.
     """
     shared = shared_split([one for one in cells if one.held_out.any()])
-    alike = [one for one in shared if _alike(one, shared[0])]
-    methods = alike[:MOST_METHODS]
+    methods = [one for one in shared if _alike(one, shared[0])][:MOST_METHODS]
     if not methods:
         return Markup("")
     drawn = _drawn(methods[0], seed)
     if not len(drawn.cells):
         return Markup("")
     shown = _shown(drawn)
-    found, shares = [], []
+    found: list[Rows] = []
+    shares: list[Share] = []
+    left: list[str] = []
     for one in methods:
-        near = neighbours_elsewhere(one.block(), drawn)
+        try:
+            near = neighbours_elsewhere(one.block(), drawn)
+        except UserError as error:
+            left.append(f"{one.name} ({error})")
+            continue
         found.append(near[shown])
         shares.append(Share(one.name, *_right(near, drawn)))
-    rows, made, absent = _pictures(methods[0], runs, drawn.cells[shown], found)
-    every = list(dict.fromkeys(one.name for one in cells))
-    left = [name for name in every if name not in {one.name for one in methods}]
+    if not found:
+        return Markup("")
+    rows, made, absent = _pictures(methods, runs, drawn.cells[shown], found)
+    kept = {one.name for one in methods}
+    apart = [name for name in dict.fromkeys(one.name for one in cells) if name not in kept]
+    left += [f"{name} (other folds, or the page is full)" for name in apart]
     return Markup(
         templates()
         .get_template("neighbours.html")
@@ -111,7 +119,7 @@ def nearest_cells(cells: Sequence[Cells], runs: Sequence[RunSource], seed: int) 
 def neighbours_elsewhere(block: Floats, drawn: Drawn) -> Rows:
     """(Q, 5) rows of other environments nearest to each cell, nearest first.
 
-    `block` is (N, D). −1 where the other environments have fewer rows. Raises UserError on NaN.
+    `block` is (N, D). −1 where the other environments have fewer rows.
     """
     near = np.full((len(drawn.cells), NEIGHBOURS), -1, np.int64)
     of_reference, of_cell = (drawn.environment[one] for one in (drawn.reference, drawn.cells))
@@ -166,13 +174,19 @@ def _right(near: Rows, drawn: Drawn) -> tuple[float, float]:
 
 
 def _pictures(
-    cells: Cells, runs: Sequence[RunSource], shown: Rows, found: list[Rows]
+    methods: list[Cells], runs: Sequence[RunSource], shown: Rows, found: list[Rows]
 ) -> tuple[list[tuple[Tile, list[list[Tile]]]], Sheet | None, str]:
     """The held-out cells, each with its neighbours by method, or why there are no pictures."""
-    try:
-        screen = screen_of(cells.about, len(cells.part), runs)
-    except UserError as error:
-        return [], None, str(error)
+    screen, absent = None, ""
+    for one in methods:
+        try:
+            screen = screen_of(one.about, len(one.part), runs)
+            break
+        except UserError as error:
+            absent = absent or str(error)
+    if screen is None:
+        return [], None, absent
+    cells = methods[0]
     every = np.unique(np.concatenate([shown, *(near.ravel() for near in found)]))
     every = every[every >= 0]
     tiles = read_tiles(screen, every, SIDE)

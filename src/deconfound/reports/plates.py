@@ -10,14 +10,16 @@ from markupsafe import Markup
 from sklearn.decomposition import PCA
 
 from deconfound.arrays import Doubles
+from deconfound.counterfactuals.cells import short
 from deconfound.data.tables.table import listed, natural_order
 from deconfound.display.page import templates
+from deconfound.errors import UserError
 from deconfound.reports.cells import Cells
 
 MOST_PLATES = 4
 """Plates that are shown of each method."""
 MOST_METHODS = 6
-MOST_WELLS = 12_000
+MOST_WELLS = 8_000
 """Drawn wells of a page; above them fewer plates are shown, but always one."""
 FORMATS = ((4, 6), (8, 12), (16, 24), (32, 48))
 """Rows and columns of plates of 24 to 1,536 wells."""
@@ -27,6 +29,9 @@ SHADES = 10
 """Steps of the scale of a share, and of a component."""
 SPREAD = 2.0
 """Standard deviations at both ends of the scale of a component."""
+WELL = ["plate", "row", "column"]
+LETTERS = 24
+"""Of a label that a well shows."""
 SYMBOLS = "abcdefgh"
 """Of the labels that have a colour of their own."""
 PCA_ROWS = 5_000
@@ -187,33 +192,40 @@ def _wells(cells: Cells) -> pd.DataFrame:
     right = (cells.predicted.astype(object) == cells.label.astype(object)).astype(float)
     right[cells.label.isna() | cells.predicted.isna()] = np.nan
     rows = cells.wells.assign(
+        label=cells.label.to_numpy(dtype=object),
+        given=cells.predicted.to_numpy(dtype=object),
         right=right.to_numpy(),
-        given=cells.predicted.astype(object).to_numpy(),
-        label=cells.label.astype(object).to_numpy(),
         component=_component(cells),
     )[_placed(cells).to_numpy()]
-    wells = rows.groupby(["plate", "row", "column"], observed=True)
-    return wells.agg(
-        images=("row", "size"),
-        right=("right", "mean"),
-        given=("given", _commonest),
-        label=("label", _commonest),
-        component=("component", "mean"),
-    ).reset_index()
+    wells = rows.groupby(WELL, observed=True)
+    found = wells.agg(
+        images=("component", "size"), right=("right", "mean"), component=("component", "mean")
+    )
+    for name in ("label", "given"):
+        found[name] = _commonest(rows, name).reindex(found.index).astype(object)
+    return found.reset_index()
 
 
-def _commonest(values: pd.Series) -> str | None:
-    """The commonest value, the first by name among equals; None if all are missing."""
-    counts = values.dropna().value_counts()
-    return None if counts.empty else min(counts.index[counts == counts.max()], key=natural_order)
+def _commonest(rows: pd.DataFrame, name: str) -> pd.Series:
+    """The commonest value of a column in each well that has one, the first by name among equals."""
+    names = sorted(rows[name].dropna().unique(), key=natural_order)
+    ranked = rows.assign(rank=pd.Categorical(rows[name], names).codes)
+    sizes = ranked[ranked["rank"] >= 0].groupby([*WELL, "rank"], observed=True).size()
+    counts = sizes.rename("count").reset_index()
+    first = counts.sort_values(["count", "rank"], ascending=[False, True]).drop_duplicates(WELL)
+    found: pd.Series = first.set_index(WELL)["rank"].map(dict(enumerate(names)))
+    return found
 
 
 def _component(cells: Cells) -> Doubles:
     """(N,) the leading principal component of the main block, in standard deviations.
 
-    Its sign is that under which the weight of largest size is positive.
+    Its sign is that under which the weight of largest size is positive. NaN if the block holds NaN.
     """
-    block = cells.block().astype(np.float64)
+    try:
+        block = cells.block().astype(np.float64)
+    except UserError:
+        return np.full(len(cells.part), np.nan)
     step = max(1, len(block) // PCA_ROWS)
     fitted = PCA(1, svd_solver="randomized", random_state=0).fit(block[::step])
     weights = fitted.components_[0]
@@ -227,12 +239,14 @@ def _layouts(table: pd.DataFrame, symbols: dict[str, int]) -> list[Layout]:
     """The maps of one plate by one method; none of what is nowhere defined."""
     right, component = [], []
     for well in table.to_dict("records"):
-        x, y, name, images = _where(well)
+        x, y, name = _where(well)
         if not math.isnan(well["right"]):
-            title = f"{name}: {well['right']:.0%} of {images} right"
+            title = f"{name}: {well['right']:.0%} of {well['images']:,}"
             right.append(Well(x, y, f"s{round(well['right'] * SHADES)}", title))
+        if math.isnan(well["component"]):
+            continue
         share = (np.clip(well["component"], -SPREAD, SPREAD) + SPREAD) / (2 * SPREAD)
-        title = f"{name}: {well['component']:+.2f} sd, {images}"
+        title = f"{name}: {well['component']:+.2f} sd"
         component.append(Well(x, y, f"d{round(float(share) * SHADES)}", title))
     layouts = [
         Layout("share right", right),
@@ -246,17 +260,16 @@ def _named_wells(table: pd.DataFrame, column: str, symbols: dict[str, int]) -> l
     """The wells that have a value in a column of labels, each with its symbol."""
     wells = []
     for well in table.to_dict("records"):
-        if well[column] is None:
+        if pd.isna(well[column]):
             continue
-        x, y, name, images = _where(well)
+        x, y, name = _where(well)
         number = symbols.get(well[column])
-        colour, symbol = ("other", "·") if number is None else (f"c{number}", SYMBOLS[number])
-        wells.append(Well(x, y, colour, f"{name}: {well[column]}, {images}", symbol))
+        colour, symbol = ("other", "") if number is None else (f"c{number}", SYMBOLS[number])
+        wells.append(Well(x, y, colour, f"{name}: {short(str(well[column]), LETTERS)}", symbol))
     return wells
 
 
-def _where(well: dict[Hashable, Any]) -> tuple[int, int, str, str]:
-    """Column and row from 0, the name, and how many images it has."""
+def _where(well: dict[Hashable, Any]) -> tuple[int, int, str]:
+    """Column and row from 0, and the name."""
     x, y = int(well["column"]) - 1, int(well["row"]) - 1
-    images = f"{well['images']:,} image{'s' if well['images'] != 1 else ''}"
-    return x, y, f"{row_name(y)}{x + 1:02d}", images
+    return x, y, f"{row_name(y)}{x + 1:02d}"

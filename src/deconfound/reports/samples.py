@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from deconfound.arrays import Codes, Rows
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.table import Coded
+from deconfound.data.tables.table import Coded, Roles
 from deconfound.display.page import templates
 from deconfound.display.pixels import channel_colours, is_photograph
 from deconfound.errors import UserError
@@ -34,8 +34,11 @@ PER_PAIR = 2
 """Images of a label in an environment."""
 MOST_CHANNELS = 5
 """Channels that can be seen alone."""
-SIDE, SHEET_PIXELS = 128, 8_000_000
+SIDE, SHEET_PIXELS = 128, 5_000_000
 """Of a tile's longer side, and of all sheets of a screen: pixels at most."""
+MOST_BYTES, QUALITIES = 1_000_000, (80, 50, 20, 5)
+"""Of all sheets of a screen; the first quality of WebP under which they hold no more is taken, or
+the last."""
 SHOWN_WIDTH, SHOWN_SIDES = 900, (56, 128)
 """CSS pixels of the table, and of a tile's longer side."""
 
@@ -84,29 +87,32 @@ def sample_images(runs: Sequence[RunSource], cells: Iterable[Cells], seed: int) 
     the page says by which rule. Screens of profiles have none.
     """
     cells = list(cells)
-    chosen = {(run.fold["screen_identity"], run.run.roles): run for run in reversed(runs)}
+    chosen: dict[tuple[str, Roles], RunSource] = {}
+    for run in runs:
+        chosen.setdefault((str(run.fold["screen_identity"]), run.run.roles), run)
     tables: list[SampleTable] = []
     absent: list[str] = []
-    for run in reversed(chosen.values()):
-        if len(tables) == MOST_SCREENS:
-            break
+    left = 0
+    for run in chosen.values():
         try:
-            tables.append(_table(run, cells, seed))
+            screen = screen_of_run(run)
+            if screen.holds_profiles:
+                continue
+            if len(tables) == MOST_SCREENS:
+                left += 1
+                continue
+            tables.append(_table(screen, run, cells, seed))
         except UserError as error:
             absent.append(str(error))
-    if not tables and not any("profiles" not in reason for reason in absent):
+    if not tables and not absent:
         return Markup("")
     template = templates().get_template("samples.html")
-    left = len(chosen) - len(tables) - len(absent)
-    absent = list(dict.fromkeys(absent))
-    return Markup(template.render(tables=tables, absent=absent, left=left))
+    return Markup(template.render(tables=tables, absent=dict.fromkeys(absent), left=left))
 
 
-def _table(run: RunSource, cells: list[Cells], seed: int) -> SampleTable:
-    screen, roles = screen_of_run(run), run.run.roles
-    if roles.label is None or not roles.environment:
-        raise UserError(f"{screen.name}: no label or no environment is named")
-    label, environment = screen.coded([roles.label]), screen.coded(roles.environment)
+def _table(screen: Screen, run: RunSource, cells: list[Cells], seed: int) -> SampleTable:
+    roles = run.run.roles
+    label, environment = screen.coded([str(roles.label)]), screen.coded(roles.environment)
     held_out = _held_out(run, cells) & set(environment.names)
     if held_out >= set(environment.names):
         held_out = set()
@@ -138,7 +144,7 @@ def _table(run: RunSource, cells: list[Cells], seed: int) -> SampleTable:
     scale = min(scale, max(1.0, SHOWN_SIDES[0] / max(height, width)))
     return SampleTable(
         screen.name,
-        roles.label,
+        str(roles.label),
         " / ".join(roles.environment),
         _rule(label, environment, bool(held_out)),
         [(environment.names[code], environment.names[code] in held_out) for code in environments],
@@ -208,15 +214,17 @@ def _views(screen: Screen, rows: Rows) -> tuple[Sheet, list[View], list[str]]:
     budget = SHEET_PIXELS / (2 * len(chosen) * len(rows))
     tiles = read_tiles(screen, rows, min(SIDE, int(budget**0.5)))
     limits = shared_limits(tiles, names)
-    views: list[View] = []
-    made: Sheet | None = None
-    for channel, places in enumerate(chosen):
-        own = [names[place] for place in places]
-        for number, bounds in enumerate((limits[places], None)):
-            made = sheet(pictures(tiles[:, places], own, bounds))
-            views.append(View(number, channel, made.source))
-    assert made is not None
-    return made, views, ["all channels", *alone]
+    drawn = {
+        (number, channel): pictures(tiles[:, places], [names[place] for place in places], bounds)
+        for channel, places in enumerate(chosen)
+        for number, bounds in enumerate((limits[places], None))
+    }
+    for quality in QUALITIES:
+        made = {view: sheet(shown, quality) for view, shown in drawn.items()}
+        if sum(len(one.source) for one in made.values()) <= MOST_BYTES:
+            break
+    views = [View(*view, one.source) for view, one in made.items()]
+    return made[0, 0], views, ["all channels", *alone]
 
 
 def _display(environments: int) -> int:

@@ -14,7 +14,7 @@ from deconfound.errors import UserError
 from deconfound.reports.sources import RunSource
 
 QUALITY = 80
-"""Of WebP, 0 … 100."""
+"""Of WebP, 0 … 100, where nothing else is said."""
 READ_PIXELS = 2**24
 """Pixels at most that are read at once."""
 
@@ -38,23 +38,21 @@ class Sheet(NamedTuple):
 
 
 def screen_of_run(run: RunSource) -> Screen:
-    """The screen that a run was trained on; raises UserError if it is gone, changed or profiles."""
+    """The screen that a run was trained on; raises UserError if it is gone or changed."""
     path = run.run.screen_path
     if not path.is_dir():
         raise UserError(f"the screen is no longer at {path}")
     screen = open_screen(path)
     if not run.run.trained_on(screen):
         raise UserError(f"the screen at {path} has changed since")
-    if screen.holds_profiles:
-        raise UserError("the screen holds profiles, which have no pictures")
     return screen
 
 
 def screen_of(about: dict[str, Any], rows: int, runs: Sequence[RunSource]) -> Screen:
     """The screen whose `rows` images are embedded in a file described by `about`.
 
-    Raises UserError as `screen_of_run`, and if the run is not among `runs` or was trained on
-    another screen.
+    Raises UserError as `screen_of_run`, if it holds profiles, and if the run is not among `runs` or
+    was trained on another screen.
     """
     name = about.get("run")
     config = {key: value for key, value in about["config"].items() if key != "post_hoc"}
@@ -64,6 +62,8 @@ def screen_of(about: dict[str, Any], rows: int, runs: Sequence[RunSource]) -> Sc
     screen = screen_of_run(run)
     if len(screen) != rows:
         raise UserError(f"{about.get('screen')} is not the screen of the run")
+    if screen.holds_profiles:
+        raise UserError("the screen holds profiles, which have no pictures")
     return screen
 
 
@@ -120,8 +120,8 @@ def pictures(tiles: Pixels, channels: Sequence[str], limits: Doubles | None) -> 
     return shown
 
 
-def sheet(shown: Bytes) -> Sheet:
-    """A sheet of pictures (B, h, w, 3), B ≥ 1."""
+def sheet(shown: Bytes, quality: int = QUALITY) -> Sheet:
+    """A sheet of pictures (B, h, w, 3), B ≥ 1, as WebP of that quality."""
     from PIL import Image
 
     count, height, width, _ = shown.shape
@@ -132,5 +132,5 @@ def sheet(shown: Bytes) -> Sheet:
     grid = whole.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
     buffer = io.BytesIO()
     picture = Image.fromarray(grid.reshape(rows * height, columns * width, 3))
-    picture.save(buffer, "WEBP", quality=QUALITY, method=5)
+    picture.save(buffer, "WEBP", quality=quality, method=4)
     return Sheet(data_uri("image/webp", buffer.getvalue()), columns, rows, width, height)
