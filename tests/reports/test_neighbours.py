@@ -121,7 +121,7 @@ def test_few_cells_are_drawn_by_the_seed(
     assert made(study) == made(study)
     assert made(study) != made(study, seed=1)
     assert "6 held-out cells" in made(study)
-    assert "among 40 cells" in made(study)
+    assert "among 40 cells of all parts" in made(study)
 
 
 def test_methods_with_other_folds_or_broken_embeddings_are_named(

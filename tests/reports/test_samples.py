@@ -119,6 +119,7 @@ def test_photographs_and_single_channels_have_no_choice_of_channel(
     assert page.count("data:image") == 2
     assert page.count("-channel-0") == 3
     assert "all channels" not in page
+    assert "Same limits: the whole range of the pixels" in page
 
 
 def test_noise_takes_a_lower_quality_to_stay_small(

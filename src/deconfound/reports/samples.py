@@ -75,6 +75,7 @@ class SampleTable(NamedTuple):
     colours: list[tuple[str, str]]
     """Name and colour of each channel where all are seen."""
     views: list[View]
+    photographs: bool
     sheet: Sheet
     shown: tuple[int, int]
     """Width and height of a tile in CSS pixels."""
@@ -152,6 +153,7 @@ def _table(screen: Screen, run: RunSource, cells: list[Cells], seed: int) -> Sam
         channels,
         _legend(screen) if len(channels) > 1 else [],
         views,
+        is_photograph(screen.channels),
         made,
         (round(width * scale), round(height * scale)),
     )
