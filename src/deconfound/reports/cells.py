@@ -68,15 +68,18 @@ class Cells:
 
 
 def read_cells(samples: Sequence[Sample]) -> list[Cells]:
-    """The rows of every embeddings file of a report, by method, fold and seed; not those of genes.
+    """The rows of the embeddings files of a report, by method, fold and seed.
 
-    Of several files of one method, fold, seed and screen the first counts. Raises UserError if a
-    file can no longer be read.
+    Left out are files of genes, and those of runs that leave a further group out of training, from
+    which methods are chosen. Of several files of one method, fold, seed and screen the first
+    counts. Raises UserError if a file can no longer be read.
     """
     found: dict[tuple[str, ...], Cells] = {}
     for sample in samples:
-        key = (sample.name, *(str(sample.about.get(name)) for name in ("fold", "seed", "screen")))
-        if "aggregated" not in sample.about and key not in found:
+        about = sample.about
+        key = (sample.name, *(str(about.get(name)) for name in ("fold", "seed", "screen")))
+        nested = about["config"].get("data", {}).get("without") is not None
+        if "aggregated" not in about and not nested and key not in found:
             found[key] = _read(sample)
     return sorted(
         found.values(),
