@@ -116,6 +116,16 @@ def test_plates_that_are_not_shown_are_counted(
     assert re.findall(r"<h3>(.*?)</h3>", made(study)) == ["P0"]
 
 
+def test_a_random_split_shows_no_plate_beside_one_that_is_held_out(
+    make_study: Callable[..., Any],
+) -> None:
+    study = study_of(make_study, [("a", "P1", "A01"), ("a", "P2", "A01"), ("b", "P2", "A02")])
+    study.add("erm", np.array([False, True, False]), ["a"] * 3, fold="iid")
+    assert re.findall(r"<h3>(.*?)</h3>", made(study)) == ["P2"]
+    study.add("erm", np.array([True, False, False]), ["a"] * 3)
+    assert re.findall(r"<h3>(.*?)</h3>", made(study)) == ["P1"]
+
+
 def test_without_predictions_the_component_alone_is_drawn(make_study: Callable[..., Any]) -> None:
     study = study_of(make_study, [("a", "P1", "A01"), ("a", "P2", "A01"), ("b", "P2", "A02")])
     study.add("erm", np.array([True, False, False]), [None] * 3)

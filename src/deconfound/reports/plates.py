@@ -79,11 +79,13 @@ def plate_layouts(cells: Sequence[Cells]) -> Markup:
 
     Shown for each method: the share right, the label given most often, and the leading principal
     component of the main block. One scale holds for all plates and methods. At most `MOST_PLATES`
-    plates, of the seed that most methods have; the page says which.
+    plates, of the seed that most methods have; the page says which. Random splits count only where
+    no fold holds groups out.
     """
     placed = [one for one in cells if one.wells is not None and _placed(one).any()]
     if not placed:
         return Markup("")
+    placed = [one for one in placed if one.level != "iid"] or placed
     seed = int(pd.Series([one.split.seed for one in placed]).mode().iloc[0])
     of_seed = [one for one in placed if one.split.seed == seed]
     methods = list(dict.fromkeys(one.name for one in of_seed))
