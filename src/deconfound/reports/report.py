@@ -17,6 +17,7 @@ from deconfound.evaluation.scores import BASELINES, EXACT
 from deconfound.files import atomic
 from deconfound.reports.figures import score_dots, training_curves
 from deconfound.reports.map import draw_maps
+from deconfound.reports.sections import sections
 from deconfound.reports.sources import SCORE_COLUMNS, RunSource, Sources, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import IMPUTATION, levels, with_levels
@@ -50,6 +51,7 @@ def _page(sources: Sources, seed: int) -> str:
     of_images = every["metric"].str.startswith(IMPUTATION).astype(bool)
     imputed, scores = every[of_images], every[~of_images]
     maps, sprites = draw_maps(sources.samples, sources.runs, seed)
+    before, after = sections(sources, seed)
     curves = training_curves(sources.runs)
     dots = score_dots(scores)
     panels = [*dots, *(panel for method in curves for panel in method.panels)]
@@ -76,13 +78,15 @@ def _page(sources: Sources, seed: int) -> str:
         raw=sources.scores[SCORE_COLUMNS].head(RAW_ROWS).to_dict("records"),
         scores=len(sources.scores),
         csv=data_uri("text/csv", csv_text(sources.scores[SCORE_COLUMNS]).encode()),
+        before=before,
+        after=after,
         maps=maps,
         embeddings=len(sources.samples),
         pictures=sources.pictures,
         curves=curves,
         runs=[(run, _facts(run), _yaml(run.config), _yaml(run.provenance)) for run in sources.runs],
         data=_json_in_page(data),
-        style=Markup(template_text("report.css")),
+        style=Markup(template_text("report.css") + template_text("sections.css")),
         scripts=[Markup(text) for text in (plotly, script) if text],
         policy=_policy([plotly, script]),
     )  # fmt: skip

@@ -79,6 +79,7 @@ class RunSource:
 class Sample:
     """Rows of one embeddings file, drawn for a map."""
 
+    path: Path
     name: str
     """As in `RunSource`."""
     about: dict[str, Any]
@@ -221,7 +222,9 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
     }
     marks = {key: coded(text.iloc[rows].astype("string").fillna("")) for key, text in texts.items()}
     about = opened.about
-    return Sample(str(about["method"]), about, name, found[name][rows], rows, len(part), marks)
+    return Sample(
+        path, str(about["method"]), about, name, found[name][rows], rows, len(part), marks
+    )
 
 
 def _read_scores(path: Path) -> pd.DataFrame:
