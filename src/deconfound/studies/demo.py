@@ -12,8 +12,10 @@ from deconfound.runs.recommended import RECOMMENDED
 from deconfound.studies.comparison import CompareOptions, Comparison
 from deconfound.studies.study import BASELINE, DEMO_MARKER, compare_study
 
-CELLS, STEPS, BATCH, SIZE = 3_000, 150, 64, 32
-"""Cells, training steps of every run and images in a batch, if not given; pixels of a side."""
+CELLS, STEPS = 3_000, 150
+"""Simulated cells and training steps of every run, if not given."""
+SEEDS, BATCH, SIZE = 2, 64, 32
+"""Seeds of every run, images in a batch, pixels of a side."""
 METHODS = (BASELINE, RECOMMENDED)
 LEVEL = "Metadata_Series"
 
@@ -33,7 +35,7 @@ def demo(out: Path, options: CompareOptions, call: Call) -> Comparison:
     asked = CompareOptions(
         methods=METHODS,
         hold_out=(LEVEL,),
-        seeds=(options.seed, options.seed + 1),
+        seeds=tuple(range(options.seed, options.seed + SEEDS)),
         steps=size["steps"],
         batch_size=BATCH,
     )
