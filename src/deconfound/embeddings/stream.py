@@ -160,7 +160,7 @@ class EmbeddingStream:
         found: list[Arrays] = []
 
         def keep(_: Span, arrays: Arrays) -> None:
-            found.append(arrays)
+            found.append(dict(sorted(arrays.items())))  # as they are read from a file
 
         self.embed(spans_of(len(self.screen), size), keep, 0, quiet)
         return self.assembled(found)

@@ -289,6 +289,11 @@ class Deconfounder:
     def __sklearn_is_fitted__(self) -> bool:
         return self._files is not None
 
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.base import BaseEstimator
+
+        return BaseEstimator().__sklearn_tags__()
+
     def _say(self, text: str) -> None:
         if not self.quiet:
             print(for_terminal(in_python(text)))

@@ -44,7 +44,7 @@ def images_of_array(data: Any) -> Images:
             f"images of shape {_shape(values)}; expected (N, C, H, W) with H = W: {remedy}"
         )
     if values.dtype.kind == "f":
-        values = finite(values, "images")
+        values = _finite(values)
     values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
     if str(values.dtype) not in DTYPES:
         raise UserError(
@@ -73,20 +73,6 @@ def images_of_dataset(data: "Dataset[Any]") -> Images:
     if not images:
         raise UserError("the data set has no items; expected one image or more")
     return images_of_array(np.stack(images))
-
-
-def finite(values: Any, what: str) -> Images:
-    """`values` as float32; raises UserError naming the first row of `what` that is not finite."""
-    with np.errstate(over="ignore"):
-        values = np.asarray(values, dtype=np.float32)
-    wrong = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
-    if len(wrong):
-        raise UserError(
-            f"{what}: row {wrong[0]} (from 0), and {len(wrong) - 1} more, has values that are not "
-            "finite (NaN, infinite or too large for float32); mend or drop it"
-        )
-    found: Images = values
-    return found
 
 
 def brightest_of(images: Images) -> float | None:
@@ -119,6 +105,19 @@ def refuse_beyond_unit(images: Images, scaling: str) -> None:
                 f"images of floating point from {low:.3g} to {high:.3g}; scaling='unit' expects 0 "
                 "to 1, divide them by their full scale or choose scaling='standardise'"
             )
+
+
+def _finite(images: Images) -> Images:
+    """`images` as float32; raises UserError naming the first row that is not finite."""
+    with np.errstate(over="ignore"):
+        found: Images = np.asarray(images, dtype=np.float32)
+    wrong = np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(axis=1))
+    if len(wrong):
+        raise UserError(
+            f"images: {len(wrong)} with pixels that are not finite (NaN, infinite or too large for "
+            f"float32), the first is row {wrong[0]} (from 0); mend or drop them"
+        )
+    return found
 
 
 def _as_numpy(data: Any) -> Images:

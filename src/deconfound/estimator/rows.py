@@ -15,7 +15,7 @@ from deconfound.data.readers.features import NO_FEATURE
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import ROW_NAME, listed, require_columns, with_index
 from deconfound.errors import UserError
-from deconfound.estimator.pixels import finite, images_of_array, images_of_dataset
+from deconfound.estimator.pixels import images_of_array, images_of_dataset
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,11 +95,14 @@ def rows_of(
 
 
 def _of_matrix(data: Any, table: pd.DataFrame | None, features: Sequence[str] | None) -> Given:
-    values = finite(data.detach().cpu().float() if torch.is_tensor(data) else data, PROFILES)
-    names = tuple(features or (f"feature_{number}" for number in range(values.shape[1])))
-    if len(names) != values.shape[1]:
+    values = _single(data.detach().cpu().float() if torch.is_tensor(data) else data)
+    own = [f"feature_{number}" for number in range(values.shape[1])]
+    names = tuple(own if features is None else features)
+    if set(names) <= set(own):
+        values = values[:, [own.index(name) for name in names]]
+    elif len(names) != len(own):
         raise UserError(
-            f"profiles of {values.shape[1]} features; the model was fitted on {len(names)} "
+            f"profiles of {len(own)} features; the model was fitted on {len(names)} "
             f"({listed(names, 3)}), give a DataFrame with their names"
         )
     return Given(PROFILES, values, _metadata(table, len(values)), names)
