@@ -78,7 +78,7 @@ def test_copies_embed_alike(fitted: Deconfounder, images: Pixels, tmp_path: Path
     for one in [*copies, Deconfounder.load(tmp_path / "run")]:
         np.testing.assert_array_equal(block(one.transform(images)), expected)
         assert one.get_params() == fitted.get_params()
-    with pytest.raises(UserError, match="already exists.*choose another path"):
+    with pytest.raises(UserError, match=r"already exists.*choose another path"):
         fitted.save(tmp_path / "run")
 
 
@@ -102,6 +102,10 @@ def test_a_note_of_another_release_or_damaged_is_refused(
     fitted.save(tmp_path / "run")
     note = tmp_path / "run" / "deconfounder.json"
     known = json.loads(note.read_text())
+    note.write_text("{}")
+    with pytest.raises(UserError, match=r"deconfounder.json: changed since the run ended"):
+        Deconfounder.load(tmp_path / "run")
+    (tmp_path / "run" / "checksums.json").unlink()
     note.write_text(json.dumps(known | {"format_version": 9}))
     with pytest.raises(UserError, match="format version 9; this release reads 1"):
         Deconfounder.load(tmp_path / "run")

@@ -125,9 +125,7 @@ def test_an_environment_never_seen_is_measured_on_its_own_images(
     deconfound(f"embed {tmp_path}/run {other.path} --out {tmp_path}/e.h5ad {ON_CPU}")
     found = model.transform(images, environment=["P9"] * 40)
     expected = anndata.read_h5ad(tmp_path / "e.h5ad")
-    np.testing.assert_array_equal(
-        found.obsm["X_representation"], expected.obsm["X_representation"]
-    )
+    np.testing.assert_array_equal(found.obsm["X_representation"], expected.obsm["X_representation"])
     assert list(found.obs["plate"].unique()) == ["P9"]
     assert list(found.obs[PREDICTED]) == list(expected.obs[PREDICTED])
     with pytest.warns(InputWarning, match=r"fewer than 16 rows.*P9 \(15\).*all training rows"):
@@ -182,9 +180,7 @@ def test_of_profiles(kind: str, profiles: pd.DataFrame, tmp_path: Path) -> None:
     model = Deconfounder("erm", quiet=True, **PROFILES)
     found = model.fit_transform(data, **given)
     expected = anndata.read_h5ad(tmp_path / "e.h5ad")
-    np.testing.assert_array_equal(
-        found.obsm["X_representation"], expected.obsm["X_representation"]
-    )
+    np.testing.assert_array_equal(found.obsm["X_representation"], expected.obsm["X_representation"])
     assert list(found.obs[PART]) == list(expected.obs[PART])
     model.save(tmp_path / "saved")
     told = {} if kind in ("layer", "obsm") else given  # the part of AnnData is remembered

@@ -39,6 +39,11 @@ def place(table: pd.DataFrame, given: Any, what: str, where: str) -> Placed:
     if given is None:
         return Placed(table, ())
     if isinstance(given, str):
+        if not len(table.columns):
+            raise UserError(
+                f"{where}: {what}={given!r} names a column, and there is no table of columns; give "
+                "an array, or table= as well"
+            )
         require_columns(table, [given], where)
         return Placed(table, (given,))
     if isinstance(given, (list, tuple)) and _are_names(given, table):

@@ -17,7 +17,7 @@ from deconfound.estimator.kept import (
     in_python,
     in_words_of_python,
     kept_of,
-    packed,
+    read,
     with_kept,
     write,
 )
@@ -36,7 +36,6 @@ from deconfound.estimator.rows import Part, rows_of
 from deconfound.estimator.screens import named_columns, training_screen
 from deconfound.estimator.settings import SAID_TO_FIT, WHERE, options_of, resolve, roles_of, written
 from deconfound.runs.recommended import RECOMMENDED
-from deconfound.runs.run import open_run
 from deconfound.runtime.escaping import card, for_terminal, one_line
 
 if TYPE_CHECKING:
@@ -205,10 +204,8 @@ class Deconfounder:
 
         Raises UserError if it is no finished run, or damaged.
         """
-        with in_words_of_python():
-            run = open_run(Path(path))
-            files = packed(run.path)
-            kept = kept_of(files)
+        run, files = read(Path(path))
+        kept = kept_of(files)
         if kept is None:
             made = cls(run.config.method, **options_of(run.config))
         else:

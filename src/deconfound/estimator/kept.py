@@ -1,5 +1,6 @@
 """The files of a model's run, kept in memory, and what an estimator adds to them."""
 
+import hashlib
 import json
 import re
 import tempfile
@@ -13,6 +14,8 @@ from pydantic import Field, ValidationError
 from deconfound.config import Options
 from deconfound.errors import UserError
 from deconfound.files import atomic
+from deconfound.files.checksums import CHECKSUMS
+from deconfound.runs.run import Run, open_run, refuse_changed
 
 NAME = "Deconfounder"
 """Name of the folder that a run lies in while it is needed."""
@@ -68,11 +71,13 @@ def in_words_of_python(folder: Path | None = None) -> Iterator[None]:
 
 
 def in_python(text: str, folder: Path | None = None) -> str:
-    """A message of the command line with options as Python names them."""
+    """A message of the command line with options as Python names them, but in `commands`."""
     if folder is not None:
         text = text.replace(f"{folder}/", "")
     text = text.replace("choose another --out", "choose another path")
-    return _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
+    parts = text.split("`")
+    parts[::2] = [_FLAG.sub(lambda flag: flag[1].replace("-", "_"), part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def packed(run: Path) -> Files:
@@ -82,9 +87,10 @@ def packed(run: Path) -> Files:
 
 
 def with_kept(files: Files, kept: Kept) -> Files:
-    """The files with what the estimator adds."""
-    text = json.dumps(kept.model_dump(), default=str, indent=2)
-    return files | {FILE: text.encode()}
+    """The files with what the estimator adds, and its checksum among theirs."""
+    note = json.dumps(kept.model_dump(), default=str, indent=2).encode()
+    sums = json.loads(files[CHECKSUMS]) | {FILE: hashlib.sha256(note).hexdigest()}
+    return files | {FILE: note, CHECKSUMS: json.dumps(sums, indent=2).encode()}
 
 
 def kept_of(files: Mapping[str, bytes]) -> Kept | None:
@@ -107,6 +113,14 @@ def kept_of(files: Mapping[str, bytes]) -> Kept | None:
         raise UserError(f"{FILE}: damaged; restore a copy, or fit and save the model again") from (
             error
         )
+
+
+def read(path: Path) -> tuple[Run, Files]:
+    """The finished run in a directory, and its files; raises UserError if it is none or damaged."""
+    with in_words_of_python():
+        run = open_run(path)
+        refuse_changed(path / FILE)
+        return run, packed(path)
 
 
 def write(files: Mapping[str, bytes], path: Path) -> None:

@@ -64,6 +64,9 @@ def training_screen(given: Given, told: Mapping[str, Any], channels: Collection[
     if len(label.columns) > 1:
         raise UserError(f"label: {len(label.columns)} columns; expected one")
     environment = place(label.table, told.get("environment"), "environment", where)
+    for what, placed in (("label", label), ("environment", environment)):
+        for column in placed.columns:
+            _refuse_among_features(given, placed.table[column], what)
     levels = place(environment.table, told.get("levels"), "level", where)
     table = levels.table
     data: dict[str, Any] = {}
@@ -85,9 +88,9 @@ def training_screen(given: Given, told: Mapping[str, Any], channels: Collection[
                     "hold_out='COLUMN=GROUP'"
                 )
             of_levels = (held.level,)
-    asked = {"label": label.columns[0] if label.columns else None,
-             "environment": environment.columns, "levels": of_levels}  # fmt: skip
-    asked = {name: one for name, one in asked.items() if one}
+    roles_asked = {"label": label.columns[0] if label.columns else None,
+                   "environment": environment.columns, "levels": of_levels}  # fmt: skip
+    asked = {role: columns for role, columns in roles_asked.items() if columns}
     if given.screen is not None:
         if table is given.table:
             return Training(given.screen, data | asked)
@@ -97,10 +100,10 @@ def training_screen(given: Given, told: Mapping[str, Any], channels: Collection[
         return Training(with_table(given.screen, table, roles), data)
     config = IngestConfig(**asked, split=split)
     roles = found_roles(set(table.columns), config)
-    for name, column in (("label", roles.label), ("environment", roles.environment)):
-        if not column:
+    for what, known in (("label", roles.label), ("environment", roles.environment)):
+        if not known:
             raise UserError(
-                f"{where}: no {name}; give {name}= as an array or the name of a column, "
+                f"{where}: no {what}; give {what}= as an array or the name of a column, "
                 f"{columns_of(table) if len(table.columns) else 'there is no table'}"
             )
     screen = _in_memory(given, table, roles, channels)
@@ -134,6 +137,21 @@ def new_screen(
     if given.values is not None and given.name == PROFILES:
         _refuse_not_finite(given)
     return _in_memory(given, table, _there(roles, table), run.channels)
+
+
+def _refuse_among_features(given: Given, values: pd.Series, what: str) -> None:
+    """Raise UserError if a feature of profiles is the label, or environment, in numbers."""
+    if given.name != PROFILES or not pd.api.types.is_numeric_dtype(values):
+        return
+    assert given.values is not None
+    numbers = values.to_numpy(dtype=np.float32, na_value=np.nan)
+    same = np.flatnonzero((given.values == numbers[:, None]).all(axis=0))
+    if len(same):
+        name = (given.channels or ())[same[0]]
+        raise UserError(
+            f"{PROFILES}: feature {name!r} is the {what} itself; name the column, {what}={name!r}, "
+            "or leave it out of the features"
+        )
 
 
 def _in_memory(

@@ -56,7 +56,7 @@ def test_another_table_keeps_the_images(screen: Screen) -> None:
 
 def test_a_column_that_no_file_holds_is_named(screen: Screen) -> None:
     table = screen.table.assign(odd=[object() for _ in range(len(screen))])
-    with pytest.raises(UserError, match="odd.*leave the column out"):
+    with pytest.raises(UserError, match=r"odd.*leave the column out"):
         with_table(screen, table, screen.roles)
 
 
