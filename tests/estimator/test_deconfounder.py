@@ -22,7 +22,9 @@ from deconfound.data.screens.screen import Screen
 from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.errors import UserError
 from deconfound.estimator import model as model_module
+from deconfound.methods.scbd import ALPHAS
 from deconfound.runs.config import RunConfig
+from deconfound.runtime.stop import Stopped
 from deconfound.training import fit as fit_module
 
 Pixels = npt.NDArray[np.uint16]
@@ -237,6 +239,60 @@ def test_rows_can_be_held_out(
     np.testing.assert_array_equal(found.obs[PART] == "test", held)
     expected = {"train", "val", "test"} | (set() if how in ("parts", "column") else {"id_test"})
     assert set(found.obs[PART]) == expected
+
+
+def test_an_environment_given_as_an_array_can_be_held_out(
+    images: Pixels, screen: Screen, few: dict[str, Any]
+) -> None:
+    plate = screen.table["plate"].to_numpy()
+    model = Deconfounder("erm", quiet=True, hold_out="environment=P2", **few)
+    found = model.fit_transform(images, screen.table["compound"], plate)
+    np.testing.assert_array_equal(found.obs[PART] == "test", plate == "P2")
+    assert model.environments_ == ("P1",)
+
+
+def test_a_fit_that_is_stopped_says_that_nothing_is_kept(
+    images: Pixels, screen: Screen, few: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Stopped("saved at step 3; the same command resumes")
+
+    monkeypatch.setattr(model_module, "train", stopped)
+    with pytest.raises(Stopped, match=r"^Deconfounder: stopped, nothing is kept; fit it again$"):
+        Deconfounder("erm", quiet=True, **few).fit(
+            images, screen.table["compound"], screen.table["plate"]
+        )
+
+
+def test_it_trains_on_what_another_run_imputes(
+    source: Path, screen: Screen, images: Pixels, make_config: Callable[..., RunConfig],
+    few: dict[str, Any], tmp_path: Path,
+) -> None:  # fmt: skip
+    """The images are the screen's, so its run may impute them; saved, the model stands alone."""
+    data = make_config("erm").data
+    model = Deconfounder(
+        "erm", quiet=True, intervene=source, fold=data.fold, val_fraction=data.val_fraction,
+        controls=data.controls or None, **few,
+    )  # fmt: skip
+    found = model.fit_transform(
+        images, "compound", "plate", table=screen.table,
+        levels=screen.roles.levels, channels=screen.channels,
+    )  # fmt: skip
+    assert model.config_["intervention"]["intervene"] == str(source)
+    model.save(tmp_path / "run")
+    loaded = Deconfounder.load(tmp_path / "run").set_params(quiet=True)
+    np.testing.assert_array_equal(block(loaded.transform(screen)), block(found))
+
+
+def test_a_dial_that_sets_itself_is_shown(
+    images: Pixels, screen: Screen, few: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALPHAS, "balanced", (0.0, 2.0))
+    model = Deconfounder("scbd", quiet=True, alpha="auto", block_size=16, decoder="none", **few)
+    model.fit(images, screen.table["compound"], screen.table["plate"])
+    assert set(model.config_["chosen"]) == {"alpha"}
+    assert "alpha chosen" in model._repr_html_()
+    assert model.get_params()["alpha"] == "auto"
 
 
 @pytest.mark.parametrize("how", ["labels", "mask"])

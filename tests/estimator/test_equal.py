@@ -92,8 +92,6 @@ def test_of_a_simulated_screen(
     loaded = Deconfounder.load(tmp_path / "saved")
     assert loaded.get_params() == model.get_params()
     same(loaded.transform(simulated), tmp_path / "run.h5ad")
-    of_the_command_line = Deconfounder.load(str(tmp_path / "run")).set_params(quiet=True)
-    same(of_the_command_line.transform(simulated), tmp_path / "run.h5ad")
 
 
 def test_of_labels_and_environments_as_arrays(screen: Screen, tmp_path: Path) -> None:

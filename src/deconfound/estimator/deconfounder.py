@@ -32,7 +32,7 @@ from deconfound.estimator.model import (
     train_model,
 )
 from deconfound.estimator.pixels import brightest_of, refuse_beyond_unit
-from deconfound.estimator.rows import Part, rows_of
+from deconfound.estimator.rows import Data, Part, Values, rows_of
 from deconfound.estimator.screens import named_columns, training_screen
 from deconfound.estimator.settings import SAID_TO_FIT, WHERE, options_of, resolve, roles_of, written
 from deconfound.runs.recommended import RECOMMENDED
@@ -69,13 +69,13 @@ class Deconfounder:
 
     def fit(
         self,
-        data: Any,
-        label: Any = None,
-        environment: Any = None,
+        data: "Data",
+        label: "Values | None" = None,
+        environment: "Values | None" = None,
         *,
-        levels: Any = None,
-        controls: Any = None,
-        hold_out: Any = None,
+        levels: "Values | None" = None,
+        controls: "Values | None" = None,
+        hold_out: "Values | None" = None,
         table: pd.DataFrame | None = None,
         channels: Sequence[str] = (),
         layer: str | None = None,
@@ -97,11 +97,11 @@ class Deconfounder:
 
     def transform(
         self,
-        data: Any,
-        environment: Any = None,
+        data: "Data",
+        environment: "Values | None" = None,
         *,
-        label: Any = None,
-        controls: Any = None,
+        label: "Values | None" = None,
+        controls: "Values | None" = None,
         table: pd.DataFrame | None = None,
         layer: str | None = None,
         obsm: str | None = None,
@@ -121,13 +121,13 @@ class Deconfounder:
 
     def fit_transform(
         self,
-        data: Any,
-        label: Any = None,
-        environment: Any = None,
+        data: "Data",
+        label: "Values | None" = None,
+        environment: "Values | None" = None,
         *,
-        levels: Any = None,
-        controls: Any = None,
-        hold_out: Any = None,
+        levels: "Values | None" = None,
+        controls: "Values | None" = None,
+        hold_out: "Values | None" = None,
         table: pd.DataFrame | None = None,
         channels: Sequence[str] = (),
         layer: str | None = None,
@@ -141,10 +141,10 @@ class Deconfounder:
 
     def predict(
         self,
-        data: Any,
-        environment: Any = None,
+        data: "Data",
+        environment: "Values | None" = None,
         *,
-        controls: Any = None,
+        controls: "Values | None" = None,
         table: pd.DataFrame | None = None,
         layer: str | None = None,
         obsm: str | None = None,
@@ -160,11 +160,11 @@ class Deconfounder:
 
     def score(
         self,
-        data: Any,
-        label: Any = None,
-        environment: Any = None,
+        data: "Data",
+        label: "Values | None" = None,
+        environment: "Values | None" = None,
         *,
-        controls: Any = None,
+        controls: "Values | None" = None,
         table: pd.DataFrame | None = None,
         layer: str | None = None,
         obsm: str | None = None,
@@ -240,7 +240,7 @@ class Deconfounder:
 
     def _train(
         self,
-        data: Any,
+        data: "Data",
         told: dict[str, Any],
         table: pd.DataFrame | None,
         channels: Sequence[str],
@@ -273,7 +273,7 @@ class Deconfounder:
         return screen
 
     def _embed(
-        self, data: Any, told: dict[str, Any], table: pd.DataFrame | None, part: Part
+        self, data: "Data", told: dict[str, Any], table: pd.DataFrame | None, part: Part
     ) -> Embeddings:
         screen = screen_of_rows(self._fitted(), data, told, table, part)
         return embed_screen(self._fitted(), screen, self.options, self.quiet)

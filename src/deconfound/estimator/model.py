@@ -23,6 +23,7 @@ from deconfound.estimator.settings import WHERE
 from deconfound.metrics.accuracy import macro_f1
 from deconfound.runs.config import RunConfig
 from deconfound.runs.run import open_run
+from deconfound.runtime import stop
 from deconfound.runtime.device import processes
 from deconfound.training.fit import train
 
@@ -47,7 +48,11 @@ def train_model(
             said = in_python(text.removeprefix("warning: "), folder.parent)
             warnings.warn(said, InputWarning, stacklevel=5)
 
-        train(config, screen, pose(screen, config.data), folder, quiet=quiet, warn=warn, say=say)
+        problem = pose(screen, config.data)
+        try:
+            train(config, screen, problem, folder, quiet=quiet, warn=warn, say=say)
+        except stop.Stopped as request:
+            raise stop.Stopped(f"{WHERE}: stopped, nothing is kept; fit it again") from request
         return packed(folder)
 
 

@@ -77,7 +77,9 @@ def images_of_dataset(data: "Dataset[Any]") -> Images:
 
 def brightest_of(images: Images) -> float | None:
     """The largest absolute value of floating-point images; None for whole numbers, and profiles."""
-    return float(np.abs(images).max()) if images.dtype.kind == "f" and images.ndim == 4 else None
+    if images.dtype.kind != "f" or images.ndim != 4:
+        return None
+    return max(float(images.max()), -float(images.min()))
 
 
 def refuse_other_units(images: Images, brightest: float | None) -> None:
@@ -111,7 +113,8 @@ def _finite(images: Images) -> Images:
     """`images` as float32; raises UserError naming the first row that is not finite."""
     with np.errstate(over="ignore"):
         found: Images = np.asarray(images, dtype=np.float32)
-    wrong = np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(axis=1))
+    bounds = found.reshape(len(found), -1)  # NaN stays NaN
+    wrong = np.flatnonzero(~(np.isfinite(bounds.min(axis=1)) & np.isfinite(bounds.max(axis=1))))
     if len(wrong):
         raise UserError(
             f"images: {len(wrong)} with pixels that are not finite (NaN, infinite or too large for "

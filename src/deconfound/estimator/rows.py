@@ -1,11 +1,12 @@
 """What an estimator is given, as rows: images or profiles in memory, or a screen on disk."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
@@ -20,6 +21,14 @@ from deconfound.estimator.pixels import images_of_array, images_of_dataset
 if TYPE_CHECKING:
     from anndata import AnnData
 
+Data: TypeAlias = (
+    "npt.NDArray[Any] | torch.Tensor | Dataset[Any] | pd.DataFrame | AnnData | Screen | Path | str"
+)
+"""What rows are given as."""
+Values: TypeAlias = (
+    "npt.ArrayLike | torch.Tensor | pd.Series | pd.DataFrame | Mapping[str, npt.ArrayLike] | str"
+)
+"""A value for each row, or the name of a column; of several columns a frame, a mapping or names."""
 IMAGES, PROFILES = "images", "profiles"
 
 
@@ -53,7 +62,7 @@ def is_anndata(data: Any) -> bool:
 
 
 def rows_of(
-    data: Any,
+    data: Data,
     *,
     table: pd.DataFrame | None = None,
     part: "Part | None" = None,
