@@ -209,10 +209,11 @@ def test_a_warning_of_training_is_one_of_python(
 ) -> None:
     even = images.copy()
     even[:, 1] = 7
-    with pytest.warns(UserWarning, match="^Deconfounder: 1 of 2 channels do not vary"):
+    with pytest.warns(UserWarning, match="^Deconfounder: 1 of 2 channels do not vary") as said:
         Deconfounder("erm", quiet=True, **few).fit(
             even, screen.table["compound"], screen.table["plate"]
         )
+    assert said[0].filename == __file__  # the user's line, and not one of ours
 
 
 @pytest.mark.parametrize("how", ["mask", "level", "parts", "column", "option"])

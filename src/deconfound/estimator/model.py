@@ -46,7 +46,7 @@ def train_model(
 
         def warn(text: str) -> None:
             said = in_python(text.removeprefix("warning: "), folder.parent)
-            warnings.warn(said, InputWarning, stacklevel=5)
+            warnings.warn(said, InputWarning, stacklevel=6)
 
         problem = pose(screen, config.data)
         try:

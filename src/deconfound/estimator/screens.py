@@ -191,7 +191,7 @@ def _usable(
             f"{PROFILES}: {len(lacking)} of {len(names)} features are missing or infinite in some "
             f"row and dropped: {listed(lacking, 5)}; mend them, or drop the rows, to keep them",
             InputWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     return (
         values[:, [places[name] for name in kept]],
