@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from deconfound.config import Options, did_you_mean, read_yaml, validated
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
-from deconfound.runs.config import RunConfig, config_model, read_config
+from deconfound.runs.config import RunConfig, config_model, read_config, sections_of
 from deconfound.runs.recommended import METHOD, RECOMMENDED, recommend
 
 Rule = Literal["accuracy", "loss", "loto"]
@@ -210,12 +209,7 @@ def _method(name: str, entry: Entry) -> str:
     return METHOD if _is_recommended(name, entry) else entry.method or name
 
 
-@cache
 def _sections(method: str) -> dict[str, str]:
     """The section of every option of a method that a grid may hold."""
-    model = config_model(method)
-    return {
-        option: section
-        for section in SECTIONS
-        for option in model.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-    }
+    every = sections_of(method).items()
+    return {option: section for option, section in every if section in SECTIONS}
