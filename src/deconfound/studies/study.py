@@ -29,7 +29,7 @@ from deconfound.files import atomic, seal
 from deconfound.files.atomic import refuse_foreign
 from deconfound.intervention.source_run import imputing_methods
 from deconfound.reports.report import report
-from deconfound.runs.recommended import OPTIONS, RECOMMENDED, TRAINING, TURNED, recommend
+from deconfound.runs.recommended import LEARNING_RATE, RECOMMENDED, TRAINING, TURNED, recommend
 from deconfound.runtime.escaping import csv_text
 from deconfound.studies import budget
 from deconfound.studies.comparison import CompareOptions, Comparison
@@ -104,7 +104,7 @@ def _as_the_recipe(
     if "config" in entry or method in imputing_methods():
         return entry
     augment = options.augment or ("none" if screen.holds_profiles else TURNED["augment"])
-    given: dict[str, Any] = {"learning_rate": OPTIONS["learning_rate"]}
+    given: dict[str, Any] = {"learning_rate": LEARNING_RATE}
     if method == "scbd":
         given["decoder"] = "none"  # it changes no score
     return entry | {"training": TRAINING | {"augment": augment}, "options": given}
