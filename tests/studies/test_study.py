@@ -51,6 +51,22 @@ def test_it_ends_in_a_verdict_a_page_and_a_run_to_use(
     assert len(read_embeddings(out / "recommended" / "embeddings.h5ad").part) == len(screen)
 
 
+def test_what_it_returns_holds_scores_the_best_method_and_a_page(
+    done: tuple[Path, Comparison], tmp_path: Path
+) -> None:
+    _, found = done
+    assert found.verdict is not None
+    assert found.best == found.verdict.recommended
+    assert set(found.scores["method"]) == {"erm", "recommended"}
+    found.report(tmp_path / "again.html")
+    assert (tmp_path / "again.html").is_file()
+    assert found._repr_html_().startswith("<p>")
+    nothing = Comparison(pd.DataFrame())
+    for asked in (lambda: nothing.best, lambda: nothing.scores):
+        with pytest.raises(UserError, match="this comparison has no"):
+            asked()
+
+
 def test_every_run_is_listed_with_what_it_is_for(done: tuple[Path, Comparison]) -> None:
     out, found = done
     runs = pd.read_csv(out / "runs.csv", keep_default_na=False)

@@ -95,7 +95,9 @@ def execute(
     _write_failures(plan, rounds.outcomes, out)
     done = Done(results, choices, _write_scores(plan, results, taken, out))
     seen = view(plan, done, out)
-    summary = summarise(len(jobs), rounds.rounds, call.began, ended)
+    tried = results.keys() | {one.name for one in rounds.outcomes}
+    left = sum(job.name not in tried for job in jobs)
+    summary = summarise(len(jobs), rounds.rounds, call.began, ended, left)
     about = asdict(summary) | {"overhead": summary.overhead}
     atomic.write_text(out / "summary.json", json.dumps(about, indent=2))
     for setting in taken if call.embeddings else ():

@@ -15,6 +15,8 @@ class Summary:
     before: int
     """Of these, done before this call."""
     failed: int
+    left: int
+    """Not begun, as the time given was over."""
     workers: int
     """Processes that did runs."""
     wall_seconds: float
@@ -40,6 +42,7 @@ class Summary:
     def text(self) -> str:
         """One line for the terminal."""
         runs = f"{self.runs} runs, {self.before} of them done before, {self.failed} failed"
+        runs += f", {self.left} left for a call with more time" if self.left else ""
         if not self.workers:
             return runs
         return (
@@ -48,10 +51,12 @@ class Summary:
         )
 
 
-def summarise(runs: int, rounds: list[list[Outcome]], began: float, runs_ended: float) -> Summary:
+def summarise(
+    runs: int, rounds: list[list[Outcome]], began: float, runs_ended: float, left: int = 0
+) -> Summary:
     """Where the time went; the seconds add up to workers × wall time.
 
-    Each of the `rounds` of runs begins when the one before has ended.
+    `left` of the runs were not begun. Each of the `rounds` of runs begins when the one before has ended.
     """
     ended = time.time()
     rounds = [of_round for of_round in rounds if of_round]
@@ -69,8 +74,9 @@ def summarise(runs: int, rounds: list[list[Outcome]], began: float, runs_ended: 
         waiting += sum(until - moment for moment in last.values())
     return Summary(
         runs=runs,
-        before=runs - len({one.name for one in outcomes}),
+        before=runs - left - len({one.name for one in outcomes}),
         failed=sum(bool(one.reason) for one in outcomes),
+        left=left,
         workers=workers,
         wall_seconds=ended - began,
         training_seconds=training,

@@ -7,6 +7,7 @@ Makino et al.
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -74,19 +75,25 @@ def compare(
     every run failed; Stopped on SIGTERM and Ctrl-C, when runs are saved.
     """
     options, out = options or CompareOptions(), Path(out)
-    if options.view is None and (out / levels.MARKER).is_file():
-        options = options.model_copy(update={"view": "levels"})  # that is what it was begun as
-    path, kind = Path(source), _kind(Path(source), options)
-    _refuse_unused(options, intervention or {}, kind)
     began = time.time() if started is None else started
     call = Call(executor_options(executors), quiet, options.embeddings, began)
+    return replace(_compared(Path(source), out, options, intervention or {}, call), out=out)
+
+
+def _compared(
+    path: Path, out: Path, options: CompareOptions, intervention: Mapping[str, Any], call: Call
+) -> Comparison:
+    if options.view is None and (out / levels.MARKER).is_file():
+        options = options.model_copy(update={"view": "levels"})  # that is what it was begun as
+    kind = _kind(path, options)
+    _refuse_unused(options, intervention, kind)
     if kind == DEMO:
         return demo(out, options, call)
     if kind == "the view verdict":
-        screen = screen_of(path, out, options, quiet)
-        return compare_study(screen, out, options, intervention or {}, call)
+        screen = screen_of(path, out, options, call.quiet)
+        return compare_study(screen, out, options, intervention, call)
     if kind == "the view levels":
-        return levels.compare_levels(path, out, options, intervention or {}, call)
+        return levels.compare_levels(path, out, options, intervention, call)
     if kind == "the view trade-off":
         return trade_off.compare_trade_off(path, out, options, call)
     if options.view == "verdict":

@@ -1,6 +1,7 @@
 """What a comparison is asked for, and what it returns."""
 
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,12 @@ from deconfound.config import (
     StandardiseName,
     optional,
 )
+from deconfound.errors import UserError
+from deconfound.evaluation.scores import read_scores
 from deconfound.experiments.overhead import Summary
 from deconfound.experiments.plan import MAX_RUNS
+from deconfound.reports.report import report
+from deconfound.studies.verdict import Verdict
 
 ViewName = Literal["verdict", "search", "levels", "trade-off"]
 Changes = optional(InterventionOptions, leave_out=("intervene",))
@@ -110,7 +115,7 @@ class CompareOptions(Options):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found."""
+    """What a comparison found, and where it lies."""
 
     shown: pd.DataFrame
     """The view as a table of text; empty where the view is a picture or a page."""
@@ -119,4 +124,33 @@ class Comparison:
     summary: Summary | None = None
     """What this call did."""
     page: Path | None = None
-    """The report of a demonstration."""
+    """The report of a study."""
+    verdict: Verdict | None = None
+    """Of a study: whether what was chosen helps."""
+    out: Path | None = None
+    """Directory of the comparison."""
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Every score of every run: the columns of a scores file, the entry, setting and run."""
+        return read_scores(self._directory() / "scores.parquet")
+
+    @property
+    def best(self) -> str:
+        """The method to use for the next group; raises UserError where there is no verdict."""
+        if self.verdict is None:
+            raise UserError("this comparison has no verdict; compare a screen or a table")
+        return self.verdict.recommended
+
+    def report(self, path: Path | str) -> None:
+        """Write the page of the comparison; raises UserError as `deconfound.report` does."""
+        report([self._directory()], Path(path))
+
+    def _directory(self) -> Path:
+        if self.out is None:
+            raise UserError("this comparison has no directory; use what `compare` returns")
+        return self.out
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences)
+        return said + (self.shown.to_html(index=False, escape=True) if len(self.shown) else "")

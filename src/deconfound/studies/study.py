@@ -89,7 +89,7 @@ def compare_study(
         folder = write_recommended(plan, verdict.recommended, out, call.quiet)
         judge.page(out)
     said += [*verdict.lines(), f"trained on all groups: {folder}"]
-    return Comparison(pd.DataFrame(), said, summary, out / PAGE)
+    return Comparison(pd.DataFrame(), said, summary, out / PAGE, verdict)
 
 
 def _as_the_recipe(

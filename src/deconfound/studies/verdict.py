@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -44,14 +44,14 @@ class Score:
 class Gain:
     """By how much a method is above the baseline on held-out groups, macro-F1."""
 
-    mean: float
-    low: float
-    high: float
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
     """Bootstrap interval of 95 % over groups and seeds; NaN of too few."""
-    p: float
+    p: float = math.nan
     """Of the test that flips the sign of each group's difference; NaN of one group."""
-    groups: int
-    seeds: int
+    groups: int = 0
+    seeds: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Verdict:
 
     def record(self) -> dict[str, Any]:
         """As JSON takes it: null for NaN."""
-        found: dict[str, Any] = _plain(asdict(self))
+        gain = self.difference or Gain()
+        found: dict[str, Any] = _plain(asdict(replace(self, difference=gain)))
         return {"format": 1} | found
 
     def lines(self) -> list[str]:

@@ -1,0 +1,81 @@
+"""What a budget of minutes buys, and that a study keeps to it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deconfound.data.screens.screen import Screen
+from deconfound.studies import budget
+from deconfound.studies.budget import SIZES, Cost, choose_size
+from deconfound.studies.compare import compare
+from deconfound.studies.comparison import CompareOptions
+
+ONE = {"erm": Cost(run=2.0, step=0.02, steps=1_500)}
+
+
+def test_two_short_runs_tell_a_step_and_what_is_beside_steps() -> None:
+    cost = budget._cost([(10, 3.0), (30, 5.0)], steps=1_500)
+    assert (cost.step, cost.run, cost.steps) == pytest.approx((0.1, 2.0, 1_500))
+    assert cost.seconds(0.5) == pytest.approx(2.0 + 75.0)
+    noisy = budget._cost([(10, 3.0), (30, 2.9)], steps=100)  # the machine was busy
+    assert noisy.step > 0
+    assert noisy.run >= 0
+
+
+def test_with_time_enough_nothing_is_cut() -> None:
+    found = choose_size(ONE, [4], 10_000, 1, 3)
+    assert found.size == SIZES[0]
+    assert found.fits
+    # 4 groups x 3 seeds, and 6 pairs of groups
+    assert found.runs == 4 * 3 + 6
+    assert found.estimated_minutes == pytest.approx(18 * 32 / 60)
+
+
+@pytest.mark.parametrize("minutes", [1, 2, 5, 10, 30, 100])
+def test_what_is_taken_fits_and_what_comes_before_it_does_not(minutes: float) -> None:
+    found = choose_size(ONE, [8], minutes, 2, 3)
+    assert found.fits == (found.estimated_minutes <= minutes * (1 - budget.RESERVE))
+    before = SIZES[: SIZES.index(found.size)]
+    for size in before:
+        cost = sum(one.seconds(size.share) for one in ONE.values())
+        assert budget._runs(8, size) * cost / 2 > 60 * minutes * (1 - budget.RESERVE)
+
+
+def test_more_minutes_never_buy_less() -> None:
+    taken = [SIZES.index(choose_size(ONE, [8], minutes, 2, 3).size) for minutes in range(1, 60)]
+    assert taken == sorted(taken, reverse=True)
+
+
+def test_too_few_minutes_are_said() -> None:
+    found = choose_size({"erm": Cost(500.0, 1.0, 1_500)}, [4], 1, 1, 3)
+    assert not found.fits
+    assert found.size == SIZES[-1]
+    assert "what is not done by then is left out" in found.text()
+
+
+def test_steps_are_cut_to_fifty_at_least() -> None:
+    assert budget.steps_of(1_500, 0.01) == 50
+    assert budget.steps_of(30, 0.1) == 30
+    assert budget.steps_of(1_500, 0.5) == 750
+
+
+def test_a_study_with_a_budget_says_what_it_cut_and_goes_on_with_it(
+    screen: Screen, tmp_path: Path
+) -> None:
+    options = CompareOptions(
+        methods=("erm",), hold_out=("plate",), batch_size=16, steps=400, budget=0.02, seeds=(0, 1)
+    )
+    found = compare(screen.path, tmp_path / "out", options, workers=1, quiet=True)
+    assert found.sentences[0].startswith("budget of 0.02 minutes: 1 groups of a level, 1 seed")
+    kept = json.loads((tmp_path / "out" / "budget.json").read_text())
+    assert kept["costs"]["erm"]["steps"] == 400
+    assert not (tmp_path / "out" / "timing").exists()
+    again = compare(screen.path, tmp_path / "out", options, workers=1, quiet=True)
+    assert json.loads((tmp_path / "out" / "budget.json").read_text()) == kept
+    assert again.sentences[0] == found.sentences[0]
+    assert found.summary is not None
+    assert again.summary is not None
+    # the time was over after the first run, and every call does one at least
+    assert [(one.before, one.left) for one in (found.summary, again.summary)] == [(0, 3), (1, 2)]
+    assert "3 left for a call with more time" in found.summary.text()
