@@ -56,7 +56,8 @@ def summarise(
 ) -> Summary:
     """Where the time went; the seconds add up to workers × wall time.
 
-    `left` of the runs were not begun. Each of the `rounds` of runs begins when the one before has ended.
+    `left` of the runs were not begun. Each of the `rounds` of runs begins when the one before has
+    ended.
     """
     ended = time.time()
     rounds = [of_round for of_round in rounds if of_round]
