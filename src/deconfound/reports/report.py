@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from deconfound.evaluation.scores import BASELINES, EXACT
 from deconfound.files import atomic
 from deconfound.reports.figures import score_dots, training_curves
 from deconfound.reports.map import draw_maps
+from deconfound.reports.section import Section
 from deconfound.reports.sources import SCORE_COLUMNS, RunSource, Sources, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import IMPUTATION, levels, with_levels
@@ -24,6 +25,13 @@ from deconfound.runtime.escaping import csv_text
 from deconfound.version import __version__
 
 RAW_ROWS = 2_000
+
+SectionOf = Callable[[Sources], Section | None]
+"""Makes a section of what was found; None where there is nothing to show."""
+BEFORE_SCORES: tuple[SectionOf, ...] = ()
+"""Sections between the summary and the scores, in their order on the page."""
+AFTER_SCORES: tuple[SectionOf, ...] = ()
+"""Sections between the scores and the maps, in their order on the page."""
 
 
 def report(paths: Iterable[Path], out: Path, *, points: int = 3_000, seed: int = 0) -> None:
@@ -53,15 +61,19 @@ def _page(sources: Sources, seed: int) -> str:
     curves = training_curves(sources.runs)
     dots = score_dots(scores)
     panels = [*dots, *(panel for method in curves for panel in method.panels)]
+    before, after = _sections(BEFORE_SCORES, sources), _sections(AFTER_SCORES, sources)
+    figures = {panel.place: panel.figure for panel in panels}
+    for section in (*before, *after):
+        figures |= section.figures
     data = {
-        "figures": {panel.place: panel.figure for panel in panels},
+        "figures": figures,
         "maps": [drawn.points for drawn in maps],
         "sheets": [
             {"source": sprite.source, "side": sprite.side, "columns": sprite.columns}
             for sprite in sprites
         ],
     }
-    plotly = get_plotlyjs() if panels or any(data["maps"]) else ""
+    plotly = get_plotlyjs() if figures or any(data["maps"]) else ""
     script = template_text("report.js")
     return templates().get_template("report.html").render(
         version=__version__,
@@ -70,6 +82,8 @@ def _page(sources: Sources, seed: int) -> str:
         imputed=levels(imputed),
         imputation_statements=imputation_statements(imputed),
         dots=dots,
+        before_scores=before,
+        after_scores=after,
         sweeps=[(path, list(table.columns), table.to_numpy().tolist()) for path, table in
                 sources.sweeps],
         levels=levels(scores),
@@ -86,6 +100,10 @@ def _page(sources: Sources, seed: int) -> str:
         scripts=[Markup(text) for text in (plotly, script) if text],
         policy=_policy([plotly, script]),
     )  # fmt: skip
+
+
+def _sections(makers: Iterable[SectionOf], sources: Sources) -> list[Section]:
+    return [section for make in makers if (section := make(sources)) is not None]
 
 
 def _policy(scripts: list[str]) -> str:
