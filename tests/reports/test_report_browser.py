@@ -121,19 +121,21 @@ def visit(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
 
 def test_every_plot_is_drawn_without_an_error(page: Path, visit: Visit) -> None:
     assert re.search(r'<body[^>]*data-drawn="yes"', visit.dom)
-    assert re.search(r'<p id="failure" hidden=""></p>', visit.dom)
+    assert re.search(r'<p id="failure"[^>]* hidden=""></p>', visit.dom)
     places = re.findall(r'<div class="plot( map)?[ "]', page.read_text(encoding="utf-8"))
-    assert len(places) >= 8
-    assert places.count(" map") == 4
+    assert len(places) >= 6
+    assert places.count(" map") == 1
     assert visit.dom.count('class="main-svg"') >= len(places)
-    assert len(re.findall(r'<path class="point[ "]', visit.dom)) >= 4 * CELLS
+    assert len(re.findall(r'<path class="point[ "]', visit.dom)) >= 2 * CELLS
 
 
 def test_hostile_names_are_shown_as_text_and_never_run(visit: Visit) -> None:
     assert "<title>deconfound report</title>" in visit.dom
     assert "<img src=x" not in visit.dom.replace('"', "")
-    legends = re.findall(r'class="legendtext"[^>]*>([^<]*)<', visit.dom)
-    assert {*LABELS, *PLATES} <= {html.unescape(name) for name in legends}
+    legend = re.search(r'<div id="map-legend".*?</div>', visit.dom, flags=re.DOTALL)
+    assert legend is not None
+    shown = {html.unescape(name) for name in re.findall(r"</i>(.*?)</button>", legend[0])}
+    assert shown == set(LABELS)
 
 
 def test_the_page_asks_for_no_address(visit: Visit) -> None:
@@ -150,6 +152,6 @@ def test_pointing_at_a_cell_shows_it(page: Path, tmp_path: Path) -> None:
     assert re.search(r'<body[^>]*data-lit="true"', dom)
     shown = re.search(r'<div id="cell"[^>]*>.*?<p>(.*?)</p>', dom, flags=re.DOTALL)
     assert shown is not None
-    label, environment, *_ = html.unescape(shown[1]).splitlines()
-    assert label.removeprefix("label: ") in LABELS
-    assert environment.removeprefix("environment: ") in PLATES
+    said = dict(line.split(": ", 1) for line in html.unescape(shown[1]).splitlines()[:3])
+    assert said["Label"] in LABELS
+    assert said["Environment"] in PLATES

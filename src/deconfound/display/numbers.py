@@ -25,5 +25,10 @@ def mean_and_sd(mean: float, sd: float, digits: int = 3) -> str:
     return f"{number(mean, digits)} ± {sd:.{_decimals(mean, digits)}f}"
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """ "+0.083" or "−0.120", with the minus of mathematics."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def _decimals(value: float, digits: int) -> int:
     return max(0, digits - len(str(int(abs(value)))) + 1)
