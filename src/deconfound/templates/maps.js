@@ -2,6 +2,7 @@
 
 const BINS = 24;
 const SIDE = 330;
+const [FAINT, STRONG] = [0.12, 0.85];
 const MOST_DRAWN_AS_SVG = 12_000;
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 const cell = document.getElementById("cell");
@@ -108,13 +109,13 @@ async function drawMaps(place, Plotly) {
       customdata: group.members,
       meta: number,
       hoverinfo: "none",
-      selected: { marker: { opacity: 0.85 } },
-      unselected: { marker: { opacity: 0.85 } },
+      selected: { marker: { opacity: group.out ? FAINT : STRONG } },
+      unselected: { marker: { opacity: group.out ? FAINT : STRONG } },
       marker: {
         size: (group.held ? 7 : 5) * (total > 50_000 ? 0.6 : 1),
         symbol: group.held ? "diamond" : "circle",
         color: group.out ? page.colours.other : group.colour,
-        opacity: group.out ? 0.12 : 0.85,
+        opacity: group.out ? FAINT : STRONG,
         line: total > 50_000 ? { width: 0 } : { width: group.held ? 0.8 : 0.4, color: group.held ? "var(--ink)" : "var(--rim)" },
       },
     }));
