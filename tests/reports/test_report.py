@@ -520,7 +520,7 @@ def test_maps_name_every_point_and_find_their_screen(tmp_path: Path) -> None:
     maps, sprites = draw_maps(sources.samples, sources.runs, 0, pool)
     points = maps[0].points
     assert points is not None
-    rows = numbers(points["row"], "<u4")
+    rows = numbers(pool.arrays[points["row"]], "<u4")
     assert rows == sample.rows.tolist()
     assert list(points["columns"]) == ["Label", "Environment", "Part of the fold", "drug", "plate"]
 
@@ -531,8 +531,10 @@ def test_maps_name_every_point_and_find_their_screen(tmp_path: Path) -> None:
     assert texts("Label") == texts("drug") == [HOSTILE[row % 4] for row in rows]
     assert points["columns"]["Label"] == points["columns"]["drug"], "equal columns are held once"
     assert texts("Part of the fold") == ["train" if row < 20 else "test" for row in rows]
-    assert numbers(points["held"], "u1") == [int(row >= 20) for row in rows]
-    assert numbers(points["tile"], "<u2") == [sprites[0].place[row] + 1 for row in rows]
+    assert numbers(pool.arrays[points["held"]], "u1") == [int(row >= 20) for row in rows]
+    assert numbers(pool.arrays[points["tile"]], "<u2") == [
+        sprites[0].place[row] + 1 for row in rows
+    ]
     x = np.array(numbers(points["x"], "<u2")) / 65535
     expected = sample.values[:, 0]
     np.testing.assert_allclose(x, (expected - expected.min()) / np.ptp(expected), atol=1e-4)

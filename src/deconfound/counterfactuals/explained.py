@@ -44,7 +44,7 @@ def explained_share(
             image = interpolate(image, size=tuple(decoded.shape[2:]), mode="area")
         missed += float((image - decoded).double().square().sum())
         images.append(image)
-    total = _beyond_mean(torch.cat(images), torch.from_numpy(labels[kept]))
+    total = _beyond_mean(torch.cat(images), labels[kept])
     return 1 - missed / total if total > 0 else None
 
 
@@ -54,10 +54,10 @@ def _reconstructed(method: Method, image: Tensor) -> Tensor | None:
     return None if decoded is None else decoded.float()
 
 
-def _beyond_mean(images: Tensor, labels: Tensor) -> float:
+def _beyond_mean(images: Tensor, labels: Codes) -> float:
     total = 0.0
-    for label in labels.unique():
-        own = images[labels == label].double()
+    for label in np.unique(labels):
+        own = images[torch.from_numpy(labels == label)].double()
         squares = float((own - own.mean(dim=0)).square().sum())
         total += squares * len(own) / (len(own) - 1)
     return total

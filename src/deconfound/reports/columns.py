@@ -39,8 +39,19 @@ class Pool:
         self.entries: list[Json] = []
         """`{"names": […], "codes": base64}` of groups, code −1 last; `{"values": base64}` of
         numbers, float32, NaN where missing."""
+        self.arrays: list[str] = []
+        """Arrays as base64."""
         self._places: dict[str, int] = {}
         self._bytes = 0
+
+    def hold(self, values: npt.NDArray[Any]) -> int:
+        """The number of an array in `arrays`; equal ones are held once."""
+        packed = base64_of(values)
+        digest = hashlib.sha256(packed.encode()).hexdigest()
+        if digest not in self._places:
+            self._places[digest] = len(self.arrays)
+            self.arrays.append(packed)
+        return self._places[digest]
 
     def choose(self, columns: Iterable[tuple[str, pd.Series]]) -> Chosen:
         """Take in the columns, the first of a name; those that tell no rows apart are skipped."""

@@ -4,8 +4,10 @@ import html
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from deconfound.arrays import Doubles
 from deconfound.data.tables.table import natural_order
 from deconfound.display.palette import colours as of_groups
 from deconfound.reports.sources import RunSource
@@ -129,20 +131,21 @@ def _slopes(rows: pd.DataFrame, baseline: str, chance: float) -> Json:
     table = rows.pivot_table(index=["fold", "seed"], columns="method", values="value")
     others = [str(name) for name in table.columns if name != baseline]
     others.sort(key=lambda name: -table[name].mean())
-    pairs = [(baseline, name) for name in others] if baseline in table.columns else []
-    steps = pairs or [tuple(others or [baseline])]
-    folds = sorted(table.index.get_level_values("fold").unique(), key=natural_order)
+    pairs = [[baseline, name] for name in others] if baseline in table.columns else []
+    steps = pairs or [others or [baseline]]
+    runs = [(str(fold), int(seed)) for fold, seed in table.index.tolist()]
+    folds = sorted({fold for fold, _ in runs}, key=natural_order)
     colour = dict(zip(folds, of_groups(len(folds)), strict=True))
     traces: list[Json] = []
     for place, names in enumerate(steps):
         at = [2.6 * place + step for step in range(len(names))]
-        for (fold, seed), values in table[list(names)].iterrows():
-            if values.notna().any():
+        for (fold, seed), values in zip(runs, table[names].to_numpy(), strict=True):
+            if np.isfinite(values).any():
                 words = [_plain_text(f"{name}: {fold}, seed {seed}") for name in names]
                 line = {"color": colour[fold], "width": 1.2}
                 traces.append(_line(at, values, words, line, 5, named=place == 0))
                 traces[-1] |= {"opacity": 0.75, "name": _plain_text(f"{fold}, seed {seed}")}
-        means = table[list(names)].dropna().mean()
+        means = table[names].dropna().mean().to_numpy()
         words = [f"mean of {_plain_text(name)}" for name in names]
         traces.append(_line(at, means, words, {"color": INK, "width": 3}, 9, named=False))
         traces[-1]["name"] = "mean"
@@ -186,13 +189,13 @@ def _slopes(rows: pd.DataFrame, baseline: str, chance: float) -> Json:
 
 
 def _line(
-    at: list[float], values: pd.Series, words: list[str], line: Json, size: int, *, named: bool
+    at: list[float], values: Doubles, words: list[str], line: Json, size: int, *, named: bool
 ) -> Json:
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "x": at,
-        "y": [None if math.isnan(value) else value for value in values],
+        "y": [None if math.isnan(value) else value for value in values.tolist()],
         "text": words,
         "line": line,
         "marker": {"size": size},

@@ -174,12 +174,12 @@ def _map(
         "x": base64_of(_quantised(xy[:, 0])),
         "y": base64_of(_quantised(xy[:, 1])),
         "aspect": float(np.ptp(xy[:, 0]) / max(float(np.ptp(xy[:, 1])), 1e-9)),
-        "row": base64_of(sample.rows.astype(np.uint32)),
-        "held": base64_of(held.astype(np.uint8)),
+        "row": pool.hold(sample.rows.astype(np.uint32)),
+        "held": pool.hold(held.astype(np.uint8)),
         "columns": chosen.places,
         "screen": str(sample.about["screen"]),
         "sheet": sheet,
-        "tile": "" if sheet is None else base64_of(_tiles(sample, sprites[sheet])),
+        "tile": None if sheet is None else pool.hold(_tiles(sample, sprites[sheet])),
     }
     return Map(title, caption, points, tuple(chosen.left_out))
 
@@ -201,7 +201,7 @@ def _codes(sample: Sample, names: tuple[str, ...]) -> list[int]:
 def _quantised(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Values in steps of 1/65535 of their range, which is finer than any screen."""
     span = max(float(np.ptp(values)), 1e-9)
-    return ((values - values.min()) / span * 65535).round().astype(np.uint16)
+    return np.asarray(((values - values.min()) / span * 65535).round(), dtype=np.uint16)
 
 
 def _tiles(sample: Sample, sprite: Sprite) -> npt.NDArray[np.uint16]:

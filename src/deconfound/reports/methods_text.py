@@ -1,12 +1,15 @@
 """What a paper's methods section says of the runs of a report, and the commands to run again."""
 
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 from deconfound import methods
 from deconfound.data.tables.table import natural_order
 from deconfound.errors import UserError
 from deconfound.methods import post_hoc
+from deconfound.methods.contract import Method
+from deconfound.methods.contract.post_hoc import PostHoc
 from deconfound.reports.sources import RunSource, Sources
 
 UMAP = "McInnes et al., UMAP, 2018"
@@ -37,6 +40,8 @@ def paragraph(sources: Sources) -> str:
     said = [f"Image embeddings were learnt with {_software(runs)}."]
     for name in sorted({run.name for run in runs}, key=natural_order):
         said.append(_of_method(name, [run for run in runs if run.name == name]))
+    if corrected := _corrections(sources):
+        said.append(f"Embeddings were corrected post hoc by {corrected}.")
     said.append(_folds(runs))
     metrics = set(sources.scores["metric"])
     if "macro_f1" in metrics:
@@ -94,7 +99,7 @@ def _software(runs: list[RunSource]) -> str:
 
 def _of_method(name: str, runs: list[RunSource]) -> str:
     """ "scbd (Makino et al. …): 150 steps, encoder small, …; 4 runs."; options that vary say so."""
-    cited = "; ".join(_papers(runs[0].config))
+    cited = _paper(methods.load, str(runs[0].config["method"]))
     steps = _values(runs, "training.steps")
     options = [f"{' or '.join(steps)} steps"] if steps else []
     for noun, key in SHOWN:
@@ -106,17 +111,18 @@ def _of_method(name: str, runs: list[RunSource]) -> str:
     return f"{name} ({cited}): {', '.join([*options, *[ends] * bool(ends)])}; {count}."
 
 
-def _papers(config: dict[str, Any]) -> list[str]:
-    found = []
-    for name, load in [
-        (config["method"], methods.load),
-        *[(one, post_hoc.load) for one in config.get("post_hoc", {})],
-    ]:
-        try:
-            found.append(load(name).PAPER)
-        except UserError:  # a method of the reader's own, not installed here
-            found.append(str(name))
-    return found
+def _corrections(sources: Sources) -> str:
+    """Post hoc corrections of the embeddings, each with its paper."""
+    found = [dict(sample.about.get("config") or {}).get("post_hoc") for sample in sources.samples]
+    names = sorted({str(name) for one in found if one for name in one})
+    return ", ".join(f"{name} ({_paper(post_hoc.load, name)})" for name in names)
+
+
+def _paper(load: Callable[[str], type[Method] | type[PostHoc]], name: str) -> str:
+    try:
+        return load(name).PAPER
+    except UserError:  # a method of the reader's own that is not installed here
+        return name
 
 
 def _values(runs: list[RunSource], key: str) -> list[str]:

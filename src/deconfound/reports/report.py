@@ -72,6 +72,7 @@ def _page(sources: Sources, seed: int) -> str:
         "figures": figures,
         "maps": points,
         "columns": pool.entries,
+        "arrays": pool.arrays,
         "colours": {"few": FEW, "many": MANY, "other": OTHER},
         "webgl": many,
         "sheets": [
@@ -113,8 +114,9 @@ def _page(sources: Sources, seed: int) -> str:
 
 def _rows(table: pd.DataFrame) -> dict[str, Any]:
     """Columns and rows as JSON; null where a number is undefined."""
-    defined = table.astype(object).where(table.notna(), None)
-    return {"columns": list(table.columns), "rows": defined.to_numpy().tolist()}
+    rows = table.astype(object).to_numpy()
+    rows[table.isna().to_numpy()] = None
+    return {"columns": list(table.columns), "rows": rows.tolist()}
 
 
 def _sections(makers: Iterable[SectionOf], sources: Sources) -> list[Section]:

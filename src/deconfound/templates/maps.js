@@ -14,9 +14,9 @@ function mapOf(points) {
     ...points,
     x: x.map(value => value * points.aspect),
     y: scale(numbersOf(points.y, Uint16Array)),
-    row: numbersOf(points.row, Uint32Array),
-    held: numbersOf(points.held, Uint8Array),
-    tile: points.sheet === null ? null : numbersOf(points.tile, Uint16Array),
+    row: numbersOf(page.arrays[points.row], Uint32Array),
+    held: numbersOf(page.arrays[points.held], Uint8Array),
+    tile: points.sheet === null ? null : numbersOf(page.arrays[points.tile], Uint16Array),
   };
 }
 
@@ -60,8 +60,24 @@ function paletteOf(name, maps) {
   return { columns, counts, names, place: new Map(own.map((one, i) => [one, i])), colours: most.slice(0, own.length), numeric: false };
 }
 
-function keyOf(map, i) {
-  return `${map.screen}\u0000${map.row[i]}`;
+// Cells by screen and row, which all maps of a screen share.
+class Selection {
+  constructor() {
+    this.rows = new Map();
+  }
+
+  add(map, i) {
+    if (!this.rows.has(map.screen)) this.rows.set(map.screen, new Set());
+    this.rows.get(map.screen).add(map.row[i]);
+  }
+
+  has(map, i) {
+    return this.rows.get(map.screen)?.has(map.row[i]) ?? false;
+  }
+
+  get size() {
+    return Array.from(this.rows.values()).reduce((sum, rows) => sum + rows.size, 0);
+  }
 }
 
 async function drawMaps(place, Plotly) {
@@ -88,15 +104,18 @@ async function drawMaps(place, Plotly) {
   // Points by colour; those that are not selected are one faint group beneath the others.
   function tracesOf(map, number) {
     const column = state.palette.columns[number];
+    const { colours, place: own } = state.palette;
+    const colourOf = column?.names?.map(name => own.get(name) ?? colours.length);
     const groups = new Map();
     for (let i = 0; i < map.count; i += every) {
-      let colour = page.colours.other;
-      if (column?.values && column.bins[i] < BINS) colour = state.palette.colours[column.bins[i]];
-      else if (column?.names) colour = state.palette.colours[state.palette.place.get(column.names[column.codes[i]])] ?? colour;
-      const out = state.selected !== null && !state.selected.has(keyOf(map, i));
-      const key = out ? "out" : `${map.held[i]}${colour}`;
-      if (!groups.has(key)) groups.set(key, { out, held: map.held[i] && !out, colour, members: [] });
-      groups.get(key).members.push(i);
+      const out = state.selected !== null && !state.selected.has(map, i);
+      let colour = colours.length;
+      if (column?.values && column.bins[i] < BINS) colour = column.bins[i];
+      else if (column?.names) colour = colourOf[column.codes[i]] ?? colour;
+      const key = out ? -1 : 2 * colour + map.held[i];
+      let group = groups.get(key);
+      if (!group) groups.set(key, group = { out, held: map.held[i] && !out, colour: colours[colour] ?? page.colours.other, members: [] });
+      group.members.push(i);
     }
     const axis = number ? number + 1 : "";
     return Array.from(groups.values()).sort((a, b) => b.out - a.out || a.held - b.held).map(group => ({
@@ -106,7 +125,7 @@ async function drawMaps(place, Plotly) {
       yaxis: `y${axis}`,
       x: Float32Array.from(group.members, i => map.x[i]),
       y: Float32Array.from(group.members, i => map.y[i]),
-      customdata: group.members,
+      customdata: Int32Array.from(group.members),
       meta: number,
       hoverinfo: "none",
       selected: { marker: { opacity: group.out ? FAINT : STRONG } },
@@ -156,20 +175,21 @@ async function drawMaps(place, Plotly) {
     said.textContent = state.selected === null ? "" : `${state.selected.size.toLocaleString("en")} cells selected`;
   }
 
-  async function select(keys) {
-    state.selected = keys;
+  async function select(cells) {
+    state.selected = cells;
     await Plotly.relayout(place, { selections: [] });
     await refresh();
     drawLegend();
   }
 
   function membersOf(name) {
-    const keys = new Set();
+    const found = new Selection();
     maps.forEach((map, number) => {
       const column = state.palette.columns[number];
-      for (let i = 0; i < map.count; i += 1) if (column?.names?.[column.codes[i]] === name) keys.add(keyOf(map, i));
+      const code = column?.names?.indexOf(name) ?? -1;
+      for (let i = 0; code >= 0 && i < map.count; i += 1) if (column.codes[i] === code) found.add(map, i);
     });
-    return keys;
+    return found;
   }
 
   function drawLegend() {
@@ -241,7 +261,7 @@ async function drawMaps(place, Plotly) {
     const found = [["map", "row", "x", "y", "held out", "selected", ...titles]];
     for (const map of maps) {
       for (let i = 0; i < map.count; i += 1) {
-        found.push([map.title, map.row[i], map.x[i], map.y[i], map.held[i], state.selected === null || state.selected.has(keyOf(map, i)) ? 1 : 0,
+        found.push([map.title, map.row[i], map.x[i], map.y[i], map.held[i], state.selected === null || state.selected.has(map, i) ? 1 : 0,
           ...titles.map(name => (name in map.columns ? page.read[map.columns[name]].at(i) : ""))]);
       }
     }
@@ -261,7 +281,9 @@ async function drawMaps(place, Plotly) {
   place.on("plotly_selected", found => {
     if (!found?.points?.length) return;
     state.named = null;
-    select(new Set(found.points.map(point => keyOf(maps[point.data.meta], point.customdata)))).catch(fail);
+    const cells = new Selection();
+    for (const point of found.points) cells.add(maps[point.data.meta], point.customdata);
+    select(cells).catch(fail);
   });
   dragging.addEventListener("change", () => Plotly.relayout(place, { dragmode: dragging.value }).catch(fail));
   addEventListener("scroll", () => { cell.hidden = true; }, { passive: true });
