@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
+from deconfound import cli
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles
@@ -24,12 +27,15 @@ from deconfound.display.umap import coordinates
 from deconfound.embeddings.file import Embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.reports import map as report_map
+from deconfound.reports import report as report_module
 from deconfound.reports.columns import Pool
-from deconfound.reports.figures import training_curves
+from deconfound.reports.figures import score_slopes, training_curves
 from deconfound.reports.map import draw_maps, thumbnails
+from deconfound.reports.methods_text import commands, paragraph
 from deconfound.reports.names import Names
 from deconfound.reports.report import report
-from deconfound.reports.sources import SCORE_COLUMNS, find_sources
+from deconfound.reports.section import Section
+from deconfound.reports.sources import SCORE_COLUMNS, Sources, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import Level, Spread, levels, spread, with_levels
 from deconfound.runs.config import config_model, dump_config
@@ -660,3 +666,132 @@ def test_imputed_cells_without_their_map_are_left_out_with_the_reason(tmp_path: 
     assert "transfer.png: missing" in page
     with pytest.raises(UserError, match=r"transfer\.png: missing"):
         report([imputed], tmp_path / "other.html")
+
+
+def swap_directory(path: Path, **more: Any) -> Path:
+    path.mkdir()
+    Image.new("RGB", (4, 4)).save(path / "swap.png")
+    about = {"method": "scbd", "fold": "iid", "seed": 0, "screen": "s", "rows": [1, 2], **more}
+    (path / "transfer.json").write_text(json.dumps({**about, "config": {"method": "scbd"}}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("share", "opened", "said"),
+    [
+        (0.42, True, "<b>42 %</b>"),
+        (0.04, False, "a longer or larger decoder"),
+        (-0.5, False, "<b>nothing</b> (-0.50)"),
+        (None, False, "was not measured"),
+    ],
+)
+def test_swapped_cells_are_folded_where_they_say_nothing(
+    tmp_path: Path, share: float | None, opened: bool, said: str
+) -> None:
+    more = {} if share is None else {"explained": share}
+    report([swap_directory(tmp_path / "swap", **more)], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    section = page[page.index('<section id="swaps">') :]
+    section = section[: section.index("</section>")]
+    assert said in section
+    assert ('<details class="grid" open>' in section) == opened
+    assert "data:image/webp" in section
+
+
+def test_the_methods_can_be_pasted_and_the_commands_run_again(tmp_path: Path) -> None:
+    write_run(tmp_path / "a b", "scbd", alpha=2, fold="plate=P1")
+    write_run(tmp_path / "c", "scbd", alpha=2, seed=1, fold="plate=P2")
+    sources = find_sources([tmp_path], 10, 0)
+    text = paragraph(sources)
+    for said in (
+        "scbd (Makino et al., Supervised Contrastive Block Disentanglement, eq. 1)",
+        "alpha 2.0", "batch size", "checkpoints by loss", "2 runs",
+        "Held out, one at a time: plate=P1, plate=P2; seeds 0, 1.",
+    ):  # fmt: skip
+        assert said in text
+    lines = commands(sources)
+    config = tmp_path / "a b" / "config.yaml"
+    assert lines[0] == (
+        f"deconfound fit scbd /nowhere/screen --config '{config}' --out 'a b-again'"
+    )
+    assert [line.split()[1] for line in lines] == ["fit", "embed"] * 2 + ["measure", "report"]
+    report([tmp_path], tmp_path / "page.html")
+    page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert text in page
+    assert "\n".join(lines) in page
+
+
+def test_a_run_is_trained_again_by_the_command_of_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The words that the page gives are those that the command takes."""
+    write_run(tmp_path / "a", "erm")
+    words = shlex.split(commands(find_sources([tmp_path], 10, 0))[0])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words[1:])
+    assert ended.value.code == 2
+    assert "/nowhere/screen" in capsys.readouterr().err, "only the screen is missing"
+
+
+def test_a_section_has_its_heading_its_entry_and_its_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Markup('<figure><figcaption>x</figcaption><div class="plot" id="mine"></div></figure>')
+    figure = {"data": [{"type": "bar", "y": [1]}], "layout": {}}
+
+    def made(_: Sources) -> Section:
+        return Section("<b>Own</b>", "own", place, {"mine": figure})
+
+    monkeypatch.setattr(report_module, "BEFORE_SCORES", (made, lambda _: None))
+    write_scores(tmp_path / "scores.parquet", [score("erm", 0.5)])
+    report([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<a href="#own">&lt;b&gt;Own&lt;/b&gt;</a>' in page
+    assert page.index('<section id="own">') < page.index('<section id="scores">')
+    assert str(place) in page
+    assert page_data(page)["figures"]["mine"] == figure
+
+
+def test_lines_go_from_the_baseline_to_each_method() -> None:
+    values = {"erm": 0.5, "scbd": 0.6, "<b>": 0.4}
+    rows = [score(m, v + 0.01 * s, seed=s) for m, v in values.items() for s in (0, 1)]
+    rows.append(score("erm", 0.1, metric="macro_f1_chance"))
+    (panel,) = score_slopes(framed(rows), "erm")
+    traces = panel.figure["data"]
+    assert [trace["y"] for trace in traces] == [
+        pytest.approx(pair)
+        for pair in ([0.5, 0.6], [0.51, 0.61], [0.505, 0.605], [0.5, 0.4], [0.51, 0.41],
+                     [0.505, 0.405])
+    ]  # fmt: skip
+    assert panel.figure["layout"]["xaxis"]["ticktext"] == ["erm", "scbd", "erm", "&lt;b&gt;"]
+    low, high = panel.figure["layout"]["yaxis"]["range"]
+    assert low < 0.4 < 0.61 < high < 0.8
+    (alone,) = score_slopes(framed(rows[2:4]), "erm")
+    assert [trace["y"] for trace in alone.figure["data"]] == [
+        pytest.approx([value]) for value in (0.6, 0.61, 0.605)
+    ]
+
+
+@pytest.mark.usefixtures("flat_map")
+def test_a_page_of_twenty_runs_is_at_most_eight_megabytes(tmp_path: Path) -> None:
+    with ScreenWriter(tmp_path / "screen", "tiny", ("DNA", "actin"), Roles(), {}) as writer:
+        noise = np.random.default_rng(0).integers(0, 255, (2_500, 2, 48, 48), dtype=np.uint8)
+        writer.append(noise)
+        writer.finish(pd.DataFrame({"drug": ["a"] * 2_500}))
+    identity = open_screen(tmp_path / "screen").identity
+    runs = [
+        write_run(
+            tmp_path / f"run-{fold}-{seed}", "scbd", seed=seed, fold=f"plate=P{fold}",
+            screen=tmp_path / "screen", identity=identity,
+        )
+        for fold in range(5)
+        for seed in range(4)
+    ]  # fmt: skip
+    write_sample(runs[0] / "embeddings.h5ad", runs[0], cells=2_500)
+    rows = [
+        score("scbd", 0.5, fold=f"plate=P{fold}", seed=seed, metric=f"metric_{metric}")
+        for fold in range(5) for seed in range(4) for metric in range(60)
+    ]  # fmt: skip
+    write_scores(tmp_path / "scores.parquet", rows)
+    report([tmp_path], tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 8_000_000

@@ -25,7 +25,7 @@ CONTRAST_IMAGES = 256
 THUMBNAIL = 64
 THUMBNAILS = 2_000
 """Thumbnails of a page, the same number of every screen; cells beyond have none."""
-QUALITY = 80
+QUALITY = 82
 MANY = 10_000
 """Points of all maps together from which they are drawn by WebGL."""
 HELD_OUT = ("test", "new")
@@ -53,7 +53,7 @@ class Sprite(NamedTuple):
     """Thumbnails of one screen in one picture."""
 
     source: str
-    """JPEG as a data URI: square tiles, row by row."""
+    """WebP as a data URI: square tiles, row by row."""
     side: int
     columns: int
     place: dict[int, int]
@@ -108,9 +108,9 @@ def thumbnails(screen: Screen, rows: npt.NDArray[np.int64], most: int, seed: int
             down, across = divmod(start + offset, columns)
             sheet.paste(tile, (across * side, down * side))
     buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    sheet.save(buffer, "WEBP", quality=QUALITY, method=4)
     place = {int(row): tile for tile, row in enumerate(kept)}
-    return Sprite(data_uri("image/jpeg", buffer.getvalue()), side, columns, place)
+    return Sprite(data_uri("image/webp", buffer.getvalue()), side, columns, place)
 
 
 def _one_each(samples: list[Sample]) -> list[Sample]:

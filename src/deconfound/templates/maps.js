@@ -92,6 +92,7 @@ async function drawMaps(place, Plotly) {
   const legend = document.getElementById("map-legend");
   const said = document.getElementById("map-selected");
   const dragging = document.getElementById("map-drag");
+  if (matchMedia("(pointer: coarse)").matches) dragging.value = ""; // a finger scrolls the page
   const clear = document.getElementById("map-clear");
 
   const names = [];
@@ -147,7 +148,7 @@ async function drawMaps(place, Plotly) {
     const side = Math.min(SIDE * 1.6, width / across);
     const height = down * (side + 22);
     const layout = {
-      height, margin: { l: 2, r: 2, t: 2, b: 2 }, hovermode: "closest", dragmode: dragging.value,
+      height, margin: { l: 2, r: 2, t: 2, b: 2 }, hovermode: "closest", dragmode: dragging.value || false,
       showlegend: false, uirevision: "maps", annotations: [],
     };
     maps.forEach((map, i) => {
@@ -285,7 +286,7 @@ async function drawMaps(place, Plotly) {
     for (const point of found.points) cells.add(maps[point.data.meta], point.customdata);
     select(cells).catch(fail);
   });
-  dragging.addEventListener("change", () => Plotly.relayout(place, { dragmode: dragging.value }).catch(fail));
+  dragging.addEventListener("change", () => Plotly.relayout(place, { dragmode: dragging.value || false }).catch(fail));
   addEventListener("scroll", () => { cell.hidden = true; }, { passive: true });
   chooser.addEventListener("change", () => colourBy(chooser.value).catch(fail));
   document.getElementById("map-find").addEventListener("input", drawLegend);
