@@ -1,6 +1,6 @@
 """deconfound: image embeddings that follow the perturbation and ignore the plate.
 
-    from deconfound import Screen, compare, describe, embed, fit, impute, measure
+    from deconfound import Deconfounder, Screen, compare, describe, embed, fit, impute, measure
     from deconfound import open_screen, report, transfer
 
 The names are imported when they are first used, so that the command line starts fast.
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from deconfound.embeddings.embed import embed as embed
     from deconfound.embeddings.embed import embed_shards as embed_shards
     from deconfound.embeddings.embed import profiles as profiles
+    from deconfound.estimator.deconfounder import Deconfounder as Deconfounder
     from deconfound.evaluation.measure import measure as measure
     from deconfound.evaluation.relations import relations as relations
     from deconfound.evaluation.retrieval import retrieval as retrieval

@@ -61,7 +61,7 @@ VERBS = {
     )),
     "fit": Verb(
         "train one method, or what is recommended for the screen, on one fold with one seed", (
-        Form("runs:call_fit", "fit", "training.fit:fit",
+        Form("runs:call_fit", "fit", "training.fit:fit estimator.deconfounder:Deconfounder",
              "fit [METHOD] SCREEN --hold-out COLUMN=GROUP --out RUN"),
     ), resumes=True, saves=True),
     "embed": Verb(

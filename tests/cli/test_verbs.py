@@ -375,7 +375,7 @@ def test_a_value_out_of_range_names_its_option(
         ("sweep f.yaml --out o --workers 2", "compare f.yaml --out o --workers 2"),
         (
             "crossval erm erm+knn screen --levels=plate --out o",
-            "compare screen --hold-out=plate --out o --methods erm erm+knn",
+            "compare screen --view levels --hold-out=plate --out o --methods erm erm+knn",
         ),
         (
             "diagnose screen --folds iid --erm a.yaml --out o",
@@ -389,7 +389,7 @@ def test_a_value_out_of_range_names_its_option(
         ("inject --out o s --plates 2", "simulate --cells=s --out o --plates 2"),
         (
             "crossval --seeds=0 --out o erm screen",
-            "compare screen --seeds=0 --out o --methods erm",
+            "compare screen --view levels --seeds=0 --out o --methods erm",
         ),
         (
             "diagnose s --erm=a.yaml --quiet",
@@ -441,9 +441,9 @@ def test_forms_of_a_verb_are_told_apart_by_what_is_given(
     [
         (
             ["nowhere", "--out", "o"],
-            "nowhere: expected a plan FILE.yaml, the directory",
+            "nowhere: expected a screen, a table of images or profiles",
         ),
-        (["SCREEN", "--out", "o", "--alphas", "1"], "--alphas is not read with the view levels"),
+        (["SCREEN", "--out", "o", "--alphas", "1"], "--alphas is not read with the view verdict"),
         (["SCREEN", "--out", "o", "--view", "search"], "reads a plan FILE.yaml"),
         (["demo", "--out", "o", "--bank", "3"], "--bank is not read with demo"),
         (["demo", "--out", "o", "--knn", "3"], "--knn is not read with demo"),

@@ -25,13 +25,13 @@ from deconfound import cli, methods
 from deconfound.cli import comparing, lists, runs, scoring, screens
 from deconfound.config import Options
 from deconfound.data import sources
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import open_screen
 from deconfound.data.sources import bbbc021, pacs, vlcs
 from deconfound.embeddings.correct import names as corrections
 from deconfound.evaluation.scores import COLUMNS
+from deconfound.experiments import nested
 from deconfound.methods import post_hoc
 from deconfound.studies import demo
-from deconfound.studies.comparison import CompareOptions
 from deconfound.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,7 @@ CHEAP = {
     "inject": "--quiet",
     "describe": "--quiet",
     "compare screen": "--workers 1 --steps 2 --batch-size 16 --quiet",
+    "compare --view levels": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "compare --view": "--workers 1 --quiet",
     "fit": FEW_STEPS,
     "fit ist": f"{FEW_STEPS} --transfer-steps 2",
@@ -112,7 +113,8 @@ def steps_of(page: Path) -> list[Step]:
 def follow(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Take every step of a page in the current directory."""
     monkeypatch.setattr("deconfound.experiments.running.executors.available_cores", lambda: 1)
-    monkeypatch.setattr(demo, "plan_values", small_plan)
+    monkeypatch.setattr(demo, "SEEDS", 1)
+    monkeypatch.setattr(nested, "NEIGHBOURS", 1)
     names: dict[str, Any] = {"__name__": page.stem}
     steps = steps_of(page)
     for step in steps:
@@ -128,22 +130,9 @@ def follow(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
 def cheaply(words: list[str]) -> list[str]:
     """The words of a command with those of `CHEAP`."""
-    marks = [word for word in words if word in ("--view", "--retrieval")]
+    marks = [word for word in words if word in ("--view", "levels", "--retrieval")]
     key = " ".join([words[0], *marks] if marks else words[:2])
     return words + CHEAP.get(key, CHEAP.get(words[0], "")).split()
-
-
-demo_plan = demo.plan_values
-
-
-def small_plan(screen: Screen, options: CompareOptions) -> dict[str, Any]:
-    """The demonstration's plan with small batches and networks, which no flag sets."""
-    found = demo_plan(screen, options)
-    found["training"] |= {"batch_size": 32, "device": "cpu", "precision": "32"}
-    found["methods"]["scbd"]["options"] |= {
-        "block_size": 16, "decoder_steps": 2, "decoder_width": 8,
-    }  # fmt: skip
-    return found
 
 
 def save(text: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_chunks_of_another_run_are_not_used(
 ) -> None:
     out = tmp_path / "e.h5ad"
     with monkeypatch.context() as patch:
-        patch.setattr(embed_module, "_assemble", lambda *_: 1 / 0)
+        patch.setattr(stream.EmbeddingStream, "assembled", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             embedded(finished_runs("scbd"), screen, out)
     found = embedded(finished_runs("erm"), screen, out)

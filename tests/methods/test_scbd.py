@@ -56,6 +56,30 @@ def test_the_objective_is_equation_1() -> None:
     torch.testing.assert_close(total, expected)
 
 
+def test_cross_entropy_beside_the_contrast_trains_encoder_and_probe_and_the_paper_has_none() -> (
+    None
+):
+    batch = batch_of()
+    for weight in (0.0, 0.5):
+        method = built(label_weight=weight, decoder="none")
+        (contrast, probes) = method.stages(4)[0].phases
+        found = contrast.losses(batch, method.outputs(batch, "encoders"))
+        trained = {id(p) for p in contrast.parameters}
+        probe = {id(p) for p in method.label_probe.parameters()}
+        assert (probe <= trained) == (weight > 0)
+        assert probe.isdisjoint({id(p) for p in probes.parameters}) == (weight > 0)
+        assert ("label" in found) == (weight > 0)
+        assert ("label_probe" in losses_of(method, batch, "probes")) == (weight == 0)
+    assert found["label"].weight == 0.5
+    outputs = method.outputs(batch, "encoders")
+    logits = method.label_probe(outputs["representation"])
+    expected = nn.functional.cross_entropy(logits, batch.label)
+    torch.testing.assert_close(found["label"].value, expected)
+    first = next(method.content_encoder.parameters())
+    (gradient,) = torch.autograd.grad(found["label"].value, first)
+    assert gradient.abs().sum() > 0
+
+
 @pytest.mark.parametrize("form", ["balanced", "listing", "equation"])
 def test_each_form_of_the_invariance_is_its_loss(form: str) -> None:
     method, batch = built(invariance=form, include_self=False, temperature=0.2), batch_of()
@@ -232,9 +256,9 @@ def test_without_a_style_block_the_content_is_all_there_is() -> None:
 
 @pytest.mark.parametrize("decoder", ["after", "beside", "joint"])
 def test_what_needs_a_style_block_is_refused_without_one(decoder: str) -> None:
-    with pytest.raises(UserError, match=f"--decoder {decoder} decodes content and style"):
+    with pytest.raises(UserError, match=f"--decoder {decoder} needs the style block"):
         built(style_block=False, decoder=decoder)
-    with pytest.raises(UserError, match="--style-encoder resnet18 belongs to the style block"):
+    with pytest.raises(UserError, match="--style-encoder resnet18 needs the style block"):
         built(style_block=False, style_encoder="resnet18")
     with pytest.raises(UserError, match=f"--decoder {decoder} draws images"):
         built(Task(5, None, 3, 2), decoder=decoder)

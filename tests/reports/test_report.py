@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from markupsafe import Markup
 from PIL import Image
 
 from deconfound import cli
@@ -27,15 +26,13 @@ from deconfound.display.umap import coordinates
 from deconfound.embeddings.file import Embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.reports import map as report_map
-from deconfound.reports import report as report_module
 from deconfound.reports.columns import Pool
 from deconfound.reports.figures import score_slopes, training_curves
 from deconfound.reports.map import draw_maps, thumbnails
 from deconfound.reports.methods_text import commands, paragraph
 from deconfound.reports.names import Names
 from deconfound.reports.report import report
-from deconfound.reports.section import Section
-from deconfound.reports.sources import SCORE_COLUMNS, Sources, find_sources
+from deconfound.reports.sources import SCORE_COLUMNS, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import Level, Spread, levels, spread, with_levels
 from deconfound.runs.config import config_model, dump_config
@@ -731,25 +728,6 @@ def test_a_run_is_trained_again_by_the_command_of_its_page(
         cli.main(words[1:])
     assert ended.value.code == 2
     assert "/nowhere/screen" in capsys.readouterr().err, "only the screen is missing"
-
-
-def test_a_section_has_its_heading_its_entry_and_its_plots(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = Markup('<figure><figcaption>x</figcaption><div class="plot" id="mine"></div></figure>')
-    figure = {"data": [{"type": "bar", "y": [1]}], "layout": {}}
-
-    def made(_: Sources) -> Section:
-        return Section("<b>Own</b>", "own", place, {"mine": figure})
-
-    monkeypatch.setattr(report_module, "BEFORE_SCORES", (made, lambda _: None))
-    write_scores(tmp_path / "scores.parquet", [score("erm", 0.5)])
-    report([tmp_path], tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert '<a href="#own">&lt;b&gt;Own&lt;/b&gt;</a>' in page
-    assert page.index('<section id="own">') < page.index('<section id="scores">')
-    assert str(place) in page
-    assert page_data(page)["figures"]["mine"] == figure
 
 
 def test_lines_go_from_the_baseline_to_each_method() -> None:

@@ -122,9 +122,9 @@ def test_any_column_colours_all_maps(shared: Page, hostile_report: HostileReport
     assert shared.locator("#map-legend button").count() == hostile_report.sites
     assert shared.evaluate(f"Array.from(({fills})()).length") == hostile_report.sites
     shared.select_option("#map-colour", "dose")
-    shared.locator("#map-legend .scale").wait_for()
+    shared.locator("#map-legend .ramp").wait_for()
     assert (
-        shared.locator("#map-legend .scale i")
+        shared.locator("#map-legend .ramp i")
         .evaluate("i => i.style.background")
         .startswith("linear-gradient")
     )

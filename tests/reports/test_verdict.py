@@ -62,7 +62,7 @@ def test_the_verdict_stands_first_with_its_number_reason_and_choice(tmp_path: Pa
     said = ["helps", "The recipe helps.", "+0.120", "It is above ERM", "left out in turn"]
     places = [first.index(text) for text in said]
     assert places == sorted(places)
-    assert re.search(r"recipe − erm, 95 % interval \+0.050 … \+0.190, p = 0.004", first)
+    assert re.search(r"what was chosen − erm, 95 % interval \+0.050 … \+0.190, p = 0.004", first)
     assert "over 4 groups and 3 seeds" in first
 
 
@@ -95,6 +95,9 @@ def test_numbers_may_be_null(tmp_path: Path) -> None:
     report([study], tmp_path / "page.html")
     (headline,) = headlines(find_sources([study], 10, 0).verdicts, pd.DataFrame())
     assert (headline.state, headline.number, headline.interval) == ("cannot be told", "", None)
+    written(study, verdict(verdict="cannot be told", difference=None))
+    (without,) = headlines(find_sources([study], 10, 0).verdicts, pd.DataFrame())
+    assert (without.number, without.about, without.interval) == ("", "", None)
     assert headline.board.rows[-1].method == "scbd"
     assert headline.board.rows[-1].cells[0].text == "–"
 

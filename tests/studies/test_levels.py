@@ -38,7 +38,7 @@ def by_levels(
     **more: Any,
 ) -> Comparison:
     """Compare methods on a screen by levels."""
-    asked = (options or CompareOptions()).model_copy(update={"methods": methods})
+    asked = (options or CompareOptions()).model_copy(update={"methods": methods, "view": "levels"})
     return compare(screen, out, asked, **more)
 
 
@@ -344,7 +344,7 @@ def test_too_many_runs_are_refused_before_a_fold_is_posed(
     screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Folds, "pose", None)
-    options = CompareOptions(hold_out=("plate",), seeds=(0, 1, 2), max_runs=44)
+    options = CompareOptions(view="levels", hold_out=("plate",), seeds=(0, 1, 2), max_runs=44)
     with pytest.raises(UserError, match=r"45 runs are more than 44; .* with --max-runs 45"):
         compare(screen.path, tmp_path / "out", options)
     one = options.model_copy(update={"folds_per_level": 2, "max_runs": 26})

@@ -14,7 +14,7 @@ from deconfound.experiments.plan import Plan, make_plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.words import read_rows
 from deconfound.runs.config import STANDARDISED
-from deconfound.studies import demo, levels
+from deconfound.studies import levels
 from deconfound.studies.compare import compare
 from deconfound.studies.comparison import CompareOptions
 
@@ -39,7 +39,9 @@ def test_without_methods_it_stands_between_erm_and_scbd(
         raise InterruptedError
 
     monkeypatch.setattr(levels, "execute", laid_out)
-    options = CompareOptions(hold_out=("plate",), folds_per_level=1, seeds=(0,), steps=7)
+    options = CompareOptions(
+        view="levels", hold_out=("plate",), folds_per_level=1, seeds=(0,), steps=7
+    )
     with pytest.raises(InterruptedError):
         compare(screen.path, tmp_path / "out", options, quiet=True)
     (plan,) = plans
@@ -57,7 +59,7 @@ def test_its_row_says_what_it_is_and_that_held_out_images_take_part(
 ) -> None:
     options = CompareOptions(
         methods=("erm", "recommended", "recommended+knn"), hold_out=("plate",), folds_per_level=1,
-        seeds=(0,), steps=2, batch_size=16,
+        seeds=(0,), steps=2, batch_size=16, view="levels",
     )  # fmt: skip
     found = compare(screen.path, tmp_path / "out", options, workers=1, quiet=True)
     assert found.shown["method"].tolist() == ["erm", "recommended", "recommended+knn"]
@@ -120,11 +122,3 @@ def test_it_is_not_trained_on_imputed_images(screen: Screen, tmp_path: Path) -> 
         "erm+ist, or leave ist out"
     )
     assert not (tmp_path / "out").exists()
-
-
-def test_the_demonstration_has_it(screen: Screen) -> None:
-    values = demo.plan_values(screen, CompareOptions(steps=4))
-    assert values["chains"] == ["erm", "recommended", "scbd"]
-    plan = make_plan(Path("demo"), validated(PlanFile, values, "demo"))
-    assert {one.entry for one in plan.settings} == {"erm", "recommended", "scbd"}
-    assert {job.config.training.steps for job in plan.jobs.values()} == {4}

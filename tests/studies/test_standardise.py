@@ -21,7 +21,7 @@ TRAINING = {"steps": 2, "batch_size": 16, "device": "cpu", "precision": "32"}
 def test_every_method_of_a_screen_standardises(screen: Screen, tmp_path: Path) -> None:
     options = CompareOptions(
         methods=("erm", "erm+knn"), hold_out=("plate",), folds_per_level=1, seeds=(0,), steps=2,
-        batch_size=16, standardise_by="plate", standardise="robust",
+        batch_size=16, standardise_by="plate", standardise="robust", view="levels",
     )  # fmt: skip
     found = compare(screen.path, tmp_path / "out", options, workers=1, quiet=True)
     assert found.sentences.count(f"erm: {NOTE}, without their labels.") == 1

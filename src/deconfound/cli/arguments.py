@@ -237,7 +237,7 @@ class CompareArguments(Watched):
     """Compare methods on held-out groups: a table of scores, and what the scores say."""
 
     source: Positional[str]
-    """A plan FILE.yaml, a screen, or demo, which simulates its own."""
+    """A screen, a table of images or profiles, a plan FILE.yaml, or demo, which simulates one."""
     out: Path
     """Directory to write; runs that it holds are not done again."""
 

@@ -42,7 +42,8 @@ def _crossval(words: Words) -> Words:
     if not named and not {"-h", "--help"} & set(flags):
         raise UserError("crossval: name one method or more, then the screen")
     methods = ["--methods", *named[:-1]] if len(named) > 1 else []
-    return ["compare", *named[-1:], *_renamed(flags, "--levels", "--hold-out"), *methods]
+    flags = _renamed(flags, "--levels", "--hold-out")
+    return ["compare", *named[-1:], "--view", "levels", *flags, *methods]
 
 
 def _diagnose(words: Words) -> Words:

@@ -16,6 +16,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import Coded, Roles, nested_ids, require_columns
 from deconfound.description.description import Description, find_warnings
+from deconfound.description.information import shared_information
 from deconfound.description.pixels import pixel_statistics, sample_rows
 from deconfound.errors import UserError
 from deconfound.files import atomic
@@ -229,25 +230,3 @@ def _contents(
 def _named(codes: Rows, names: tuple[str, ...]) -> str:
     text = "; ".join(names[code] for code in codes[:NAMED])
     return text + (f"; and {len(codes) - NAMED} more" if len(codes) > NAMED else "")
-
-
-def shared_information(label: Rows, environment: Rows) -> float:
-    """Mutual information over the smaller entropy, of codes (N,) int64 with −1 for missing: 0 … 1.
-
-    With Miller's correction (1955) for small counts; NaN if either side has fewer than 2 values
-    among the rows that have both.
-    """
-    both = (label >= 0) & (environment >= 0)
-    label, environment = label[both], environment[both]
-    if len(np.unique(label)) < 2 or len(np.unique(environment)) < 2:
-        return float("nan")
-    own = [_entropy(codes) for codes in (label, environment)]
-    joint = _entropy(label * (int(environment.max()) + 1) + environment)
-    return float(np.clip((sum(own) - joint) / min(own), 0.0, 1.0))
-
-
-def _entropy(codes: Rows) -> float:
-    """Entropy in nats, with Miller's correction."""
-    count = np.unique(codes, return_counts=True)[1]
-    share = count / count.sum()
-    return float(-(share * np.log(share)).sum() + (len(count) - 1) / (2 * count.sum()))

@@ -30,5 +30,10 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
+def counted(count: int, what: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{count} {what}" + "s" * (count != 1)
+
+
 def _decimals(value: float, digits: int) -> int:
     return max(0, digits - len(str(int(abs(value)))) + 1)

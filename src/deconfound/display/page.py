@@ -16,6 +16,9 @@ SCRIPTS = ("packed.js", "tables.js", "plots.js")
 """Of every page, in the order in which it runs them, as one script; maps.js of pages with plots."""
 
 
+STYLES = ("report.css", "sections.css")
+
+
 def templates() -> jinja2.Environment:
     """The package's templates; every value put into one is escaped."""
     return jinja2.Environment(
@@ -58,7 +61,7 @@ def page(template: str, data: dict[str, Any], *, plots: bool, many: bool, **show
         .get_template(template)
         .render(
             version=__version__,
-            style=Markup(template_text("report.css")),
+            style=Markup("".join(map(template_text, STYLES))),
             data=packed(json.dumps(data, allow_nan=False, separators=(",", ":"))),
             plotly=packed(plotly) if plotly else "",
             script=Markup(script),

@@ -45,7 +45,7 @@ def rgb(pixels: Pixels, channels: Sequence[str], bounds: Doubles) -> Bytes:
     """
     low, high = bounds[:, 0, None, None], bounds[:, 1, None, None]
     share = np.clip((pixels - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
-    mixed = np.einsum("bchw,ck->bhwk", share, _colours(channels))
+    mixed = np.einsum("bchw,ck->bhwk", share, channel_colours(channels))
     return np.asarray((np.clip(mixed, 0.0, 1.0) * 255).round(), dtype=np.uint8)
 
 
@@ -54,7 +54,8 @@ def is_photograph(channels: Sequence[str]) -> bool:
     return tuple(name.lower() for name in channels) in PHOTOGRAPH
 
 
-def _colours(channels: Sequence[str]) -> Doubles:
+def channel_colours(channels: Sequence[str]) -> Doubles:
+    """The colour that `rgb` gives each channel: (C, 3), red, green and blue in 0 … 1."""
     if len(channels) == 1:
         return np.ones((1, 3))
     if is_photograph(channels):

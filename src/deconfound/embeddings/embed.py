@@ -86,7 +86,8 @@ def embed(
         )
     with atomic.resumable(out, json.dumps([*stream.identity(), CHUNK])) as chunks:
         _embed_chunks(stream, chunks, quiet)
-        write_embeddings(out, _assemble(stream, chunks))
+        whole = stream.assembled([load_file(_chunk(chunks, span)) for span in _spans(stream)])
+        write_embeddings(out, whole)
     if say is not None and stream.rows:
         say(stream.speed())
     return read_embeddings(out)
@@ -101,14 +102,6 @@ def _embed_chunks(stream: EmbeddingStream, chunks: Path, quiet: bool) -> None:
             save_file(arrays, temporary)
 
     stream.embed(missing, keep, done, quiet)
-
-
-def _assemble(stream: EmbeddingStream, chunks: Path) -> Embeddings:
-    loaded = [load_file(_chunk(chunks, span)) for span in _spans(stream)]
-    arrays = {name: np.concatenate([chunk[name] for chunk in loaded]) for name in loaded[0]}
-    codes = arrays.pop(CODES, None)
-    table = stream.table((0, len(stream.screen)), stream.run.parts(stream.screen), codes)
-    return Embeddings(table, arrays, stream.about())
 
 
 def _spans(stream: EmbeddingStream) -> list[Span]:

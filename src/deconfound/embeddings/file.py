@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from deconfound.embeddings.shards import read_shards
 from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, seal
 from deconfound.metrics.neighbors import refuse_malformed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 FORMAT_VERSION = 1
 PART = "deconfound_part"
@@ -104,14 +107,13 @@ class Embeddings:
         return joined(self.table, columns)
 
 
-def write_embeddings(path: Path, embeddings: Embeddings) -> None:
-    """Write a `.h5ad` file: `obs`, `obsm["X_…"]`, `uns["deconfound"]`; whole or not at all.
+def as_anndata(embeddings: Embeddings) -> "AnnData":
+    """The AnnData that a file of the embeddings holds: `obs`, `obsm["X_…"]`, `uns["deconfound"]`.
 
-    The file is sealed; `uns` also holds a checksum of the content, by which a file that another
-    program wrote anew is known to hold the same.
+    `uns` also holds a checksum of the content, by which a file that another program wrote anew is
+    known to hold the same.
     """
     import anndata
-    import h5py
 
     obs = embeddings.table.copy()
     for column in obs.columns:
@@ -125,7 +127,15 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
         "json": json.dumps(embeddings.about),
         CONTENT: content_sha256(replace(embeddings, table=obs)),
     }
-    data = anndata.AnnData(obs=obs, obsm=obsm, uns={"deconfound": about})
+    return anndata.AnnData(obs=obs, obsm=obsm, uns={"deconfound": about})
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> None:
+    """Write a `.h5ad` file of `as_anndata`, whole or not at all; the file is sealed."""
+    import anndata
+    import h5py
+
+    data = as_anndata(embeddings)
     with atomic.atomic_file(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with h5py.File(temporary, "w", userblock_size=seal.USER_BLOCK) as file:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 from deconfound.arrays import Rows
-from deconfound.data.screens.screen import open_screen
-from deconfound.embeddings.file import PART, PREDICTED
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.embeddings.file import PART, PREDICTED, Embeddings
 from deconfound.files.checksums import sha256
 from deconfound.intervention.embedder import Embedder, in_batches
 from deconfound.intervention.intervention import WEIGHTS
@@ -58,9 +58,10 @@ class EmbeddingStream:
     Raises UserError if run and screen do not fit.
     """
 
-    def __init__(self, run: Path, screen: Path, **options: Unpack[StreamOptions]) -> None:
+    def __init__(self, run: Path, screen: Path | Screen, **options: Unpack[StreamOptions]) -> None:
         selection, precision = options.get("selection"), options.get("precision", "32")
-        self.run, self.screen = open_run(run), open_screen(screen)
+        self.run = open_run(run)
+        self.screen = screen if isinstance(screen, Screen) else open_screen(screen)
         self.selection = selection
         self._precision = precision
         self._fabric = start_fabric(
@@ -146,6 +147,23 @@ class EmbeddingStream:
         else:
             table[PREDICTED] = np.asarray(self.run.labels, dtype=object)[codes]
         return table
+
+    def assembled(self, chunks: Sequence[Arrays]) -> Embeddings:
+        """The embeddings of the whole screen, of those of its spans in order."""
+        arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        codes = arrays.pop(CODES, None)
+        table = self.table((0, len(self.screen)), self.run.parts(self.screen), codes)
+        return Embeddings(table, arrays, self.about())
+
+    def whole(self, size: int, quiet: bool) -> Embeddings:
+        """The embeddings of the whole screen, `size` rows a span, in memory."""
+        found: list[Arrays] = []
+
+        def keep(_: Span, arrays: Arrays) -> None:
+            found.append(dict(sorted(arrays.items())))  # as they are read from a file
+
+        self.embed(spans_of(len(self.screen), size), keep, 0, quiet)
+        return self.assembled(found)
 
     def about(self) -> dict[str, object]:
         """What an embeddings file holds of the run: no times, so the same run gives the same."""

@@ -25,6 +25,8 @@ from deconfound.runtime.progress import Progress
 from deconfound.runtime.stop import Abandoned, Stopped
 
 View = TypeVar("View")
+SELDOM = 10
+"""Renewals wait this many times as long as the last one took."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Call:
     """Whether the runs of the settings taken are embedded as well."""
     began: float = field(default_factory=time.time)
     """The time that the summary counts from, in seconds since the epoch."""
+    until: float | None = None
+    """When no further run is begun and those under way are saved, in seconds since the epoch."""
+    renew: Callable[[Plan, "Done", Path], None] | None = None
+    """What is done after a run has ended, with all that is reached by then; not more often than
+    takes a tenth of the time."""
 
 
 def execute(
@@ -68,8 +75,8 @@ def execute(
     `view` writes of them, and summary.json. A run that fails does not stop the others; the next
     call tries it again. Raises Stopped on SIGTERM and Ctrl-C, when runs under way are saved.
     """
-    rounds = _Rounds(plan, out, call)
     jobs = plan.search()
+    rounds = _Rounds(plan, out, call, jobs)
     places = Counter(map(_place, plan.settings))
     taken = [one for one in plan.settings if places[_place(one)] == 1]
     rounds.do(jobs, taken, "search" if len(jobs) < len(plan.jobs) else "")
@@ -105,9 +112,23 @@ def _place(setting: Setting) -> tuple[str, Path, str]:
 class _Rounds:
     """Rounds of runs, each begun when the one before has ended."""
 
-    def __init__(self, plan: Plan, out: Path, call: Call) -> None:
-        self._plan, self._out, self._call = plan, out, call
+    def __init__(self, plan: Plan, out: Path, call: Call, jobs: Sequence[Job]) -> None:
+        self._plan, self._out, self._call, self._jobs = plan, out, call, jobs
+        self._renewed, self._renewing = 0.0, 0.0
         self.rounds: list[list[Outcome]] = []
+
+    def _renew(self) -> None:
+        began = time.time()
+        if self._call.renew is None or began - self._renewed < SELDOM * self._renewing:
+            return
+        results = self.results(self._jobs)
+        choices = choose(self._plan, results)
+        taken = [one.setting for one in choices if one.setting is not None]
+        scores = long_table(self._plan, results, taken, self._out)
+        if len(scores):
+            self._call.renew(self._plan, Done(results, choices, scores), self._out)
+        self._renewed = time.time()
+        self._renewing = self._renewed - began
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -129,6 +150,8 @@ class _Rounds:
         for setting in taken:
             for name in setting.runs.values():
                 tasks.setdefault(name, []).extend(self._plan.tasks(setting))
+            for name in setting.nested.values():
+                tasks.setdefault(name, self._plan.nested_tasks(setting))
         failed = {one.name for one in self.outcomes if one.reason}
         open_jobs = [
             job
@@ -176,6 +199,9 @@ class _Rounds:
                     outcomes.append(outcome)
                     failed = sum(bool(one.reason) for one in outcomes)
                     progress.update(1, f"{failed} failed" if failed else "")
+                    self._renew()
+                    if self._call.until is not None and time.time() > self._call.until:
+                        break
         except KeyboardInterrupt as request:
             ready = done + sum(not one.reason for one in outcomes)
             of = f" of the {part}" if part else ""

@@ -1,6 +1,6 @@
 """What an experiment holds out of a screen: levels, their groups, and what each fold poses."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,12 @@ class Folds:
         *,
         folds_per_level: int | None = None,
         draw_seed: int = 0,
+        only: Collection[str] = (),
     ) -> pd.DataFrame:
         """Every group of the levels: level, fold, rows, held_out, and the reason where it is not.
 
-        At most `folds_per_level` of each level are held out, drawn by `draw_seed`. Raises UserError
+        Of all groups, or the folds in `only` if there are any, at most `folds_per_level` of each
+        level are held out, drawn by `draw_seed`. Raises UserError
         if the screen has one environment, or no fold at any level.
         """
         self.pose(screen, options)
@@ -75,6 +77,7 @@ class Folds:
         found: list[dict[str, Any]] = []
         for level in levels:
             every = groups(screen.table, roles_of(screen, options), level)
+            every = [group for group in every if not only or group.fold in only]
             order = numpy_stream(draw_seed, "crossval folds", level).permutation(len(every))
             most = folds_per_level or len(every)
             why: dict[str, tuple[int, str]] = {}

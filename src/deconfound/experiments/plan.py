@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deconfound.config import did_you_mean
+from deconfound import methods
+from deconfound.config import DataOptions, did_you_mean
 from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import joined
 from deconfound.errors import UserError
 from deconfound.experiments.held_out import Folds, spelled_out
+from deconfound.experiments.nested import NEIGHBOURS, Pair, pairs
 from deconfound.experiments.plan_file import (
     Entry,
     PlanFile,
@@ -74,6 +76,8 @@ class Setting:
     nothing to choose."""
     search_seeds: tuple[int, ...] = ()
     """Seeds that it is compared on with other settings; empty for all."""
+    nested: dict[Pair, str] = field(default_factory=dict)
+    """Name of the run without each pair of groups, by which an entry is chosen."""
     measured: str | None = None
     """The name in `measure` of the plan file that is this fold; None where none is."""
 
@@ -103,7 +107,11 @@ class Plan:
         names = {
             name
             for setting in self.settings
-            for name in (*setting.searched(), *setting.left_out.values())
+            for name in (
+                *setting.searched(),
+                *setting.left_out.values(),
+                *setting.nested.values(),
+            )
         }
         names |= {needed for name in names if (needed := self.jobs[name].needs) is not None}
         return [job for name, job in self.jobs.items() if name in names]
@@ -112,6 +120,11 @@ class Plan:
         """What is done with each run of a setting, when its setting is the one taken."""
         whole = setting.measured is not None
         own = (Task(chain, whole) for chain in self.chains if chain.entry == setting.entry)
+        return [task for task in own if task.embeds]
+
+    def nested_tasks(self, setting: Setting) -> list[Task]:
+        """What is done with each run of a setting that chooses: its post hoc chains."""
+        own = (Task(chain, False) for chain in self.chains if chain.entry == setting.entry)
         return [task for task in own if task.embeds]
 
 
@@ -167,7 +180,8 @@ class _Layout:
     def count(self, screens: Sequence[Screen]) -> int:
         """The runs of all entries, by the lengths of their grids: no point is laid out.
 
-        Where loto leaves environments out, as if each fold had as many as the whole screen.
+        Where loto leaves environments out, as if each fold had as many as the whole screen. A run
+        without two groups serves both.
         """
         file, runs = self.plan.file, 0
         for (name, entry), screen in itertools.product(file.methods.items(), screens):
@@ -178,6 +192,7 @@ class _Layout:
             if settings > 1 and "loto" in file.select:
                 environments = joined(screen.table, roles_of(screen, data).environment).nunique()
                 of_setting += len(_loto_seeds(file)) * environments
+            of_setting += NEIGHBOURS if file.choose else 0
             runs += settings * len(spelled_out(file.folds, screen, data)) * of_setting
         return runs
 
@@ -204,9 +219,11 @@ class _Layout:
                 posed = self._folds.pose(screen, own.data)
                 posed_base = sampler_for(own, posed.label_rows, posed.train_rows)
                 for seed in file.seeds:
-                    setting.runs[seed] = self._add(setting, screen, posed_base, imputer, seed)
+                    setting.runs[seed] = self._add(posed_base, screen, imputer, seed)
                 if len(every) > 1 and "loto" in file.select:
                     self._leave_out(setting, screen, posed_base, imputer, posed.environments)
+                if file.choose:
+                    self._nest(setting, entry, screen, imputer)
                 self.plan.settings.append(setting)
 
     def _leave_out(
@@ -223,23 +240,43 @@ class _Layout:
                 "expected 2 or more, select by accuracy or loss"
             )
         for seed, without in itertools.product(_loto_seeds(self.plan.file), environments):
-            name = self._add(setting, screen, base, imputer, seed, without)
-            setting.left_out[seed, without] = name
+            left_out = _without(base, setting.fold, without)
+            setting.left_out[seed, without] = self._add(left_out, screen, imputer, seed)
 
-    def _add(
-        self,
-        setting: Setting,
-        screen: Screen,
-        base: RunConfig,
-        imputer: RunConfig | None,
-        seed: int,
-        without: str | None = None,
-    ) -> str:
+    def _nest(
+        self, setting: Setting, entry: Entry, screen: Screen, imputer: RunConfig | None
+    ) -> None:
+        """Add the runs without pairs of groups; a pair that leaves too little to train on is none.
+
+        All of them have the first seed.
+        """
+        file = self.plan.file
+        for pair in pairs(screen, self._data_of(setting, entry), setting.fold):
+            try:
+                own, _ = on_fold(
+                    self.path, file, setting.entry, entry, setting.values, screen, pair.fold
+                )
+                trial = own.model_copy(update={"options": own.options.of_trials})
+                base = _without(trial, *pair)
+                posed = self._folds.pose(screen, base.data)
+            except UserError:
+                continue
+            if len(posed.environments) < methods.load(base.method).ENVIRONMENTS:
+                continue
+            base = sampler_for(base, posed.label_rows, posed.train_rows)
+            setting.nested[pair] = self._add(base, screen, imputer, file.seeds[0])
+
+    def _data_of(self, setting: Setting, entry: Entry) -> DataOptions:
+        file = self.plan.file
+        return configured(self.path, file, setting.entry, entry, setting.values).data
+
+    def _add(self, base: RunConfig, screen: Screen, imputer: RunConfig | None, seed: int) -> str:
         """The name of the run of a seed; with it the run that it needs becomes part of the plan."""
+        fold, without = base.data.fold, base.data.without
 
         def job(config: RunConfig, needs: str | None = None) -> Job:
-            data = config.data.model_copy(update={"fold": setting.fold, "without": without})
-            made = _job(screen, config.model_copy(update={"seed": seed, "data": data}), needs)
+            config = _without(config, fold, without).model_copy(update={"seed": seed})
+            made = _job(screen, config, needs)
             return self.plan.jobs.setdefault(made.name, made)
 
         return job(base, None if imputer is None else job(imputer).name).name
@@ -272,6 +309,11 @@ class _Layout:
         found = configured(self.path, file, wanted, other, every[0])
         refuse_standardised(found.data, where)
         return found
+
+
+def _without(config: RunConfig, fold: str, without: str | None) -> RunConfig:
+    data = config.data.model_copy(update={"fold": fold, "without": without})
+    return config.model_copy(update={"data": data})
 
 
 def _loto_seeds(file: PlanFile) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from deconfound.config import Options, did_you_mean, read_yaml, validated
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
-from deconfound.runs.config import RunConfig, config_model, read_config
+from deconfound.runs.config import RunConfig, config_model, read_config, sections_of
 from deconfound.runs.recommended import METHOD, RECOMMENDED, recommend
 
 Rule = Literal["accuracy", "loss", "loto"]
@@ -67,6 +66,9 @@ class PlanFile(Given):
     else all."""
     methods: dict[str, Entry] = Field(min_length=1)
     """Entries by name."""
+    choose: bool = False
+    """On each held-out fold choose one of the chains, or entries, by other groups of its level that
+    are left out of training in turn; see `nested`."""
     chains: tuple[str, ...] = ()
     """What is embedded and measured: ENTRY[+CORRECTION][+knn], such as erm or erm+symphony+knn. If
     none is given, runs are scored by their own predictions alone."""
@@ -207,12 +209,7 @@ def _method(name: str, entry: Entry) -> str:
     return METHOD if _is_recommended(name, entry) else entry.method or name
 
 
-@cache
 def _sections(method: str) -> dict[str, str]:
     """The section of every option of a method that a grid may hold."""
-    model = config_model(method)
-    return {
-        option: section
-        for section in SECTIONS
-        for option in model.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-    }
+    every = sections_of(method).items()
+    return {option: section for option, section in every if section in SECTIONS}

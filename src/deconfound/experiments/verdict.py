@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.arrays import ROUNDING, Codes, Doubles, Mask
+from deconfound.display.numbers import counted
 from deconfound.runtime.seeds import numpy_stream
 
 REPLICATES = 2_000
@@ -37,7 +38,7 @@ class Difference:
 
     def text(self) -> str:
         """One sentence."""
-        over = f"over {_counted(self.folds, 'fold')} and {_counted(self.seeds, 'seed')}"
+        over = f"over {counted(self.folds, 'fold')} and {counted(self.seeds, 'seed')}"
         if math.isnan(self.low):
             return (
                 f"{self.method} − {self.baseline}: {self.mean:+.3f}, {over}; too few to tell "
@@ -47,10 +48,6 @@ class Difference:
         said = ("above" if self.low > 0 else "below") if known else "not told apart from"
         interval = f"{self.mean:+.3f}, 95 % {self.low:+.3f} … {self.high:+.3f}"
         return f"{self.method} is {said} {self.baseline}: {interval}, {over}."
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" + "s" * (count > 1)
 
 
 def paired_differences(

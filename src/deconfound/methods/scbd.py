@@ -44,6 +44,9 @@ class ScbdOptions(MethodOptions):
     )
     """Weight of a positive of another environment in the content's contrastive loss, against 1 of
     one of the same environment; 1 as in the paper."""
+    label_weight: float = Field(0.0, ge=0, allow_inf_nan=False, exclude_if=lambda given: given == 0)
+    """Weight of the label's cross-entropy on r_c in the encoders' objective; 0 as in the paper,
+    where the linear probe that predicts the label never trains the encoder."""
     temperature: float = Field(0.1, gt=0)
     """Temperature of the contrastive losses."""
     include_self: bool = True
@@ -98,8 +101,9 @@ class Scbd(Method):
     Makino et al., SCBD, eq. 1: SupCon(z_c, y) + SupCon(z_s, e) + alpha · invariance(z_c, e), with
     an additive decoder and linear probes that never train the encoders. "representation" is r_c,
     from which the label is read, "content" z_c, "style" z_s. Deviations, all options: the
-    `balanced` invariance, the decoder fitted after the encoders, a smaller network. Ablations, all
-    options too: no style block, and a decoder that trains the encoders.
+    `balanced` invariance, the decoder fitted after the encoders, a smaller network, cross-entropy
+    beside the contrastive loss. Ablations, options too: no style block, a decoder that trains the
+    encoders.
     """
 
     Options = ScbdOptions
@@ -146,6 +150,7 @@ class Scbd(Method):
             self.content_projection,
             self.style_encoder,
             self.style_projection,
+            self.label_probe if options.label_weight else None,
         ]
         joint = self.decoder is not None and options.decoder == "joint"
         blocks += [self.decoder, self.likelihood] if joint else []
@@ -155,9 +160,10 @@ class Scbd(Method):
             self._joint_objective if joint else self._contrast,
             validates=True,
         )
+        probed = [self.environment_probes, *([] if options.label_weight else [self.label_probe])]
         probes = self.phase(
             "probes",
-            [*self.label_probe.parameters(), *self.environment_probes.parameters()],
+            [p for probe in probed for p in probe.parameters()],
             self._probes,
             learning_rate=options.probe_learning_rate,
         )
@@ -236,6 +242,9 @@ class Scbd(Method):
         losses = {"supcon_content": Loss(supcon)}
         if "style" in outputs:
             losses["supcon_style"] = Loss(self._style_supcon(batch, outputs["style"]))
+        if self.options.label_weight:
+            label = cross_entropy(self.predict(outputs), batch.label)
+            losses["label"] = Loss(label, self.options.label_weight)
         return {**losses, "invariance": Loss(invariance, float(self.options.alpha))}
 
     def _style_supcon(self, batch: Batch, style: Tensor) -> Tensor:
@@ -254,8 +263,9 @@ class Scbd(Method):
 
     def _probes(self, batch: Batch, outputs: Tensors) -> dict[str, Loss]:
         detached = {name: outputs[name].detach() for name in self.environment_probes}
-        label = cross_entropy(self.predict(detached), batch.label)
-        losses = {"label_probe": Loss(label)}
+        losses: dict[str, Loss] = {}
+        if not self.options.label_weight:
+            losses["label_probe"] = Loss(cross_entropy(self.predict(detached), batch.label))
         for name, probe in self.environment_probes.items():
             loss = cross_entropy(probe(detached[name]), batch.environment)
             losses[f"environment_probe_{name}"] = Loss(loss)
@@ -287,13 +297,9 @@ def _refuse_missing_parts(options: ScbdOptions, task: Task) -> None:
         )
     if options.style_block:
         return
-    if options.decoder not in (None, "none"):
-        raise UserError(
-            f"--decoder {options.decoder} decodes content and style, and --no-style-block leaves "
-            "the style out; leave one of the two out"
-        )
-    if options.style_encoder is not None:
-        raise UserError(
-            f"--style-encoder {options.style_encoder} belongs to the style block, and "
-            "--no-style-block leaves it out; leave one of the two out"
-        )
+    for flag, value in (("decoder", options.decoder), ("style-encoder", options.style_encoder)):
+        if value not in (None, "none"):
+            raise UserError(
+                f"--{flag} {value} needs the style block, and --no-style-block leaves it out; "
+                "leave one of the two out"
+            )

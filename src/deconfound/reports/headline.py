@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from deconfound.display.numbers import mean_and_sd, signed
+from deconfound.display.numbers import counted, mean_and_sd, signed
 from deconfound.experiments.verdict import FEWEST_FOLDS, FEWEST_SEEDS, Difference
 from deconfound.reports.leaderboard import Leaderboard, of_scores, of_verdict
 from deconfound.reports.verdict import FoundVerdict, Interval
@@ -49,13 +49,13 @@ def _of_verdict(found: FoundVerdict) -> Headline:
     verdict = found.verdict
     difference = verdict.difference
     level = " / ".join(name.removeprefix("Metadata_") for name in verdict.hold_out)
-    what = f"macro-F1 on held-out {level}: {verdict.recommended} − {verdict.baseline}"
+    what = f"macro-F1 on held-out {level}, what was chosen − {verdict.baseline}"
     return Headline(
         verdict.verdict,
         verdict.sentence,
-        "" if difference.mean is None else signed(difference.mean),
-        f"{what}{_aside(difference)}",
-        _ends(difference),
+        "" if difference is None or difference.mean is None else signed(difference.mean),
+        "" if difference is None else f"{what}{_aside(difference)}",
+        None if difference is None else _ends(difference),
         verdict.why,
         verdict.chosen_by,
         of_verdict(verdict),
@@ -82,7 +82,8 @@ def _of_scores(board: Leaderboard, differences: list[Difference]) -> Headline:
         sentence = f"Whether a method beats {most.baseline} on {level} cannot be told yet."
         why = (
             f"An interval takes {FEWEST_FOLDS} held-out groups and {FEWEST_SEEDS} seeds; there "
-            f"{_counted(most.folds, 'group')} and {_counted(most.seeds, 'seed', verb=False)}."
+            f"{'is' if most.folds == 1 else 'are'} {counted(most.folds, 'group')} and "
+            f"{counted(most.seeds, 'seed')}."
         )
     elif most.low > 0:
         state, why = "helps", ""
@@ -127,7 +128,7 @@ def _aside(difference: Interval) -> str:
         said += f", 95 % interval {signed(difference.low)} … {signed(difference.high)}"
     said += "" if difference.p is None else f", p = {difference.p:.2g}"
     counts = [
-        _counted(count, noun, verb=False)
+        counted(count, noun)
         for count, noun in ((difference.groups, "group"), (difference.seeds, "seed"))
         if count
     ]
@@ -138,8 +139,3 @@ def _ends(difference: Interval) -> tuple[float, float, float] | None:
     if difference.mean is None or difference.low is None or difference.high is None:
         return None
     return difference.mean, difference.low, difference.high
-
-
-def _counted(count: int, noun: str, *, verb: bool = True) -> str:
-    said = f"{count} {noun}" + "s" * (count != 1)
-    return f"{'is' if count == 1 else 'are'} {said}" if verb else said

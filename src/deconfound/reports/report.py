@@ -1,6 +1,6 @@
 """report: one self-contained HTML page of runs, embeddings, scores and pictures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,10 @@ from deconfound.reports.map import draw_maps
 from deconfound.reports.methods_text import commands, paragraph
 from deconfound.reports.pictures import LOW_SHARE
 from deconfound.reports.run_facts import facts
-from deconfound.reports.section import Section
+from deconfound.reports.sections import sections
 from deconfound.reports.sources import SCORE_COLUMNS, Sources, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import IMPUTATION, levels, with_levels
-
-SectionOf = Callable[[Sources], Section | None]
-"""Makes a section of what was found; None where there is nothing to show."""
-BEFORE_SCORES: tuple[SectionOf, ...] = ()
-"""Sections between the summary and the scores, in their order on the page."""
-AFTER_SCORES: tuple[SectionOf, ...] = ()
-"""Sections between the scores and the maps, in their order on the page."""
 
 
 def report(paths: Iterable[Path], out: Path, *, points: int = 3_000, seed: int = 0) -> None:
@@ -61,13 +54,11 @@ def _page(sources: Sources, seed: int) -> str:
     many = sum(one["count"] for one in points) > MANY_POINTS
     curves = training_curves(sources.runs)
     slopes = score_slopes(scores, BASELINE)
-    before, after = _sections(BEFORE_SCORES, sources), _sections(AFTER_SCORES, sources)
+    before, after = sections(sources, seed)
     figures = {
         panel.place: panel.figure
         for panel in [*slopes, *(panel for method in curves for panel in method.panels)]
     }
-    for section in (*before, *after):
-        figures |= section.figures
     data = {
         "figures": figures,
         "maps": points,
@@ -92,8 +83,8 @@ def _page(sources: Sources, seed: int) -> str:
         imputed=levels(imputed),
         imputation_statements=imputation_statements(imputed),
         slopes=slopes,
-        before_scores=before,
-        after_scores=after,
+        before=before,
+        after=after,
         sweeps=[(path, list(table.columns), table.to_numpy().tolist()) for path, table in
                 sources.sweeps],
         levels=levels(scores),
@@ -117,10 +108,6 @@ def _rows(table: pd.DataFrame) -> dict[str, Any]:
     rows = table.astype(object).to_numpy()
     rows[table.isna().to_numpy()] = None
     return {"columns": list(table.columns), "rows": rows.tolist()}
-
-
-def _sections(makers: Iterable[SectionOf], sources: Sources) -> list[Section]:
-    return [section for make in makers if (section := make(sources)) is not None]
 
 
 def _environment_name(sources: Sources) -> str:

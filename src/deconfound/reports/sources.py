@@ -81,6 +81,7 @@ class RunSource:
 class Sample:
     """Rows of one embeddings file, drawn for a map."""
 
+    path: Path
     name: str
     """As in `RunSource`."""
     about: dict[str, Any]
@@ -233,7 +234,7 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
     marks = {key: coded(text.iloc[rows].astype("string").fillna("")) for key, text in texts.items()}
     about, table = opened.about, opened.table.iloc[rows].reset_index(drop=True)
     method, values = str(about["method"]), found[name][rows]
-    return Sample(method, about, name, values, rows, len(part), marks, table)
+    return Sample(path, method, about, name, values, rows, len(part), marks, table)
 
 
 def _read_scores(path: Path) -> pd.DataFrame:

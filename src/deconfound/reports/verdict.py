@@ -78,8 +78,8 @@ class Verdict(_Part):
     chosen_by: str
     recommended: str
     baseline: str
-    difference: Interval
-    """Recommended − baseline, held out, macro-F1."""
+    difference: Interval | None
+    """What was chosen − baseline, held out, macro-F1; None where nothing can be compared."""
     methods: dict[str, MethodVerdict]
 
 

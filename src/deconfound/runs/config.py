@@ -18,6 +18,8 @@ from deconfound.config import (
 from deconfound.errors import UserError
 from deconfound.methods.contract import MethodOptions
 
+SECTIONS = ("data", "intervention", "training", "options")
+"""The groups of options of a run, as its configuration names them."""
 SAW_HELD_OUT = "trained with images of test rows"
 """Note of a score whose method saw held-out images."""
 HELD_OUT_NOTES = "held_out_notes"
@@ -88,6 +90,17 @@ class RunConfig(Options):
 def config_model(method: str) -> type[RunConfig]:
     """The RunConfig of `method`, with the types and defaults of the method's own options."""
     return _config_model(method, methods.load(method).Options)
+
+
+@cache
+def sections_of(method: str) -> dict[str, str]:
+    """The section of a configuration that each option of a run of `method` stands in."""
+    model = config_model(method)
+    return {
+        option: section
+        for section in SECTIONS
+        for option in model.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    }
 
 
 @cache

@@ -22,6 +22,7 @@ from deconfound.data.folds.problem import (
 from deconfound.data.loading.standardisation import FEWEST
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
+from deconfound.nets.encoder import Norm
 from deconfound.runs.config import RunConfig, config_model
 
 RECOMMENDED = "recommended"
@@ -31,7 +32,7 @@ METHOD = "erm"
 TRAINING = {"schedule": "cosine", "warmup_steps": 20}
 TURNED = {"augment": "dihedral"}
 """Of images, beside `TRAINING`."""
-OPTIONS = {"norm": "batch", "learning_rate": 0.002}
+LEARNING_RATE = 0.002
 
 
 class Recommended(NamedTuple):
@@ -70,17 +71,29 @@ def recommend(screen: Screen, data: DataOptions | None = None) -> Recommended:
     training = TRAINING | ({} if screen.holds_profiles else TURNED)
     chosen = _alike(screen, problem, data, rows)
     if isinstance(chosen, str):
-        return Recommended(_config(data, training), (f"{METHOD}, no groups made alike", chosen))
+        config = _config(data, training, _norm(screen, "all"))
+        return Recommended(config, (f"{METHOD}, no groups made alike", chosen))
     kind: StandardiseName = "moments" if screen.holds_profiles else "spectra"
     alike = {"standardise_by": chosen.by, "standardise_with": chosen.over, "standardise": kind}
     groups = "environments" if chosen.by == ENVIRONMENT else f"groups of {chosen.by}"
     over = "negative controls" if chosen.over == "controls" else f"all {rows}"
     what = f"{METHOD} on {rows} whose {groups} are made alike in {kind}, taken over {over}"
-    return Recommended(_config(data.model_copy(update=alike), training), (what, chosen.why))
+    config = _config(data.model_copy(update=alike), training, _norm(screen, chosen.over))
+    return Recommended(config, (what, chosen.why))
 
 
-def _config(data: DataOptions, training: dict[str, Any]) -> RunConfig:
-    values = {"data": data.model_dump(exclude_unset=True), "training": training, "options": OPTIONS}
+def _norm(screen: Screen, over: RelativeTo) -> Norm:
+    """Batch normalisation costs least in distribution once controls made images alike.
+
+    Where they did not, groups still differ, and it is read off with the label: instance
+    normalisation. Profiles have the batch's under every norm.
+    """
+    return "batch" if over == "controls" or screen.holds_profiles else "instance"
+
+
+def _config(data: DataOptions, training: dict[str, Any], norm: Norm) -> RunConfig:
+    options = {"norm": norm, "learning_rate": LEARNING_RATE}
+    values = {"data": data.model_dump(exclude_unset=True), "training": training, "options": options}
     return validated(config_model(METHOD), values | {"method": METHOD}, RECOMMENDED)
 
 

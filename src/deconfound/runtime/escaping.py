@@ -1,7 +1,10 @@
-"""Text of other people's tables and files, made harmless for a terminal and for a spreadsheet."""
+"""Text of other people's tables and files, made harmless where it is shown: on a terminal, in a
+spreadsheet, in a notebook."""
 
 import csv
+import html
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +29,20 @@ def for_terminal(text: str) -> str:
 def one_line(text: str) -> str:
     """The same words, a single space between them."""
     return " ".join(text.split())
+
+
+def card(title: str, rows: Mapping[str, str]) -> str:
+    """A title and named values as a small table of HTML, for a notebook; names show as text."""
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{_for_html(name)}</th>"
+        f"<td style='text-align:left'>{_for_html(value)}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<div><strong>{_for_html(title)}</strong><table>{cells}</table></div>"
+
+
+def _for_html(text: str) -> str:
+    return html.escape(for_terminal(text))
 
 
 def for_spreadsheet(table: "pd.DataFrame") -> "pd.DataFrame":

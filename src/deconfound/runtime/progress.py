@@ -1,5 +1,6 @@
-"""Progress of long work on the terminal: rate and time left."""
+"""Progress of long work on the terminal or in a notebook: rate and time left."""
 
+from importlib.util import find_spec
 from typing import Any, Self
 
 from rich import progress as bars
@@ -22,7 +23,7 @@ class Progress:
             bars.TextColumn("{task.fields[rate]}"),
             bars.TimeRemainingColumn(),
             bars.TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            console=_console(),
             disable=quiet,
             refresh_per_second=4,
         )
@@ -42,6 +43,14 @@ class Progress:
         rate = f"{speed:,.1f} {self._unit}/s" if speed else ""
         noted: dict[str, Any] = {} if note is None else {"note": _shown(note)}
         self._bar.update(self._task, advance=advance, rate=rate, **noted)
+
+
+def _console() -> Console:
+    """stderr, or the cell of a notebook; without ipywidgets that would show warnings and no bar."""
+    console = Console(stderr=True)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        return Console(stderr=True, force_jupyter=False)
+    return console
 
 
 def _shown(text: str) -> str:

@@ -25,9 +25,11 @@ from deconfound.files.atomic import refuse_foreign
 from deconfound.studies import levels, trade_off
 from deconfound.studies.comparison import CompareOptions, Comparison, ViewName
 from deconfound.studies.demo import demo
+from deconfound.studies.source import screen_of
+from deconfound.studies.study import compare_study
 
 DEMO = "demo"
-MARKERS = ("sweep.yaml", "crossval.yaml", "diagnose.yaml")
+MARKERS = ("sweep.yaml", levels.MARKER, "diagnose.yaml")
 """Plan files of a directory that `compare` may go on with; the first is written for a plan file."""
 VIEWS: dict[ViewName, Callable[[Plan, Done, Path], tuple[pd.DataFrame, list[str]]]] = {
     "search": search_table.write_view,
@@ -38,14 +40,17 @@ COMMON = {
     "view", "max_runs", "hold_out", "seeds", "batch_size", "methods", "standardise_by",
     "standardise_with", "standardise",
 }  # fmt: skip
+BY_GROUP = COMMON | {"folds_per_level", "draw_seed", "label", "environment", "steps", "knn"}
 USED = {
     "a plan file": {"view", "max_runs", "embeddings"},
-    "the view levels": COMMON
-    | {"folds_per_level", "draw_seed", "label", "environment", "steps", "knn"},
+    "the view verdict": BY_GROUP | {"images_root", "levels", "budget", "augment"},
+    "the view levels": BY_GROUP,
     "the view trade-off": COMMON | {"learning_rates", "lengths", "alphas"},
     "demo": {"cells", "steps", "seed"},
 }
 """Options that each kind of comparison reads."""
+INTERVENES = ("the view verdict", "the view levels")
+"""Kinds that read options of an intervention too."""
 
 
 def compare(
@@ -60,7 +65,8 @@ def compare(
 ) -> Comparison:
     """Do what is missing of a comparison in the directory `out`, and read a view off its scores.
 
-    `source` is a plan FILE.yaml, a screen, or "demo", which simulates its own. `intervention` holds
+    `source` is a screen, a table of images or profiles, which becomes the screen `out/screen`, a
+    plan FILE.yaml, or "demo", which simulates its own. `intervention` holds
     values of `InterventionOptions` for methods trained on imputed images. A killed call resumes. A
     run that fails does not stop the others and is listed in failures.csv. The summary counts from
     `started`, in seconds since the epoch. Raises UserError for an option that this kind of
@@ -68,16 +74,23 @@ def compare(
     every run failed; Stopped on SIGTERM and Ctrl-C, when runs are saved.
     """
     options, out = options or CompareOptions(), Path(out)
+    if options.view is None and (out / levels.MARKER).is_file():
+        options = options.model_copy(update={"view": "levels"})  # that is what it was begun as
     path, kind = Path(source), _kind(Path(source), options)
     _refuse_unused(options, intervention or {}, kind)
     began = time.time() if started is None else started
     call = Call(executor_options(executors), quiet, options.embeddings, began)
     if kind == DEMO:
         return demo(out, options, call)
+    if kind == "the view verdict":
+        screen = screen_of(path, out, options, quiet)
+        return compare_study(screen, out, options, intervention or {}, call)
     if kind == "the view levels":
         return levels.compare_levels(path, out, options, intervention or {}, call)
     if kind == "the view trade-off":
         return trade_off.compare_trade_off(path, out, options, call)
+    if options.view == "verdict":
+        raise UserError(f"compare: --view verdict reads a screen; {path} is a plan, leave it out")
     plan = make_plan(path, max_runs=options.max_runs)
     if not any((out / marker).is_file() for marker in MARKERS):
         refuse_foreign(out, MARKERS[0], "comparison")
@@ -94,15 +107,18 @@ def _kind(source: Path, options: CompareOptions) -> str:
     if str(source) == DEMO and not (source / "screen.json").is_file():
         return DEMO  # also beside the directory that an earlier `compare demo --out demo` made
     if source.is_dir():
-        return f"the view {options.view or 'levels'}"
-    if source.is_file() and table_kind(source) in KINDS:
+        return f"the view {options.view or 'verdict'}"
+    if source.is_file() and (table_kind(source) in KINDS or source.suffix == ".h5ad"):
+        view = options.view or "verdict"
+        if view == "verdict":
+            return f"the view {view}"
         raise UserError(
-            f"{source}: a table, expected a screen; make one, and compare that: "
+            f"{source}: a table, and --view {view} reads a screen; make one, and compare that: "
             f"{command_for(source)}"
         )
     raise UserError(
-        f"{source}: expected a plan FILE.yaml, the directory of a screen, or demo; a table becomes "
-        "a screen by `deconfound ingest`"
+        f"{source}: expected a screen, a table of images or profiles (CSV, TSV, Parquet, .h5ad), a "
+        "plan FILE.yaml, or demo"
     )
 
 
@@ -112,9 +128,9 @@ def _refuse_unused(options: CompareOptions, intervention: Mapping[str, Any], kin
     given = [name for name, value in options if value != type(options).model_fields[name].default]
     changed = {name for name, value in intervention.items() if value is not None}
     unread = [name for name in given if name not in USED[kind]]
-    unread += [name for name in sorted(changed) if kind != "the view levels"]
+    unread += [name for name in sorted(changed) if kind not in INTERVENES]
     if not unread:
         return
     flag = "--" + unread[0].replace("_", "-")
-    read = [name for name, names in USED.items() if unread[0] in names] or ["the view levels"]
+    read = [name for name, names in USED.items() if unread[0] in names] or list(INTERVENES)
     raise UserError(f"compare: {flag} is not read with {kind}; it belongs to {' and '.join(read)}")

@@ -18,7 +18,7 @@ from deconfound.config import (
 from deconfound.experiments.overhead import Summary
 from deconfound.experiments.plan import MAX_RUNS
 
-ViewName = Literal["search", "levels", "trade-off"]
+ViewName = Literal["verdict", "search", "levels", "trade-off"]
 Changes = optional(InterventionOptions, leave_out=("intervene",))
 """Options of interventions, each None unless given."""
 
@@ -27,21 +27,33 @@ class CompareOptions(Options):
     """What is compared, and how it is shown."""
 
     view: ViewName | None = None
-    """search: the settings taken. levels: the table of Pernice et al., the default for a screen.
-    trade-off: whether invariance is likely to help. A plan file's own default is search."""
+    """verdict: whether what is chosen without the held-out groups helps there, the default for a
+    screen. levels: the table of Pernice et al. trade-off: whether invariance is likely to help.
+    search: the settings taken, the default for a plan file."""
     methods: tuple[str, ...] = ()
     """Methods of a comparison on a screen: METHOD[+IMPUTER][+CORRECTION][+knn][=CONFIG.yaml], such
-    as erm+ist and erm+symphony+knn, or recommended[+CORRECTION][+knn]; erm, recommended and scbd if
-    not given."""
+    as erm+ist and erm+symphony+knn, or recommended[+CORRECTION][+knn]; if not given erm,
+    recommended and scbd, for a verdict also the correction of erm that fits the controls."""
     hold_out: tuple[str, ...] = ()
-    """Levels to hold out in turn, also joined by commas, or folds of a trade-off; if not given all
-    of the screen's levels, and for a trade-off its own split or its outermost level."""
+    """Levels to hold out group by group, also joined by commas, or LEVEL=GROUP; folds of a
+    trade-off. If not given the outermost level, of --view levels all of them, and for a trade-off
+    the screen's own split or its outermost level."""
     folds_per_level: int | None = Field(None, ge=1)
     """Groups held out at each level, drawn at random; all if not given."""
     draw_seed: int = 0
     """Seed of that draw."""
     seeds: tuple[int, ...] = ()
     """Seeds of every run; 0 1 2 if not given, and 0 1 for a trade-off."""
+    images_root: Path | None = None
+    """Of a table of images: the folder that its paths start from."""
+    levels: tuple[str, ...] = ()
+    """Of a table: nested levels, outermost first; found by their names if not given."""
+    augment: Literal["none", "dihedral"] | None = None
+    """Of a verdict: random flips and quarter turns in training; right for cells, wrong for digits.
+    Images are turned if not given."""
+    budget: float | None = Field(None, gt=0)
+    """Minutes that a verdict may take: groups, seeds and steps are cut to fit, by what a few steps
+    of each method take here. Nothing is cut if not given."""
     label: str | None = None
     """Column to predict; the screen's own label if not given."""
     environment: tuple[str, ...] = ()
@@ -72,8 +84,8 @@ class CompareOptions(Options):
     """Of a trade-off: training steps of ERM; SCBD trains for the largest."""
     alphas: tuple[float, ...] = (0.0, 1.0, 4.0, 8.0)
     """Of a trade-off: weights of the invariance loss of SCBD; give none to leave the curve out."""
-    cells: int = Field(6_000, ge=500)
-    """Of the demonstration: simulated cells."""
+    cells: int | None = Field(None, ge=500)
+    """Of the demonstration: simulated cells; 3,000 if not given."""
     seed: int = 0
     """Of the demonstration: seed of the screen and of the runs."""
 
@@ -83,6 +95,7 @@ class CompareOptions(Options):
         return DataOptions(
             label=self.label,
             environment=self.environment,
+            levels=self.levels,
             standardise_by=self.standardise_by,
             standardise_with=self.standardise_with,
             standardise=self.standardise,

@@ -31,6 +31,8 @@ from deconfound.runs.recommended import RECOMMENDED
 from deconfound.runtime.escaping import csv_text
 from deconfound.studies.comparison import CompareOptions, Comparison
 
+MARKER = "crossval.yaml"
+"""The plan, by whose name earlier builds are known too."""
 IID = "iid"
 NEARBY = ("seen_nearby", "unseen_nearby")
 IID_F1, LISI, BATCH_CV = "IID", "cLISI/bLISI", "kNN BatchCV"
@@ -65,7 +67,7 @@ def compare_levels(
     relative = intervention.get("relative_style")
     if relative is not None:
         style_reference(opened, roles_of(opened, options.data), relative, (), (), None)
-    file = out / "crossval.yaml"
+    file = out / MARKER
     refuse_foreign(out, file.name, "cross-validation")
     held_out = folds.loc[folds["held_out"], "fold"].tolist()
     wanted = plan_values(screen, entries, held_out, options, intervention)

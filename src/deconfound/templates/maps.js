@@ -199,7 +199,7 @@ async function drawMaps(place, Plotly) {
     find.closest("label").hidden = palette.numeric;
     if (palette.numeric) {
       const ends = [palette.low, palette.high].map(value => element("span", {}, String(Number(value.toPrecision(3)))));
-      legend.replaceChildren(element("div", { class: "scale", title: "from the 1st to the 99th percentile" }, ends[0], element("i"), ends[1]));
+      legend.replaceChildren(element("div", { class: "ramp", title: "from the 1st to the 99th percentile" }, ends[0], element("i"), ends[1]));
       legend.querySelector("i").style.background = `linear-gradient(90deg, ${palette.colours.join(",")})`;
       return;
     }

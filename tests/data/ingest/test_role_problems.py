@@ -16,6 +16,7 @@ from deconfound.data.ingest.roles import resolve_roles, roles_said
 from deconfound.data.screens.screen import open_screen
 from deconfound.errors import UserError
 from deconfound.studies.compare import compare
+from deconfound.studies.comparison import CompareOptions
 
 COLUMNS = (
     "it has Metadata_Phenotype, Metadata_CellType, Metadata_Date, Metadata_Lab, gene, compound"
@@ -180,11 +181,13 @@ def test_compare_of_a_table_proposes_the_ingest(table: pd.DataFrame, tmp_path: P
     table.to_csv(file, index=False, sep=";")
     with pytest.raises(UserError) as found:
         compare(file, tmp_path / "o")
-    start = f"{file}: a table, expected a screen; make one, and compare that: deconfound ingest"
-    assert str(found.value) == f"{start} '{file}' --images-root FOLDER --out SCREEN {ROLES}"
+    start = f"{file}: a table of images; add --images-root FOLDER, from which its paths start, "
+    made = f"or make a screen first: deconfound ingest '{file}' --images-root FOLDER --out SCREEN"
+    assert str(found.value) == f"{start}{made} {ROLES}"
     table.assign(Cells_A=0.5).to_csv(file, index=False)
     with pytest.raises(UserError, match=f" --profiles --out SCREEN {ROLES}"):
-        compare(file, tmp_path / "o")
+        compare(file, tmp_path / "o", CompareOptions(view="levels"))
+    assert not (tmp_path / "o").exists()
 
 
 def test_class_folders_of_one_label_ask_for_others(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def physical_well(table: pd.DataFrame, roles: Roles) -> pd.Series:
     The roles must name a well.
     """
     assert roles.well is not None
-    return joined(table, _down_to_well(roles))
+    return joined(table, down_to_well(roles))
 
 
 def well_units(table: pd.DataFrame, roles: Roles) -> Rows:
@@ -121,7 +121,7 @@ def well_units(table: pd.DataFrame, roles: Roles) -> Rows:
     Wells are numbered in the order in which the table writes them. The roles must name a well.
     """
     well = physical_well(table, roles)
-    ways = pd.DataFrame({"well": well, "as": joined_as_written(table, _down_to_well(roles))})
+    ways = pd.DataFrame({"well": well, "as": joined_as_written(table, down_to_well(roles))})
     first = ways.dropna().drop_duplicates().groupby("well")["as"].min().sort_values()
     found = well.map(pd.Series(np.arange(len(first)), index=first.index))
     alone = found.isna().to_numpy(dtype=bool)
@@ -130,7 +130,11 @@ def well_units(table: pd.DataFrame, roles: Roles) -> Rows:
     return units
 
 
-def _down_to_well(roles: Roles) -> list[str]:
+def down_to_well(roles: Roles) -> list[str]:
+    """Columns that tell wells apart: the levels down to the plate, or all, and the well last.
+
+    The roles must name a well.
+    """
     levels = [level for level in roles.levels if level != roles.well]
     plates = [depth for depth, level in enumerate(levels) if "plate" in level.lower()]
     return [*levels[: plates[0] + 1 if plates else len(levels)], str(roles.well)]

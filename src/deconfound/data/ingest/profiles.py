@@ -104,7 +104,7 @@ def write_profiles(
     `chunks` yields the values (B, D) of the features asked for, in the order of `metadata`. Raises
     UserError, which calls the table `where`, if no feature can be used.
     """
-    kept, constant, not_finite = _usable(names, chunks)
+    kept, constant, not_finite = usable(names, chunks)
     if not kept:
         raise UserError(
             f"{where}: of {len(names)} features {len(constant)} are constant and "
@@ -151,7 +151,7 @@ def _without_features(
     return refusal(metadata, config, where, command, [problem])
 
 
-def _usable(names: Sequence[str], chunks: Chunks) -> list[list[str]]:
+def usable(names: Sequence[str], chunks: Chunks) -> list[list[str]]:
     """The features that can be used, the constant ones, and those not finite in some row."""
     low = np.full(len(names), np.inf)
     high = np.full(len(names), -np.inf)

@@ -9,6 +9,17 @@ from deconfound.data.tables.image_table import without_image_prefix
 from deconfound.data.tables.table import read_table
 
 
+def holds_profiles(table: Path) -> bool:
+    """Whether a table holds CellProfiler's features, or is an .h5ad file.
+
+    Raises UserError if the table cannot be read.
+    """
+    if table.suffix == ".h5ad":
+        return True
+    read = without_image_prefix(read_table(table))
+    return any(str(column).startswith(COMPARTMENTS) for column in read.columns)
+
+
 def command_for(table: Path) -> str:
     """`deconfound ingest` for a table, of profiles or images, with likely columns for its roles.
 

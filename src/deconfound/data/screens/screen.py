@@ -17,10 +17,19 @@ from deconfound.arrays import Images, Rows
 from deconfound.config import TransformName
 from deconfound.data.screens.shards import Shard
 from deconfound.data.tables.identifiers import has_identifier
-from deconfound.data.tables.table import Coded, Roles, coded, joined, joined_key, require_columns
+from deconfound.data.tables.table import (
+    Coded,
+    Roles,
+    coded,
+    joined,
+    joined_key,
+    listed,
+    require_columns,
+)
 from deconfound.errors import UserError
 from deconfound.files.checksums import sha256
 from deconfound.runtime import limits
+from deconfound.runtime.escaping import card
 
 FORMAT_VERSION = 1
 
@@ -156,6 +165,23 @@ class Screen:
         known = None if names is None else [joined_key(name, columns) for name in names]
         return coded(joined(self.table, columns), known)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: rows, channels and what the columns of roles hold, at a glance."""
+        unit = "profiles" if self.holds_profiles else "images"
+        shape = "" if self.holds_profiles else f" of {' × '.join(map(str, self.image_shape[1:]))}"
+        what = "features" if self.holds_profiles else "channels"
+        label = () if self.roles.label is None else (self.roles.label,)
+        rows = {
+            unit: f"{len(self):,}{shape}, {self.dtype}",
+            what: f"{len(self.channels):,}: {listed(self.channels)}",
+        }
+        for name, columns in (("labels", label), ("environments", self.roles.environment)):
+            rows[name] = "none"
+            if columns:
+                rows[name] = f"{len(self.coded(columns).names):,} of {' / '.join(columns)}"
+        rows["levels"] = " > ".join(self.roles.levels) or "none"
+        return card(f"Screen {self.name}", rows)
+
     def check(self) -> None:
         """Verify the checksum of every shard; raises UserError naming those that differ."""
         files = [(self.path / shard.file, shard.sha256) for shard in self.index.shards]
@@ -196,11 +222,17 @@ def open_screen(path: Path) -> Screen:
     if not rows == index.rows == sum(shard.rows for shard in index.shards):
         raise UserError(f"{path}: table and images differ in length; make the screen again")
     table = pd.read_parquet(table_file)
-    if index.roles.identifier is None and has_identifier(table):
-        roles = index.roles.model_copy(update={"identifier": ()})
-        index = index.model_copy(update={"roles": roles})
+    index = index.model_copy(update={"roles": in_order(index.roles, table)})
     sizes = tuple((path / shard.file).stat().st_size for shard in index.shards)
     return Screen(path, index, table, shards, starts, sizes)
+
+
+def in_order(roles: Roles, table: pd.DataFrame) -> Roles:
+    """The roles of a screen that was made: where they name no identifier and `table` has one, the
+    order of the rows counts."""
+    if roles.identifier is None and has_identifier(table):
+        return roles.model_copy(update={"identifier": ()})
+    return roles
 
 
 def _open_shard(path: Path, shard: Shard, index: ScreenIndex) -> Images:

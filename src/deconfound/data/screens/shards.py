@@ -53,8 +53,7 @@ class ShardWriter:
         self._folder = folder
         self.shape = tuple(shape)
         self.dtype = dtype
-        self._row_bytes = dtype.itemsize * int(np.prod(self.shape))
-        self._capacity = max(1, shard_bytes // max(1, self._row_bytes))
+        self._capacity = rows_of_shard(self.shape, dtype, shard_bytes)
         self._shards: list[Shard] = []
         self._part: GrowingFile | None = None
         self._part_rows = 0
@@ -107,7 +106,7 @@ class ShardWriter:
             self._part.close()
 
     def _next_file(self) -> Path:
-        return self._folder / f"images-{len(self._shards):05d}.npy"
+        return self._folder / shard_name(len(self._shards))
 
     def _end_shard(self, part: GrowingFile) -> None:
         file = self._next_file().name
@@ -116,12 +115,7 @@ class ShardWriter:
         part.close()
 
     def _head(self, rows: int) -> bytes:
-        """The header that `numpy.save` writes; its length does not depend on the number of rows."""
-        stream = io.BytesIO()
-        described = np.lib.format.header_data_from_array_1_0(np.empty((0, *self.shape), self.dtype))
-        described["shape"] = (rows, *self.shape)
-        np.lib.format.write_array_header_1_0(stream, described)
-        return stream.getvalue()
+        return head_of(rows, self.shape, self.dtype)
 
     def _go_on_from(self, mark: ShardsMark) -> None:
         if (mark.shape, mark.dtype) != (self.shape, str(self.dtype)):
@@ -134,3 +128,22 @@ class ShardWriter:
         if mark.part is not None:
             self._part = GrowingFile(self._next_file(), self._head(self._capacity), mark.part)
         self._part_rows, self.black = mark.part_rows, mark.black
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard's file."""
+    return f"images-{number:05d}.npy"
+
+
+def rows_of_shard(shape: Sequence[int], dtype: np.dtype[Any], shard_bytes: int) -> int:
+    """Most images of this shape (without N) that a file of `shard_bytes` holds; 1 or more."""
+    return max(1, shard_bytes // max(1, dtype.itemsize * int(np.prod(tuple(shape)))))
+
+
+def head_of(rows: int, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
+    """The header that `numpy.save` writes; its length does not depend on the number of rows."""
+    stream = io.BytesIO()
+    described = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape), dtype))
+    described["shape"] = (rows, *shape)
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue()

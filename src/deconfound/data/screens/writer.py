@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,35 @@ from deconfound.files.growing import Damaged
 SHARD_BYTES = 256 * 2**20
 MARK_FILE = "written.json"
 DTYPES = ("uint8", "uint16", "float32")
+
+
+class Settled(NamedTuple):
+    """A table as a screen holds it."""
+
+    table: pd.DataFrame
+    """RangeIndex."""
+    roles: Roles
+    """With the identifier of rows, where they have one and are not in its order."""
+    notes: tuple[str, ...]
+    """What was written in several ways; said as InputWarnings already."""
+
+
+def settled(
+    table: pd.DataFrame, roles: Roles, where: str, percentile_by: str | None = None
+) -> Settled:
+    """`table` with each value of its roles written in one way, and the identifier of its rows.
+
+    Raises UserError for a column of the roles that is not there.
+    """
+    require_columns(table, roles.columns(), where)
+    wells = [roles.well] if roles.well else []
+    grouped = [] if percentile_by is None else [percentile_by]
+    table, notes = unified(table, [*roles.columns(), *grouped], wells)
+    for note in notes:
+        warnings.warn(f"{where}: {note}", InputWarning, stacklevel=3)
+    if roles.identifier is None:
+        roles = roles.model_copy(update={"identifier": identifier(table, roles) or None})
+    return Settled(table.reset_index(drop=True), roles, notes)
 
 
 class ScreenWriter:
@@ -149,17 +178,9 @@ class ScreenWriter:
         rows = sum(shard.rows for shard in shards)
         if len(table) != rows:
             raise UserError(f"{self._path}: {len(table)} table rows but {rows} images")
-        require_columns(table, self._roles.columns(), str(self._path))
-        roles = self._roles
-        wells = [roles.well] if roles.well else []
-        grouped = [] if percentile_by is None else [percentile_by]
-        table, notes = unified(table, [*roles.columns(), *grouped], wells)
-        for note in notes:
-            warnings.warn(f"{self._path}: {note}", InputWarning, stacklevel=2)
-        if roles.identifier is None:
-            roles = roles.model_copy(update={"identifier": identifier(table, roles) or None})
+        table, roles, notes = settled(table, self._roles, str(self._path), percentile_by)
         file = self._folder / "table.parquet"
-        table.reset_index(drop=True).to_parquet(file)
+        table.to_parquet(file)
         index = ScreenIndex(
             format_version=FORMAT_VERSION,
             name=self._name,

@@ -93,7 +93,7 @@ def read_table(path: Path) -> pd.DataFrame:
             case ".csv" | ".tsv" | ".txt":
                 table = _read_text(path, separator_of(path))
             case ".parquet":
-                table = _with_index(decoded(pd.read_parquet(path), path), path)
+                table = with_index(decoded(pd.read_parquet(path), path), str(path))
             case _:
                 raise UserError(f"{path}: not a table; expected .csv, .tsv, .txt or .parquet")
     if table.empty:
@@ -104,8 +104,11 @@ def read_table(path: Path) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _with_index(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """`table` with the named levels of its index as columns, and an unnamed one of text too."""
+def with_index(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """`table` with the named levels of its index as columns, and an unnamed one of text too.
+
+    Raises UserError, which calls the table `where`, if a column has the name of a level.
+    """
     index = table.index
     if index.nlevels == 1 and index.name is None:
         if pd.api.types.is_numeric_dtype(index.dtype):
@@ -115,7 +118,7 @@ def _with_index(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     twice = [name for name in names if name in table.columns]
     if twice:
         raise UserError(
-            f"{path}: {twice[0]!r} is a column and a level of the index; rename one of them"
+            f"{where}: {twice[0]!r} is a column and a level of the index; rename one of them"
         )
     levels = index.set_names(names).to_frame(index=False)
     return pd.concat([levels, table.reset_index(drop=True)], axis=1)

@@ -1,0 +1,77 @@
+"""What a study starts from: a screen, or a table that becomes one."""
+
+import json
+from pathlib import Path
+
+from deconfound.config import validated
+from deconfound.data.ingest.images import IngestConfig, ingest
+from deconfound.data.ingest.profiles import ingest_profiles
+from deconfound.data.ingest.suggested import command_for, holds_profiles
+from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.errors import UserError
+from deconfound.files import atomic
+from deconfound.files.checksums import sha256
+from deconfound.studies.comparison import CompareOptions
+
+RECORD = "source.json"
+
+
+def screen_of(source: Path, out: Path, options: CompareOptions, quiet: bool) -> Screen:
+    """The screen `source`, or the one in `out/screen` that is made of the table `source`.
+
+    A table of images needs `options.images_root`; label, environment and levels are those of the
+    options, or are found by their names. A killed call resumes. Raises UserError for a table of
+    images without their folder, a folder beside a screen or profiles, an `out` that was made of
+    another table, and all that `ingest` refuses.
+    """
+    if source.is_dir():
+        if options.images_root is not None:
+            raise UserError(
+                f"compare: --images-root belongs to a table; {source} is a folder, leave it out"
+            )
+        return open_screen(source)
+    profiles = holds_profiles(source)
+    if profiles and options.images_root is not None:
+        raise UserError(
+            f"{source}: holds features; leave --images-root out, or name the table of images"
+        )
+    if not profiles and options.images_root is None:
+        raise UserError(
+            f"{source}: a table of images; add --images-root FOLDER, from which its paths start, "
+            f"or make a screen first: {command_for(source)}"
+        )
+    _claim(source, out, options)
+    if (out / "screen").exists():
+        return open_screen(out / "screen")
+    roles = {"label": options.label, "environment": options.environment, "levels": options.levels}
+    given = {name: value for name, value in roles.items() if value}
+    config = validated(IngestConfig, given | {"name": source.stem}, "compare")
+    if profiles:
+        return ingest_profiles(source, out / "screen", config=config, quiet=quiet)
+    assert options.images_root is not None
+    return ingest(source, options.images_root, out / "screen", config=config, quiet=quiet)
+
+
+def _claim(source: Path, out: Path, options: CompareOptions) -> None:
+    """Write what `out/screen` is made of; raises UserError if that was something else."""
+    made_of = {
+        "table": str(source.resolve()),
+        "sha256": sha256(source),
+        "images_root": options.images_root and str(options.images_root.resolve()),
+        "label": options.label,
+        "environment": list(options.environment),
+        "levels": list(options.levels),
+    }
+    record = out / RECORD
+    if record.is_file():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        differing = [name for name, value in made_of.items() if before.get(name) != value]
+        if differing:
+            raise UserError(
+                f"{out}: was begun with another {differing[0].replace('_', ' ')} "
+                f"({before.get(differing[0])}); choose another --out"
+            )
+        return
+    if out.exists() and any(not atomic.is_leftover(one.name) for one in out.iterdir()):
+        raise UserError(f"{out}: exists and is not a study; choose another --out")
+    atomic.write_text(record, json.dumps(made_of, indent=2))

@@ -1,0 +1,273 @@
+"""A study: methods on held-out groups of one screen, chosen without them, and a verdict."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from deconfound.config import validated
+from deconfound.data.folds.fold import fold_key
+from deconfound.data.folds.groups import groups
+from deconfound.data.folds.problem import roles_of
+from deconfound.data.screens.screen import Screen
+from deconfound.data.tables.table import Roles, listed
+from deconfound.description.information import shared_information
+from deconfound.errors import UserError
+from deconfound.experiments.choice import choose_chains
+from deconfound.experiments.execute import Call, Done, execute
+from deconfound.experiments.held_out import Folds, chosen_levels
+from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.plan_file import PlanFile
+from deconfound.experiments.running.chain import Chain
+from deconfound.experiments.words import read_rows
+from deconfound.files import atomic, seal
+from deconfound.files.atomic import refuse_foreign
+from deconfound.intervention.source_run import imputing_methods
+from deconfound.reports.report import report
+from deconfound.runs.recommended import LEARNING_RATE, RECOMMENDED, TRAINING, TURNED, recommend
+from deconfound.runtime.escaping import csv_text
+from deconfound.studies import budget
+from deconfound.studies.comparison import CompareOptions, Comparison
+from deconfound.studies.levels import SEEDS, plan_values
+from deconfound.studies.recommended import write_recommended
+from deconfound.studies.source import RECORD
+from deconfound.studies.verdict import Verdict, make_verdict
+
+MARKER, PAGE = "study.yaml", "report.html"
+DEMO_MARKER = "demo.json"
+"""Stands in the directory of a demonstration, whose study is begun later."""
+BASELINE = "erm"
+METHODS = (BASELINE, RECOMMENDED, "scbd")
+WITH_CONTROLS, WITHOUT_CONTROLS = "erm+tvn+knn", "erm+standardise+knn"
+"""The correction after training that fits a screen with negative controls, and any other."""
+
+
+def compare_study(
+    screen: Screen, out: Path, options: CompareOptions, intervention: Mapping[str, Any], call: Call
+) -> Comparison:
+    """Hold out every group asked for, choose for each one without it, and judge what was chosen.
+
+    Writes study.yaml, folds.csv, runs.csv, the files of `execute`, verdict.json, the page
+    report.html, which stands after the first run and is renewed, and the run to use in
+    `recommended`. Another call goes on where this one was stopped. Raises UserError for an unknown
+    method, level or group, if `out` holds something else, if nothing can be held out, and if every
+    run failed.
+    """
+    wanted = options.methods or default_methods(screen, options)
+    chains, entries = read_rows(_baseline_first(wanted), options.knn)
+    entries = {
+        name: _as_the_recipe(entry, name, screen, options) for name, entry in entries.items()
+    }
+    if not any((out / begun).is_file() for begun in (RECORD, DEMO_MARKER)):
+        refuse_foreign(out, MARKER, "study")
+    said: list[str] = []
+    posed = Folds()
+    with atomic.locked(out):
+        if options.budget is not None:
+            plan, _ = _plan(screen, entries, chains, options, intervention, posed)
+            size, costs, said = _fitted(plan, out, options, call)
+            call = replace(call, until=budget.deadline(call.began, options.budget))
+            options = options.model_copy(
+                update={"folds_per_level": size.groups, "seeds": tuple(range(size.seeds))}
+            )
+            for name, cost in costs.items():
+                steps = {"steps": budget.steps_of(cost.steps, size.share)}
+                training = entries[name].get("training", {}) | steps
+                entries[name] = entries[name] | {"training": training}
+        plan, folds = _plan(screen, entries, chains, options, intervention, posed)
+        atomic.write_text(out / MARKER, _text(plan))
+        atomic.write_text(out / "folds.csv", csv_text(folds))
+        atomic.write_text(out / "runs.csv", csv_text(_runs(plan)))
+        judge = _Judge(screen, options, tuple(chain.name for chain in plan.chains), folds)
+        call = replace(call, renew=judge.renew)
+        verdict, summary = execute(plan, out, judge.write, call)
+        folder = write_recommended(plan, verdict.recommended, out, call.quiet)
+        judge.page(out)
+    said += [*verdict.lines(), f"trained on all groups: {folder}"]
+    return Comparison(pd.DataFrame(), said, summary, out / PAGE)
+
+
+def _as_the_recipe(
+    entry: dict[str, Any], name: str, screen: Screen, options: CompareOptions
+) -> dict[str, Any]:
+    """An entry that trains as the recommended recipe does, unless it has a configuration.
+
+    The same learning rate, schedule and turned images for all, so that methods alone differ. A
+    method that imputes keeps its own.
+    """
+    method = entry.get("method", name)
+    if "config" in entry or method in imputing_methods():
+        return entry
+    augment = options.augment or ("none" if screen.holds_profiles else TURNED["augment"])
+    given: dict[str, Any] = {"learning_rate": LEARNING_RATE}
+    if method == "scbd":
+        given["decoder"] = "none"  # it changes no score
+    return entry | {"training": TRAINING | {"augment": augment}, "options": given}
+
+
+def _baseline_first(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words with ERM before all others, which it is added to where it lacks."""
+    own = [word for word in words if word.partition("=")[0] == BASELINE]
+    return (*(own or [BASELINE]), *(word for word in words if word not in own))
+
+
+def _plan(
+    screen: Screen,
+    entries: dict[str, dict[str, Any]],
+    chains: list[Chain],
+    options: CompareOptions,
+    intervention: Mapping[str, Any],
+    posed: Folds,
+) -> tuple[Plan, pd.DataFrame]:
+    """The plan, and what is held out and what not."""
+    folds = _held_out(screen, options, posed)
+    held_out = folds.loc[folds["held_out"], "fold"].tolist()
+    values = plan_values(screen.path, entries, held_out, options, intervention)
+    values |= {"folds": held_out, "choose": True, "chains": [chain.word for chain in chains]}
+    values |= {"knn": options.knn, "measure": held_out[:1]}
+    if any(chain.correction == "standardise" for chain in chains):
+        values["corrections"] = {"standardise": {"by": "all"}}
+    file = validated(PlanFile, values, "compare")
+    return make_plan(Path("compare"), file, posed, max_runs=options.max_runs), folds
+
+
+def _text(plan: Plan) -> str:
+    return yaml.safe_dump(plan.file.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
+def _fitted(
+    plan: Plan, out: Path, options: CompareOptions, call: Call
+) -> tuple[budget.Size, dict[str, budget.Cost], list[str]]:
+    """What the budget buys: that of an earlier call, or what short runs say."""
+    assert options.budget is not None
+    estimate = budget.read_estimate(out, options.budget)
+    if estimate is None:
+        costs, workers = budget.measured_costs(plan, out, call)
+        folds = list(dict.fromkeys(setting.fold for setting in plan.settings))
+        levels = Counter(fold.partition("=")[0] for fold in folds)
+        estimate = budget.choose_size(
+            costs, list(levels.values()), options.budget, workers, len(options.seeds or SEEDS)
+        )
+        budget.write_estimate(out, estimate)
+    return estimate.size, estimate.costs, [estimate.text()]
+
+
+def _runs(plan: Plan) -> pd.DataFrame:
+    """Every run of a plan: its name, entry, fold, the group left out beside it, and seed."""
+    rows: dict[str, dict[str, Any]] = {}
+    for setting in plan.settings:
+        about = {"entry": setting.entry, "fold": setting.fold, "measured": bool(setting.measured)}
+        for seed, name in setting.runs.items():
+            rows.setdefault(name, {"run": name} | about | {"without": "", "seed": seed})
+        for pair, name in setting.nested.items():
+            beside = {"fold": pair.fold, "without": pair.without, "seed": plan.file.seeds[0]}
+            rows.setdefault(name, {"run": name} | about | beside | {"measured": False})
+    return pd.DataFrame(list(rows.values()))
+
+
+def default_methods(screen: Screen, options: CompareOptions) -> tuple[str, ...]:
+    """ERM, the recommended recipe, SCBD, and the correction that fits the screen's controls."""
+    alike = recommend(screen, options.data).config.data
+    controls = alike.standardise_by is not None and alike.standardise_with == "controls"
+    return (*METHODS, WITH_CONTROLS if controls else WITHOUT_CONTROLS)
+
+
+def _held_out(screen: Screen, options: CompareOptions, posed: Folds) -> pd.DataFrame:
+    """The groups held out, as `Folds.choose` tells; of a word LEVEL=GROUP that group alone.
+
+    Of a screen's levels the outermost that can be held out, if none is named.
+    """
+    words = [part.strip() for word in options.hold_out for part in _parts(word, screen)]
+    named = [word.partition("=")[0] for word in words]
+    levels = chosen_levels(screen, list(dict.fromkeys(named)) or [_outermost(screen, options)])
+    roles = roles_of(screen, options.data)
+    alone = {fold_key(word, roles) for word in words if "=" in word}
+    whole = {word for word in words if "=" not in word}
+    there = _groups_of(screen, roles, set(named))
+    if lacking := sorted(alone - set(there)):
+        level, _, group = lacking[0].partition("=")
+        own = [fold.partition("=")[2] for fold in there if fold.startswith(f"{level}=")]
+        raise UserError(
+            f"compare: --hold-out {level}={group}: no such group; {level} has {listed(own, 12)}"
+        )
+    return posed.choose(
+        screen,
+        levels,
+        options.data,
+        folds_per_level=options.folds_per_level,
+        draw_seed=options.draw_seed,
+        only=[] if not alone else [*alone, *_groups_of(screen, roles, whole)],
+    )
+
+
+def _parts(word: str, screen: Screen) -> list[str]:
+    """The levels that a word joins by commas; a level or group with a comma in its name is one."""
+    return [word] if "=" in word or word in screen.roles.levels else word.split(",")
+
+
+def _groups_of(screen: Screen, roles: Roles, levels: set[str]) -> list[str]:
+    return [group.fold for level in sorted(levels) for group in groups(screen.table, roles, level)]
+
+
+def _outermost(screen: Screen, options: CompareOptions) -> str:
+    roles = roles_of(screen, options.data)
+    for level in roles.levels:
+        if any(group.refused is None for group in groups(screen.table, roles, level)):
+            return level
+    raise UserError(f"{screen.path}: no level has a group that can be held out")
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Makes the verdict of what a plan has reached."""
+
+    screen: Screen
+    options: CompareOptions
+    names: tuple[str, ...]
+    folds: pd.DataFrame
+
+    def renew(self, plan: Plan, done: Done, out: Path) -> None:
+        """Write verdict.json and the page of what has ended so far."""
+        found = self.judge(plan, done, out)
+        atomic.write_text(out / "verdict.json", json.dumps(found.record(), indent=2))
+        seal.write_frame(out / "scores.parquet", done.scores)
+        self.page(out)
+
+    def page(self, out: Path) -> None:
+        """Write report.html anew."""
+        renewed = out / f".{PAGE}"
+        atomic.discard(renewed)
+        report([out], renewed)
+        renewed.replace(out / PAGE)
+
+    def write(self, plan: Plan, done: Done, out: Path) -> Verdict:
+        """Write verdict.json; raises UserError if every run failed."""
+        if not done.results:
+            raise UserError(f"{out}: every run failed; {out / 'failures.csv'} says why")
+        found = self.judge(plan, done, out)
+        atomic.write_text(out / "verdict.json", json.dumps(found.record(), indent=2))
+        return found
+
+    def judge(self, plan: Plan, done: Done, out: Path) -> Verdict:
+        """The verdict of the runs that have ended."""
+        roles = roles_of(self.screen, self.options.data)
+        chosen = choose_chains(plan, done.taken(), done.results, out, self.names[0])
+        label, environment = (
+            self.screen.coded([str(roles.label)]), self.screen.coded(roles.environment),
+        )  # fmt: skip
+        held_out = self.folds[self.folds["held_out"]]
+        return make_verdict(
+            done.scores,
+            chosen,
+            self.names,
+            source=str(self.screen.path),
+            label=str(roles.label),
+            environment=" / ".join(roles.environment),
+            hold_out=list(held_out["level"].unique()),
+            shared_information=shared_information(label.codes, environment.codes),
+        )

@@ -1,0 +1,146 @@
+"""What a study says, from scores whose truth is known."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deconfound.experiments.choice import Chosen
+from deconfound.studies.verdict import Verdict, make_verdict
+
+FOLDS = [f"Metadata_Batch=B{number}" for number in range(4)]
+
+
+def rows(
+    method: str,
+    value: float,
+    *,
+    seeds: int = 3,
+    folds: list[str] = FOLDS,
+    spread: float = 0.0,
+    note: str = "",
+    covered: float = 1.0,
+) -> list[dict[str, Any]]:
+    stream = np.random.default_rng(len(method))
+    found = []
+    for fold in folds:
+        for seed in range(seeds):
+            own = {"method": method, "fold": fold, "seed": seed, "note": note,
+                   "representation": "prediction"}  # fmt: skip
+            read = value + float(stream.normal(0, spread))
+            for metric, part, one in (
+                ("macro_f1", "test", read), ("macro_f1_chance", "test", 0.1),
+                ("macro_f1", "id_test", 0.8), ("class_coverage", "test", covered),
+            ):  # fmt: skip
+                found.append(own | {"metric": metric, "part": part, "value": one})
+    return found
+
+
+def judged(scores: list[dict[str, Any]], chosen: dict[str, str], **more: Any) -> Verdict:
+    names = list(dict.fromkeys(row["method"] for row in scores))
+    choices = [Chosen(fold, name, {name: 0.5}, ("x", "y")) for fold, name in chosen.items()]
+    given = {"source": "screen", "label": "Metadata_Compound", "environment": "Metadata_Plate",
+             "hold_out": ["Metadata_Batch"], "shared_information": 0.1}  # fmt: skip
+    return make_verdict(pd.DataFrame(scores), choices, names, **(given | more))
+
+
+ALL_GOOD = dict.fromkeys(FOLDS, "good")
+
+
+def test_a_gain_beyond_its_interval_helps() -> None:
+    found = judged(rows("erm", 0.4, spread=0.02) + rows("good", 0.7, spread=0.02), ALL_GOOD)
+    assert found.verdict == "helps"
+    assert found.recommended == "good"
+    assert found.difference is not None
+    assert found.difference.mean == pytest.approx(0.3, abs=0.03)
+    assert 0.2 < found.difference.low < found.difference.high < 0.4
+    assert found.difference.p == pytest.approx(2 / 2**4)
+    assert found.held_out.mean == pytest.approx(0.7, abs=0.03)
+    assert found.held_out.chance == pytest.approx(0.1)
+    assert found.sentence.startswith("It helps: in a batch that training never saw, good reads")
+    assert len(found.lines()) <= 10
+
+
+def test_a_loss_beyond_its_interval_harms() -> None:
+    found = judged(rows("erm", 0.7, spread=0.02) + rows("bad", 0.4, spread=0.02),
+                   dict.fromkeys(FOLDS, "bad"))  # fmt: skip
+    assert (found.verdict, found.recommended) == ("harms", "erm")
+
+
+def test_a_narrow_interval_around_0_is_no_difference_and_a_wide_one_tells_nothing() -> None:
+    narrow = judged(rows("erm", 0.5, spread=1e-3) + rows("good", 0.5, spread=1e-3), ALL_GOOD)
+    assert narrow.verdict == "no difference"
+    wide = judged(rows("erm", 0.5, spread=0.1) + rows("good", 0.5, spread=0.1), ALL_GOOD)
+    assert wide.verdict == "cannot be told"
+    assert "holds 0" in wide.why
+
+
+@pytest.mark.parametrize(
+    ("seeds", "folds", "more", "why"),
+    [
+        (1, FOLDS, {}, "4 held-out groups and 1 seed are too few"),
+        (3, FOLDS[:2], {}, "2 held-out groups and 3 seeds are too few"),
+        (3, FOLDS, {"shared_information": 0.97}, "neither can be told from the other"),
+    ],
+)
+def test_what_is_too_little_to_tell_is_said(
+    seeds: int, folds: list[str], more: dict[str, Any], why: str
+) -> None:
+    scores = rows("erm", 0.4, seeds=seeds, folds=folds) + rows(
+        "good", 0.7, seeds=seeds, folds=folds
+    )
+    found = judged(scores, dict.fromkeys(folds, "good"), **more)
+    assert found.verdict == "cannot be told"
+    assert why in found.why
+
+
+def test_labels_that_training_lacks_cannot_be_told() -> None:
+    scores = rows("erm", 0.4, covered=0.3) + rows("good", 0.7, covered=0.3)
+    found = judged(scores, ALL_GOOD)
+    assert (found.verdict, "30%" in found.why) == ("cannot be told", True)
+
+
+def test_the_choice_of_each_group_counts_and_not_the_best_method_afterwards() -> None:
+    """Half of the choices fell on a worse method: the verdict's score is theirs."""
+    scores = rows("erm", 0.4) + rows("good", 0.7) + rows("bad", 0.3)
+    chosen = dict(zip(FOLDS, ["good", "bad", "good", "bad"], strict=True))
+    found = judged(scores, chosen)
+    assert found.held_out.mean == pytest.approx(0.5)
+    assert found.difference is not None
+    assert found.difference.mean == pytest.approx(0.1)
+    assert found.recommended == "good"
+    assert "what was chosen (good, bad)" in found.sentence
+
+
+def test_scores_of_held_out_rows_change_no_choice_in_the_record() -> None:
+    first = judged(rows("erm", 0.4) + rows("good", 0.7), ALL_GOOD)
+    second = judged(rows("erm", 0.4) + rows("good", 0.1), ALL_GOOD)
+    assert [one["chosen"] for one in first.groups] == [one["chosen"] for one in second.groups]
+    assert second.verdict == "harms"
+
+
+def test_where_erm_itself_was_chosen_nothing_differs() -> None:
+    found = judged(rows("erm", 0.4) + rows("bad", 0.3), dict.fromkeys(FOLDS, "erm"))
+    assert found.verdict == "no difference"
+    assert found.why.startswith("The choice fell on erm itself")
+
+
+def test_the_record_is_json_with_null_for_what_is_not_known() -> None:
+    found = judged(rows("erm", 0.4, seeds=1) + rows("good", 0.7, seeds=1), ALL_GOOD)
+    text = json.dumps(found.record(), allow_nan=False)
+    back = json.loads(text)
+    assert back["format"] == 1
+    assert back["methods"]["erm"]["difference"] is None
+    assert back["methods"]["good"]["held_out"] == {"mean": 0.7, "sd": None, "n": 4, "chance": 0.1}
+    assert back["methods"]["good"]["environment_readable"]["n"] == 0
+    assert math.isnan(found.methods["good"].held_out.sd)
+
+
+def test_a_method_that_saw_held_out_images_says_so() -> None:
+    note = "unseen groups standardised with images of test rows"
+    found = judged(rows("erm", 0.4) + rows("good", 0.7, note=note), ALL_GOOD)
+    assert [found.methods[name].saw_held_out for name in ("erm", "good")] == [False, True]
+    assert any("images of held-out groups used" in line for line in found.lines())
