@@ -1,5 +1,6 @@
 import csv
 import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +190,32 @@ def test_thousands_of_labels_and_plates(tmp_path: Path) -> None:
     grid = occupancy_grid(found)
     assert len(grid.labels) == MOST_LABELS
     assert f"the {MOST_LABELS} largest of 3,000 labels" in grid.left_out
-    assert grid.left_out in (tmp_path / "out" / "describe.html").read_text()
+    page = (tmp_path / "out" / "describe.html").read_text()
+    assert "the 200 largest of 3,000 labels and the 200 largest of 600 environments" in page
+    assert len(page) < 1_500_000
     assert found.occupancy["images"].sum() == count
     assert "too many" in found.levels.loc[0, "refused"]
     with Image.open(tmp_path / "out" / "occupancy.png") as picture:
         assert max(picture.size) < 4000
+
+
+def test_every_plate_of_a_hundred_has_its_column_on_the_page(tmp_path: Path) -> None:
+    labels, plates = (
+        [f"c{row % 7}" for row in range(3000)],
+        [f"p{row % 100}" for row in range(3000)],
+    )
+    plates[0], labels[0] = "p1", "c1"
+    made(tmp_path, plain(labels, plates), ROLES, np.zeros((3000, 1, 2, 2), dtype=np.uint8))
+    page = (tmp_path / "out" / "describe.html").read_text()
+    table = re.search(r'<table class="heat.*?</table>', page, flags=re.DOTALL)
+    assert table is not None
+    heads = re.findall(r'<th class="number" title="(.*?)">', table[0])
+    assert heads == [f"p{plate}" for plate in range(100)]
+    row = re.search(r'<tr><th title="c1">c1</th>(.*?)</tr>', table[0])
+    assert row is not None
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row[1])
+    counted = pd.crosstab(pd.Series(labels), pd.Series(plates)).loc["c1"]
+    assert [int(cell or 0) for cell in cells] == [counted[plate] for plate in heads]
 
 
 def test_files_are_whole_and_values_are_escaped(tmp_path: Path) -> None:
@@ -207,7 +229,8 @@ def test_files_are_whole_and_values_are_escaped(tmp_path: Path) -> None:
     assert {row["label"] for row in rows} == {HOSTILE, "b"}
     assert sum(int(row["images"]) for row in rows) == 8
     page = (out / "describe.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 2, "the page's data and its own script"
+    assert HOSTILE not in page
     assert html.escape(HOSTILE, quote=False).split("'")[0] in page
     assert "default-src 'none'" in page
     assert found.images_read == 8

@@ -1,12 +1,14 @@
 """The report: numbers of the summary, tables, alarms, maps, escaping, what is found."""
 
 import base64
+import gzip
 import hashlib
 import html
 import io
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from deconfound import cli
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles
@@ -23,10 +26,12 @@ from deconfound.display.umap import coordinates
 from deconfound.embeddings.file import Embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.reports import map as report_map
-from deconfound.reports.figures import training_curves
+from deconfound.reports.columns import Pool
+from deconfound.reports.figures import score_slopes, training_curves
 from deconfound.reports.map import draw_maps, thumbnails
+from deconfound.reports.methods_text import commands, paragraph
 from deconfound.reports.names import Names
-from deconfound.reports.report import _json_in_page, report
+from deconfound.reports.report import report
 from deconfound.reports.sources import SCORE_COLUMNS, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import Level, Spread, levels, spread, with_levels
@@ -134,6 +139,19 @@ def write_screen(path: Path, cells: int = 30) -> np.ndarray:
         writer.append(np.broadcast_to(level[:, None, None, None], (cells, 1, 8, 8)))
         writer.finish(pd.DataFrame({"drug": ["a"] * cells}))
     return level
+
+
+def page_data(page: str) -> Any:
+    """What the scripts of a page read."""
+    packed = re.search(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]*)</script>', page)
+    assert packed is not None
+    return json.loads(gzip.decompress(base64.b64decode(packed[1])))
+
+
+def numbers(text: str, kind: str) -> list[int]:
+    """A packed column."""
+    found: list[int] = np.frombuffer(base64.b64decode(text), dtype=kind).tolist()
+    return found
 
 
 def cell(level: Level, table: str, method: str, representation: str, metric: str) -> Any:
@@ -501,16 +519,30 @@ def test_maps_name_every_point_and_find_their_screen(tmp_path: Path) -> None:
     sources = find_sources([run], 12, 0)
     (sample,) = sources.samples
     assert (sample.representation, len(sample.rows), sample.total) == ("content", 12, 30)
-    maps, sprites = draw_maps(sources.samples, sources.runs, 0)
+    pool = Pool()
+    maps, sprites = draw_maps(sources.samples, sources.runs, 0, pool)
     points = maps[0].points
     assert points is not None
-    names, codes = points["label"]["names"], points["label"]["codes"]
-    assert [names[code] for code in codes] == [HOSTILE[row % 4] for row in points["row"]]
-    parts = [points["part"]["names"][code] for code in points["part"]["codes"]]
-    assert parts == ["train" if row < 20 else "test" for row in points["row"]]
-    assert points["tile"] == [sprites[0].place[row] for row in points["row"]]
+    rows = numbers(pool.arrays[points["row"]], "<u4")
+    assert rows == sample.rows.tolist()
+    assert list(points["columns"]) == ["Label", "Environment", "Part of the fold", "drug", "plate"]
+
+    def texts(column: str) -> list[str]:
+        entry = pool.entries[points["columns"][column]]
+        return [entry["names"][code] for code in numbers(entry["codes"], "u1")]
+
+    assert texts("Label") == texts("drug") == [HOSTILE[row % 4] for row in rows]
+    assert points["columns"]["Label"] == points["columns"]["drug"], "equal columns are held once"
+    assert texts("Part of the fold") == ["train" if row < 20 else "test" for row in rows]
+    assert numbers(pool.arrays[points["held"]], "u1") == [int(row >= 20) for row in rows]
+    assert numbers(pool.arrays[points["tile"]], "<u2") == [
+        sprites[0].place[row] + 1 for row in rows
+    ]
+    x = np.array(numbers(points["x"], "<u2")) / 65535
+    expected = sample.values[:, 0]
+    np.testing.assert_allclose(x, (expected - expected.min()) / np.ptp(expected), atol=1e-4)
     (tmp_path / "screen").rename(tmp_path / "moved")
-    maps, sprites = draw_maps(sources.samples, sources.runs, 0)
+    maps, sprites = draw_maps(sources.samples, sources.runs, 0, Pool())
     assert sprites == []
     assert "no cell pictures, for the screen is no longer at" in maps[0].caption
     assert maps[0].points is not None
@@ -569,18 +601,16 @@ def test_names_from_a_table_stay_text(hostile_page: str) -> None:
     assert tags.count("script") == 3
     assert all("onerror" not in attributes for _, attributes in found.elements)
     images = [attributes["src"] for tag, attributes in found.elements if tag == "img"]
-    assert [str(source)[:22] for source in images] == ["data:image/png;base64,"] * 3
+    assert [str(source)[:23] for source in images] == ["data:image/webp;base64,"] * 3
+    data = page_data(hostile_page)
     text = "".join(found.text)
     for name in HOSTILE:
         assert name in text
-    assert "49" not in re.findall(r"\d+", "".join(found.text).split("All ")[0])
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', hostile_page)
-    assert data is not None
-    points = json.loads(data[1])["maps"][0]
-    assert points["label"]["names"] == sorted(HOSTILE, key=points["label"]["names"].index)
-    assert set(points["label"]["names"]) == set(HOSTILE)
-    for figure in json.loads(data[1])["figures"].values():
-        assert "<script" not in json.dumps(figure["data"])
+    assert "49" not in re.findall(r"\d+", text.split("All ")[0])
+    (points,) = data["maps"]
+    assert set(data["columns"][points["columns"]["Label"]]["names"]) == set(HOSTILE)
+    for figure in data["figures"].values():
+        assert "<script" not in json.dumps(figure)
 
 
 def test_the_page_fetches_nothing_and_runs_only_its_own_scripts(hostile_page: str) -> None:
@@ -610,27 +640,15 @@ def test_undefined_scores_are_a_dash_with_the_reason(hostile_page: str) -> None:
     assert any(html.unescape(cell).endswith(html.unescape(reason)) for cell in cells)
 
 
-def test_all_scores_can_be_downloaded(tmp_path: Path) -> None:
+def test_all_scores_are_in_the_page(tmp_path: Path) -> None:
     rows = [score("erm", 1 / 3), score("erm", math.nan, seed=1, note='a "note", with\nlines')]
     write_scores(tmp_path / "scores.parquet", rows)
     report([tmp_path], tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    uri = re.search(r'href="data:text/csv;base64,([^"]*)"', page)
-    assert uri is not None
-    table = pd.read_csv(
-        io.BytesIO(base64.b64decode(uri[1])), keep_default_na=False, na_values={"value": ""}
-    )
-    expected = pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
-    pd.testing.assert_frame_equal(table, expected)
-
-
-def test_json_cannot_leave_its_script_element() -> None:
-    values = [*HOSTILE, "<!--", "\u2028\u2029", "&amp;"]
-    text = _json_in_page(values)
-    assert json.loads(text) == values
-    assert not set(text) & set("<>&\u2028\u2029")
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        _json_in_page([math.nan])
+    table = page_data((tmp_path / "page.html").read_text(encoding="utf-8"))["tables"]["scores"]
+    assert table["columns"] == SCORE_COLUMNS
+    expected = [[*row.values()] for row in rows]
+    expected[1][SCORE_COLUMNS.index("value")] = None
+    assert table["rows"] == expected
 
 
 def test_imputed_cells_without_their_map_are_left_out_with_the_reason(tmp_path: Path) -> None:
@@ -645,3 +663,113 @@ def test_imputed_cells_without_their_map_are_left_out_with_the_reason(tmp_path: 
     assert "transfer.png: missing" in page
     with pytest.raises(UserError, match=r"transfer\.png: missing"):
         report([imputed], tmp_path / "other.html")
+
+
+def swap_directory(path: Path, **more: Any) -> Path:
+    path.mkdir()
+    Image.new("RGB", (4, 4)).save(path / "swap.png")
+    about = {"method": "scbd", "fold": "iid", "seed": 0, "screen": "s", "rows": [1, 2], **more}
+    (path / "transfer.json").write_text(json.dumps({**about, "config": {"method": "scbd"}}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("share", "opened", "said"),
+    [
+        (0.42, True, "<b>42 %</b>"),
+        (0.04, False, "a longer or larger decoder"),
+        (-0.5, False, "<b>nothing</b> (-0.50)"),
+        (None, False, "was not measured"),
+    ],
+)
+def test_swapped_cells_are_folded_where_they_say_nothing(
+    tmp_path: Path, share: float | None, opened: bool, said: str
+) -> None:
+    more = {} if share is None else {"explained": share}
+    report([swap_directory(tmp_path / "swap", **more)], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    section = page[page.index('<section id="swaps">') :]
+    section = section[: section.index("</section>")]
+    assert said in section
+    assert ('<details class="grid" open>' in section) == opened
+    assert "data:image/webp" in section
+
+
+def test_the_methods_can_be_pasted_and_the_commands_run_again(tmp_path: Path) -> None:
+    write_run(tmp_path / "a b", "scbd", alpha=2, fold="plate=P1")
+    write_run(tmp_path / "c", "scbd", alpha=2, seed=1, fold="plate=P2")
+    sources = find_sources([tmp_path], 10, 0)
+    text = paragraph(sources)
+    for said in (
+        "scbd (Makino et al., Supervised Contrastive Block Disentanglement, eq. 1)",
+        "alpha 2.0", "batch size", "checkpoints by loss", "2 runs",
+        "Held out, one at a time: plate=P1, plate=P2; seeds 0, 1.",
+    ):  # fmt: skip
+        assert said in text
+    lines = commands(sources)
+    config = tmp_path / "a b" / "config.yaml"
+    assert lines[0] == (
+        f"deconfound fit scbd /nowhere/screen --config '{config}' --out 'a b-again'"
+    )
+    assert [line.split()[1] for line in lines] == ["fit", "embed"] * 2 + ["measure", "report"]
+    report([tmp_path], tmp_path / "page.html")
+    page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert text in page
+    assert "\n".join(lines) in page
+
+
+def test_a_run_is_trained_again_by_the_command_of_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The words that the page gives are those that the command takes."""
+    write_run(tmp_path / "a", "erm")
+    words = shlex.split(commands(find_sources([tmp_path], 10, 0))[0])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words[1:])
+    assert ended.value.code == 2
+    assert "/nowhere/screen" in capsys.readouterr().err, "only the screen is missing"
+
+
+def test_lines_go_from_the_baseline_to_each_method() -> None:
+    values = {"erm": 0.5, "scbd": 0.6, "<b>": 0.4}
+    rows = [score(m, v + 0.01 * s, seed=s) for m, v in values.items() for s in (0, 1)]
+    rows.append(score("erm", 0.1, metric="macro_f1_chance"))
+    (panel,) = score_slopes(framed(rows), "erm")
+    traces = panel.figure["data"]
+    assert [trace["y"] for trace in traces] == [
+        pytest.approx(pair)
+        for pair in ([0.5, 0.6], [0.51, 0.61], [0.505, 0.605], [0.5, 0.4], [0.51, 0.41],
+                     [0.505, 0.405])
+    ]  # fmt: skip
+    assert panel.figure["layout"]["xaxis"]["ticktext"] == ["erm", "scbd", "erm", "&lt;b&gt;"]
+    low, high = panel.figure["layout"]["yaxis"]["range"]
+    assert low < 0.4 < 0.61 < high < 0.8
+    (alone,) = score_slopes(framed(rows[2:4]), "erm")
+    assert [trace["y"] for trace in alone.figure["data"]] == [
+        pytest.approx([value]) for value in (0.6, 0.61, 0.605)
+    ]
+
+
+@pytest.mark.usefixtures("flat_map")
+def test_a_page_of_twenty_runs_is_at_most_eight_megabytes(tmp_path: Path) -> None:
+    with ScreenWriter(tmp_path / "screen", "tiny", ("DNA", "actin"), Roles(), {}) as writer:
+        noise = np.random.default_rng(0).integers(0, 255, (2_500, 2, 48, 48), dtype=np.uint8)
+        writer.append(noise)
+        writer.finish(pd.DataFrame({"drug": ["a"] * 2_500}))
+    identity = open_screen(tmp_path / "screen").identity
+    runs = [
+        write_run(
+            tmp_path / f"run-{fold}-{seed}", "scbd", seed=seed, fold=f"plate=P{fold}",
+            screen=tmp_path / "screen", identity=identity,
+        )
+        for fold in range(5)
+        for seed in range(4)
+    ]  # fmt: skip
+    write_sample(runs[0] / "embeddings.h5ad", runs[0], cells=2_500)
+    rows = [
+        score("scbd", 0.5, fold=f"plate=P{fold}", seed=seed, metric=f"metric_{metric}")
+        for fold in range(5) for seed in range(4) for metric in range(60)
+    ]  # fmt: skip
+    write_scores(tmp_path / "scores.parquet", rows)
+    report([tmp_path], tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 8_000_000

@@ -127,7 +127,7 @@ def test_from_a_screen_to_a_verdict_and_a_page(screen: Screen, tmp_path: Path) -
     report([out], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "Will invariance help?" in page
-    assert "data:image/png" in page
+    assert "data:image/webp" in page
     with pytest.raises(UserError, match="other options"):
         compare(screen.path, out, FEW.model_copy(update={"seeds": (1,)}), quiet=True)
 

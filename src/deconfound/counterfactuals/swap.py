@@ -19,8 +19,10 @@ from deconfound.counterfactuals.cells import (
     short,
     texts,
 )
+from deconfound.counterfactuals.explained import explained_share
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import open_screen
+from deconfound.data.tables.table import coded
 from deconfound.display.pixels import contrast, rgb
 from deconfound.errors import UserError
 from deconfound.files import atomic
@@ -63,8 +65,10 @@ def transfer(
 
     `images` cells (8 if not given) are drawn by `seed` to differ in label and environment: from the
     parts val and id_test of the run's own screen, from all rows of another screen.
-    Writes swap.png, originals.npy, swapped.npy and transfer.json. Makino et al., SCBD, Figure 2b.
-    Raises UserError if `out` exists, if the method cannot swap or if there are fewer than 2 cells.
+    Writes swap.png, originals.npy, swapped.npy and transfer.json, which says what share of the
+    pixels' variance the decoder explains beyond each label's mean image.
+    Makino et al., SCBD, Figure 2b. Raises UserError if `out` exists, if the method cannot swap or
+    if there are fewer than 2 cells.
     """
     out = Path(out)
     atomic.refuse_existing(out)
@@ -92,6 +96,8 @@ def transfer(
             )
         originals = source.read(rows)
         swapped = _swapped(opened, method, intensity, originals)
+        codes = coded(label).codes
+        share = explained_share(method, intensity, source, candidates, codes, seed)
         swap = Swap(rows, texts(label, rows), texts(environment, rows), originals, swapped)
         np.save(temporary / "originals.npy", originals, allow_pickle=False)
         np.save(temporary / "swapped.npy", swapped, allow_pickle=False)
@@ -100,6 +106,7 @@ def transfer(
             "channels": source.channels,
             "cells_seed": seed,
             "rows": rows.tolist(),
+            "explained": share,
             "labels": swap.labels,
             "environments": swap.environments,
         }

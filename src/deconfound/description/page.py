@@ -6,23 +6,24 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from markupsafe import Markup
 
 from deconfound.data.simulation.inject import clean_name
 from deconfound.data.tables.table import natural_order
 from deconfound.description.description import Description
-from deconfound.display.page import data_uri, template_text, templates
+from deconfound.display.page import page
 from deconfound.files import atomic
 from deconfound.runtime.escaping import csv_text
-from deconfound.version import __version__
 
 MISSING = "(missing)"
 MOST_LABELS, MOST_ENVIRONMENTS = 80, 60
 """Rows and columns of the picture."""
 MOST_COUNTED = 400
 """Cells of a picture whose counts are written into them."""
-PAGE_ROWS, PAGE_WIDTH = 500, 500
-"""Rows of a table on the page, and letters in a row of the occupancy."""
+PAGE_ROWS = 2_000
+"""Rows of a table on the page."""
+PAGE_ENVIRONMENTS, PAGE_FIELDS = 200, 40_000
+"""Columns, and fields at most, of the occupancy on the page."""
+OCCUPANCY = "Images per label and environment"
 
 
 class Grid(NamedTuple):
@@ -34,6 +35,16 @@ class Grid(NamedTuple):
     """(labels, environments)."""
     left_out: str
     """A sentence on what is not shown; empty if everything is shown."""
+
+
+class Heat(NamedTuple):
+    """The occupancy on the page."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[tuple[int, str, str]]]]
+    """Label, and for each environment the images, their number in few letters, and their share of
+    the most on a scale of logarithms, 0.08 … 0.85."""
 
 
 class TextTable(NamedTuple):
@@ -88,19 +99,60 @@ def write_page(description: Description, out: Path) -> None:
             text = csv_text(getattr(description, name))
             (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
         picture = folder / "occupancy.png"
-        grid = occupancy_grid(description)
-        _draw(grid, description, picture)
-        template = templates().get_template("describe.html")
-        page = template.render(
-            version=__version__,
+        _draw(occupancy_grid(description), description, picture)
+        grid = _page_grid(description)
+        text = page(
+            "describe.html",
+            {},
+            plots=False,
+            many=False,
             screen=description.screen,
             warnings=description.warnings,
-            tables=text_tables(description, PAGE_ROWS, PAGE_WIDTH),
-            picture=data_uri("image/png", picture.read_bytes()),
-            left_out=grid.left_out,
-            style=Markup(template_text("report.css")),
+            tables=[
+                _contents(description),
+                _levels(description),
+                TextTable(OCCUPANCY, [], [], _left_out(grid)),
+                _folds(description, PAGE_ROWS),
+                _statistics(description, PAGE_ROWS),
+            ],
+            heat=_heat(grid),
         )
-        (folder / "describe.html").write_text(page, encoding="utf-8")
+        (folder / "describe.html").write_text(text, encoding="utf-8")
+
+
+def _page_grid(description: Description) -> Grid:
+    environments = description.occupancy["environment"].nunique(dropna=False)
+    shown = max(1, min(environments, PAGE_ENVIRONMENTS))
+    return occupancy_grid(description, PAGE_FIELDS // shown, shown)
+
+
+def _heat(grid: Grid) -> Heat:
+    most = np.log1p(max(1, int(grid.images.max(initial=0))))
+    rows = [
+        (
+            label,
+            [
+                (count, _short(count), f"{0.08 + 0.77 * np.log1p(count) / most:.2f}")
+                for count in row
+            ],
+        )
+        for label, row in zip(grid.labels, grid.images.tolist(), strict=True)
+    ]
+    return Heat(OCCUPANCY, grid.environments, rows)
+
+
+def _short(count: int) -> str:
+    """At most four letters up to a billion: 950, 1.2k, 34k, 5.6M."""
+    for unit, name in ((1_000_000, "M"), (1_000, "k")):
+        if count >= unit:
+            return (
+                f"{count / unit:.1f}{name}" if count < 9.95 * unit else f"{count / unit:.0f}{name}"
+            )
+    return str(count)
+
+
+def _left_out(grid: Grid) -> str:
+    return f"Shown: {grid.left_out}; occupancy.csv of --out has all." if grid.left_out else ""
 
 
 def _contents(description: Description) -> TextTable:
@@ -142,8 +194,7 @@ def _occupancy(description: Description, most: int, width: int) -> TextTable:
         [label, *(f"{count:,}" if count else "·" for count in counts)]
         for label, counts in zip(grid.labels, grid.images, strict=True)
     ]
-    note = f"Shown: {grid.left_out}; occupancy.csv of --out has all." if grid.left_out else ""
-    return TextTable("Images per label and environment", ["label", *grid.environments], rows, note)
+    return TextTable(OCCUPANCY, ["label", *grid.environments], rows, _left_out(grid))
 
 
 def _folds(description: Description, most: int) -> TextTable:
@@ -230,8 +281,8 @@ def _draw(grid: Grid, description: Description, file: Path) -> None:
         text = f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
         place = (column + 0.5, row + 0.5)
         axes.text(*place, text, ha="center", va="center", fontsize=5.5, color=colour)
-    title = "Images per label and environment"
-    axes.set_title(f"{title}\n{grid.left_out}" if grid.left_out else title, fontsize=9)
+    title = f"{OCCUPANCY}\n{grid.left_out}" if grid.left_out else OCCUPANCY
+    axes.set_title(title, fontsize=9)
     bar = figure.colorbar(drawn, ax=axes, label="images", shrink=min(0.8, 16 / rows), format="%d")
     bar.minorticks_off()
     figure.savefig(file, format="png")

@@ -25,6 +25,11 @@ def mean_and_sd(mean: float, sd: float, digits: int = 3) -> str:
     return f"{number(mean, digits)} ± {sd:.{_decimals(mean, digits)}f}"
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """ "+0.083" or "−0.120", with the minus of mathematics."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def counted(count: int, what: str) -> str:
     """ "1 seed", "3 seeds"."""
     return f"{count} {what}" + "s" * (count != 1)

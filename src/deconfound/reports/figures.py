@@ -2,24 +2,21 @@
 
 import html
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from deconfound.arrays import Doubles
 from deconfound.data.tables.table import natural_order
-from deconfound.display.numbers import number
+from deconfound.display.palette import colours as of_groups
 from deconfound.reports.sources import RunSource
 from deconfound.reports.tables import level_title, part_title
 
 Json = dict[str, Any]
-COLOURS = (
-    "#4269d0", "#efb118", "#e8503f", "#3ca951", "#a463f2",
-    "#17a2b8", "#ff8ab7", "#9c6b4e", "#6c7a89", "#97bbf5",
-    "#b59b00", "#7f1d1d", "#0b7a4b", "#5b2a86", "#0d5c75",
-)  # fmt: skip
+INK, QUIET, LINE = "var(--ink)", "var(--quiet)", "var(--line)"
+"""Colours of the page's own dress, light or dark; the page puts them in."""
 SHADES = {"train": 0.45, "val": 1.0}
-GRID = "#e8e8e8"
 
 
 class Panel(NamedTuple):
@@ -48,7 +45,7 @@ def training_curves(runs: list[RunSource]) -> list[Curves]:
     for method in sorted({run.name for run in runs}):
         own = [run for run in runs if run.name == method]
         names = list(dict.fromkeys(name for run in own for name in run.history["name"]))
-        colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+        colours = dict(zip(names, of_groups(len(names)), strict=True))
         panels: list[Panel] = []
         for run in sorted(own, key=lambda run: natural_order(run.title)):
             for stage, history in run.history.groupby("stage", sort=False):
@@ -60,25 +57,32 @@ def training_curves(runs: list[RunSource]) -> list[Curves]:
     return found
 
 
-def score_dots(scores: pd.DataFrame) -> list[Panel]:
-    """Macro-F1 of every fold and seed as a dot, the mean as a bar; one panel a level and part.
+def score_slopes(scores: pd.DataFrame, baseline: str) -> list[Panel]:
+    """Macro-F1 in pairs: a line for each fold and seed from `baseline` to every method.
 
-    `scores` comes from `with_levels`.
+    One panel a level and part; `scores` comes from `with_levels`. Where `baseline` was not scored,
+    the lines run from method to method.
     """
     rows = scores[
         (scores["representation"] == "prediction")
         & (scores["metric"] == "macro_f1")
         & scores["part"].isin(["test", "id_test", "val"])
+        & scores["value"].notna()
     ]
     panels = []
-    methods = sorted(rows["method"].unique(), reverse=True)
     for (level, part), inside in rows.groupby(["level", "part"]):
         if part == "val" and len(rows[(rows["level"] == level) & (rows["part"] == "id_test")]):
             continue
         title = f"{level_title(str(level))}: {part_title(str(level), str(part))}"
-        panels.append((level == "iid", part != "test", title, _dots(inside, methods)))
+        chance = scores[
+            (scores["level"] == level)
+            & (scores["part"] == part)
+            & (scores["metric"] == "macro_f1_chance")
+        ]
+        figure = _slopes(inside, baseline, chance["value"].mean())
+        panels.append((level == "iid", part != "test", title, figure))
     panels.sort(key=lambda panel: panel[:3])
-    return [Panel(f"dots-{i}", title, figure) for i, (_, _, title, figure) in enumerate(panels)]
+    return [Panel(f"slopes-{i}", title, figure) for i, (_, _, title, figure) in enumerate(panels)]
 
 
 def _curves(history: pd.DataFrame, colours: dict[str, str], selected: float | None) -> Json:
@@ -100,7 +104,7 @@ def _curves(history: pd.DataFrame, colours: dict[str, str], selected: float | No
             }
         )
     split = bool((history["name"] == "accuracy").any())
-    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "automargin": True}
+    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "automargin": True}
     layout: Json = {
         "height": 270 if split else 210,
         "margin": {"l": 44, "r": 10, "t": 8, "b": 34},
@@ -112,7 +116,7 @@ def _curves(history: pd.DataFrame, colours: dict[str, str], selected: float | No
         layout["shapes"] = [
             {
                 "type": "line", "x0": selected, "x1": selected, "y0": 0, "y1": 1, "xref": "x",
-                "yref": "paper", "line": {"color": "#444", "width": 1, "dash": "dot"},
+                "yref": "paper", "line": {"color": INK, "width": 1, "dash": "dot"},
             }
         ]  # fmt: skip
     if split:
@@ -123,45 +127,85 @@ def _curves(history: pd.DataFrame, colours: dict[str, str], selected: float | No
     return {"data": traces, "layout": layout}
 
 
-def _dots(rows: pd.DataFrame, methods: list[str]) -> Json:
-    defined = rows[rows["value"].notna()]
-    means = defined.groupby("method")["value"].mean()
-    chosen = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(reversed(methods))}
-    dots = _marks(
-        defined["method"],
-        defined["value"],
-        text=[_plain_text(f"{row.fold}, seed {row.seed}") for row in defined.itertuples()],
-        marker={"size": 9, "opacity": 0.65, "color": [chosen[one] for one in defined["method"]]},
-        hovertemplate="%{text}: %{x:.3f}<extra></extra>",
-    )
-    line = {"width": 3, "color": [chosen[str(method)] for method in means.index]}
-    bars = _marks(
-        means.index,
-        means,
-        text=[number(mean, 3) for mean in means],
-        marker={"symbol": "line-ns", "size": 20, "line": line},
-        hovertemplate="mean %{text}<extra></extra>",
-    )
+def _slopes(rows: pd.DataFrame, baseline: str, chance: float) -> Json:
+    table = rows.pivot_table(index=["fold", "seed"], columns="method", values="value")
+    others = [str(name) for name in table.columns if name != baseline]
+    others.sort(key=lambda name: -table[name].mean())
+    pairs = [[baseline, name] for name in others] if baseline in table.columns else []
+    steps = pairs or [others or [baseline]]
+    runs = [(str(fold), int(seed)) for fold, seed in table.index.tolist()]
+    folds = sorted({fold for fold, _ in runs}, key=natural_order)
+    colour = dict(zip(folds, of_groups(len(folds)), strict=True))
+    traces: list[Json] = []
+    for place, names in enumerate(steps):
+        at = [2.6 * place + step for step in range(len(names))]
+        for (fold, seed), values in zip(runs, table[names].to_numpy(), strict=True):
+            if np.isfinite(values).any():
+                words = [_plain_text(f"{name}: {fold}, seed {seed}") for name in names]
+                line = {"color": colour[fold], "width": 1.2}
+                traces.append(_line(at, values, words, line, 5, named=place == 0))
+                traces[-1] |= {"opacity": 0.75, "name": _plain_text(f"{fold}, seed {seed}")}
+        means = table[names].dropna().mean().to_numpy()
+        words = [f"mean of {_plain_text(name)}" for name in names]
+        traces.append(_line(at, means, words, {"color": INK, "width": 3}, 9, named=False))
+        traces[-1]["name"] = "mean"
+    columns = sum(len(names) for names in steps)
+    ticks = [
+        (2.6 * place + step, name) for place, names in enumerate(steps)
+        for step, name in enumerate(names)
+    ]  # fmt: skip
+    low, high = float(rows["value"].min()), float(rows["value"].max())
+    pad = max(0.02, 0.1 * (high - low))
+    near = math.isfinite(chance) and chance > low - max(0.15, high - low)
+    bottom = min(low, chance) - pad if near else low - pad
     layout: Json = {
-        "height": 70 + 34 * len(methods),
-        "margin": {"l": 10, "r": 14, "t": 6, "b": 36},
+        "height": 320,
+        "margin": {"l": 48, "r": 10, "t": 8, "b": 10},
         "showlegend": False,
         "xaxis": {
-            "range": [-0.02, 1.02], "gridcolor": GRID, "zeroline": False,
-            "title": {"text": "macro-F1", "standoff": 4},
+            "tickvals": [at for at, _ in ticks],
+            "ticktext": [_plain_text(_short(name)) for _, name in ticks],
+            "range": [-0.6, ticks[-1][0] + 0.6],
+            "showgrid": False, "zeroline": False, "automargin": True,
+            "tickangle": 0 if columns <= 4 else -40, "fixedrange": True,
         },
         "yaxis": {
-            "type": "category", "categoryorder": "array", "automargin": True, "gridcolor": GRID,
-            "categoryarray": [_plain_text(method) for method in methods],
+            "title": {"text": "macro-F1"}, "range": [bottom, high + pad],
+            "gridcolor": LINE, "zeroline": False, "fixedrange": True,
         },
     }  # fmt: skip
-    return {"data": [dots, bars], "layout": layout}
+    if near:
+        level = {"xref": "paper", "x0": 0, "x1": 1, "y0": chance, "y1": chance}
+        layout["shapes"] = [
+            {"type": "line", **level, "line": {"color": QUIET, "width": 1, "dash": "dot"}}
+        ]
+        layout["annotations"] = [
+            {
+                "xref": "paper", "x": 1, "xanchor": "right", "y": chance, "yanchor": "bottom",
+                "text": "chance", "showarrow": False, "font": {"color": QUIET, "size": 10},
+            }
+        ]  # fmt: skip
+    return {"data": traces, "layout": layout}
 
 
-def _marks(methods: Iterable[object], values: pd.Series, **drawn: Any) -> Json:
-    """A mark for each value, at the height of its method."""
-    y = [_plain_text(str(method)) for method in methods]
-    return {"type": "scatter", "mode": "markers", "x": values.tolist(), "y": y, **drawn}
+def _line(
+    at: list[float], values: Doubles, words: list[str], line: Json, size: int, *, named: bool
+) -> Json:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": at,
+        "y": [None if math.isnan(value) else value for value in values.tolist()],
+        "text": words,
+        "line": line,
+        "marker": {"size": size},
+        "showlegend": named,
+        "hovertemplate": "%{text}: %{y:.3f}<extra></extra>",
+    }
+
+
+def _short(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _plain_text(text: str) -> str:

@@ -1,25 +1,40 @@
 """Maps in a report: UMAP of each method's embedding, with a picture of the cell at each point."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import natural_order
 from deconfound.display.page import data_uri
 from deconfound.display.pixels import contrast, rgb
 from deconfound.display.umap import coordinates
+from deconfound.embeddings.file import PART, PREDICTED
 from deconfound.errors import UserError
+from deconfound.reports.columns import Pool, base64_of
 from deconfound.reports.sources import RunSource, Sample
 from deconfound.runtime.seeds import numpy_stream
 
 CONTRAST_IMAGES = 256
 THUMBNAIL = 64
-THUMBNAILS = 3000
+THUMBNAILS = 2_000
+"""Thumbnails of a page, the same number of every screen; cells beyond have none."""
+QUALITY = 82
+MANY = 10_000
+"""Points of all maps together from which they are drawn by WebGL."""
+HELD_OUT = ("test", "new")
+ROLES = {
+    "label": "Label",
+    "environment": "Environment",
+    "part": "Part of the fold",
+    "predicted": "Predicted label",
+}
 
 
 @dataclass(frozen=True)
@@ -30,13 +45,15 @@ class Map:
     caption: str
     points: dict[str, Any] | None
     """What the page draws; None where no map could be drawn, with the reason in the caption."""
+    left_out: tuple[str, ...] = ()
+    """Columns of the table that the map cannot be coloured by."""
 
 
 class Sprite(NamedTuple):
     """Thumbnails of one screen in one picture."""
 
     source: str
-    """JPEG as a data URI: square tiles, row by row."""
+    """WebP as a data URI: square tiles, row by row."""
     side: int
     columns: int
     place: dict[int, int]
@@ -44,9 +61,12 @@ class Sprite(NamedTuple):
 
 
 def draw_maps(
-    samples: list[Sample], runs: list[RunSource], seed: int
+    samples: list[Sample], runs: list[RunSource], seed: int, pool: Pool
 ) -> tuple[list[Map], list[Sprite]]:
-    """One map for each method, of the fold and seed that most methods have, and the thumbnails."""
+    """One map for each method, of the fold and seed that most methods have, and the thumbnails.
+
+    The columns that the maps can be coloured by go into `pool`.
+    """
     chosen = _one_each(samples)
     opened: dict[Path, tuple[Screen, list[Sample]]] = {}
     absent: dict[str, str] = {}
@@ -63,7 +83,7 @@ def draw_maps(
         number |= {sample.name: len(sprites) for sample in members}
         sprites.append(thumbnails(screen, rows, THUMBNAILS // len(opened), seed))
     maps = [
-        _map(sample, sprites, number.get(sample.name), absent.get(sample.name), seed)
+        _map(sample, sprites, number.get(sample.name), absent.get(sample.name), seed, pool)
         for sample in chosen
     ]
     return maps, sprites
@@ -88,9 +108,9 @@ def thumbnails(screen: Screen, rows: npt.NDArray[np.int64], most: int, seed: int
             down, across = divmod(start + offset, columns)
             sheet.paste(tile, (across * side, down * side))
     buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=85, subsampling=0)
+    sheet.save(buffer, "WEBP", quality=QUALITY, method=4)
     place = {int(row): tile for tile, row in enumerate(kept)}
-    return Sprite(data_uri("image/jpeg", buffer.getvalue()), side, columns, place)
+    return Sprite(data_uri("image/webp", buffer.getvalue()), side, columns, place)
 
 
 def _one_each(samples: list[Sample]) -> list[Sample]:
@@ -130,7 +150,12 @@ def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
 
 
 def _map(
-    sample: Sample, sprites: list[Sprite], sheet: int | None, absent: str | None, seed: int
+    sample: Sample,
+    sprites: list[Sprite],
+    sheet: int | None,
+    absent: str | None,
+    seed: int,
+    pool: Pool,
 ) -> Map:
     title = f"{sample.name}: {sample.representation}"
     fold, run_seed = _split(sample)
@@ -141,17 +166,44 @@ def _map(
         xy = coordinates(sample.values, seed)
     except UserError as error:
         return Map(title, f"{caption}; not drawn: {error}", None)
+    chosen = pool.choose(_columns(sample))
+    held = np.isin(sample.marks["part"].codes, _codes(sample, HELD_OUT))
     points: dict[str, Any] = {
-        "x": np.round(xy[:, 0].astype(float), 3).tolist(),
-        "y": np.round(xy[:, 1].astype(float), 3).tolist(),
-        "row": sample.rows.tolist(),
-        **{
-            key: {"names": one.names, "codes": one.codes.tolist()}
-            for key, one in sample.marks.items()
-        },
+        "title": title,
+        "count": len(xy),
+        "x": base64_of(_quantised(xy[:, 0])),
+        "y": base64_of(_quantised(xy[:, 1])),
+        "aspect": float(np.ptp(xy[:, 0]) / max(float(np.ptp(xy[:, 1])), 1e-9)),
+        "row": pool.hold(sample.rows.astype(np.uint32)),
+        "held": pool.hold(held.astype(np.uint8)),
+        "columns": chosen.places,
+        "screen": str(sample.about["screen"]),
         "sheet": sheet,
-        "tile": []
-        if sheet is None
-        else [sprites[sheet].place.get(int(row), -1) for row in sample.rows],
+        "tile": None if sheet is None else pool.hold(_tiles(sample, sprites[sheet])),
     }
-    return Map(title, caption, points)
+    return Map(title, caption, points, tuple(chosen.left_out))
+
+
+def _columns(sample: Sample) -> Iterator[tuple[str, pd.Series]]:
+    """What a map is coloured by: the columns with a role, then all others."""
+    for key, title in ROLES.items():
+        names = np.array([*sample.marks[key].names, ""], dtype=object)
+        yield title, pd.Series(names[sample.marks[key].codes])
+    for column in sample.table.columns:
+        if column not in (PART, PREDICTED):
+            yield str(column).removeprefix("Metadata_"), sample.table[column]
+
+
+def _codes(sample: Sample, names: tuple[str, ...]) -> list[int]:
+    return [code for code, name in enumerate(sample.marks["part"].names) if name in names]
+
+
+def _quantised(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Values in steps of 1/65535 of their range, which is finer than any screen."""
+    span = max(float(np.ptp(values)), 1e-9)
+    return np.asarray(((values - values.min()) / span * 65535).round(), dtype=np.uint16)
+
+
+def _tiles(sample: Sample, sprite: Sprite) -> npt.NDArray[np.uint16]:
+    """The number of the tile of each row, from 1; 0 where it has none."""
+    return np.array([sprite.place.get(int(row), -1) + 1 for row in sample.rows], dtype=np.uint16)

@@ -1,30 +1,30 @@
 """report: one self-contained HTML page of runs, embeddings, scores and pictures."""
 
-import base64
-import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
-from markupsafe import Markup
 
-from deconfound.data.simulation.inject import clean_name
-from deconfound.display.page import data_uri, template_text, templates
+from deconfound.display.page import page
+from deconfound.display.palette import FEW, MANY, OTHER
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import BASELINES, EXACT
 from deconfound.files import atomic
-from deconfound.reports.figures import score_dots, training_curves
+from deconfound.reports.columns import Pool
+from deconfound.reports.figures import score_slopes, training_curves
+from deconfound.reports.headline import headlines
+from deconfound.reports.leaderboard import BASELINE
+from deconfound.reports.map import MANY as MANY_POINTS
 from deconfound.reports.map import draw_maps
+from deconfound.reports.methods_text import commands, paragraph
+from deconfound.reports.pictures import LOW_SHARE
+from deconfound.reports.run_facts import facts
 from deconfound.reports.sections import sections
-from deconfound.reports.sources import SCORE_COLUMNS, RunSource, Sources, find_sources
+from deconfound.reports.sources import SCORE_COLUMNS, Sources, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import IMPUTATION, levels, with_levels
-from deconfound.runtime.escaping import csv_text
-from deconfound.version import __version__
-
-RAW_ROWS = 2_000
 
 
 def report(paths: Iterable[Path], out: Path, *, points: int = 3_000, seed: int = 0) -> None:
@@ -45,68 +45,69 @@ def report(paths: Iterable[Path], out: Path, *, points: int = 3_000, seed: int =
 
 
 def _page(sources: Sources, seed: int) -> str:
-    from plotly.offline import get_plotlyjs
-
     every = with_levels(sources.scores)
     of_images = every["metric"].str.startswith(IMPUTATION).astype(bool)
     imputed, scores = every[of_images], every[~of_images]
-    maps, sprites = draw_maps(sources.samples, sources.runs, seed)
-    before, after = sections(sources, seed)
+    pool = Pool()
+    maps, sprites = draw_maps(sources.samples, sources.runs, seed, pool)
+    points = [drawn.points for drawn in maps if drawn.points is not None]
+    many = sum(one["count"] for one in points) > MANY_POINTS
     curves = training_curves(sources.runs)
-    dots = score_dots(scores)
-    panels = [*dots, *(panel for method in curves for panel in method.panels)]
+    slopes = score_slopes(scores, BASELINE)
+    before, after = sections(sources, seed)
+    figures = {
+        panel.place: panel.figure
+        for panel in [*slopes, *(panel for method in curves for panel in method.panels)]
+    }
     data = {
-        "figures": {panel.place: panel.figure for panel in panels},
-        "maps": [drawn.points for drawn in maps],
+        "figures": figures,
+        "maps": points,
+        "columns": pool.entries,
+        "arrays": pool.arrays,
+        "colours": {"few": FEW, "many": MANY, "other": OTHER},
+        "webgl": many,
         "sheets": [
             {"source": sprite.source, "side": sprite.side, "columns": sprite.columns}
             for sprite in sprites
         ],
+        "tables": {"scores": _rows(sources.scores[SCORE_COLUMNS])},
     }
-    plotly = get_plotlyjs() if panels or any(data["maps"]) else ""
-    script = template_text("report.js")
-    return templates().get_template("report.html").render(
-        version=__version__,
+    return page(
+        "report.html",
+        data,
+        plots=bool(figures or points),
+        many=many,
+        headlines=headlines(sources.verdicts, scores),
         statements=statements(scores, _environment_name(sources)),
         warnings=warnings(sources, every[~every["method"].isin((*BASELINES, EXACT))]),
         imputed=levels(imputed),
         imputation_statements=imputation_statements(imputed),
-        dots=dots,
+        slopes=slopes,
+        before=before,
+        after=after,
         sweeps=[(path, list(table.columns), table.to_numpy().tolist()) for path, table in
                 sources.sweeps],
         levels=levels(scores),
-        raw=sources.scores[SCORE_COLUMNS].head(RAW_ROWS).to_dict("records"),
+        score_columns=SCORE_COLUMNS,
         scores=len(sources.scores),
-        csv=data_uri("text/csv", csv_text(sources.scores[SCORE_COLUMNS]).encode()),
-        before=before,
-        after=after,
         maps=maps,
+        points=len(points),
+        left_out=sorted({name for drawn in maps for name in drawn.left_out}),
         embeddings=len(sources.samples),
         pictures=sources.pictures,
+        low_share=LOW_SHARE,
         curves=curves,
-        runs=[(run, _facts(run), _yaml(run.config), _yaml(run.provenance)) for run in sources.runs],
-        data=_json_in_page(data),
-        style=Markup(template_text("report.css") + template_text("sections.css")),
-        scripts=[Markup(text) for text in (plotly, script) if text],
-        policy=_policy([plotly, script]),
+        paragraph=paragraph(sources),
+        commands=commands(sources),
+        runs=[(run, facts(run), _yaml(run.config), _yaml(run.provenance)) for run in sources.runs],
     )  # fmt: skip
 
 
-def _policy(scripts: list[str]) -> str:
-    """A Content-Security-Policy that allows these scripts alone and fetches nothing."""
-    digests = [hashlib.sha256(text.encode()).digest() for text in scripts]
-    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    )
-
-
-def _json_in_page(data: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+def _rows(table: pd.DataFrame) -> dict[str, Any]:
+    """Columns and rows as JSON; null where a number is undefined."""
+    rows = table.astype(object).to_numpy()
+    rows[table.isna().to_numpy()] = None
+    return {"columns": list(table.columns), "rows": rows.tolist()}
 
 
 def _environment_name(sources: Sources) -> str:
@@ -116,58 +117,6 @@ def _environment_name(sources: Sources) -> str:
     if len(set(found)) != 1:
         return "Environment"
     return " / ".join(column.removeprefix("Metadata_") for column in found[0])
-
-
-def _facts(run: RunSource) -> list[tuple[str, str]]:
-    """Names and values for the table of a run."""
-    provenance = run.provenance
-    counts = {part: count for part, count in run.fold["counts"].items() if count}
-    commit = str(provenance.get("commit") or "")[:10]
-    if commit and provenance.get("git_clean") is False:
-        commit += " (with changes)"
-    chosen = [] if run.dial is None else [(f"{run.dial.option} auto", run.dial.text())]
-    return [
-        *chosen,
-        ("images", ", ".join(f"{part} {count:,}" for part, count in counts.items())),
-        ("pixels", _pixels(run)),
-        ("checkpoint", _checkpoints(run)),
-        ("device", f"{provenance.get('device')}, {provenance.get('precision')}"),
-        ("training", _duration(float(provenance.get("training_seconds", 0)))),
-        ("finished", str(provenance.get("finished"))),
-        ("commit", commit or "–"),
-    ]
-
-
-def _pixels(run: RunSource) -> str:
-    """What was done to the pixels, at ingest and before the network."""
-    made = run.fold["screen_provenance"]
-    size = (made.get("resize") or {}).get("size")
-    crop = (made.get("options") or {}).get("crop")
-    done = [f"cut to {crop} px"] if crop else []
-    done += [f"resized to {size} px"] if size else []
-    done += [f"technical effects injected into {clean}"] if (clean := clean_name(made)) else []
-    by = run.run.percentile_by
-    done.append(f"transform {run.run.transform}" + (f" of each {by[-1]}" if by else ""))
-    if run.run.standardise_by:
-        data = run.run.config.data
-        over = "" if data.standardise_with == "all" else " of controls"
-        columns = " / ".join(run.run.standardise_by)
-        done.append(f"standardised by {columns} ({data.standardise}{over})")
-    return ", ".join([*done, f"scaling {run.config['data']['scaling']}"])
-
-
-def _checkpoints(run: RunSource) -> str:
-    found = []
-    for stage, how in run.selection["used"].items():
-        step = run.selected_step(stage)
-        found.append(f"{stage}: {'last' if step is None else f'step {step:.0f} ({how})'}")
-    return ", ".join(found)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _yaml(values: dict[str, Any]) -> str:

@@ -24,6 +24,8 @@ from deconfound.experiments.search_table import read_shown_table, selected_runs
 from deconfound.experiments.table import read_table_file
 from deconfound.reports.names import Names
 from deconfound.reports.pictures import PICTURES, Pictures, read_pictures
+from deconfound.reports.verdict import FILE as VERDICT
+from deconfound.reports.verdict import FoundVerdict, read_verdict
 from deconfound.runs.dial import DialRecord, read_dial
 from deconfound.runs.record import read_history
 from deconfound.runs.run import Run, open_run, read_json
@@ -93,6 +95,8 @@ class Sample:
     """Rows of the file."""
     marks: dict[str, Coded]
     """The part, label, environment and predicted label of each row; empty text where missing."""
+    table: pd.DataFrame
+    """All columns of these rows, (P, …)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Sources:
     """By kind, as in `PICTURES`."""
     sweeps: list[tuple[Path, pd.DataFrame]]
     """Directory and table, as text, of each comparison."""
+    verdicts: list[FoundVerdict]
     left_out: list[str]
     """Reasons why something found could not be read."""
 
@@ -124,6 +129,7 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
         "levels": lambda path: (path, read_table_file(path)),
         "embeddings": partial(_read_sample, points=points, seed=seed),
         "scores": _read_scores,
+        "verdict": read_verdict,
         **{kind: partial(read_pictures, kind=kind) for kind in PICTURES},
     }
     found: dict[str, list[Any]] = defaultdict(list)
@@ -153,7 +159,10 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
         )
     scores = _named(found)
     pictures = {kind: found[kind] for kind in PICTURES}
-    return Sources(found["run"], found["embeddings"], scores, pictures, found["table"], left_out)
+    return Sources(
+        found["run"], found["embeddings"], scores, pictures, found["table"], found["verdict"],
+        left_out,
+    )  # fmt: skip
 
 
 def _candidates(named: Path) -> Iterator[Path]:
@@ -177,7 +186,7 @@ def _candidates(named: Path) -> Iterator[Path]:
             inside[:], files = [], []
         for name in sorted(files):
             file = here / name
-            searched = name.startswith("scores") or file.suffix == ".h5ad"
+            searched = name.startswith("scores") or name == VERDICT or file.suffix == ".h5ad"
             if not name.startswith(".") and searched and _kind(file):
                 yield file
 
@@ -188,6 +197,8 @@ def _kind(path: Path) -> str | None:
         return next(
             (kind for kind, files in marks if all((path / f).is_file() for f in files)), None
         )
+    if path.name == VERDICT:
+        return "verdict"
     return {".h5ad": "embeddings", ".parquet": "scores"}.get(path.suffix)
 
 
@@ -221,10 +232,9 @@ def _read_sample(path: Path, points: int, seed: int) -> Sample:
         "predicted": opened.table[PREDICTED],
     }
     marks = {key: coded(text.iloc[rows].astype("string").fillna("")) for key, text in texts.items()}
-    about = opened.about
-    return Sample(
-        path, str(about["method"]), about, name, found[name][rows], rows, len(part), marks
-    )
+    about, table = opened.about, opened.table.iloc[rows].reset_index(drop=True)
+    method, values = str(about["method"]), found[name][rows]
+    return Sample(path, method, about, name, values, rows, len(part), marks, table)
 
 
 def _read_scores(path: Path) -> pd.DataFrame:

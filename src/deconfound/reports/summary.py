@@ -42,7 +42,7 @@ def statements(scores: pd.DataFrame, environment: str) -> list[Statement]:
     by_level = sorted(scores["level"].unique(), key=lambda name: (name == "iid", name))
     for parts in (("test",), ("id_test", "val")):
         for level in by_level:
-            part, rows = _of_first(parts, predicted[predicted["level"] == level])
+            part, rows = of_first(parts, predicted[predicted["level"] == level])
             if part is None or (level == "iid" and part != "test"):
                 continue
             subject = level_title(level)
@@ -55,7 +55,7 @@ def statements(scores: pd.DataFrame, environment: str) -> list[Statement]:
             found += [Statement(subject, sentence)] if sentence else []
     probed = scores[scores["metric"].str.startswith("probe_environment_macro_f1")]
     for level in by_level:
-        _, rows = _of_first(PROBED, probed[probed["level"] == level])
+        _, rows = of_first(PROBED, probed[probed["level"] == level])
         sentence = _comparison(rows, "probe_environment_macro_f1", "lower")
         if sentence:
             subject = f"{environment} read from the embedding, the less the better"
@@ -74,7 +74,7 @@ def imputation_statements(scores: pd.DataFrame) -> list[Statement]:
     found = []
     whole = scores[scores["representation"] == "image"]
     for level in sorted(whole["level"].unique()):
-        part, inside = _of_first(("test", "id_test"), whole[whole["level"] == level])
+        part, inside = of_first(("test", "id_test"), whole[whole["level"] == level])
         sentences = []
         for method, rows in inside.groupby("method"):
             error, wrong = (
@@ -99,7 +99,7 @@ def _source_statements(level: str, scores: pd.DataFrame) -> list[Statement]:
     found = []
     for kind, noun in (("environment", "environment"), ("level", "outermost level")):
         metric = f"imputation_source_{kind}"
-        part, read = _of_first(("id_test", "train"), scores[scores["metric"] == metric])
+        part, read = of_first(("id_test", "train"), scores[scores["metric"] == metric])
         spreads = {str(method): spread(rows) for method, rows in read.groupby("method")}
         spreads = {name: one for name, one in spreads.items() if not math.isnan(one.mean)}
         order = sorted(spreads, key=lambda name: (name == EXACT, name == ALONE, name == MOMENTS))
@@ -126,7 +126,7 @@ def warnings(sources: Sources, scores: pd.DataFrame) -> list[str]:
     ]
 
 
-def _of_first(parts: tuple[str, ...], rows: pd.DataFrame) -> tuple[str | None, pd.DataFrame]:
+def of_first(parts: tuple[str, ...], rows: pd.DataFrame) -> tuple[str | None, pd.DataFrame]:
     """The first of `parts` that has rows, and its rows."""
     part = next((part for part in parts if (rows["part"] == part).any()), None)
     return part, rows[rows["part"] == part]
