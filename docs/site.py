@@ -27,6 +27,8 @@ from deconfound.metrics.score import all_metrics
 from deconfound.verbs import VERBS
 
 README = re.compile(r"\]\((?:\.\./)+README\.md(?:#[\w-]*)?\)")
+CODE = re.compile(r"<code>[^<]*</code>")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 TABLE = re.compile(r"<table.*</table>", re.DOTALL)
 
 
@@ -60,6 +62,13 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Lead links to the README or to a notebook to a page of the site."""
     start = relpath("index.md", dirname(page.file.src_uri) or ".")
     return README.sub(f"]({start})", markdown).replace(".ipynb)", ".md)")
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Keep a flag on one line, which a browser would break at its hyphens."""
+    return CODE.sub(
+        lambda code: FLAG.sub(lambda flag: f'<span class="flag">{flag[0]}</span>', code[0]), html
+    )
 
 
 def address(title: str) -> str:
@@ -121,7 +130,7 @@ def metrics_table() -> str:
 
 def notebook_page(notebook: Path) -> Iterator[tuple[str, str | bytes]]:
     """The page of a notebook and its pictures, each with its name."""
-    parts = [f"[The notebook itself]({notebook.name}){{download}}"]
+    parts = [f"[Download the notebook]({notebook.name}){{download}}"]
     for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells):
         if cell.cell_type == "markdown":
             parts.append(cell.source)
