@@ -59,6 +59,7 @@ CHEAP = {
     "ingest source": "",
     "inject": "--quiet",
     "describe": "--quiet",
+    "compare cells.csv": "--methods erm --seeds 0 --workers 1 --steps 2 --batch-size 16 --quiet",
     "compare screen": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "compare --view levels": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "compare --view": "--workers 1 --quiet",
