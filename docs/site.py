@@ -27,8 +27,9 @@ from deconfound.metrics.score import all_metrics
 from deconfound.verbs import VERBS
 
 README = re.compile(r"\]\((?:\.\./)+README\.md(?:#[\w-]*)?\)")
-CODE = re.compile(r"<code>[^<]*</code>")
+CODE = re.compile(r"(?<!</span>)(?<!<pre>)<code>[^<]*</code>")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+WITHOUT_CONSTANTS = '{filters: ["!^_", "!^[A-Z_0-9]+$"]}'
 TABLE = re.compile(r"<table.*</table>", re.DOTALL)
 
 
@@ -65,10 +66,13 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Keep a flag on one line, which a browser would break at its hyphens."""
-    return CODE.sub(
-        lambda code: FLAG.sub(lambda flag: f'<span class="flag">{flag[0]}</span>', code[0]), html
-    )
+    """Let a browser break code in a line after `_`, and no flag at its hyphens."""
+    return CODE.sub(lambda code: breakable(code[0]), html)
+
+
+def breakable(code: str) -> str:
+    """HTML of code with marks where lines may end."""
+    return FLAG.sub(r'<span class="flag">\g<0></span>', code).replace("_", "_<wbr>")
 
 
 def address(title: str) -> str:
@@ -90,7 +94,8 @@ def reference() -> dict[str, str]:
     paths["options and results"] = taken_and_returned()
     paths["losses"] = [f"{losses.__name__}.{name}" for name in losses.__all__]
     paths["metrics"] = [
-        f"{metrics.__name__}.{module.name}" for module in pkgutil.iter_modules(metrics.__path__)
+        f"{metrics.__name__}.{module.name}\n    options: {WITHOUT_CONSTANTS}"
+        for module in pkgutil.iter_modules(metrics.__path__)
     ]
     paths["what a method is"] = [contract.__name__, f"{contract.__name__}.post_hoc.PostHoc"]
     pages = {
