@@ -43,10 +43,9 @@ class PlainBrackets(griffe.Extension):
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Fill the navigation's "Python" with the pages of the reference."""
+    """Add the pages of the reference to the navigation's "Python"."""
     (python,) = (entry for entry in config.nav or [] if "Python" in entry)
-    first = [{"Use": "python.md"}] if Path(config.docs_dir, "python.md").is_file() else []
-    python["Python"] = first + [{title: address(title)} for title in reference()]
+    python["Python"] += [{title: address(title)} for title in reference()]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
