@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PUBLIC_DATA = ROOT / "docs" / "public-data.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 REAL = ROOT.parent / "shared" / "data"
 FORMS = {form.page: form for verb in VERBS.values() for form in verb.forms}
 """Every way to use a verb, by its page."""
@@ -58,6 +59,7 @@ CHEAP = {
     "ingest source": "",
     "inject": "--quiet",
     "describe": "--quiet",
+    "compare cells.csv": "--methods erm --seeds 0 --workers 1 --steps 2 --batch-size 16 --quiet",
     "compare screen": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "compare --view levels": "--workers 1 --steps 2 --batch-size 16 --quiet",
     "compare --view": "--workers 1 --quiet",
@@ -441,7 +443,7 @@ def test_every_form_of_a_verb_has_a_page_that_runs_it(page: str) -> None:
     assert any(set(wanted) <= set(words) for words in commands), wanted
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, *PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text(encoding="utf-8"))):
         if "://" in link:
@@ -495,7 +497,7 @@ def test_every_flag_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     for form in FORMS:
         for flag, field in fields_of(form, monkeypatch).items():
             known |= {flag, flag.replace("--", "--no-", 1)} if field.annotation is bool else {flag}
-    for page in [README, *PAGES]:
+    for page in [README, *PAGES, *NOTEBOOKS]:
         text = page.read_text(encoding="utf-8")
         shown = re.findall(r"^    (\w+): ", text, re.MULTILINE)  # options of an example
         own = {"--" + name.replace("_", "-") for name in shown}
@@ -560,6 +562,29 @@ def test_the_page_of_methods_tells_the_defaults_of_each() -> None:
                 assert said == f"`{' '.join(map(str, default))}`", f"{name}: --{option}"
             else:
                 assert said == f"`{default}`", f"{name}: --{option}"
+
+
+@pytest.mark.parametrize("page", [README, *PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
+def test_commands_in_a_line_of_text_name_a_verb(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    assert set(re.findall(r"`deconfound ([a-z]\w*)", text)) <= VERBS.keys()
+
+
+def test_which_command_leads_to_every_page_of_a_verb() -> None:
+    text = (ROOT / "docs" / "which-command.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\[`deconfound ([a-z]\w*)", text))
+    assert named == VERBS.keys()
+    assert {*FORMS, *VIEWS} - {"demo"} <= set(re.findall(r"\]\(([\w-]+)\.md", text))
+
+
+def test_the_glossary_holds_the_vocabulary_of_the_architecture() -> None:
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    vocabulary = architecture.partition("## Vocabulary\n")[2].partition("\n#")[0]
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    words, explained = (
+        set(re.findall(r"^\| (\w+)", text, re.MULTILINE)) for text in (vocabulary, glossary)
+    )
+    assert words <= explained
 
 
 def test_readme_lists_every_method() -> None:
