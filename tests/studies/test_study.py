@@ -45,7 +45,9 @@ def test_it_ends_in_a_verdict_a_page_and_a_run_to_use(
     assert found.sentences[0] == verdict["sentence"]
     assert len(found.sentences) <= 10
     assert found.page == out / "report.html"
-    assert (out / "report.html").is_file()
+    page = (out / "report.html").read_text()
+    assert verdict["sentence"] in page
+    assert len(page) < 8_000_000
     run = open_run(out / "recommended" / "run")
     assert run.config.data.fold == "iid"
     assert len(read_embeddings(out / "recommended" / "embeddings.h5ad").part) == len(screen)

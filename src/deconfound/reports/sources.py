@@ -29,11 +29,16 @@ from deconfound.reports.verdict import FoundVerdict, read_verdict
 from deconfound.runs.dial import DialRecord, read_dial
 from deconfound.runs.record import read_history
 from deconfound.runs.run import Run, open_run, read_json
+from deconfound.runtime.escaping import from_spreadsheet
 from deconfound.runtime.seeds import numpy_stream
 
+STUDY = "study"
+MOST_RUNS = 20
+"""Runs of a study that are shown: those of the first seed, without those that only choose."""
 SCORE_COLUMNS = [column for column in COLUMNS if column != "config"]
 SCORE_KEY = ["method", "fold", "seed", "representation", "metric", "part"]
 MARKS = {
+    STUDY: {"study.yaml", "runs.csv"},
     "run": {"config.yaml", "fold.json"},
     "sweep": {"sweep.yaml", "table.csv"},
     "levels": {"crossval.yaml", "table.md"},
@@ -176,7 +181,10 @@ def _candidates(named: Path) -> Iterator[Path]:
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         here = Path(folder)
         kind = _kind(here)
-        if kind:
+        if kind == STUDY:
+            yield from _runs_of_study(here)
+            inside[:] = [name for name in inside if name in ("embeddings", "recommended")]
+        elif kind:
             yield here
         if kind == "sweep":  # of its runs those that were selected
             with suppress(UserError):  # reading the sweep says why
@@ -189,6 +197,15 @@ def _candidates(named: Path) -> Iterator[Path]:
             searched = name.startswith("scores") or name == VERDICT or file.suffix == ".h5ad"
             if not name.startswith(".") and searched and _kind(file):
                 yield file
+
+
+def _runs_of_study(study: Path) -> list[Path]:
+    """Runs with a group held out that have ended, those that are measured first."""
+    runs = from_spreadsheet(pd.read_csv(study / "runs.csv", keep_default_na=False))
+    own = runs[(runs["without"] == "") & (runs["seed"] == runs["seed"].min())]
+    own = own.sort_values("measured", ascending=False, kind="stable")
+    paths = [run_directory(study, name) for name in own["run"]]
+    return [path for path in paths if (path / "model.safetensors").is_file()][:MOST_RUNS]
 
 
 def _kind(path: Path) -> str | None:
