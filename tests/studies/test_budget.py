@@ -7,7 +7,7 @@ import pytest
 
 from deconfound.data.screens.screen import Screen
 from deconfound.studies import budget
-from deconfound.studies.budget import SIZES, Cost, choose_size
+from deconfound.studies.budget import SIZES, Cost, Size, choose_size
 from deconfound.studies.compare import compare
 from deconfound.studies.comparison import CompareOptions
 
@@ -40,6 +40,16 @@ def test_what_is_taken_fits_and_what_comes_before_it_does_not(minutes: float) ->
     for size in before:
         cost = sum(one.seconds(size.share) for one in ONE.values())
         assert budget._runs(8, size) * cost / 2 > 60 * minutes * (1 - budget.RESERVE)
+
+
+@pytest.mark.parametrize(("groups", "held", "runs"), [
+    (4, None, 4 + 6), (4, 3, 3 + 6), (4, 1, 1 + 3), (2, None, 2), (3, None, 3 + 3),
+    (10, None, 10 + 20), (10, 3, 3 + 12),
+])  # fmt: skip
+def test_runs_of_one_entry_are_counted_with_the_pairs_that_choose(
+    groups: int, held: int | None, runs: int
+) -> None:
+    assert budget._runs(groups, Size(held, 1, 1.0)) == runs
 
 
 def test_more_minutes_never_buy_less() -> None:

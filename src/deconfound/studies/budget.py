@@ -108,8 +108,10 @@ def _runs(groups: int, size: Size) -> int:
     """Runs of one entry at one level: of each group and seed, and without pairs of groups."""
     held = min(groups, size.groups or groups)
     beside = min(2 * NEIGHBOURS, groups - 1)
-    pairs = held * beside - held * min(beside, held - 1) // 2  # two held-out groups share one
-    return held * size.seeds + (pairs if groups > 2 else 0)
+    pairs = held * beside if groups > 2 else 0
+    if held == groups or beside == groups - 1:  # two held-out groups share one
+        pairs -= held * min(beside, held - 1) // 2 if pairs else 0
+    return held * size.seeds + pairs
 
 
 def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], int]:
