@@ -84,6 +84,15 @@ def test_a_method_that_compares_environments_is_not_trained_on_one(screen: Scree
     assert nested["erm"] - nested["irm"] == {of_one_series}
 
 
+def test_where_time_may_end_entries_take_turns(screen: Screen) -> None:
+    both = {"mixstyle": {}, "erm": {}}
+    plan = planned(screen, folds=["plate=S1/P1", "plate=S2/P1"], methods=both)
+    jobs = plan.alternating(plan.search())
+    assert sorted(job.name for job in jobs) == sorted(job.name for job in plan.search())
+    methods = [job.config.method for job in jobs]
+    assert methods == ["mixstyle", "erm"] * (len(jobs) // 2)
+
+
 def test_without_choose_no_run_is_added(screen: Screen) -> None:
     plan = planned(screen, folds=["all groups of plate"], choose=False)
     assert all(not setting.nested for setting in plan.settings)

@@ -75,7 +75,7 @@ def execute(
     `view` writes of them, and summary.json. A run that fails does not stop the others; the next
     call tries it again. Raises Stopped on SIGTERM and Ctrl-C, when runs under way are saved.
     """
-    jobs = plan.search()
+    jobs = plan.search() if call.until is None else plan.alternating(plan.search())
     rounds = _Rounds(plan, out, call, jobs)
     places = Counter(map(_place, plan.settings))
     taken = [one for one in plan.settings if places[_place(one)] == 1]

@@ -116,6 +116,20 @@ class Plan:
         names |= {needed for name in names if (needed := self.jobs[name].needs) is not None}
         return [job for name, job in self.jobs.items() if name in names]
 
+    def alternating(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs with the first of every entry before the second of any: where time may end
+        before the jobs do, what is done then compares all entries."""
+        entry = {
+            name: setting.entry
+            for setting in self.settings
+            for name in (*setting.nested.values(), *setting.runs.values())
+        }
+        of_entry: dict[str, list[Job]] = {}
+        for job in jobs:
+            of_entry.setdefault(entry.get(job.name, ""), []).append(job)
+        rows = itertools.zip_longest(*of_entry.values())
+        return [job for row in rows for job in row if job is not None]
+
     def tasks(self, setting: Setting) -> list[Task]:
         """What is done with each run of a setting, when its setting is the one taken."""
         whole = setting.measured is not None

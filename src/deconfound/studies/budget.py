@@ -96,7 +96,8 @@ def choose_size(
             continue
         runs = [_runs(count, size) for count in groups]
         each = sum(cost.seconds(size.share) for cost in costs.values())
-        total = sum(runs) * each / max(1, workers)
+        last = max(cost.seconds(size.share) for cost in costs.values())  # the one to use
+        total = sum(runs) * each / max(1, workers) + last
         made = Estimate(minutes, size, costs, sum(runs) * len(costs), total / 60, total <= seconds)
         if made.fits:
             return made
@@ -184,4 +185,4 @@ def read_estimate(out: Path, minutes: float) -> Estimate | None:
 
 def deadline(began: float, minutes: float) -> float:
     """When no further run is begun, in seconds since the epoch."""
-    return max(time.time(), began + 60 * minutes * (1 - RESERVE / 2))
+    return max(time.time(), began + 60 * minutes * (1 - RESERVE))
