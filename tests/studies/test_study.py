@@ -196,7 +196,7 @@ def test_a_recommendation_that_changed_is_made_anew(
 
 
 def test_a_study_of_another_screen_in_the_same_folder_recommends_a_run_of_its_own(
-    done: tuple[Path, Comparison], screen: Screen, make_table: Callable[..., pd.DataFrame],
+    done: tuple[Path, Comparison], make_table: Callable[..., pd.DataFrame],
     make_images: Callable[..., Any], make_screen: Callable[..., Screen], tmp_path: Path,
 ) -> None:  # fmt: skip
     out, table = tmp_path / "out", make_table(30)
@@ -204,5 +204,5 @@ def test_a_study_of_another_screen_in_the_same_folder_recommends_a_run_of_its_ow
     other = make_screen(tmp_path / "other", make_images(table), table)
     one = FEW.model_copy(update={"methods": ("erm",), "hold_out": FOLDS[:1]})
     compare(other.path, out, one, workers=1, quiet=True)
-    assert open_run(out / "recommended" / "run").screen_identity == other.identity
+    assert open_run(out / "recommended" / "run").trained_on(other)
     assert len(read_embeddings(out / "recommended" / "embeddings.h5ad").part) == len(other)

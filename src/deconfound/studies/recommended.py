@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from deconfound.embeddings.correct import KNN, correct
 from deconfound.embeddings.embed import embed
@@ -23,8 +24,8 @@ def write_recommended(plan: Plan, name: str, out: Path, quiet: bool) -> Path:
 
     `out/recommended` then holds `run`, `embeddings.h5ad` of the whole screen, `imputer` where the
     run is trained on imputed images, and `corrected.h5ad` where the chain corrects. What is there
-    is not made again; what was made for another screen, chain or configuration goes. Raises UserError as
-    `fit`, `embed` and `correct` do.
+    is not made again; what was made for another screen, chain or configuration goes. Raises
+    UserError as `fit`, `embed` and `correct` do.
     """
     folder = out / FOLDER
     (screen,) = plan.screens
@@ -34,7 +35,7 @@ def write_recommended(plan: Plan, name: str, out: Path, quiet: bool) -> Path:
     (point,) = points(path, plan.file, chain.entry, entry)
     config, _ = on_fold(path, plan.file, chain.entry, entry, point, plan.screens[screen], FOLD)
     config = config.model_copy(update={"seed": plan.file.seeds[0]})
-    about = {"method": name, "config": config.model_dump(mode="json")}
+    about: dict[str, Any] = {"method": name, "config": config.model_dump(mode="json")}
     about |= {"screen": plan.screens[screen].identity, "knn": chain.knn, "options": chain.options}
     record = json.dumps(about, indent=2)
     file = folder / "recommended.json"
