@@ -87,6 +87,14 @@ def test_a_method_that_failed_beside_one_group_takes_no_part(plan: Plan, tmp_pat
     found = {one.fold: one for one in choose_chains(plan, plan.settings, done, tmp_path, "erm")}
     assert found[FOLD].name == "erm"
     assert "mixstyle" not in found[FOLD].scores
+    assert "mixstyle" in found[FOLD].lacking
+
+
+def test_before_the_runs_that_choose_are_done_nothing_is_chosen(plan: Plan, tmp_path: Path) -> None:
+    outer = {name for setting in plan.settings for name in setting.runs.values()}
+    done = results(plan, {"erm": {"id_test": 0.8}, "mixstyle": {"id_test": 0.8}})
+    done = {name: result for name, result in done.items() if name in outer}
+    assert choose_chains(plan, plan.settings, done, tmp_path, "erm") == []
 
 
 @pytest.mark.parametrize(("inside", "chosen"), [(0.795, "mixstyle"), (0.78, "erm")])

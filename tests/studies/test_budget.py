@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from deconfound.data.screens.screen import Screen
@@ -24,7 +25,7 @@ def test_two_short_runs_tell_a_step_and_what_is_beside_steps() -> None:
 
 
 def test_with_time_enough_nothing_is_cut() -> None:
-    found = choose_size(ONE, [4], 10_000, 1, 3)
+    found = choose_size(ONE, [(4, 4)], 10_000, 1, 3)
     assert found.size == SIZES[0]
     assert found.fits
     # 4 groups x 3 seeds, and 6 pairs of groups
@@ -34,12 +35,12 @@ def test_with_time_enough_nothing_is_cut() -> None:
 
 @pytest.mark.parametrize("minutes", [1, 2, 5, 10, 30, 100])
 def test_what_is_taken_fits_and_what_comes_before_it_does_not(minutes: float) -> None:
-    found = choose_size(ONE, [8], minutes, 2, 3)
+    found = choose_size(ONE, [(8, 8)], minutes, 2, 3)
     assert found.fits == (found.estimated_minutes <= minutes * (1 - budget.RESERVE))
     before = SIZES[: SIZES.index(found.size)]
     for size in before:
         cost = sum(one.seconds(size.share) for one in ONE.values())
-        assert budget._runs(8, size) * cost / 2 + cost > 60 * minutes * (1 - budget.RESERVE)
+        assert budget._runs(8, 8, size) * cost / 2 + cost > 60 * minutes * (1 - budget.RESERVE)
 
 
 @pytest.mark.parametrize(("groups", "held", "runs"), [
@@ -49,16 +50,18 @@ def test_what_is_taken_fits_and_what_comes_before_it_does_not(minutes: float) ->
 def test_runs_of_one_entry_are_counted_with_the_pairs_that_choose(
     groups: int, held: int | None, runs: int
 ) -> None:
-    assert budget._runs(groups, Size(held, 1, 1.0)) == runs
+    assert budget._runs(groups, groups, Size(held, 1, 1.0)) == runs
 
 
 def test_more_minutes_never_buy_less() -> None:
-    taken = [SIZES.index(choose_size(ONE, [8], minutes, 2, 3).size) for minutes in range(1, 60)]
+    taken = [
+        SIZES.index(choose_size(ONE, [(8, 8)], minutes, 2, 3).size) for minutes in range(1, 60)
+    ]
     assert taken == sorted(taken, reverse=True)
 
 
 def test_too_few_minutes_are_said() -> None:
-    found = choose_size({"erm": Cost(500.0, 1.0, 1_500)}, [4], 1, 1, 3)
+    found = choose_size({"erm": Cost(500.0, 1.0, 1_500)}, [(4, 4)], 1, 1, 3)
     assert not found.fits
     assert found.size == SIZES[-1]
     assert "what is not done by then is left out" in found.text()
@@ -89,3 +92,33 @@ def test_a_study_with_a_budget_says_what_it_cut_and_goes_on_with_it(
     # the time was over after the first run, and every call does one at least
     assert [(one.before, one.left) for one in (found.summary, again.summary)] == [(0, 3), (1, 2)]
     assert "3 left for a call with more time" in found.summary.text()
+
+
+def test_seeds_that_were_not_asked_for_cut_nothing() -> None:
+    one = choose_size(ONE, [(4, 4)], 10_000, 1, 1)
+    assert one.size == (None, 1, 1.0)
+    assert choose_size(ONE, [(4, 4)], 10_000, 1, 5).size == (None, 5, 1.0)
+
+
+def test_groups_that_are_left_out_beside_one_held_out_cost_time() -> None:
+    # one of five groups is held out, with each of three seeds, and with each of the other four
+    assert choose_size(ONE, [(1, 5)], 10_000, 1, 3).runs == 3 + 4
+
+
+def test_a_budget_takes_the_seeds_and_groups_that_were_asked_for(
+    screen: Screen, tmp_path: Path
+) -> None:
+    options = CompareOptions(
+        methods=("erm", "mixstyle"), hold_out=("plate",), folds_per_level=1, seeds=(7,),
+        batch_size=16, steps=2, budget=100,
+    )  # fmt: skip
+    out = tmp_path / "out"
+    (out / "timing").mkdir(parents=True)
+    (out / "study.yaml").write_text("")  # of a call that was killed while it took times
+    (out / "timing" / "old").write_text("")
+    compare(screen.path, out, options, workers=1, quiet=True)
+    runs = pd.read_csv(out / "runs.csv", keep_default_na=False)
+    assert set(runs["seed"]) == {7}
+    assert len(runs[runs["without"] == ""]) == 2
+    fewer = options.model_copy(update={"methods": ("erm",)})
+    assert compare(screen.path, out, fewer, workers=1, quiet=True).best == "erm"

@@ -193,3 +193,16 @@ def test_a_recommendation_that_changed_is_made_anew(
     compare(screen.path, out, FEW, workers=1, quiet=True)
     assert '"method": "not-' not in about.read_text()
     assert (out / "recommended" / "embeddings.h5ad").is_file()
+
+
+def test_a_study_of_another_screen_in_the_same_folder_recommends_a_run_of_its_own(
+    done: tuple[Path, Comparison], make_table: Callable[..., pd.DataFrame],
+    make_images: Callable[..., Any], make_screen: Callable[..., Screen], tmp_path: Path,
+) -> None:  # fmt: skip
+    out, table = tmp_path / "out", make_table(30)
+    shutil.copytree(done[0], out)
+    other = make_screen(tmp_path / "other", make_images(table), table)
+    one = FEW.model_copy(update={"methods": ("erm",), "hold_out": FOLDS[:1]})
+    compare(other.path, out, one, workers=1, quiet=True)
+    assert open_run(out / "recommended" / "run").trained_on(other)
+    assert len(read_embeddings(out / "recommended" / "embeddings.h5ad").part) == len(other)

@@ -144,3 +144,29 @@ def test_a_method_that_saw_held_out_images_says_so() -> None:
     found = judged(rows("erm", 0.4) + rows("good", 0.7, note=note), ALL_GOOD)
     assert [found.methods[name].saw_held_out for name in ("erm", "good")] == [False, True]
     assert any("images of held-out groups used" in line for line in found.lines())
+
+
+def test_of_methods_that_could_not_be_compared_no_difference_is_not_said() -> None:
+    names, scores = ["erm", "good"], pd.DataFrame(rows("erm", 0.4))
+    given = {"source": "screen", "label": "l", "environment": "e", "hold_out": ["Metadata_Batch"],
+             "shared_information": 0.1}  # fmt: skip
+    choices = [Chosen(fold, "erm", {"erm": 0.5}, ("x", "y"), ("good",)) for fold in FOLDS]
+    found = make_verdict(scores, choices, names, **given)
+    assert (found.verdict, found.why) == (
+        "cannot be told", "The choice fell on erm, but without good.",
+    )  # fmt: skip
+    assert found.chosen_by.endswith("Runs of good that it takes are not done or failed.")
+
+
+def test_where_no_group_is_left_out_no_method_has_a_score_by_which_it_was_chosen() -> None:
+    choices = [Chosen(fold, "good", {"erm": 0.5, "good": 0.6}, ()) for fold in FOLDS[:2]]
+    choices.append(Chosen(FOLDS[2], "good", {"erm": 0.2, "good": 0.3}, ("x",)))
+    given = {"source": "screen", "label": "l", "environment": "e", "hold_out": ["Metadata_Batch"],
+             "shared_information": 0.1}  # fmt: skip
+    scores = pd.DataFrame(rows("erm", 0.4) + rows("good", 0.7))
+    found = make_verdict(scores, choices, ["erm", "good"], **given)
+    assert found.methods["good"].chosen_by_score == 0.3
+    assert "on 1 other group, left out" in found.chosen_by
+    assert "Where none can be, the method after ERM is kept" in found.chosen_by
+    alone = make_verdict(scores, choices[:2], ["erm", "good"], **given)
+    assert math.isnan(alone.methods["good"].chosen_by_score)

@@ -28,6 +28,8 @@ class Chosen:
     distribution where none was."""
     groups: tuple[str, ...]
     """The groups left out beside it, of which every chain in `scores` has a score."""
+    lacking: tuple[str, ...] = ()
+    """Chains that took no part, as a run that they are chosen by is not done or failed."""
 
 
 def choose_chains(
@@ -39,11 +41,12 @@ def choose_chains(
     the held-out one; of equal ones the first. Where no group was, as the level has two groups: the
     chain after the baseline, if in distribution it loses at most 0.01 to the baseline, and else the
     baseline. A chain without a score of a group that the baseline has one of takes no part. Folds
-    whose baseline has no score are left out.
+    whose baseline has no score are left out, and those whose runs that choose are not done.
     """
     found = []
     for fold in dict.fromkeys(one.fold for one in taken if "=" in one.fold):
         of_fold = {one.entry: one for one in taken if one.fold == fold}
+        planned = {one.entry: one for one in plan.settings if one.fold == fold}
         scored = {
             chain.name: _of_groups(chain, of_fold[chain.entry], results, out)
             for chain in plan.chains
@@ -56,7 +59,11 @@ def choose_chains(
                 for name, of_group in scored.items()
                 if of_group.keys() >= set(groups)
             }
-            found.append(Chosen(fold, max(means, key=lambda name: means[name]), means, groups))
+            able = [one.name for one in plan.chains if _beside(planned[one.entry], groups)]
+            found.append(_chosen(fold, max(means, key=means.__getitem__), means, groups, able))
+            continue
+        first = planned[next(one.entry for one in plan.chains if one.name == baseline)]
+        if any(run not in results for run in first.nested.values()):
             continue
         inside = {
             chain.name: _in_distribution(of_fold[chain.entry], results)
@@ -65,8 +72,20 @@ def choose_chains(
         }
         inside = {name: value for name, value in inside.items() if not math.isnan(value)}
         if baseline in inside:
-            found.append(Chosen(fold, _kept(inside, baseline), inside, ()))
+            able = [one.name for one in plan.chains if not one.is_post_hoc]
+            found.append(_chosen(fold, _kept(inside, baseline), inside, (), able))
     return found
+
+
+def _chosen(
+    fold: str, name: str, scores: dict[str, float], groups: tuple[str, ...], able: list[str]
+) -> Chosen:
+    return Chosen(fold, name, scores, groups, tuple(one for one in able if one not in scores))
+
+
+def _beside(setting: Setting, groups: tuple[str, ...]) -> bool:
+    """Whether a setting has a run for each of the groups left out beside its fold."""
+    return {pair.other(setting.fold) for pair in setting.nested} >= set(groups)
 
 
 def _kept(inside: dict[str, float], baseline: str) -> str:

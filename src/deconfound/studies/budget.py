@@ -70,6 +70,10 @@ class Estimate:
     fits: bool
     """Whether even the estimate is within the budget; the last size of all is taken otherwise."""
 
+    def steps(self) -> dict[str, int]:
+        """Steps of a run of each entry, of which nothing is cut."""
+        return {entry: cost.steps for entry, cost in self.costs.items()}
+
     def text(self) -> str:
         """One sentence for the terminal."""
         groups, seeds, share = self.size
@@ -83,18 +87,20 @@ class Estimate:
 
 
 def choose_size(
-    costs: dict[str, Cost], groups: Sequence[int], minutes: float, workers: int, most_seeds: int
+    costs: dict[str, Cost],
+    groups: Sequence[tuple[int, int]],
+    minutes: float,
+    workers: int,
+    most_seeds: int,
 ) -> Estimate:
     """The first of `SIZES` that fits `minutes`; the last one if none does.
 
-    `groups` are the groups that can be held out at each level.
+    `groups` are of each level those that are to be held out, and all that can be.
     """
     seconds = 60 * minutes * (1 - RESERVE)
     found: list[Estimate] = []
-    for size in SIZES:
-        if size.seeds > most_seeds:
-            continue
-        runs = [_runs(count, size) for count in groups]
+    for size in _sizes(most_seeds):
+        runs = [_runs(held, every, size) for held, every in groups]
         each = sum(cost.seconds(size.share) for cost in costs.values())
         last = max(cost.seconds(size.share) for cost in costs.values())  # the one to use
         total = sum(runs) * each / max(1, workers) + last
@@ -105,9 +111,19 @@ def choose_size(
     return found[-1]
 
 
-def _runs(groups: int, size: Size) -> int:
+def _sizes(most_seeds: int) -> list[Size]:
+    """`SIZES` with no more seeds than were asked for, all of them in those that cut none."""
+    most = max(size.seeds for size in SIZES)
+    capped = [
+        size._replace(seeds=most_seeds if size.seeds == most else min(size.seeds, most_seeds))
+        for size in SIZES
+    ]
+    return list(dict.fromkeys(capped))
+
+
+def _runs(held_out: int, groups: int, size: Size) -> int:
     """Runs of one entry at one level: of each group and seed, and without pairs of groups."""
-    held = min(groups, size.groups or groups)
+    held = min(held_out, size.groups or held_out)
     beside = min(2 * NEIGHBOURS, groups - 1)
     pairs = held * beside if groups > 2 else 0
     if held == groups or beside == groups - 1:  # two held-out groups share one
@@ -121,6 +137,7 @@ def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], 
     They go into `out/timing`, which is removed.
     """
     folder = out / "timing"
+    atomic.discard(folder)  # runs of a killed call would take no time
     orders: list[Order] = []
     entries: dict[str, str] = {}
     for setting in plan.settings:
@@ -153,11 +170,16 @@ def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], 
             (TIMED_STEPS[place % len(TIMED_STEPS)], outcome.ended - outcome.started)
         )
     atomic.discard(folder)
-    asked = {
+    asked = steps_asked(plan)
+    return {entry: _cost(times, asked[entry]) for entry, times in took.items()}, len(workers)
+
+
+def steps_asked(plan: Plan) -> dict[str, int]:
+    """Steps of a run of each entry of a plan."""
+    return {
         one.entry: plan.jobs[next(iter(one.runs.values()))].config.training.steps
         for one in plan.settings
     }
-    return {entry: _cost(times, asked[entry]) for entry, times in took.items()}, len(workers)
 
 
 def _cost(times: list[tuple[int, float]], steps: int) -> Cost:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from deconfound.embeddings.correct import KNN, correct
 from deconfound.embeddings.embed import embed
@@ -23,8 +24,8 @@ def write_recommended(plan: Plan, name: str, out: Path, quiet: bool) -> Path:
 
     `out/recommended` then holds `run`, `embeddings.h5ad` of the whole screen, `imputer` where the
     run is trained on imputed images, and `corrected.h5ad` where the chain corrects. What is there
-    is not made again; what was made for another chain or configuration goes. Raises UserError as
-    `fit`, `embed` and `correct` do.
+    is not made again; what was made for another screen, chain or configuration goes. Raises
+    UserError as `fit`, `embed` and `correct` do.
     """
     folder = out / FOLDER
     (screen,) = plan.screens
@@ -34,11 +35,13 @@ def write_recommended(plan: Plan, name: str, out: Path, quiet: bool) -> Path:
     (point,) = points(path, plan.file, chain.entry, entry)
     config, _ = on_fold(path, plan.file, chain.entry, entry, point, plan.screens[screen], FOLD)
     config = config.model_copy(update={"seed": plan.file.seeds[0]})
-    record = json.dumps({"method": name, "config": config.model_dump(mode="json")}, indent=2)
-    about = folder / "recommended.json"
-    if about.is_file() and about.read_text(encoding="utf-8") != record:
+    about: dict[str, Any] = {"method": name, "config": config.model_dump(mode="json")}
+    about |= {"screen": plan.screens[screen].identity, "knn": chain.knn, "options": chain.options}
+    record = json.dumps(about, indent=2)
+    file = folder / "recommended.json"
+    if file.is_file() and file.read_text(encoding="utf-8") != record:
         atomic.discard(folder)
-    atomic.write_text(about, record)
+    atomic.write_text(file, record)
     if entry.intervene is not None:
         config = _with_imputer(plan, entry.intervene, config, screen, folder, quiet)
     fit(config, screen, folder / "run", quiet=quiet)

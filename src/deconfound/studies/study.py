@@ -72,8 +72,10 @@ def compare_study(
             plan, _ = _plan(screen, entries, chains, options, intervention, posed)
             size, costs, said = _fitted(plan, out, options, call)
             call = replace(call, until=budget.deadline(call.began, options.budget))
+            most = [one for one in (size.groups, options.folds_per_level) if one is not None]
+            seeds = (options.seeds or SEEDS)[: size.seeds]
             options = options.model_copy(
-                update={"folds_per_level": size.groups, "seeds": tuple(range(size.seeds))}
+                update={"folds_per_level": min(most, default=None), "seeds": seeds}
             )
             for name, cost in costs.items():
                 steps = {"steps": budget.steps_of(cost.steps, size.share)}
@@ -143,15 +145,19 @@ def _text(plan: Plan) -> str:
 def _fitted(
     plan: Plan, out: Path, options: CompareOptions, call: Call
 ) -> tuple[budget.Size, dict[str, budget.Cost], list[str]]:
-    """What the budget buys: that of an earlier call, or what short runs say."""
+    """What the budget buys: that of an earlier call with these entries, or what short runs say."""
     assert options.budget is not None
     estimate = budget.read_estimate(out, options.budget)
-    if estimate is None:
+    if estimate is None or budget.steps_asked(plan) != estimate.steps():
         costs, workers = budget.measured_costs(plan, out, call)
+        (screen,) = plan.screens.values()
         folds = list(dict.fromkeys(setting.fold for setting in plan.settings))
         levels = Counter(fold.partition("=")[0] for fold in folds)
+        there = _groups_of(screen, roles_of(screen, options.data), set(levels))
+        every = Counter(fold.partition("=")[0] for fold in there)
+        held = [(count, every[level]) for level, count in levels.items()]
         estimate = budget.choose_size(
-            costs, list(levels.values()), options.budget, workers, len(options.seeds or SEEDS)
+            costs, held, options.budget, workers, len(options.seeds or SEEDS)
         )
         budget.write_estimate(out, estimate)
     return estimate.size, estimate.costs, [estimate.text()]

@@ -165,7 +165,7 @@ def _judge(
     covered: float,
 ) -> tuple[Word, str]:
     if gain is None:
-        return "cannot be told", "No run has ended on a held-out group yet."
+        return "cannot be told", "No held-out group has all the runs yet that a choice is made of."
     if shared >= CONFOUNDED:
         return "cannot be told", (
             f"Labels and batches say nearly the same ({shared:.2f} of 1), so neither can be told "
@@ -176,6 +176,11 @@ def _judge(
             f"Only {covered:.0%} of the rows of held-out groups have a label that training has."
         )
     if all(one.name == baseline for one in chosen):
+        if lacking := _lacking(chosen):
+            return (
+                "cannot be told",
+                f"The choice fell on {baseline}, but without {listed(lacking)}.",
+            )
         return "no difference", f"The choice fell on {baseline} itself for every held-out group."
     if math.isnan(gain.low):
         return "cannot be told", (
@@ -222,24 +227,35 @@ def _sentence(
 def _chosen_by(chosen: Sequence[Chosen], group: str) -> str:
     if not chosen:
         return "Nothing was chosen yet."
-    beside = [len(one.groups) for one in chosen]
-    if min(beside) == 0:
+    without = ""
+    if lacking := _lacking(chosen):
+        without = f" Runs of {listed(lacking)} that it takes are not done or failed."
+    beside = [len(one.groups) for one in chosen if one.groups]
+    kept = "the method after ERM is kept unless it loses more than 0.01 in distribution."
+    if not beside:
         return (
-            f"Chosen without the held-out {group}: with two groups none can be left out beside it, "
-            "so the method after ERM is kept unless it loses more than 0.01 in distribution."
+            f"Chosen without the held-out {group}: no other can be left out beside it, as with two "
+            f"groups, so {kept}{without}"
         )
+    if len(beside) < len(chosen):
+        without = f" Where none can be, {kept}{without}"
     most = f"{min(beside)} to {max(beside)}" if min(beside) < max(beside) else str(beside[0])
     return (
         f"Chosen for each held-out {group} without a look at it: the best mean macro-F1 on "
         f"{most} other group{'s' * (max(beside) > 1)}, left out of training in turn beside it."
+        f"{without}"
     )
+
+
+def _lacking(chosen: Sequence[Chosen]) -> list[str]:
+    return list(dict.fromkeys(name for one in chosen for name in one.lacking))
 
 
 def _of_method(
     scores: pd.DataFrame, name: str, folds: list[str], chosen: Sequence[Chosen], baseline: str
 ) -> OfMethod:
     own = scores[scores["method"] == name]
-    compared = [one.scores.get(name, math.nan) for one in chosen]
+    compared = [one.scores.get(name, math.nan) for one in chosen if one.groups]
     notes = own["note"].fillna("").astype(str)
     return OfMethod(
         held_out=_score(own, F1, "test", folds),
