@@ -53,7 +53,7 @@ def test_a_screen_alone_is_trained_as_recommended(screen: Screen, run: Path, cap
         "training": {
             "steps": 2, "augment": "dihedral", "schedule": "cosine", "warmup_steps": 20,
         },
-        "options": {"norm": "batch", "learning_rate": 0.002},
+        "options": {"norm": "instance", "learning_rate": 0.002},
     }  # fmt: skip
     for section, values in wanted.items():
         assert values.items() <= config[section].items()

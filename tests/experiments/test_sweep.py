@@ -567,7 +567,7 @@ def test_ctrl_c_in_the_demonstration_ends_as_in_fit(tmp_path: Path) -> None:
         out, said = running.communicate(timeout=60)
     assert (running.returncode, out) == (0, "")
     assert said == (
-        "deconfound: demo: 0 of 6 runs done, those under way are saved; the same command resumes\n"
+        "deconfound: demo: 0 of 28 runs done, those under way are saved; the same command resumes\n"
     )
     assert not [one for one in started if Path(f"/proc/{one}").exists()]
     assert len(list(tmp_path.glob("demo/runs/*/resume.pt"))) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deconfound.experiments.verdict import paired_differences
+from deconfound.experiments.verdict import _interval_of_pairs, paired_differences
 
 FOLDS = [f"plate={name}" for name in "ABCD"]
 
@@ -84,3 +84,18 @@ def test_identical_methods_are_rarely_told_apart() -> None:
         (fewer,) = paired_differences(noise, "erm", FOLDS[:2])
         assert math.isnan(fewer.low)
     assert np.mean(told) <= 0.12
+
+
+@pytest.mark.parametrize(("folds", "most"), [(3, 0.12), (4, 0.12), (8, 0.10)])
+def test_of_few_folds_the_interval_seldom_leaves_out_a_difference_of_0(
+    folds: int, most: float
+) -> None:
+    """Folds differ more than seeds; 95 % intervals should leave 0 out in one of twenty."""
+    stream = np.random.default_rng(folds)
+    left_out = 0
+    for _ in range(150):
+        grid = stream.normal(0, 1, (folds, 1)) + stream.normal(0, 0.5, (folds, 3))
+        low, high = _interval_of_pairs(grid, "method")
+        assert low < grid.mean() < high
+        left_out += low > 0 or high < 0
+    assert left_out / 150 <= most

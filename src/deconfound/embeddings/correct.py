@@ -18,7 +18,7 @@ from deconfound.files import atomic
 from deconfound.methods import post_hoc
 from deconfound.methods.contract.post_hoc import PostHoc, PostHocOptions, TooFewControls
 from deconfound.metrics.neighbors import nearest, vote
-from deconfound.runs.config import HELD_OUT_NOTES, SAW_HELD_OUT
+from deconfound.runs.config import ALIGNED, HELD_OUT_NOTES, SAW_HELD_OUT
 
 KNN = "knn"
 """The name under which `correct` only takes the vote and leaves the embedding as it is."""
@@ -219,6 +219,9 @@ def _about(
     }
     if refitted and HELD_OUT_NOTES in about:
         about[HELD_OUT_NOTES] = list(dict.fromkeys([*about[HELD_OUT_NOTES], SAW_HELD_OUT]))
+    if correction is not None and correction.ADAPTS:
+        told = about.get(HELD_OUT_NOTES, [SAW_HELD_OUT] if about["saw_held_out"] else [])
+        about[HELD_OUT_NOTES] = list(dict.fromkeys([*told, ALIGNED]))
     if correction is not None and (notes := correction.notes()):
         name = next(iter(done))
         about[NOTES] = [*opened.about.get(NOTES, []), *(f"{name}: {note}" for note in notes)]

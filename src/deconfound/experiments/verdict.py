@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from deconfound.arrays import ROUNDING, Codes, Doubles, Mask
 from deconfound.display.numbers import counted
@@ -76,7 +78,10 @@ def paired_differences(
 
 
 def _interval_of_pairs(grid: Doubles, method: str) -> tuple[float, float]:
-    """The 95 % interval of the mean of (folds, seeds); NaN entries are pairs that are missing."""
+    """The 95 % interval of the mean of (folds, seeds); NaN entries are pairs that are missing.
+
+    The bootstrap's, widened around the mean as `_of_few` says.
+    """
     if len(grid) < FEWEST_FOLDS or grid.shape[1] < FEWEST_SEEDS:
         return math.nan, math.nan
     stream = numpy_stream(0, "paired differences", method)
@@ -88,7 +93,18 @@ def _interval_of_pairs(grid: Doubles, method: str) -> tuple[float, float]:
     count = np.einsum("rf,fs,rs->r", of_folds, known, of_seeds)
     means = total[count > 0] / count[count > 0]
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    mean = float(np.nanmean(grid))
+    wider = _of_few(len(grid))
+    return mean + wider * (float(low) - mean), mean + wider * (float(high) - mean)
+
+
+def _of_few(folds: int) -> float:
+    """By how much an interval over few folds is widened, as the bootstrap's is too narrow there.
+
+    The spread of a sample of n is sqrt((n − 1) / n) of what it should be, and Student's t takes the
+    place of the normal distribution: 2.7 times for 3 folds, 1.9 for 4, 1.2 for 10.
+    """
+    return float(math.sqrt(folds / (folds - 1)) * student.ppf(0.975, folds - 1) / norm.ppf(0.975))
 
 
 def bootstrap(correct: Mask, unit: Codes, seed: int = 0) -> tuple[float, float]:

@@ -28,6 +28,8 @@ STANDARDISED = "unseen groups standardised with images of test rows"
 """Note of a score of a run with --standardise-by, whose training saw none."""
 ADAPTED = "batch statistics of unseen environments taken over images of test rows"
 """Note of a score of a method whose batch norms adapt to the environment."""
+ALIGNED = "unseen groups aligned by embeddings of test rows"
+"""Note of a score of embeddings whose correction takes statistics of an unseen environment."""
 
 
 class RunConfig(Options):

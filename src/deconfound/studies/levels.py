@@ -64,9 +64,7 @@ def compare_levels(
         folds_per_level=options.folds_per_level,
         draw_seed=options.draw_seed,
     )
-    relative = intervention.get("relative_style")
-    if relative is not None:
-        style_reference(opened, roles_of(opened, options.data), relative, (), (), None)
+    refuse_unknown_controls(opened, options, intervention)
     file = out / MARKER
     refuse_foreign(out, file.name, "cross-validation")
     held_out = folds.loc[folds["held_out"], "fold"].tolist()
@@ -80,6 +78,15 @@ def compare_levels(
         atomic.write_text(out / "folds.csv", csv_text(folds))
         (shown, said), summary = execute(plan, out, write_view, call)
     return Comparison(shown, [*said, *describe_folds(folds)], summary)
+
+
+def refuse_unknown_controls(
+    screen: Screen, options: CompareOptions, intervention: Mapping[str, Any]
+) -> None:
+    """Raise UserError if styles are to be relative to controls and none are marked."""
+    relative = intervention.get("relative_style")
+    if relative is not None:
+        style_reference(screen, roles_of(screen, options.data), relative, (), (), None)
 
 
 def _refuse_many_folds(

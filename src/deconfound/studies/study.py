@@ -33,7 +33,7 @@ from deconfound.runs.recommended import LEARNING_RATE, RECOMMENDED, TRAINING, TU
 from deconfound.runtime.escaping import csv_text
 from deconfound.studies import budget
 from deconfound.studies.comparison import CompareOptions, Comparison
-from deconfound.studies.levels import SEEDS, plan_values
+from deconfound.studies.levels import SEEDS, plan_values, refuse_unknown_controls
 from deconfound.studies.recommended import write_recommended
 from deconfound.studies.source import RECORD
 from deconfound.studies.verdict import Verdict, make_verdict
@@ -65,6 +65,7 @@ def compare_study(
     }
     if not any((out / begun).is_file() for begun in (RECORD, DEMO_MARKER)):
         refuse_foreign(out, MARKER, "study")
+    refuse_unknown_controls(screen, options, intervention)
     said: list[str] = []
     posed = Folds()
     with atomic.locked(out):
@@ -107,6 +108,8 @@ def _as_the_recipe(
         return entry
     augment = options.augment or ("none" if screen.holds_profiles else TURNED["augment"])
     given: dict[str, Any] = {"learning_rate": LEARNING_RATE}
+    if method in (BASELINE, "scbd") and not screen.holds_profiles:
+        given["norm"] = "instance"  # holds up better than batch normalisation on pixels as stored
     if method == "scbd":
         given["decoder"] = "none"  # it changes no score
     return entry | {"training": TRAINING | {"augment": augment}, "options": given}

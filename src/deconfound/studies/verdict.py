@@ -135,7 +135,10 @@ def make_verdict(
         key=lambda name: _last(methods[name].held_out.mean),
         default=baseline,
     )
+    picks = {one.name for one in chosen}
     gain = _gain(both, CHOSEN, folds, baseline) if CHOSEN in gains else None
+    if len(picks) == 1 and baseline not in picks:  # one method everywhere: its own line
+        gain = methods[next(iter(picks))].difference
     of_choice = _of_method(both, CHOSEN, folds, chosen, baseline)
     covered = _mean(both[both["method"] == baseline], "class_coverage", "test", folds)
     word, why = _judge(gain, chosen, baseline, shared_information, covered)

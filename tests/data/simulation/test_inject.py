@@ -285,7 +285,7 @@ def test_the_verb_injects_and_describe_says_so(
 
 
 def test_a_report_says_of_a_run_that_its_effects_were_injected(screen: Screen) -> None:
-    from deconfound.reports.report import _pixels
+    from deconfound.reports.run_facts import _pixels
 
     config = {"data": {"scaling": "unit"}}
     for made, said in ((screen.provenance, "injected into cells, "), ({"made_by": "test"}, "")):

@@ -45,6 +45,8 @@ class PostHoc:
     """Authors, title, year."""
     CONTROLS: ClassVar[bool] = False
     """Whether `fit` and `transform` need to know which rows are controls."""
+    ADAPTS: ClassVar[bool] = False
+    """Whether rows of an environment that `fit` never saw are mapped by statistics of their own."""
     MAPS: ClassVar[bool] = True
     """Whether `transform` takes rows and environments that `fit` never saw. Otherwise all rows are
     fitted, held-out ones too, and the method's name and scores say so."""

@@ -36,6 +36,7 @@ class Standardise(PostHoc):
 
     Options = StandardiseOptions
     options: StandardiseOptions
+    ADAPTS = True
     SUMMARY = "every environment by the mean and sd of its controls, or of all its rows"
     PAPER = "Caicedo et al., Data-analysis strategies for image-based cell profiling, 2017"
 

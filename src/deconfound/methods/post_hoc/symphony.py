@@ -22,6 +22,7 @@ class Symphony(PostHoc):
 
     Options = HarmonyOptions
     options: HarmonyOptions
+    ADAPTS = True
     SUMMARY = "Harmony of the training rows; rows of any other environment are mapped onto it"
     PAPER = "Kang et al., Efficient and precise … reference atlas mapping with Symphony, 2021"
 

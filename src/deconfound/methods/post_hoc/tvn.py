@@ -45,6 +45,7 @@ class Tvn(PostHoc):
 
     Options = TvnOptions
     options: TvnOptions
+    ADAPTS = True
     SUMMARY = "controls of every environment are given one mean, spread and covariance"
     PAPER = "Ando et al., Improving phenotypic measurements in high-content imaging screens, 2017"
     CONTROLS = True
