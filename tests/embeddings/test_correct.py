@@ -23,6 +23,7 @@ from deconfound.embeddings.file import (
 )
 from deconfound.errors import UserError
 from deconfound.evaluation.measure import measure
+from deconfound.methods import post_hoc
 from deconfound.methods.post_hoc.harmony import HarmonyOptions
 from deconfound.reports.report import report
 
@@ -144,7 +145,9 @@ def test_symphony_is_measured_and_reported_as_a_method_of_its_own(
     mine = accuracy[accuracy.method == "erm+symphony+knn"]["value"].iloc[0]
     right = found.table[PREDICTED].astype(str) == found.table["y"].astype(str)
     assert mine == pytest.approx(right[PARTS == "test"].mean())
-    assert not scores["note"].str.contains("test rows").any()
+    assert not scores["note"].str.contains("trained with").any()
+    told = scores["note"].str.contains("unseen groups aligned by embeddings of test rows")
+    assert (told == (scores["method"] == "erm+symphony+knn")).all()
     report([tmp_path / "s.parquet"], tmp_path / "r.html")
     assert "erm+symphony+knn" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
@@ -325,3 +328,10 @@ def test_what_a_correction_leaves_out_is_said_once_and_kept(
     assert np.abs(values).max() < 100
     plain = correct("pca", file, tmp_path / "p.h5ad")
     assert "post_hoc_notes" not in plain.about
+
+
+def test_corrections_that_take_an_unseen_plates_own_rows_are_known() -> None:
+    """Those whose `transform` learns from the rows it is given; pca and sphering keep what `fit`
+    learnt, and harmony is fitted on all rows and says that instead."""
+    adapting = {name for name in post_hoc.names() if post_hoc.load(name).ADAPTS}
+    assert adapting == {"standardise", "symphony", "tvn"}
