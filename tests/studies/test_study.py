@@ -144,6 +144,25 @@ def test_a_table_and_a_folder_of_images_are_enough(tmp_path: Path) -> None:
         compare(tmp_path / "cells.csv", out, options, quiet=True)
 
 
+def test_a_table_that_was_mended_goes_into_the_same_folder(tmp_path: Path) -> None:
+    """Nothing was made of the first one, so nothing is held against the second."""
+    (tmp_path / "images").mkdir()
+    columns = {"Metadata_Perturbation": ["a", "b"], "Metadata_Batch": ["B1", "B2"]}
+    table = tmp_path / "cells.csv"
+    options = CompareOptions(images_root=tmp_path / "images", methods=("emr",))
+    pd.DataFrame({"Path": ["0.tif", "1.tif"]} | columns).to_csv(table, index=False)
+    out = tmp_path / "study"
+    with pytest.raises(UserError, match="did you mean 'erm'"):
+        compare(table, out, options, quiet=True)
+    assert not out.exists()
+    options = options.model_copy(update={"methods": ("erm",)})
+    with pytest.raises(UserError, match="no file .*0.tif"):
+        compare(table, out, options, quiet=True)
+    pd.DataFrame({"Path": ["2.tif", "3.tif"]} | columns).to_csv(table, index=False)
+    with pytest.raises(UserError, match="no file .*2.tif"):
+        compare(table, out, options, quiet=True)
+
+
 def test_without_methods_the_correction_fits_the_controls(
     screen: Screen, make_table: Callable[..., pd.DataFrame], make_images: Callable[..., Any],
     make_screen: Callable[..., Screen], tmp_path: Path,

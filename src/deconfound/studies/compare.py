@@ -21,6 +21,7 @@ from deconfound.experiments import search_table
 from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.plan import Plan, make_plan
 from deconfound.experiments.running.executors import ExecutorArguments, executor_options
+from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
 from deconfound.studies import levels, trade_off
@@ -90,6 +91,8 @@ def _compared(
     if kind == DEMO:
         return demo(out, options, call)
     if kind == "the view verdict":
+        if options.methods:
+            read_rows(options.methods, options.knn)  # a mistake there is told before any ingest
         screen = screen_of(path, out, options, call.quiet)
         return compare_study(screen, out, options, intervention, call)
     if kind == "the view levels":

@@ -63,7 +63,7 @@ def _claim(source: Path, out: Path, options: CompareOptions) -> None:
         "levels": list(options.levels),
     }
     record = out / RECORD
-    if record.is_file():
+    if record.is_file() and (out / "screen").exists():
         before = json.loads(record.read_text(encoding="utf-8"))
         differing = [name for name, value in made_of.items() if before.get(name) != value]
         if differing:
@@ -72,6 +72,10 @@ def _claim(source: Path, out: Path, options: CompareOptions) -> None:
                 f"({before.get(differing[0])}); choose another --out"
             )
         return
-    if out.exists() and any(not atomic.is_leftover(one.name) for one in out.iterdir()):
+    if (
+        out.exists()
+        and not record.is_file()
+        and any(not atomic.is_leftover(one.name) for one in out.iterdir())
+    ):
         raise UserError(f"{out}: exists and is not a study; choose another --out")
     atomic.write_text(record, json.dumps(made_of, indent=2))
