@@ -156,10 +156,10 @@ def test_a_table_that_was_mended_goes_into_the_same_folder(tmp_path: Path) -> No
         compare(table, out, options, quiet=True)
     assert not out.exists()
     options = options.model_copy(update={"methods": ("erm",)})
-    with pytest.raises(UserError, match="no file .*0.tif"):
+    with pytest.raises(UserError, match=r"no file .*0\.tif"):
         compare(table, out, options, quiet=True)
     pd.DataFrame({"Path": ["2.tif", "3.tif"]} | columns).to_csv(table, index=False)
-    with pytest.raises(UserError, match="no file .*2.tif"):
+    with pytest.raises(UserError, match=r"no file .*2\.tif"):
         compare(table, out, options, quiet=True)
 
 
