@@ -4,14 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deconfound.embeddings.correct import KNN, correct
 from deconfound.embeddings.embed import embed
-from deconfound.embeddings.file import read_embeddings
 from deconfound.experiments.plan import Plan
 from deconfound.experiments.plan_file import configured, on_fold, points
-from deconfound.experiments.running.chain import main_block
+from deconfound.experiments.running.chain import corrected
 from deconfound.files import atomic
-from deconfound.methods import post_hoc
 from deconfound.runs.config import RunConfig
 from deconfound.training.fit import fit
 
@@ -48,14 +45,8 @@ def write_recommended(plan: Plan, name: str, out: Path, quiet: bool) -> Path:
     embeddings = folder / "embeddings.h5ad"
     if not embeddings.exists():
         embed(folder / "run", screen, embeddings, quiet=quiet)
-    corrected = folder / "corrected.h5ad"
-    if chain.is_post_hoc and not corrected.exists():
-        method = chain.correction or KNN
-        options = None
-        if chain.correction is not None and chain.options:
-            options = post_hoc.load(method).Options.model_validate(chain.options)
-        block = main_block(list(read_embeddings(embeddings).representations))
-        correct(method, embeddings, corrected, options, representation=block, knn=chain.knn)
+    if chain.is_post_hoc:
+        corrected(chain, embeddings, folder / "corrected.h5ad")
     return folder
 
 

@@ -242,8 +242,7 @@ class _Judge:
 
     def renew(self, plan: Plan, done: Done, out: Path) -> None:
         """Write verdict.json and the page of what has ended so far."""
-        found = self.judge(plan, done, out)
-        atomic.write_text(out / "verdict.json", json.dumps(found.record(), indent=2))
+        self.write(plan, done, out)
         seal.write_frame(out / "scores.parquet", done.scores)
         self.page(out)
 

@@ -128,7 +128,6 @@ def make_verdict(
         scores[(scores["method"] == one.name) & (scores["fold"] == one.fold)] for one in chosen
     ]
     both = pd.concat([scores, *(one.assign(method=CHOSEN) for one in picked)])
-    gains = {one.method: one for one in paired_differences(both, baseline, folds)}
     methods = {name: _of_method(scores, name, folds, chosen, baseline) for name in names}
     recommended = max(
         (name for name in names if methods[name].held_out.n == methods[baseline].held_out.n),
@@ -136,7 +135,7 @@ def make_verdict(
         default=baseline,
     )
     picks = {one.name for one in chosen}
-    gain = _gain(both, CHOSEN, folds, baseline) if CHOSEN in gains else None
+    gain = _gain(both, CHOSEN, folds, baseline)
     if len(picks) == 1 and baseline not in picks:  # one method everywhere: its own line
         gain = methods[next(iter(picks))].difference
     of_choice = _of_method(both, CHOSEN, folds, chosen, baseline)

@@ -105,7 +105,9 @@ def do_tasks(
         if not waiting([task], out, run):
             continue
         source = embedded(out, run, screen, device=device, threads=threads)
-        file = _corrected(task.chain, out, run, source)
+        file = source
+        if task.chain.is_post_hoc:
+            file = corrected(task.chain, source, embeddings_file(out, task.chain.stem(run)))
         if task.whole:
             measure([file], task.file(out, run), quiet=True)
             continue
@@ -124,11 +126,11 @@ def embedded(out: Path, run: str, screen: Path, *, device: str, threads: int | N
     return file
 
 
-def _corrected(chain: Chain, out: Path, run: str, source: Path) -> Path:
-    """The embeddings that a chain ends in; of a run with a content block the content's."""
-    if not chain.is_post_hoc:
-        return source
-    file = embeddings_file(out, chain.stem(run))
+def corrected(chain: Chain, source: Path, file: Path) -> Path:
+    """The file of what a post hoc chain makes of the embeddings `source`, made unless it is there.
+
+    Of a run with a content block the content is corrected. Raises UserError as `correct` does.
+    """
     if not file.exists():
         method = chain.correction or KNN
         options = None
