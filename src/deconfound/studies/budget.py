@@ -139,9 +139,10 @@ def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], 
     folder = out / "timing"
     atomic.discard(folder)  # runs of a killed call would take no time
     orders: list[Order] = []
-    entries: dict[str, str] = {}
+    timed: dict[str, tuple[str, int]] = {}  # entry and steps of each short run
     for setting in plan.settings:
-        if setting.fold != plan.settings[0].fold or setting.entry in entries.values():
+        known = {entry for entry, _ in timed.values()}
+        if setting.fold != plan.settings[0].fold or setting.entry in known:
             continue
         job = plan.jobs[next(iter(setting.runs.values()))]
         if job.needs is not None:
@@ -158,17 +159,14 @@ def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], 
             orders.append(
                 Order(name, str(job.screen), identity, config.method, text, str(folder.resolve()))
             )
-            entries[name] = setting.entry
+            timed[name] = setting.entry, steps
     took: dict[str, list[tuple[int, float]]] = {}
     devices = {job.config.training.device for job in plan.jobs.values()}
     workers = set()
     for outcome in call.executors.run(orders, threads=1, devices=devices):
         workers.add(outcome.worker)
-        place = next(n for n, order in enumerate(orders) if order.name == outcome.name)
-        entry = entries[outcome.name]
-        took.setdefault(entry, []).append(
-            (TIMED_STEPS[place % len(TIMED_STEPS)], outcome.ended - outcome.started)
-        )
+        entry, steps = timed[outcome.name]
+        took.setdefault(entry, []).append((steps, outcome.ended - outcome.started))
     atomic.discard(folder)
     asked = steps_asked(plan)
     return {entry: _cost(times, asked[entry]) for entry, times in took.items()}, len(workers)
