@@ -324,3 +324,11 @@ def test_a_form_sets_what_is_not_given() -> None:
     changed = IstOptions(encoder="resnet18", content_weight=3).in_form("paper")
     assert changed == IstOptions(form="paper", encoder="resnet18", content_weight=3)
     assert changed.in_form("set") == IstOptions(encoder="resnet18", content_weight=3)
+
+
+@pytest.mark.parametrize("form", ["set", "paper"])
+def test_options_written_without_their_defaults_read_back(form: str) -> None:
+    given = IstOptions.model_validate({"form": form, "learning_rate": 0.002})
+    assert IstOptions.model_validate(given.model_dump(exclude_unset=True)) == given
+    default = IstOptions.model_validate({"learning_rate": 0.002})
+    assert IstOptions.model_validate(default.model_dump(exclude_unset=True)) == default

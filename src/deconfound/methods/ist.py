@@ -117,7 +117,8 @@ class IstOptions(MethodOptions):
             return given
         if "form" not in given and "output" in given:  # a run of a build without forms
             given = given | {"form": "paper"}
-        return cls.FORMS.get(given.get("form", "set"), {}) | given
+        form = given.get("form", "set")
+        return {"form": form} | cls.FORMS.get(form, {}) | given
 
     @model_validator(mode="after")
     def _of_its_form(self) -> Self:
