@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    "playwright.sync_api", reason="playwright is not installed: pip install 'deconfound[dev]'"
 )
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                None)  # fmt: skip
@@ -26,7 +26,10 @@ NARROW = {"width": 420, "height": 800}
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        try:
+            opened = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        except sync_api.Error as error:
+            pytest.skip(f"{BROWSER} does not start here: {error}")
         yield opened
         opened.close()
 
