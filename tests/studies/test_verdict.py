@@ -170,3 +170,17 @@ def test_where_no_group_is_left_out_no_method_has_a_score_by_which_it_was_chosen
     assert "Where none can be, the method after ERM is kept" in found.chosen_by
     alone = make_verdict(scores, choices[:2], ["erm", "good"], **given)
     assert math.isnan(alone.methods["good"].chosen_by_score)
+
+
+def test_biology_kept_is_what_a_probe_reads_of_held_out_labels() -> None:
+    def probed(block: str, part: str, value: float) -> dict[str, Any]:
+        own = {"method": "good", "fold": FOLDS[0], "seed": 0, "note": "", "part": part}
+        return own | {"representation": block, "metric": "probe_label_macro_f1", "value": value}
+
+    probes = [probed("content", "test", 0.6), probed("content", "id_test", 0.9),
+              probed("style", "test", 0.1)]  # fmt: skip
+    found = judged([*rows("erm", 0.4), *rows("good", 0.7), *probes], ALL_GOOD)
+    kept = found.methods["good"].biology_kept
+    assert kept is not None
+    assert (kept.mean, kept.n) == (0.6, 1)
+    assert found.methods["erm"].biology_kept is None

@@ -103,8 +103,8 @@ def of_verdict(verdict: Verdict) -> Leaderboard:
     }
     columns = [
         *_COLUMNS,
-        Column("environment readable", "↓", "balanced accuracy of a probe of the environment"),
-        Column("biology kept", "↑", "what is kept of the label across environments"),
+        Column("environment readable", "↓", "macro-F1 of a linear probe of the environment"),
+        Column("biology kept", "↑", "macro-F1 of a linear probe of the label on held-out rows"),
     ]
     badges = {
         name: [

@@ -5,18 +5,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-from scipy.stats import permutation_test
 
 from deconfound.data.tables.table import listed
 from deconfound.display.numbers import counted
 from deconfound.experiments.choice import Chosen
-from deconfound.experiments.running.chain import main_block
-from deconfound.experiments.verdict import FEWEST_FOLDS, FEWEST_SEEDS, paired_differences
+from deconfound.experiments.verdict import FEWEST_FOLDS, FEWEST_SEEDS
+from deconfound.studies.method_scores import (
+    F1,
+    Gain,
+    OfMethod,
+    Score,
+    gain_of,
+    mean_score,
+    of_method,
+    or_last,
+)
 
 Word = Literal["helps", "no difference", "harms", "cannot be told"]
-F1, READABLE = "macro_f1", "probe_environment_macro_f1"
 CHOSEN = " chosen "
 """Stands for the method chosen for each group; no method has this name."""
 SAME = 0.02
@@ -25,48 +31,6 @@ CONFOUNDED = 0.9
 """Shared information of label and environment from which neither can be told from the other."""
 COVERED = 0.5
 """Share of a held-out group's rows whose label was trained, below which nothing can be told."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a method reads, over held-out groups and seeds."""
-
-    mean: float = math.nan
-    sd: float = math.nan
-    """Over seeds, of the mean over groups; NaN of one seed."""
-    n: int = 0
-    """Runs."""
-    chance: float = math.nan
-    """Mean score of the same answers dealt out at random."""
-
-
-@dataclass(frozen=True)
-class Gain:
-    """By how much a method is above the baseline on held-out groups, macro-F1."""
-
-    mean: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    """Bootstrap interval of 95 % over groups and seeds; NaN of too few."""
-    p: float = math.nan
-    """Of the test that flips the sign of each group's difference; NaN of one group."""
-    groups: int = 0
-    seeds: int = 0
-
-
-@dataclass(frozen=True)
-class OfMethod:
-    """One line of the leaderboard."""
-
-    held_out: Score
-    in_distribution: Score
-    environment_readable: Score
-    biology_kept: Score | None
-    chosen_by_score: float
-    """Mean macro-F1 of the groups left out beside each held-out one; NaN where none was."""
-    difference: Gain | None
-    saw_held_out: bool
-    """Whether use was made of images of held-out groups, without their labels."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +66,7 @@ class Verdict:
 
     def lines(self) -> list[str]:
         """At most ten lines for a terminal."""
-        names = sorted(self.methods, key=lambda name: -_last(self.methods[name].held_out.mean))
+        names = sorted(self.methods, key=lambda name: -or_last(self.methods[name].held_out.mean))
         rows = [_line(name, self.methods[name]) for name in names[:6]]
         more = [f"and {len(names) - 6} more in verdict.json"] if len(names) > 6 else []
         return [self.sentence, self.why, self.chosen_by, *rows, *more]
@@ -128,18 +92,18 @@ def make_verdict(
         scores[(scores["method"] == one.name) & (scores["fold"] == one.fold)] for one in chosen
     ]
     both = pd.concat([scores, *(one.assign(method=CHOSEN) for one in picked)])
-    methods = {name: _of_method(scores, name, folds, chosen, baseline) for name in names}
+    methods = {name: of_method(scores, name, folds, chosen, baseline) for name in names}
     recommended = max(
         (name for name in names if methods[name].held_out.n == methods[baseline].held_out.n),
-        key=lambda name: _last(methods[name].held_out.mean),
+        key=lambda name: or_last(methods[name].held_out.mean),
         default=baseline,
     )
     picks = {one.name for one in chosen}
-    gain = _gain(both, CHOSEN, folds, baseline)
+    gain = gain_of(both, CHOSEN, folds, baseline)
     if len(picks) == 1 and baseline not in picks:  # one method everywhere: its own line
         gain = methods[next(iter(picks))].difference
-    of_choice = _of_method(both, CHOSEN, folds, chosen, baseline)
-    covered = _mean(both[both["method"] == baseline], "class_coverage", "test", folds)
+    of_choice = of_method(both, CHOSEN, folds, chosen, baseline)
+    covered = mean_score(both[both["method"] == baseline], "class_coverage", "test", folds)
     word, why = _judge(gain, chosen, baseline, shared_information, covered)
     group = listed([level.removeprefix("Metadata_").lower() for level in hold_out])
     sentence = _sentence(word, group, chosen, of_choice.held_out, methods[baseline].held_out, gain)
@@ -147,7 +111,7 @@ def make_verdict(
         {
             "fold": one.fold,
             "chosen": one.name,
-            "scores": {n: _mean(scores[scores["method"] == n], F1, "test", [one.fold])
+            "scores": {n: mean_score(scores[scores["method"] == n], F1, "test", [one.fold])
                        for n in names},
         }
         for one in chosen
@@ -253,74 +217,6 @@ def _lacking(chosen: Sequence[Chosen]) -> list[str]:
     return list(dict.fromkeys(name for one in chosen for name in one.lacking))
 
 
-def _of_method(
-    scores: pd.DataFrame, name: str, folds: list[str], chosen: Sequence[Chosen], baseline: str
-) -> OfMethod:
-    own = scores[scores["method"] == name]
-    compared = [one.scores.get(name, math.nan) for one in chosen if one.groups]
-    notes = own["note"].fillna("").astype(str)
-    return OfMethod(
-        held_out=_score(own, F1, "test", folds),
-        in_distribution=_score(own, F1, "id_test", folds),
-        environment_readable=_readable(own),
-        biology_kept=None,
-        chosen_by_score=float(np.mean(compared)) if compared else math.nan,
-        difference=None if name == baseline else _gain(scores, name, folds, baseline),
-        saw_held_out=bool(notes.str.contains("of test rows").any()),
-    )
-
-
-def _readable(own: pd.DataFrame) -> Score:
-    blocks = own[own["metric"] == READABLE]
-    if blocks.empty:
-        return Score()
-    block = main_block(list(blocks["representation"]))
-    kept = own[own["representation"] == block]
-    return _score(kept, READABLE, None, list(blocks["fold"].unique()))
-
-
-def _of(scores: pd.DataFrame, metric: str, part: str | None, folds: list[str]) -> pd.DataFrame:
-    kept = (scores["metric"] == metric) & scores["fold"].isin(folds)
-    return scores[kept if part is None else kept & (scores["part"] == part)]
-
-
-def _score(scores: pd.DataFrame, metric: str, part: str | None, folds: list[str]) -> Score:
-    found = _of(scores, metric, part, folds).dropna(subset=["value"])
-    if found.empty:
-        return Score()
-    of_seed = found.groupby("seed")["value"].mean()
-    chance = _of(scores, f"{metric}_chance", part, folds)["value"].mean()
-    sd = float(of_seed.std(ddof=1)) if len(of_seed) > 1 else math.nan
-    return Score(float(found["value"].mean()), sd, len(found), float(chance))
-
-
-def _mean(scores: pd.DataFrame, metric: str, part: str, folds: list[str]) -> float:
-    return float(_of(scores, metric, part, folds)["value"].mean())
-
-
-def _gain(scores: pd.DataFrame, name: str, folds: list[str], baseline: str) -> Gain | None:
-    pair = scores[scores["method"].isin([name, baseline])]
-    found = paired_differences(pair, baseline, folds)
-    if not found:
-        return None
-    (one,) = found
-    return Gain(one.mean, one.low, one.high, _p(pair, name, folds, baseline), one.folds, one.seeds)
-
-
-def _p(pair: pd.DataFrame, name: str, folds: list[str], baseline: str) -> float:
-    """Two-sided p of the mean over groups, with the sign of each group's difference flipped."""
-    rows = _of(pair, F1, "test", folds)
-    rows = rows[rows["representation"] == "prediction"]
-    table = rows.pivot_table(index=["fold", "seed"], columns="method", values="value").dropna()
-    of_group = (table[name] - table[baseline]).groupby(level="fold").mean().to_numpy()
-    if len(of_group) < 2:
-        return math.nan
-    tested = permutation_test(
-        (of_group,), np.mean, permutation_type="samples", n_resamples=9_999, rng=0
-    )
-    return float(tested.pvalue)
-
-
 def _line(name: str, one: OfMethod) -> str:
     inside, read = one.in_distribution, one.environment_readable
     said = f"{name}: held out {_text(one.held_out)}, in distribution {_text(inside)}"
@@ -334,10 +230,6 @@ def _text(score: Score) -> str:
         return "–"
     spread = "" if math.isnan(score.sd) else f" ± {score.sd:.3f}"
     return f"{score.mean:.3f}{spread}"
-
-
-def _last(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
 
 
 def _plain(value: Any) -> Any:
