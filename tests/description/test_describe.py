@@ -265,3 +265,18 @@ def test_mistakes_are_one_line(
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_the_page_begins_with_sample_images(tmp_path: Path) -> None:
+    made(tmp_path, plain(["a", "b", "a", "b"], ["p1", "p1", "p2", "p2"]), ROLES)
+    page = (tmp_path / "out" / "describe.html").read_text()
+    assert page.index('<section id="samples">') < page.index('<section id="table-1">')
+    assert page.count('class="tile"') == 4
+    assert re.findall(r'<th><span class="cut" title="(\w+)">', page)[:4] == ["p1", "p2", "a", "b"]
+
+
+def test_a_page_without_a_shown_label_says_so(tmp_path: Path) -> None:
+    made(tmp_path, plain([None, None], ["p1", "p2"]), ROLES)
+    page = (tmp_path / "out" / "describe.html").read_text()
+    assert "No sample images" in page
+    assert "no image has a label and an environment" in page

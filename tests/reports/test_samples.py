@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deconfound.reports import samples
+from deconfound.display import samples
 from deconfound.reports.cells import read_cells
 from deconfound.reports.samples import sample_images
 from deconfound.reports.sources import find_sources

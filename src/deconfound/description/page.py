@@ -6,11 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from markupsafe import Markup
 
 from deconfound.data.simulation.inject import clean_name
 from deconfound.data.tables.table import natural_order
 from deconfound.description.description import Description
 from deconfound.display.page import page
+from deconfound.display.samples import sample_table, samples_html
+from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.runtime.escaping import csv_text
 
@@ -116,8 +119,20 @@ def write_page(description: Description, out: Path) -> None:
                 _statistics(description, PAGE_ROWS),
             ],
             heat=_heat(grid),
+            samples=_samples(description),
         )
         (folder / "describe.html").write_text(text, encoding="utf-8")
+
+
+def _samples(description: Description) -> Markup:
+    """Sample images by label × environment; empty for a screen of profiles."""
+    screen, roles = description.screen, description.roles
+    if screen.holds_profiles or roles.label is None or not roles.environment:
+        return Markup("")
+    try:
+        return samples_html([sample_table(screen, roles)])
+    except UserError as error:
+        return samples_html([], [str(error)])
 
 
 def _page_grid(description: Description) -> Grid:

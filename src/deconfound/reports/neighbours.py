@@ -10,18 +10,12 @@ from markupsafe import Markup
 from deconfound.arrays import Codes, Floats, Rows
 from deconfound.data.tables.table import coded, listed
 from deconfound.display.page import templates
+from deconfound.display.tiles import Sheet, pictures, read_tiles, shared_limits, sheet
 from deconfound.errors import UserError
 from deconfound.metrics.neighbors import nearest
 from deconfound.reports.cells import Cells, shared_split
+from deconfound.reports.screens import screen_of
 from deconfound.reports.sources import RunSource
-from deconfound.reports.tiles import (
-    Sheet,
-    pictures,
-    read_tiles,
-    screen_of,
-    shared_limits,
-    sheet,
-)
 from deconfound.runtime.seeds import numpy_stream
 
 NEIGHBOURS = 5

@@ -2,16 +2,14 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from deconfound.arrays import Bytes, Doubles, Pixels, Rows
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import Screen
 from deconfound.display.page import data_uri
 from deconfound.display.pixels import PERCENTILES, contrast, is_photograph, rgb
-from deconfound.errors import UserError
-from deconfound.reports.sources import RunSource
 
 QUALITY = 80
 """Of WebP, 0 … 100, where nothing else is said."""
@@ -35,36 +33,6 @@ class Sheet(NamedTuple):
         down, across = divmod(tile, self.columns)
         x, y = across / max(1, self.columns - 1), down / max(1, self.rows - 1)
         return f"{100 * x:.4g}% {100 * y:.4g}%"
-
-
-def screen_of_run(run: RunSource) -> Screen:
-    """The screen that a run was trained on; raises UserError if it is gone or changed."""
-    path = run.run.screen_path
-    if not path.is_dir():
-        raise UserError(f"the screen is no longer at {path}")
-    screen = open_screen(path)
-    if not run.run.trained_on(screen):
-        raise UserError(f"the screen at {path} has changed since")
-    return screen
-
-
-def screen_of(about: dict[str, Any], rows: int, runs: Sequence[RunSource]) -> Screen:
-    """The screen whose `rows` images are embedded in a file described by `about`.
-
-    Raises UserError as `screen_of_run`, if it holds profiles, and if the run is not among `runs` or
-    was trained on another screen.
-    """
-    name = about.get("run")
-    config = {key: value for key, value in about["config"].items() if key != "post_hoc"}
-    run = next((one for one in runs if (one.path.name, one.config) == (name, config)), None)
-    if run is None:
-        raise UserError(f"its run ({name}) is not among the paths reported on")
-    screen = screen_of_run(run)
-    if len(screen) != rows:
-        raise UserError(f"{about.get('screen')} is not the screen of the run")
-    if screen.holds_profiles:
-        raise UserError("the screen holds profiles, which have no pictures")
-    return screen
 
 
 def tile_size(screen: Screen, side: int) -> tuple[int, int]:

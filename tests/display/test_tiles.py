@@ -2,8 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,9 @@ import pytest
 from PIL import Image
 
 from deconfound.data.screens.screen import open_screen
-from deconfound.reports.tiles import Sheet, pictures, read_tiles, shared_limits, sheet, tile_size
+from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.tables.table import Roles
+from deconfound.display.tiles import Sheet, pictures, read_tiles, shared_limits, sheet, tile_size
 
 
 def picture(made: Sheet) -> np.ndarray:
@@ -20,11 +21,14 @@ def picture(made: Sheet) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-def test_a_tile_is_the_mean_of_the_pixels_it_covers(make_study: Callable[..., Any]) -> None:
+def test_a_tile_is_the_mean_of_the_pixels_it_covers(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 60_000, (3, 2, 8, 16), dtype=np.uint16)
     table = pd.DataFrame({"drug": list("aab"), "plate": list("PQR"), "well": ["A01"] * 3})
-    study = make_study(table, images, ("DNA", "ER"))
-    screen = open_screen(study.root / "screen")
+    roles = Roles(label="drug", environment=("plate",))
+    with ScreenWriter(tmp_path / "s", "s", ("DNA", "ER"), roles, {}) as writer:
+        writer.append(images)
+        writer.finish(table)
+    screen = open_screen(tmp_path / "s")
     assert tile_size(screen, 4) == (2, 4)
     tiles = read_tiles(screen, np.array([2, 0]), 4)
     means = images[[2, 0]].reshape(2, 2, 2, 4, 4, 4).mean(axis=(3, 5))
