@@ -17,7 +17,7 @@ from deconfound.errors import UserError
 from deconfound.runs.run import open_run
 from deconfound.studies.compare import compare
 from deconfound.studies.comparison import CompareOptions, Comparison
-from deconfound.studies.study import WITH_CONTROLS, WITHOUT_CONTROLS, default_methods
+from deconfound.studies.study import WITH_CONTROLS, WITHOUT_CONTROLS, _units, default_methods
 
 FOLDS = ("plate=S1/P1", "plate=S2/P1")
 FEW = CompareOptions(
@@ -225,3 +225,11 @@ def test_a_study_of_another_screen_in_the_same_folder_recommends_a_run_of_its_ow
     compare(other.path, out, one, workers=1, quiet=True)
     assert open_run(out / "recommended" / "run").trained_on(other)
     assert len(read_embeddings(out / "recommended" / "embeddings.h5ad").part) == len(other)
+
+
+def test_units_are_groups_of_the_outermost_level_held_out() -> None:
+    levels = ("Series", "Plate", "Section")
+    folds = ["Series=S1/a", "Plate=S1%2Fa/P1", "Section=S1%2Fa/P1/A", "Plate=S2/P1"]
+    assert list(_units(folds, levels).values()) == ["S1%2Fa", "S1%2Fa", "S1%2Fa", "S2"]
+    inner = ["Plate=S1/P1", "Section=S1/P1/A", "Section=S1/P2/A"]
+    assert list(_units(inner, levels).values()) == ["S1/P1", "S1/P1", "S1/P2"]

@@ -184,3 +184,19 @@ def test_biology_kept_is_what_a_probe_reads_of_held_out_labels() -> None:
     assert kept is not None
     assert (kept.mean, kept.n) == (0.6, 1)
     assert found.methods["erm"].biology_kept is None
+
+
+def test_plates_of_a_held_out_series_are_no_groups_of_their_own() -> None:
+    plates = [f"{fold}/P{plate}" for fold in FOLDS for plate in (1, 2)]
+    scores = [*rows("erm", 0.4, spread=0.05, folds=[*FOLDS, *plates]),
+              *rows("good", 0.5, spread=0.05, folds=[*FOLDS, *plates])]  # fmt: skip
+    chosen = dict.fromkeys([*FOLDS, *plates], "good")
+    units = {fold: fold.partition("/")[0] for fold in chosen}
+    together = judged(scores, chosen, units=units).difference
+    apart = judged(scores, chosen).difference
+    assert together is not None
+    assert apart is not None
+    assert (together.groups, apart.groups) == (4, 12)
+    assert together.mean == pytest.approx(apart.mean)
+    assert together.high - together.low > apart.high - apart.low
+    assert together.p == pytest.approx(2 / 2**4)

@@ -1,7 +1,7 @@
 """What each method of a study reads over its held-out groups and seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,9 +60,14 @@ class OfMethod:
 
 
 def of_method(
-    scores: pd.DataFrame, name: str, folds: list[str], chosen: Sequence[Chosen], baseline: str
+    scores: pd.DataFrame,
+    name: str,
+    units: Mapping[str, str],
+    chosen: Sequence[Chosen],
+    baseline: str,
 ) -> OfMethod:
-    """What `name` reads on the held-out `folds`, and its difference from the baseline there."""
+    """What `name` reads on the held-out folds, the keys of `units`, and its gain there."""
+    folds = list(units)
     own = scores[scores["method"] == name]
     compared = [one.scores.get(name, math.nan) for one in chosen if one.groups]
     notes = own["note"].fillna("").astype(str)
@@ -72,7 +77,7 @@ def of_method(
         environment_readable=_probed(own, READABLE, None),
         biology_kept=kept if (kept := _probed(own, KEPT, "test")).n else None,
         chosen_by_score=float(np.mean(compared)) if compared else math.nan,
-        difference=None if name == baseline else gain_of(scores, name, folds, baseline),
+        difference=None if name == baseline else gain_of(scores, name, units, baseline),
         saw_held_out=bool(notes.str.contains("of test rows").any()),
     )
 
@@ -107,9 +112,17 @@ def mean_score(scores: pd.DataFrame, metric: str, part: str, folds: list[str]) -
     return float(_of(scores, metric, part, folds)["value"].mean())
 
 
-def gain_of(scores: pd.DataFrame, name: str, folds: list[str], baseline: str) -> Gain | None:
-    """The difference of `name` from the baseline; None where no group has both."""
-    pair = scores[scores["method"].isin([name, baseline])]
+def gain_of(
+    scores: pd.DataFrame, name: str, units: Mapping[str, str], baseline: str
+) -> Gain | None:
+    """The difference of `name` from the baseline; None where no group has both.
+
+    `units` has for each fold the unit that is drawn: folds of one unit, such as a series and its
+    plates, count as one group, by their mean.
+    """
+    pair = scores[scores["method"].isin([name, baseline]) & scores["fold"].isin(list(units))]
+    pair = pair.assign(fold=pair["fold"].map(units))
+    folds = list(dict.fromkeys(units.values()))
     found = paired_differences(pair, baseline, folds)
     if not found:
         return None

@@ -278,4 +278,18 @@ class _Judge:
             environment=" / ".join(roles.environment),
             hold_out=list(held_out["level"].unique()),
             shared_information=shared_information(label.codes, environment.codes),
+            units=_units(held_out["fold"].tolist(), roles.levels),
         )
+
+
+def _units(folds: list[str], levels: tuple[str, ...]) -> dict[str, str]:
+    """Of each held-out fold the group of the outermost level held out that it is or lies in."""
+    depths = {fold: levels.index(fold.partition("=")[0]) for fold in folds}
+    kept = min(depths.values(), default=0) + 1
+    units = {}
+    for fold, depth in depths.items():
+        group = fold.partition("=")[2]
+        if not depth:  # of the outermost level alone a "/" is part of the name
+            group = group.replace("%", "%25").replace("/", "%2F")
+        units[fold] = "/".join(group.split("/")[:kept])
+    return units

@@ -1,7 +1,7 @@
 """The verdict of a study: does what was chosen help on groups that training never saw?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -82,27 +82,31 @@ def make_verdict(
     environment: str,
     hold_out: Sequence[str],
     shared_information: float,
+    units: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The verdict on `names`, the first of which is the baseline.
 
     `scores` has the columns of a scores file; `chosen` holds one choice for each held-out group.
+    `units` has of each fold the group that counts as one in intervals, as a series whose plates are
+    held out too; each fold on its own if not given.
     """
     baseline, folds = names[0], [one.fold for one in chosen]
+    units = {fold: (units or {}).get(fold, fold) for fold in folds}
     picked = [
         scores[(scores["method"] == one.name) & (scores["fold"] == one.fold)] for one in chosen
     ]
     both = pd.concat([scores, *(one.assign(method=CHOSEN) for one in picked)])
-    methods = {name: of_method(scores, name, folds, chosen, baseline) for name in names}
+    methods = {name: of_method(scores, name, units, chosen, baseline) for name in names}
     recommended = max(
         (name for name in names if methods[name].held_out.n == methods[baseline].held_out.n),
         key=lambda name: or_last(methods[name].held_out.mean),
         default=baseline,
     )
     picks = {one.name for one in chosen}
-    gain = gain_of(both, CHOSEN, folds, baseline)
+    gain = gain_of(both, CHOSEN, units, baseline)
     if len(picks) == 1 and baseline not in picks:  # one method everywhere: its own line
         gain = methods[next(iter(picks))].difference
-    of_choice = of_method(both, CHOSEN, folds, chosen, baseline)
+    of_choice = of_method(both, CHOSEN, units, chosen, baseline)
     covered = mean_score(both[both["method"] == baseline], "class_coverage", "test", folds)
     word, why = _judge(gain, chosen, baseline, shared_information, covered)
     group = listed([level.removeprefix("Metadata_").lower() for level in hold_out])
