@@ -14,6 +14,7 @@ import tifffile
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
+from deconfound.reports.sources import find_sources
 from deconfound.runs.run import open_run
 from deconfound.studies.compare import compare
 from deconfound.studies.comparison import CompareOptions, Comparison
@@ -67,6 +68,15 @@ def test_what_it_returns_holds_scores_the_best_method_and_a_page(
     for asked in (lambda: nothing.best, lambda: nothing.scores):
         with pytest.raises(UserError, match="this comparison has no"):
             asked()
+
+
+def test_its_page_calls_methods_as_the_verdict_does(done: tuple[Path, Comparison]) -> None:
+    out, _ = done
+    sources = find_sources([out], 100, 0)
+    assert {run.name for run in sources.runs} == {"erm", "recommended"}
+    assert set(sources.scores["method"]) == {"erm", "recommended"}
+    shown = {sample.name for sample in sources.samples if "recommended" not in sample.path.parts}
+    assert shown == {"erm", "recommended"}
 
 
 def test_every_run_is_listed_with_what_it_is_for(done: tuple[Path, Comparison]) -> None:

@@ -1,10 +1,8 @@
 """Everything that a report shows: runs, embeddings, scores and pictures found under paths."""
 
 import json
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,36 +14,23 @@ import pandas as pd
 
 from deconfound.data.tables.table import Coded, coded, require_columns
 from deconfound.embeddings.file import PREDICTED, read_embeddings
-from deconfound.embeddings.shards import INDEX
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import COLUMNS, read_scores
-from deconfound.experiments.running.messages import run_directory
-from deconfound.experiments.search_table import read_shown_table, selected_runs
+from deconfound.experiments.search_table import read_shown_table
 from deconfound.experiments.table import read_table_file
+from deconfound.reports.candidates import candidates, kind_of
 from deconfound.reports.names import Names
 from deconfound.reports.pictures import PICTURES, Pictures, read_pictures
-from deconfound.reports.verdict import FILE as VERDICT
 from deconfound.reports.verdict import FoundVerdict, read_verdict
 from deconfound.runs.dial import DialRecord, read_dial
 from deconfound.runs.record import read_history
 from deconfound.runs.run import Run, open_run, read_json
-from deconfound.runtime.escaping import from_spreadsheet
 from deconfound.runtime.seeds import numpy_stream
 
-STUDY = "study"
-MOST_RUNS = 20
-"""Runs of a study that are shown: those of the first seed, without those that only choose."""
+ENTRY = "entry"
+"""Column of the scores of a study alone, which name methods as the study does."""
 SCORE_COLUMNS = [column for column in COLUMNS if column != "config"]
 SCORE_KEY = ["method", "fold", "seed", "representation", "metric", "part"]
-MARKS = {
-    STUDY: {"study.yaml", "runs.csv"},
-    "run": {"config.yaml", "fold.json"},
-    "sweep": {"sweep.yaml", "table.csv"},
-    "levels": {"crossval.yaml", "table.md"},
-    "embeddings": {INDEX},
-    **{kind: {described} for kind, (_, described, *_) in PICTURES.items()},
-}
-"""Files by which a directory is known, by its kind; the first kind that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +129,8 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
     for named in given:
         if not named.exists():
             raise UserError(f"{named}: no such file or directory")
-        for path in _candidates(named):
-            kind = _kind(path)
+        for path in candidates(named):
+            kind = kind_of(path)
             if kind is None or path.resolve() in seen:
                 continue
             seen.add(path.resolve())
@@ -168,55 +153,6 @@ def find_sources(paths: Iterable[Path], points: int, seed: int) -> Sources:
         found["run"], found["embeddings"], scores, pictures, found["table"], found["verdict"],
         left_out,
     )  # fmt: skip
-
-
-def _candidates(named: Path) -> Iterator[Path]:
-    """The path itself, or every directory and file under it that a report can show, sorted."""
-    if named.is_file():
-        if _kind(named) is None:
-            raise UserError(f"{named}: not something to report on; expected .h5ad or .parquet")
-        yield named
-        return
-    for folder, inside, files in os.walk(named):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        here = Path(folder)
-        kind = _kind(here)
-        if kind == STUDY:
-            yield from _runs_of_study(here)
-            inside[:] = [name for name in inside if name in ("embeddings", "recommended")]
-        elif kind:
-            yield here
-        if kind == "sweep":  # of its runs those that were selected
-            with suppress(UserError):  # reading the sweep says why
-                yield from [run_directory(here, name) for name in selected_runs(here)]
-            inside[:] = [name for name in inside if name == "embeddings"]
-        if kind in ("diagnosis", "embeddings"):  # a diagnosis stands for its many runs
-            inside[:], files = [], []
-        for name in sorted(files):
-            file = here / name
-            searched = name.startswith("scores") or name == VERDICT or file.suffix == ".h5ad"
-            if not name.startswith(".") and searched and _kind(file):
-                yield file
-
-
-def _runs_of_study(study: Path) -> list[Path]:
-    """Runs with a group held out that have ended, those that are measured first."""
-    runs = from_spreadsheet(pd.read_csv(study / "runs.csv", keep_default_na=False))
-    own = runs[(runs["without"] == "") & (runs["seed"] == runs["seed"].min())]
-    own = own.sort_values("measured", ascending=False, kind="stable")
-    paths = [run_directory(study, name) for name in own["run"]]
-    return [path for path in paths if (path / "model.safetensors").is_file()][:MOST_RUNS]
-
-
-def _kind(path: Path) -> str | None:
-    if path.is_dir():
-        marks = MARKS.items()
-        return next(
-            (kind for kind, files in marks if all((path / f).is_file() for f in files)), None
-        )
-    if path.name == VERDICT:
-        return "verdict"
-    return {".h5ad": "embeddings", ".parquet": "scores"}.get(path.suffix)
 
 
 def _read_run(path: Path) -> RunSource:
@@ -258,7 +194,8 @@ def _read_scores(path: Path) -> pd.DataFrame:
     """The scores of one file, with the column `file`; raises UserError if it cannot be read."""
     table = read_scores(path)
     require_columns(table, SCORE_COLUMNS, str(path))
-    table = table[[column for column in COLUMNS if column in table.columns]].copy()
+    kept = [column for column in (*COLUMNS, ENTRY) if column in table.columns]
+    table = table[kept].copy()
     for column in ("method", "fold", "representation", "metric", "part", "note"):
         table[column] = table[column].astype("string").fillna("").astype(object)
     table["value"] = table["value"].astype(float)
@@ -279,10 +216,16 @@ def _named(found: dict[str, list[Any]]) -> pd.DataFrame:
     of_scores = {text: json.loads(text) for text in configs.dropna().unique()}
     made = [one for kind in ("run", "embeddings", "swap", "imputed") for one in found[kind]]
     names = Names([*map(_config, made), *of_scores.values()])
+    named = {text: names.of(config) for text, config in of_scores.items()}
+    called = _called(scores, named)
+    named = {text: called.get(name, name) for text, name in named.items()}
     for kind in ("run", "embeddings", "swap", "imputed"):
-        found[kind] = [replace(one, name=names.of(_config(one))) for one in found[kind]]
+        own = [names.of(_config(one)) for one in found[kind]]
+        found[kind] = [
+            replace(one, name=called.get(name, name))
+            for one, name in zip(found[kind], own, strict=True)
+        ]
     if of_scores:
-        named = {text: names.of(config) for text, config in of_scores.items()}
         scores = scores.assign(method=configs.map(named).fillna(scores["method"]))
     once = scores[columns].drop_duplicates([*SCORE_KEY, "value"])
     twice = once[once.duplicated(SCORE_KEY, keep=False)]
@@ -295,6 +238,17 @@ def _named(found: dict[str, list[Any]]) -> pd.DataFrame:
             f"{both.file.iloc[1]}; report one setting of a method, or one file of its scores"
         )
     return once.reset_index(drop=True)
+
+
+def _called(scores: pd.DataFrame, named: dict[str, str]) -> dict[str, str]:
+    """How a study calls a method, by the name made of its configuration, where both are unique."""
+    if ENTRY not in scores:
+        return {}
+    of_study = scores[scores[ENTRY].notna()]
+    pairs = pd.DataFrame({"name": of_study["config"].map(named), "called": of_study["method"]})
+    pairs = pairs.dropna().drop_duplicates()
+    alone = ~pairs["name"].duplicated(keep=False) & ~pairs["called"].duplicated(keep=False)
+    return dict(pairs[alone].itertuples(index=False, name=None))
 
 
 def _config(source: RunSource | Sample | Pictures) -> dict[str, Any]:
