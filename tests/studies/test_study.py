@@ -243,3 +243,12 @@ def test_units_are_groups_of_the_outermost_level_held_out() -> None:
     assert list(_units(folds, levels).values()) == ["S1%2Fa", "S1%2Fa", "S1%2Fa", "S2"]
     inner = ["Plate=S1/P1", "Section=S1/P1/A", "Section=S1/P2/A"]
     assert list(_units(inner, levels).values()) == ["S1/P1", "S1/P1", "S1/P2"]
+
+
+def test_a_study_on_ray_ends_as_on_this_machine(
+    done: tuple[Path, Comparison], screen: Screen, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'deconfound[ray]'")
+    compare(screen.path, tmp_path / "ray", FEW, executor="ray", workers=2, quiet=True)
+    for name in ("verdict.json", "scores.parquet"):
+        assert (tmp_path / "ray" / name).read_bytes() == (done[0] / name).read_bytes()
