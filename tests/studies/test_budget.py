@@ -1,12 +1,16 @@
 """What a budget of minutes buys, and that a study keeps to it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from deconfound.data.screens.screen import Screen
+from deconfound.experiments.running.executors import ExecutorOptions
+from deconfound.experiments.running.messages import Order
 from deconfound.studies import budget
 from deconfound.studies.budget import SIZES, Cost, Size, choose_size
 from deconfound.studies.compare import compare
@@ -122,3 +126,25 @@ def test_a_budget_takes_the_seeds_and_groups_that_were_asked_for(
     assert len(runs[runs["without"] == ""]) == 2
     fewer = options.model_copy(update={"methods": ("erm",)})
     assert compare(screen.path, out, fewer, workers=1, quiet=True).best == "erm"
+
+
+def test_timed_runs_are_corrected_as_those_that_choose(
+    screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[Order] = []
+    run = ExecutorOptions.run
+
+    def watched(self: ExecutorOptions, given: Sequence[Order], **more: Any) -> Any:
+        orders.extend(one for one in given if one.out.endswith("timing"))
+        return run(self, given, **more)
+
+    monkeypatch.setattr(ExecutorOptions, "run", watched)
+    options = CompareOptions(
+        methods=("erm", "erm+standardise+knn"), hold_out=("plate=S1/P1",), seeds=(0,),
+        batch_size=16, steps=2, budget=100,
+    )  # fmt: skip
+    compare(screen.path, tmp_path / "out", options, workers=1, quiet=True)
+    assert len(orders) == 2
+    for order in orders:
+        (task,) = json.loads(order.chains)
+        assert task["chain"]["correction"] == "standardise"

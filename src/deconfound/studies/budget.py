@@ -10,6 +10,7 @@ from typing import NamedTuple
 from deconfound.experiments.execute import Call
 from deconfound.experiments.nested import NEIGHBOURS
 from deconfound.experiments.plan import Plan
+from deconfound.experiments.running.chain import tasks_text
 from deconfound.experiments.running.messages import Order
 from deconfound.files import atomic
 
@@ -145,8 +146,9 @@ def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], 
         if setting.fold != plan.settings[0].fold or setting.entry in known:
             continue
         job = plan.jobs[next(iter(setting.runs.values()))]
+        tasks = plan.nested_tasks(setting)  # corrections take their time of every run
         if job.needs is not None:
-            job = plan.jobs[job.needs]  # its own steps cost about as much
+            job, tasks = plan.jobs[job.needs], []  # its own steps cost about as much
         for steps in TIMED_STEPS:
             name = f"{job.config.method}-{len(orders)}"
             training = job.config.training.model_copy(
@@ -155,9 +157,10 @@ def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], 
             config = job.config.model_copy(
                 update={"training": training, "options": job.config.options.of_trials}
             )
-            text, identity = config.model_dump_json(), job.identity
+            text, place = config.model_dump_json(), str(folder.resolve())
+            chains = tasks_text(tasks)
             orders.append(
-                Order(name, str(job.screen), identity, config.method, text, str(folder.resolve()))
+                Order(name, str(job.screen), job.identity, config.method, text, place, chains)
             )
             timed[name] = setting.entry, steps
     took: dict[str, list[tuple[int, float]]] = {}
