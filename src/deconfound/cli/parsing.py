@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import tyro
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from deconfound.config import Options, did_you_mean
 from deconfound.errors import UserError
@@ -87,8 +88,14 @@ def _flags(model: type[BaseModel]) -> list[str]:
         if isinstance(kind, type) and issubclass(kind, Options):
             found += _flags(kind)
         else:
-            found.append("--" + name.replace("_", "-"))
+            found.append(flag_of(name, field))
     return found
+
+
+def flag_of(name: str, field: FieldInfo) -> str:
+    """The flag of a field: its own name, or the one that is given for the command line."""
+    given = [getattr(one, "name", None) for one in field.metadata]
+    return "--" + next((one for one in given if one), name).replace("_", "-")
 
 
 def _tyro_message(text: str) -> str:

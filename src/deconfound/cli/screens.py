@@ -16,12 +16,14 @@ from deconfound.cli.arguments import (
     NewScreenArguments,
     SimulateArguments,
 )
+from deconfound.cli.documents import kept_clear, print_document, records
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
 
 if TYPE_CHECKING:
     from deconfound.data.screens.screen import Screen
+    from deconfound.description.description import Description
 
 
 def call_simulate(words: list[str]) -> None:
@@ -147,7 +149,13 @@ def call_describe(words: list[str]) -> None:
     from deconfound.description.page import text_tables
 
     parsed = parse(DescribeArguments, words, "describe")
-    description = describe(**dict(parsed))
+    asked = {name: value for name, value in dict(parsed).items() if name != "as_json"}
+    with kept_clear(parsed.as_json):
+        description = describe(**asked)
+    page = None if parsed.out is None else parsed.out / "describe.html"
+    if parsed.as_json:
+        print_document(_document(description, page))
+        return
     for table in text_tables(description, most=24, width=Console().width):
         say("")
         say(table.title)
@@ -157,8 +165,26 @@ def call_describe(words: list[str]) -> None:
             say(table.note)
     for warning in description.warnings:
         say(f"! {warning}")
-    if parsed.out is not None:
-        say(f"page in {parsed.out / 'describe.html'}")
+    if page is not None:
+        say(f"page in {page}")
+
+
+def _document(found: "Description", page: Path | None) -> dict[str, Any]:
+    return {
+        "screen": found.screen.path,
+        "channels": found.screen.channels,
+        "label": found.roles.label,
+        "environment": found.roles.environment,
+        "counts": found.counts,
+        "levels": records(found.levels),
+        "occupancy": records(found.occupancy),
+        "folds": records(found.folds),
+        "statistics": records(found.statistics),
+        "images_read": found.images_read,
+        "shared_information": found.shared_information,
+        "warnings": found.warnings,
+        "page": page,
+    }
 
 
 def call_export(words: list[str]) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import permutation_test
 
 from deconfound.data.tables.table import listed
-from deconfound.display.numbers import counted
+from deconfound.display.numbers import counted, without_nan
 from deconfound.experiments.choice import Chosen
 from deconfound.experiments.running.chain import main_block
 from deconfound.experiments.verdict import FEWEST_FOLDS, FEWEST_SEEDS, paired_differences
@@ -97,7 +97,7 @@ class Verdict:
     def record(self) -> dict[str, Any]:
         """As JSON takes it: null for NaN."""
         gain = self.difference or Gain()
-        found: dict[str, Any] = _plain(asdict(replace(self, difference=gain)))
+        found: dict[str, Any] = without_nan(asdict(replace(self, difference=gain)))
         return {"format": 1} | found
 
     def lines(self) -> list[str]:
@@ -338,11 +338,3 @@ def _text(score: Score) -> str:
 
 def _last(value: float) -> float:
     return -math.inf if math.isnan(value) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
