@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tyro.conf import Positional, arg
 
-from deconfound.config import RelativeTo
+from deconfound.config import Documented, RelativeTo
 
 
-class Arguments(BaseModel):
+class Arguments(Documented):
     """Base of the arguments of every verb."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class Watched(Arguments):

@@ -75,8 +75,8 @@ def _document(found: "Comparison") -> dict[str, Any]:
 
 def call_report(words: list[str]) -> None:
     """Write a report."""
+    parsed = parse(ReportArguments, words, "report")
     from deconfound.reports.report import report
 
-    parsed = parse(ReportArguments, words, "report")
     report(list(parsed.directories), parsed.out)
     say(f"report in {parsed.out}")

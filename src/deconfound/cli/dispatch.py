@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from deconfound.cli.former import FORMER
-from deconfound.config import did_you_mean
-from deconfound.errors import UserError
+from deconfound.errors import UserError, did_you_mean
 from deconfound.runtime import bus_error, limits, quiet, stop, streams
 from deconfound.runtime.escaping import for_terminal
 from deconfound.runtime.streams import complain
@@ -116,7 +115,12 @@ def _dispatch(words: list[str]) -> None:
         print("deconfound VERB …   image embeddings that follow the perturbation, not the plate\n")
         for name, verb in VERBS.items():
             print(f"  {name:<{width}}  {verb.summary}")
-        print("\ndeconfound VERB --help says more; --debug shows the traceback of an error")
+        print("\ndeconfound VERB --help says more; --debug shows the traceback of an error;")
+        print("--version; --completion SHELL prints a script for bash, zsh or fish")
+    elif words[0].partition("=")[0] == "--completion":
+        from deconfound.cli.completion import script
+
+        print(script(words[0].partition("=")[2] or " ".join(words[1:])), end="")
     elif words[0] == "--version":
         print(f"deconfound {__version__}")
     elif words[0] not in VERBS:

@@ -28,5 +28,9 @@ def print_document(document: Mapping[str, Any]) -> None:
 
 def records(table: "pd.DataFrame") -> list[dict[str, Any]]:
     """The rows of a table, each with its columns by name; None where a value is missing."""
-    values = table.astype(object).where(table.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in values.to_dict("records")]
+    columns = [
+        [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
+        for _, values in table.astype(object).items()
+    ]
+    names = list(map(str, table.columns))
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -41,12 +41,8 @@ def _methods() -> list[dict[str, Any]]:
     from deconfound import methods
     from deconfound.methods import post_hoc
 
-    found = [(name, methods.load(name), False) for name in methods.names()]
-    found += [(name, post_hoc.load(name), True) for name in post_hoc.names()]
-    return [
-        {"name": name, "summary": one.SUMMARY, "paper": one.PAPER, "post_hoc": after}
-        for name, one, after in found
-    ]
+    rows = [_row(name, methods.load(name), post_hoc=False) for name in methods.names()]
+    return rows + [_row(name, post_hoc.load(name), post_hoc=True) for name in post_hoc.names()]
 
 
 def _metrics() -> list[dict[str, Any]]:
@@ -61,7 +57,8 @@ def _metrics() -> list[dict[str, Any]]:
 def _sources() -> list[dict[str, Any]]:
     from deconfound.data import sources
 
-    return [
-        {"name": name, "summary": module.SUMMARY, "paper": module.PAPER}
-        for name, module in sources.discover().items()
-    ]
+    return [_row(name, module) for name, module in sources.discover().items()]
+
+
+def _row(name: str, what: Any, **more: bool) -> dict[str, Any]:
+    return {"name": name, "summary": what.SUMMARY, "paper": what.PAPER, **more}

@@ -5,6 +5,8 @@ import difflib
 import io
 import re
 import sys
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import tyro
@@ -18,6 +20,26 @@ from deconfound.runtime.escaping import one_line
 Parsed = TypeVar("Parsed", bound=BaseModel)
 SYNONYMS = {"--hold-out": "--fold"}
 """Flags that mean the same in every verb, and the option of a run that they set."""
+
+
+class _Asked(Exception):
+    """Carries the model that a verb would parse its words with."""
+
+
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
+
+
+def asked_model(call: Callable[[list[str]], None], words: list[str]) -> type[BaseModel]:
+    """The model of arguments that the function of a verb parses `words` with; it does no more."""
+    token = _asking.set(True)
+    try:
+        call(words)
+    except _Asked as found:
+        model: type[BaseModel] = found.args[0]
+        return model
+    finally:
+        _asking.reset(token)
+    raise TypeError(f"{call.__name__} parses nothing")
 
 
 def name_first(words: list[str], verb: str, what: str, known: list[str]) -> str:
@@ -53,6 +75,8 @@ def _of_model(words: list[str], flags: list[str]) -> list[str]:
 
 def parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> Parsed:
     """The arguments of a verb; every mistake becomes one line."""
+    if _asking.get():
+        raise _Asked(model)
     spoken = io.StringIO()
     flags = _flags(model)
     try:

@@ -28,9 +28,9 @@ def call_measure(words: list[str]) -> None:
     if form is not None:
         form([word for word in words if word != "--retrieval"])
         return
+    parsed = parse(MeasureArguments, words, "measure")
     from deconfound.evaluation.measure import measure
 
-    parsed = parse(MeasureArguments, words, "measure")
     with kept_clear(parsed.as_json):
         scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
     _say_scores(scores, parsed)
@@ -38,9 +38,9 @@ def call_measure(words: list[str]) -> None:
 
 def call_relations(words: list[str]) -> None:
     """Score genes against known complexes and print the scores."""
+    parsed = parse(RelationsArguments, words, "measure")
     from deconfound.evaluation.relations import relations
 
-    parsed = parse(RelationsArguments, words, "measure")
     with kept_clear(parsed.as_json):
         scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
     _say_scores(scores, parsed)
@@ -48,9 +48,9 @@ def call_relations(words: list[str]) -> None:
 
 def call_retrieval(words: list[str]) -> None:
     """Score the retrieval of profiles and print the scores."""
+    parsed = parse(RetrievalArguments, words, "measure")
     from deconfound.evaluation.retrieval import retrieval
 
-    parsed = parse(RetrievalArguments, words, "measure")
     shown = ("quiet", "all", "as_json")
     asked = {name: value for name, value in dict(parsed).items() if name not in shown}
     with kept_clear(parsed.as_json):
@@ -60,9 +60,9 @@ def call_retrieval(words: list[str]) -> None:
 
 def call_imputation(words: list[str]) -> None:
     """Score imputed images and print the scores."""
+    parsed = parse(ImputationArguments, words, "measure")
     from deconfound.counterfactuals.judge import imputation
 
-    parsed = parse(ImputationArguments, words, "measure")
     shown = ("all", "as_json")
     asked = {name: value for name, value in dict(parsed).items() if name not in shown}
     with kept_clear(parsed.as_json):

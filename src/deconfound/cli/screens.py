@@ -134,10 +134,10 @@ def _say_forms(screen: "Screen") -> None:
 
 def call_cellprofiler(words: list[str]) -> None:
     """Measure CellProfiler's features."""
+    parsed = parse(CellprofilerArguments, words, "ingest cellprofiler")
     from deconfound.data.ingest.cellprofiler import cellprofiler
     from deconfound.data.ingest.roles import roles_said
 
-    parsed = parse(CellprofilerArguments, words, "ingest cellprofiler")
     made = cellprofiler(**dict(parsed))
     say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
     say(roles_said(made))
@@ -145,10 +145,10 @@ def call_cellprofiler(words: list[str]) -> None:
 
 def call_describe(words: list[str]) -> None:
     """Print what a screen holds."""
+    parsed = parse(DescribeArguments, words, "describe")
     from deconfound.description.describe import describe
     from deconfound.description.page import text_tables
 
-    parsed = parse(DescribeArguments, words, "describe")
     asked = {name: value for name, value in dict(parsed).items() if name != "as_json"}
     with kept_clear(parsed.as_json):
         description = describe(**asked)
@@ -189,16 +189,16 @@ def _document(found: "Description", page: Path | None) -> dict[str, Any]:
 
 def call_export(words: list[str]) -> None:
     """Write a screen as common files."""
+    parsed = parse(ExportArguments, words, "export")
     from deconfound.data.screens.export import export
 
-    parsed = parse(ExportArguments, words, "export")
     command = export(**dict(parsed))
     say(f"{parsed.out}; back to a screen with: {command}")
 
 
 def call_check(words: list[str]) -> None:
     """Verify a screen, a run, embeddings or scores."""
+    parsed = parse(CheckArguments, words, "check")
     from deconfound.verification import check
 
-    parsed = parse(CheckArguments, words, "check")
     say(check(parsed.path))

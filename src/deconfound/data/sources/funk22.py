@@ -213,7 +213,8 @@ def _key_table(file: Path, kinds: dict[Hashable, Any]) -> pd.DataFrame:
         for name in CATEGORIES
     }
     others = [part.drop(columns=list(CATEGORIES)) for part in parts]
-    return pd.concat(others, ignore_index=True).assign(**categories)
+    table: pd.DataFrame = pd.concat(others, ignore_index=True)
+    return table.assign(**categories)
 
 
 def _keys(table: pd.DataFrame, rows: slice) -> list[str]:

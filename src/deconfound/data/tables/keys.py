@@ -35,7 +35,7 @@ def key(value: str, *, well: bool = False) -> str:
 
 def shown(value: object) -> str:
     """A value of a table as messages show it; None where it is missing, however."""
-    return "None" if pd.api.types.is_scalar(value) and pd.isna(value) else repr(value)
+    return "None" if pd.Series([value], dtype=object).isna().iloc[0] else repr(value)
 
 
 def row_and_column(well: str) -> tuple[int, int] | None:
