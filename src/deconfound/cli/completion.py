@@ -31,7 +31,7 @@ def script(shell: str) -> str:
             prog="deconfound",
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    return spoken.getvalue()
+    return spoken.getvalue().rstrip("\n")
 
 
 def _arguments(verb: str) -> type[BaseModel]:

@@ -17,6 +17,9 @@ from deconfound.runtime.streams import complain
 from deconfound.verbs import VERBS, Verb
 from deconfound.version import __version__
 
+PRINTED = {"--completion": "completion:script", "--schema": "schemas:schema_text"}
+"""Flags whose value names a text to print, and what makes it."""
+
 
 def main(words: list[str] | None = None) -> None:
     """Run a verb.
@@ -116,11 +119,12 @@ def _dispatch(words: list[str]) -> None:
         for name, verb in VERBS.items():
             print(f"  {name:<{width}}  {verb.summary}")
         print("\ndeconfound VERB --help says more; --debug shows the traceback of an error;")
-        print("--version; --completion SHELL prints a script for bash, zsh or fish")
-    elif words[0].partition("=")[0] == "--completion":
-        from deconfound.cli.completion import script
-
-        print(script(words[0].partition("=")[2] or " ".join(words[1:])), end="")
+        print("--version; --completion SHELL prints a script for bash, zsh or fish; --schema FILE")
+        print("prints the JSON schema of a run, a plan or a verdict")
+    elif (flag := words[0].partition("="))[0] in PRINTED:
+        module, _, function = PRINTED[flag[0]].partition(":")
+        made = getattr(importlib.import_module(f"deconfound.cli.{module}"), function)
+        print(made(flag[2] or " ".join(words[1:])))
     elif words[0] == "--version":
         print(f"deconfound {__version__}")
     elif words[0] not in VERBS:
