@@ -1,8 +1,6 @@
 """The typed description of a run: frozen models whose field docstrings are the help."""
 
-import difflib
 import reprlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional, TypeVar
 
@@ -20,6 +18,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from deconfound.errors import UserError
+from deconfound.errors import did_you_mean as did_you_mean
+from deconfound.errors import nearest as nearest
 
 _brief = reprlib.Repr()
 _brief.maxstring, _brief.maxlevel = 100, 2
@@ -35,10 +35,22 @@ ImputeInto = Literal["drawn", "mean"]
 SamplerName = Literal["plain", "label_balanced", "environment_balanced", "label_uniform"]
 
 
-class Options(BaseModel):
-    """Base of every group of options: frozen, and a name that does not exist is an error."""
+class Documented(BaseModel):
+    """Frozen; the docstring of a field is its help, as one line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for field in cls.model_fields.values():
+            if field.description is not None:
+                field.description = " ".join(field.description.split())
+
+
+class Options(Documented):
+    """Base of every group of options: a name that does not exist is an error."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -218,19 +230,6 @@ def _refuse_multiplied(values: dict[str, Any], path: Path) -> None:
                 "values themselves, and fewer"
             )
         waiting += [value for value in inside if isinstance(value, (dict, list))]
-
-
-def did_you_mean(name: str, known: Sequence[str], otherwise: str | None = None) -> str:
-    """A hint for a misspelt name: the nearest name, else `otherwise`, by default all names."""
-    near = nearest(name, known)
-    if near is not None:
-        return f"did you mean {near!r}?"
-    return f"expected one of {', '.join(known)}" if otherwise is None else otherwise
-
-
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The one of `known` that a misspelt name resembles, if any does."""
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from deconfound import cli, methods
 from deconfound.cli import comparing, lists, runs, scoring, screens
+from deconfound.cli.parsing import flag_of
 from deconfound.config import Options
 from deconfound.data import sources
 from deconfound.data.screens.screen import open_screen
@@ -487,7 +488,7 @@ def _flat(model: type[BaseModel]) -> dict[str, FieldInfo]:
         if isinstance(kind, type) and issubclass(kind, Options):
             found |= _flat(kind)
         else:
-            found["--" + name.replace("_", "-")] = field
+            found[flag_of(name, field)] = field
     return found
 
 

@@ -1,18 +1,16 @@
 """The arguments of the verbs; the docstring of a field is its help."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from tyro.conf import Positional
+from pydantic import Field
+from tyro.conf import Positional, arg
 
-from deconfound.config import RelativeTo
+from deconfound.config import Documented, RelativeTo
 
 
-class Arguments(BaseModel):
+class Arguments(Documented):
     """Base of the arguments of every verb."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class Watched(Arguments):
@@ -20,6 +18,17 @@ class Watched(Arguments):
 
     quiet: bool = False
     """No progress bar, and no table of what is written."""
+
+
+class Tabled(Arguments):
+    """Base of the verbs that print a table."""
+
+    as_json: Annotated[bool, arg(name="json")] = False
+    """Print one JSON document on stdout instead, and nothing else there."""
+
+
+class ListArguments(Tabled):
+    """List what there is."""
 
 
 class NewScreenArguments(Arguments):
@@ -38,7 +47,7 @@ class ComputedArguments(Watched):
     """Processor threads; all cores if not given."""
 
 
-class ScoresArguments(Watched):
+class ScoresArguments(Watched, Tabled):
     """Base of the verbs that write scores."""
 
     out: Path
@@ -78,7 +87,7 @@ class InjectArguments(NewScreenArguments, Watched):
     """Screen of images without batches, or whose batches do not matter."""
 
 
-class DescribeArguments(Watched):
+class DescribeArguments(Watched, Tabled):
     """Say what a screen holds, what can be held out of it, and what is confounded in it."""
 
     screen: Positional[Path]
@@ -209,7 +218,7 @@ class RetrievalArguments(ScoresArguments):
     """Seed of these draws."""
 
 
-class ImputationArguments(ComputedArguments):
+class ImputationArguments(ComputedArguments, Tabled):
     """Score the images that a run imputes, against the true ones of planted environments."""
 
     run: Positional[Path]
@@ -233,7 +242,7 @@ class ImputationArguments(ComputedArguments):
     """Seed of the cells, environments and style images, and of the oracle."""
 
 
-class CompareArguments(Watched):
+class CompareArguments(Watched, Tabled):
     """Compare methods on held-out groups: a table of scores, and what the scores say."""
 
     source: Positional[str]

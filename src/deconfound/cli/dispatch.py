@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from deconfound.cli.former import FORMER
-from deconfound.config import did_you_mean
-from deconfound.errors import UserError
+from deconfound.errors import UserError, did_you_mean
 from deconfound.runtime import bus_error, limits, quiet, stop, streams
 from deconfound.runtime.escaping import for_terminal
 from deconfound.runtime.streams import complain
 from deconfound.verbs import VERBS, Verb
 from deconfound.version import __version__
+
+PRINTED = {"--completion": "completion:script", "--schema": "schemas:schema_text"}
+"""Flags whose value names a text to print, and what makes it."""
 
 
 def main(words: list[str] | None = None) -> None:
@@ -116,7 +118,13 @@ def _dispatch(words: list[str]) -> None:
         print("deconfound VERB …   image embeddings that follow the perturbation, not the plate\n")
         for name, verb in VERBS.items():
             print(f"  {name:<{width}}  {verb.summary}")
-        print("\ndeconfound VERB --help says more; --debug shows the traceback of an error")
+        print("\ndeconfound VERB --help says more; --debug shows the traceback of an error;")
+        print("--version; --completion SHELL prints a script for bash, zsh or fish; --schema FILE")
+        print("prints the JSON schema of a run, a plan or a verdict")
+    elif (flag := words[0].partition("="))[0] in PRINTED:
+        module, _, function = PRINTED[flag[0]].partition(":")
+        made = getattr(importlib.import_module(f"deconfound.cli.{module}"), function)
+        print(made(flag[2] or " ".join(words[1:])))
     elif words[0] == "--version":
         print(f"deconfound {__version__}")
     elif words[0] not in VERBS:

@@ -5,10 +5,13 @@ import difflib
 import io
 import re
 import sys
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import tyro
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from deconfound.config import Options, did_you_mean
 from deconfound.errors import UserError
@@ -17,6 +20,26 @@ from deconfound.runtime.escaping import one_line
 Parsed = TypeVar("Parsed", bound=BaseModel)
 SYNONYMS = {"--hold-out": "--fold"}
 """Flags that mean the same in every verb, and the option of a run that they set."""
+
+
+class _Asked(Exception):
+    """Carries the model that a verb would parse its words with."""
+
+
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
+
+
+def asked_model(call: Callable[[list[str]], None], words: list[str]) -> type[BaseModel]:
+    """The model of arguments that the function of a verb parses `words` with; it does no more."""
+    token = _asking.set(True)
+    try:
+        call(words)
+    except _Asked as found:
+        model: type[BaseModel] = found.args[0]
+        return model
+    finally:
+        _asking.reset(token)
+    raise TypeError(f"{call.__name__} parses nothing")
 
 
 def name_first(words: list[str], verb: str, what: str, known: list[str]) -> str:
@@ -52,6 +75,8 @@ def _of_model(words: list[str], flags: list[str]) -> list[str]:
 
 def parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> Parsed:
     """The arguments of a verb; every mistake becomes one line."""
+    if _asking.get():
+        raise _Asked(model)
     spoken = io.StringIO()
     flags = _flags(model)
     try:
@@ -87,8 +112,14 @@ def _flags(model: type[BaseModel]) -> list[str]:
         if isinstance(kind, type) and issubclass(kind, Options):
             found += _flags(kind)
         else:
-            found.append("--" + name.replace("_", "-"))
+            found.append(flag_of(name, field))
     return found
+
+
+def flag_of(name: str, field: FieldInfo) -> str:
+    """The flag of a field: its own name, or the one that is given for the command line."""
+    given = [getattr(one, "name", None) for one in field.metadata]
+    return "--" + next((one for one in given if one), name).replace("_", "-")
 
 
 def _tyro_message(text: str) -> str:

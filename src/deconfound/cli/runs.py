@@ -130,9 +130,9 @@ def call_embed(words: list[str]) -> None:
     if _names_profiles(words):
         call_profiles(words)
         return
+    parsed = parse(EmbedArguments, words, "embed")
     from deconfound.embeddings.embed import embed, embed_shards
 
-    parsed = parse(EmbedArguments, words, "embed")
     if parsed.out.suffix:
         rows = len(embed(**dict(parsed), say=say).table)
         say(f"{rows:,} embeddings in {parsed.out}")
@@ -211,10 +211,10 @@ def call_aggregate(words: list[str]) -> None:
 
 def call_transfer(words: list[str]) -> None:
     """Draw a swap grid, or impute a screen."""
+    parsed = parse(TransferArguments, words, "transfer")
     from deconfound.counterfactuals.impute import impute
     from deconfound.counterfactuals.swap import transfer
 
-    parsed = parse(TransferArguments, words, "transfer")
     common: dict[str, Any] = {"images": parsed.images, "seed": parsed.seed}
     paths = parsed.run, parsed.screen, parsed.out
     if parsed.to is None:

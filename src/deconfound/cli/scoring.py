@@ -11,6 +11,7 @@ from deconfound.cli.arguments import (
     RetrievalArguments,
     ScoresArguments,
 )
+from deconfound.cli.documents import kept_clear, print_document, records
 from deconfound.cli.parsing import parse
 from deconfound.cli.printing import print_lines, say
 
@@ -27,39 +28,46 @@ def call_measure(words: list[str]) -> None:
     if form is not None:
         form([word for word in words if word != "--retrieval"])
         return
+    parsed = parse(MeasureArguments, words, "measure")
     from deconfound.evaluation.measure import measure
 
-    parsed = parse(MeasureArguments, words, "measure")
-    scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+    with kept_clear(parsed.as_json):
+        scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
     _say_scores(scores, parsed)
 
 
 def call_relations(words: list[str]) -> None:
     """Score genes against known complexes and print the scores."""
+    parsed = parse(RelationsArguments, words, "measure")
     from deconfound.evaluation.relations import relations
 
-    parsed = parse(RelationsArguments, words, "measure")
-    scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
+    with kept_clear(parsed.as_json):
+        scores = relations(parsed.aggregates, parsed.out, complexes=parsed.complexes)
     _say_scores(scores, parsed)
 
 
 def call_retrieval(words: list[str]) -> None:
     """Score the retrieval of profiles and print the scores."""
+    parsed = parse(RetrievalArguments, words, "measure")
     from deconfound.evaluation.retrieval import retrieval
 
-    parsed = parse(RetrievalArguments, words, "measure")
-    asked = {name: value for name, value in dict(parsed).items() if name not in ("quiet", "all")}
-    scores = retrieval(**asked)
+    shown = ("quiet", "all", "as_json")
+    asked = {name: value for name, value in dict(parsed).items() if name not in shown}
+    with kept_clear(parsed.as_json):
+        scores = retrieval(**asked)
     _say_scores(scores, parsed)
 
 
 def call_imputation(words: list[str]) -> None:
     """Score imputed images and print the scores."""
+    parsed = parse(ImputationArguments, words, "measure")
     from deconfound.counterfactuals.judge import imputation
 
-    parsed = parse(ImputationArguments, words, "measure")
-    asked = {name: value for name, value in dict(parsed).items() if name != "all"}
-    _say_scores(imputation(**asked), parsed)
+    shown = ("all", "as_json")
+    asked = {name: value for name, value in dict(parsed).items() if name not in shown}
+    with kept_clear(parsed.as_json):
+        scores = imputation(**asked)
+    _say_scores(scores, parsed)
 
 
 def _form(words: list[str]) -> Callable[[list[str]], None] | None:
@@ -75,9 +83,12 @@ def _form(words: list[str]) -> Callable[[list[str]], None] | None:
 
 
 def _say_scores(scores: "pd.DataFrame", asked: ScoresArguments | ImputationArguments) -> None:
-    """A dozen lines, or every score; with --quiet the last line alone."""
+    """A dozen lines, or every score; with --quiet the last line alone, with --json a document."""
     from deconfound.cli.score_lines import score_lines
 
+    if asked.as_json:
+        print_document({"out": asked.out, "scores": records(scores)})
+        return
     hint = ""
     if asked.all and not asked.quiet:
         print_lines(list(EVERY), scores[list(EVERY)].round(4).astype(str).to_numpy().tolist())

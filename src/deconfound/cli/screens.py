@@ -16,12 +16,14 @@ from deconfound.cli.arguments import (
     NewScreenArguments,
     SimulateArguments,
 )
+from deconfound.cli.documents import kept_clear, print_document, records
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
 
 if TYPE_CHECKING:
     from deconfound.data.screens.screen import Screen
+    from deconfound.description.description import Description
 
 
 def call_simulate(words: list[str]) -> None:
@@ -132,10 +134,10 @@ def _say_forms(screen: "Screen") -> None:
 
 def call_cellprofiler(words: list[str]) -> None:
     """Measure CellProfiler's features."""
+    parsed = parse(CellprofilerArguments, words, "ingest cellprofiler")
     from deconfound.data.ingest.cellprofiler import cellprofiler
     from deconfound.data.ingest.roles import roles_said
 
-    parsed = parse(CellprofilerArguments, words, "ingest cellprofiler")
     made = cellprofiler(**dict(parsed))
     say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
     say(roles_said(made))
@@ -143,11 +145,17 @@ def call_cellprofiler(words: list[str]) -> None:
 
 def call_describe(words: list[str]) -> None:
     """Print what a screen holds."""
+    parsed = parse(DescribeArguments, words, "describe")
     from deconfound.description.describe import describe
     from deconfound.description.page import text_tables
 
-    parsed = parse(DescribeArguments, words, "describe")
-    description = describe(**dict(parsed))
+    asked = {name: value for name, value in dict(parsed).items() if name != "as_json"}
+    with kept_clear(parsed.as_json):
+        description = describe(**asked)
+    page = None if parsed.out is None else parsed.out / "describe.html"
+    if parsed.as_json:
+        print_document(_document(description, page))
+        return
     for table in text_tables(description, most=24, width=Console().width):
         say("")
         say(table.title)
@@ -157,22 +165,40 @@ def call_describe(words: list[str]) -> None:
             say(table.note)
     for warning in description.warnings:
         say(f"! {warning}")
-    if parsed.out is not None:
-        say(f"page in {parsed.out / 'describe.html'}")
+    if page is not None:
+        say(f"page in {page}")
+
+
+def _document(found: "Description", page: Path | None) -> dict[str, Any]:
+    return {
+        "screen": found.screen.path,
+        "channels": found.screen.channels,
+        "label": found.roles.label,
+        "environment": found.roles.environment,
+        "counts": found.counts,
+        "levels": records(found.levels),
+        "occupancy": records(found.occupancy),
+        "folds": records(found.folds),
+        "statistics": records(found.statistics),
+        "images_read": found.images_read,
+        "shared_information": found.shared_information,
+        "warnings": found.warnings,
+        "page": page,
+    }
 
 
 def call_export(words: list[str]) -> None:
     """Write a screen as common files."""
+    parsed = parse(ExportArguments, words, "export")
     from deconfound.data.screens.export import export
 
-    parsed = parse(ExportArguments, words, "export")
     command = export(**dict(parsed))
     say(f"{parsed.out}; back to a screen with: {command}")
 
 
 def call_check(words: list[str]) -> None:
     """Verify a screen, a run, embeddings or scores."""
+    parsed = parse(CheckArguments, words, "check")
     from deconfound.verification import check
 
-    parsed = parse(CheckArguments, words, "check")
     say(check(parsed.path))

@@ -1,6 +1,7 @@
 """Numbers as a reader sees them in tables and pages."""
 
 import math
+from typing import Any
 
 
 def number(value: float, digits: int) -> str:
@@ -37,3 +38,12 @@ def counted(count: int, what: str) -> str:
 
 def _decimals(value: float, digits: int) -> int:
     return max(0, digits - len(str(int(abs(value)))) + 1)
+
+
+def without_nan(value: Any) -> Any:
+    """A value of JSON with None for NaN and infinities, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -119,8 +119,9 @@ def as_anndata(embeddings: Embeddings) -> "AnnData":
     for column in obs.columns:
         if not pd.api.types.is_numeric_dtype(obs[column]):
             values = obs[column].astype("string")
-            obs[column] = pd.Categorical(values, categories=sorted(values.dropna().unique()))
-    obs.index = obs.index.astype(str)
+            names = sorted(values.dropna().unique())
+            obs[column] = pd.Categorical(values, categories=pd.Index(names, dtype=object))
+    obs.index = obs.index.astype(str).astype(object)
     obsm = {f"X_{name}": values for name, values in embeddings.representations.items()}
     about = {
         "format_version": FORMAT_VERSION,

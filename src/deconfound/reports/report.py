@@ -105,7 +105,7 @@ def _page(sources: Sources, seed: int) -> str:
 
 def _rows(table: pd.DataFrame) -> dict[str, Any]:
     """Columns and rows as JSON; null where a number is undefined."""
-    rows = table.astype(object).to_numpy()
+    rows = table.astype(object).to_numpy(copy=True)
     rows[table.isna().to_numpy()] = None
     return {"columns": list(table.columns), "rows": rows.tolist()}
 

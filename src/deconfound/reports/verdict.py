@@ -1,12 +1,12 @@
 """The verdict of a comparison, as verdict.json of a study holds it."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deconfound.display.numbers import without_nan
 from deconfound.errors import UserError
 from deconfound.runs.run import read_json
 
@@ -93,7 +93,7 @@ class FoundVerdict:
 
 def read_verdict(path: Path) -> FoundVerdict:
     """Read a verdict.json; raises UserError if it is damaged, incomplete or of a newer format."""
-    values = _without_nan(read_json(path))
+    values = without_nan(read_json(path))
     if values.get("format") != 1:
         raise UserError(
             f"{path}: format {values.get('format')!r}; this release reads format 1, take a newer "
@@ -105,10 +105,3 @@ def read_verdict(path: Path) -> FoundVerdict:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {where}: {first['msg']}; `deconfound compare` again") from error
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN and infinities, which JSON of Python may hold, become null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from deconfound.data.tables.table import listed
-from deconfound.display.numbers import counted
+from deconfound.display.numbers import counted, without_nan
 from deconfound.experiments.choice import Chosen
 from deconfound.experiments.verdict import FEWEST_FOLDS, FEWEST_SEEDS
 from deconfound.studies.method_scores import (
@@ -61,7 +61,7 @@ class Verdict:
     def record(self) -> dict[str, Any]:
         """As JSON takes it: null for NaN."""
         gain = self.difference or Gain()
-        found: dict[str, Any] = _plain(asdict(replace(self, difference=gain)))
+        found: dict[str, Any] = without_nan(asdict(replace(self, difference=gain)))
         return {"format": 1} | found
 
     def lines(self) -> list[str]:
@@ -234,11 +234,3 @@ def _text(score: Score) -> str:
         return "–"
     spread = "" if math.isnan(score.sd) else f" ± {score.sd:.3f}"
     return f"{score.mean:.3f}{spread}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

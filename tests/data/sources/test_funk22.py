@@ -41,7 +41,7 @@ def key_table(folder: str, cells: int) -> pd.DataFrame:
             "UID": [f"{number:08}" for number in row],
             "plate": plates,
             "well": np.array(["A1", "A2", "B1"])[row // 2 % 3],
-            "tile": 100 + row % 5,
+            "tile": [f"{99 + number % 5:03d}" for number in row],
             "gene_symbol_0": genes,
             "sgRNA_0": guides,
             "index": 7 * row,
@@ -96,11 +96,14 @@ def changed_keys(root: Path, folder: str, row: int, **values: Any) -> None:
     file = root / folder / "key.csv"
     table = pd.read_csv(file, dtype=str)
     for column, value in values.items():
-        table.loc[row, column] = value
+        table.loc[row, column] = str(value)
     table.to_csv(file, index=False)
 
 
-def test_every_cell_kept_has_its_own_pixels_and_metadata(archive: Path, tmp_path: Path) -> None:
+def test_every_cell_kept_has_its_own_pixels_and_metadata(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(funk22, "ROWS_READ", 7)
     screen = funk22.make(archive, tmp_path / "screen", CONFIG)
     given = pd.concat([key_table("perturbed", 40), key_table("ntc", 10)], ignore_index=True)
     kept = given[given["plate"].isin(PLATES)].reset_index(drop=True)

@@ -165,7 +165,7 @@ def without_environment(table: pd.DataFrame, roles: Roles, fold: Fold, name: str
         )
     used = np.isin(fold.part, ("train", "val", "id_test"))
     left_out = used & np.asarray((environment == name).fillna(False), dtype=bool)
-    leaking = np.asarray(environment.isna(), dtype=bool)
+    leaking = np.array(environment.isna(), dtype=bool)
     if roles.well is not None:
         well = physical_well(table, roles)
         leaking |= np.asarray(well.isin(well[left_out].dropna().unique()), dtype=bool)

@@ -125,7 +125,7 @@ def well_units(table: pd.DataFrame, roles: Roles) -> Rows:
     first = ways.dropna().drop_duplicates().groupby("well")["as"].min().sort_values()
     found = well.map(pd.Series(np.arange(len(first)), index=first.index))
     alone = found.isna().to_numpy(dtype=bool)
-    units = found.fillna(0).to_numpy(dtype=np.int64)
+    units = found.fillna(0).to_numpy(dtype=np.int64, copy=True)
     units[alone] = len(first) + np.arange(alone.sum())
     return units
 

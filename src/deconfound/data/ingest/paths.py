@@ -10,6 +10,7 @@ import pandas as pd
 from deconfound.data.readers.image import SUFFIXES
 from deconfound.data.readers.ome_zarr import is_group
 from deconfound.data.readers.zarr_chunks import all_below
+from deconfound.data.tables.keys import shown
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 
@@ -96,7 +97,7 @@ def labelled_by_folder(
                     folders.setdefault(file.name, []).append(folder.name)
     labels, paths = [], []
     for row, path in enumerate(table[column].tolist()):
-        place = f"{where}: row {row} (from 0): column {column!r}: {path!r}"
+        place = f"{where}: row {row} (from 0): column {column!r}: {shown(path)}"
         *above, name = path.strip().split("/") if isinstance(path, str) else [""]
         found = folders.get(name, [])
         if above:
@@ -141,7 +142,8 @@ def image_files(
     for row, path in enumerate(paths):
         if not isinstance(path, str) or not path.strip() or "\0" in path:
             raise UserError(
-                f"{where}: row {row} (from 0): {of_column}path {path!r}; expected a file's path"
+                f"{where}: row {row} (from 0): {of_column}path {shown(path)}; expected a "
+                "file's path"
             )
         if shared and path in known:
             files.append(known[path])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 from pydantic import Field
 
 from deconfound.arrays import Pixels
@@ -51,6 +52,7 @@ FOLDERS = {"perturbed": "treatment", "ntc": NEGATIVE}
 CATEGORIES = {"plate": PLATE, "well": WELL, "tile": SITE, "gene_symbol_0": GENE, "sgRNA_0": GUIDE}
 IDS, PLACES = ("UID", "index"), ("cell_i", "cell_j")
 KEYS = 4096  # looked up at a time
+ROWS_READ = 1_000_000  # of key.csv at a time
 
 
 class Config(Options):
@@ -160,15 +162,13 @@ def _cells(file: Path, config: Config, made: dict[str, Any]) -> pd.DataFrame:
         )
     where, folder = str(file), file.parent.name
     kinds: dict[Hashable, Any] = {
-        **dict.fromkeys(CATEGORIES, "category"),
+        **dict.fromkeys(CATEGORIES, str),
         **dict.fromkeys(IDS, "string[pyarrow]"),
         **dict.fromkeys(PLACES, "float64"),
     }
     with readable(file):
         require_columns(pd.read_csv(file, nrows=0), map(str, kinds), where)
-        table = pd.read_csv(
-            file, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=[""]
-        )
+        table = _key_table(file, kinds)
     named = {name: given for given, name in CATEGORIES.items()}
     levels = (*(named[name] for name in (GUIDE, PLATE, WELL)), *IDS)
     refuse_empty(table, Roles(label=named[GENE], levels=levels), where)
@@ -195,6 +195,26 @@ def _cells(file: Path, config: Config, made: dict[str, Any]) -> pd.DataFrame:
     for name in CATEGORIES.values():
         kept[name] = kept[name].cat.remove_unused_categories()
     return kept
+
+
+def _key_table(file: Path, kinds: dict[Hashable, Any]) -> pd.DataFrame:
+    """The columns of key.csv; those of `CATEGORIES` as categories of text, "01" being no 1."""
+    with pd.read_csv(
+        file,
+        usecols=list(kinds),
+        dtype=kinds,
+        keep_default_na=False,
+        na_values=[""],
+        chunksize=ROWS_READ,
+    ) as reader:
+        parts = [part.astype(dict.fromkeys(CATEGORIES, "category")) for part in reader]
+    categories = {
+        name: union_categoricals([part[name] for part in parts], sort_categories=True)
+        for name in CATEGORIES
+    }
+    others = [part.drop(columns=list(CATEGORIES)) for part in parts]
+    table: pd.DataFrame = pd.concat(others, ignore_index=True)
+    return table.assign(**categories)
 
 
 def _keys(table: pd.DataFrame, rows: slice) -> list[str]:

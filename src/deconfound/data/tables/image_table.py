@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from deconfound.data.tables.keys import keys
+from deconfound.data.tables.keys import keys, shown
 from deconfound.data.tables.table import read_table, require_columns
 from deconfound.errors import UserError
 
@@ -45,7 +45,7 @@ def joined_by_image(
     if len(alone):
         raise UserError(
             f"{where}: row {alone[0]} (from 0): {IMAGE_NUMBER} "
-            f"{cells[IMAGE_NUMBER].iloc[alone[0]]!r} is not in {image_table}; {len(alone)} of "
+            f"{shown(cells[IMAGE_NUMBER].iloc[alone[0]])} is not in {image_table}; {len(alone)} of "
             f"{len(cells)} rows have no image there: give the table of the same run"
         )
     taken = [

@@ -33,6 +33,11 @@ def key(value: str, *, well: bool = False) -> str:
     return text
 
 
+def shown(value: object) -> str:
+    """A value of a table as messages show it; None where it is missing, however."""
+    return "None" if pd.Series([value], dtype=object).isna().iloc[0] else repr(value)
+
+
 def row_and_column(well: str) -> tuple[int, int] | None:
     """Row and column of a well on its plate, from 1: (2, 3) of "B03"; None if it is no well."""
     matched = _WELL.fullmatch(well.strip())
