@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from deconfound.arrays import Images, Rows
 from deconfound.data.folds.fold import Part, make_fold, shared_labels
 from deconfound.data.folds.groups import groups
-from deconfound.data.loading.batch import dihedral, random_turns
+from deconfound.data.loading.augmentation import dihedral, random_turns
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.simulation.counterfactual import counterfactual, new_environment
 from deconfound.data.simulation.simulate import SimulateConfig, simulate

@@ -18,6 +18,7 @@ from deconfound.cli.printing import say
 from deconfound.config import DataOptions, Options, TrainingOptions
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import InputWarning
+from deconfound.runs.config import read_config
 from deconfound.verbs import VERBS
 
 Said = pytest.CaptureFixture[str]
@@ -52,6 +53,29 @@ def fit_words(screen: Screen, tmp_path: Path) -> Callable[..., list[str]]:
                 "--fold", "plate=S1/P1", "--val-fraction", "0.2", *more]  # fmt: skip
 
     return words
+
+
+def test_several_augmentations_may_stand_anywhere(
+    fit_words: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    verb, method, screen, *rest = fit_words()
+    cli.main([verb, method, "--augment", "blur", "dihedral", screen, *rest])
+    assert read_config(tmp_path / "run" / "config.yaml").training.augment == "dihedral blur"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["dihedrel"], "unknown augmentation 'dihedrel'; did you mean 'dihedral'?"),
+        (["crop", "dihedrl"], "unknown augmentation 'dihedrl'; did you mean 'dihedral'?"),
+        (["none", "crop"],
+         "none goes with no other augmentation; leave it out, or give it alone"),
+    ],
+)  # fmt: skip
+def test_what_is_no_augmentation_is_one_line(
+    given: list[str], said: str, fit_words: Callable[..., list[str]], capsys: Said
+) -> None:
+    assert mistake(fit_words("--augment", *given), capsys) == f"fit erm: --augment: {said}"
 
 
 def test_without_a_verb_all_verbs_are_listed(capsys: Said) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deconfound import methods
+from deconfound.config import AUGMENTATIONS
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
@@ -112,6 +113,26 @@ def test_a_run_killed_many_times_ends_as_an_uninterrupted_one(
                 continue
         break
     assert_same_run(out, finished_runs("scbd"))
+
+
+def test_a_killed_run_with_every_augmentation_ends_as_an_uninterrupted_one(
+    screen: Screen,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same_run: AssertSameRun,
+) -> None:
+    config = make_config("erm", training={"augment": " ".join(AUGMENTATIONS)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", killed_at(4, Stepper.step, True))
+        with pytest.raises(Killed):
+            fit(config, screen.path, tmp_path / "killed", quiet=True)
+    fit(config, screen.path, tmp_path / "killed", quiet=True)
+    fit(config, screen.path, tmp_path / "whole", quiet=True)
+    fit(make_config("erm"), screen.path, tmp_path / "plain", quiet=True)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    losses = [read_history(tmp_path / name / "metrics.csv") for name in ("plain", "whole")]
+    assert not losses[0].equals(losses[1])
 
 
 def test_a_process_killed_while_it_writes_a_checkpoint_resumes(

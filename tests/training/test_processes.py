@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deconfound import methods
+from deconfound.config import AUGMENTATIONS
 from deconfound.data.folds.problem import pose
 from deconfound.data.loading import pairs
 from deconfound.data.loading.batch import Batch, BatchReader
@@ -191,7 +192,8 @@ def test_half_batches_of_two_processes_train_as_one_process_does(
 def test_torchrun_fits_what_one_process_fits(
     screen: Screen, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    config = make_config("scbd", training={"augment": "dihedral", "batch_size": 23})
+    every = " ".join(AUGMENTATIONS)
+    config = make_config("scbd", training={"augment": every, "batch_size": 23})
     alone = fit(config, screen.path, tmp_path / "alone", quiet=True)
     (tmp_path / "run.yaml").write_text(dump_config(config))
     with socket.socket() as free:

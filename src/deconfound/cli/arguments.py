@@ -111,6 +111,10 @@ class FitArguments(Watched):
     """Screen to train on."""
     out: Path
     """Directory of the run; if it holds this very run, the run is resumed."""
+    tracker: str | None = None
+    """Where metrics, options and pictures of the run are shown too: tensorboard[:DIRECTORY],
+    wandb[:PROJECT] (offline unless WANDB_MODE says otherwise) or mlflow[:DIRECTORY or address]; in
+    the directory of the run if no place is given. metrics.csv is always written."""
 
 
 class EmbedArguments(ComputedArguments):

@@ -3,17 +3,19 @@
 import contextlib
 import difflib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from deconfound.config import Options, did_you_mean
+from deconfound.config import AUGMENTATIONS, Options, did_you_mean, nearest
 from deconfound.errors import UserError
 from deconfound.runtime.escaping import one_line
 
@@ -67,10 +69,26 @@ def take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
 
 
 def _of_model(words: list[str], flags: list[str]) -> list[str]:
-    """The words, with each synonym that the model does not know under the flag's own name."""
+    """The words, with each synonym that the model does not know under the flag's own name.
+
+    Several names after --augment become one word, so that what follows may be a path.
+    """
     named = {old: new for old, new in SYNONYMS.items() if new in flags and old not in flags}
     parts = [word.partition("=") for word in words]
-    return [named.get(name, name) + equals + value for name, equals, value in parts]
+    words = [named.get(name, name) + equals + value for name, equals, value in parts]
+    if "--augment" in words:
+        first = words.index("--augment") + 1
+        more = itertools.takewhile(_names_augmentation, words[first + 1 :])
+        names = [*words[first : first + 1], *more]
+        words[first : first + len(names)] = [" ".join(names)] if names else []
+    return words
+
+
+def _names_augmentation(word: str) -> bool:
+    """Whether a word is one of `AUGMENTATIONS`, or misspells one."""
+    return word in AUGMENTATIONS or not (
+        word.startswith("-") or nearest(word, AUGMENTATIONS) is None or Path(word).exists()
+    )
 
 
 def parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> Parsed:

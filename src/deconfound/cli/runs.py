@@ -22,6 +22,7 @@ from deconfound.runtime.streams import complain
 
 if TYPE_CHECKING:
     from deconfound.runs.config import RunConfig
+    from deconfound.runs.run import Run
 
 
 def call_fit(words: list[str]) -> None:
@@ -80,8 +81,26 @@ def call_fit(words: list[str]) -> None:
         training=parsed.training,
         options=parsed.method,
     )
-    done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain, say=say)
+    if parsed.tracker is None:
+        done = fit(config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain, say=say)
+    else:
+        done = _tracked_fit(config, parsed)
     say(f"run in {done.path}")
+
+
+def _tracked_fit(config: "RunConfig", parsed: Any) -> "Run":
+    """`fit` followed by a tracker, which gets the pictures of the finished run at the end."""
+    from deconfound.reports.tracked import show_pictures
+    from deconfound.training.fit import fit
+    from deconfound.training.tracking.tracker import Tracker
+
+    with Tracker(parsed.tracker, complain) as tracker:
+        done = fit(
+            config, parsed.screen, parsed.out, quiet=parsed.quiet, warn=complain, say=say,
+            tracker=tracker,
+        )  # fmt: skip
+        show_pictures(done, parsed.screen, tracker)
+    return done
 
 
 def _given_instead(chosen: DataOptions, taken: DataOptions) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deconfound.arrays import ROUNDING, Images, Rows
 from deconfound.data.folds.problem import Problem
-from deconfound.data.loading.batch import dihedral, random_turns
+from deconfound.data.loading.augmentation import dihedral, random_turns
 from deconfound.data.loading.sampler import UniformSampler
 from deconfound.data.screens.screen import Screen
 from deconfound.data.simulation.counterfactual import NO_ENVIRONMENT, counterfactual

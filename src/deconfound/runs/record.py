@@ -26,6 +26,10 @@ class History:
         """Add one row for every value; `part` is "train" or "val"."""
         self._rows += [(stage, step, part, name, value) for name, value in values.items()]
 
+    def since(self, rows: int) -> list[tuple[str, int, str, str, float]]:
+        """The rows after the first `rows`, in the order in which they were added."""
+        return self._rows[rows:]
+
     def write(self) -> None:
         """Write all rows atomically; float64 values survive exactly."""
         table = pd.DataFrame(self._rows, columns=COLUMNS)

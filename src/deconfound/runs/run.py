@@ -45,7 +45,7 @@ def build_method(
     channels, *sides = screen.image_shape
     if screen.holds_profiles and config.training.augment != "none":
         raise UserError(
-            f"{screen.path}: holds profiles, and --augment {config.training.augment} turns images; "
+            f"{screen.path}: holds profiles, and --augment {config.training.augment} is of images; "
             "leave --augment out"
         )
     if not screen.holds_profiles and (len(sides) != 2 or sides[0] != sides[1]):

@@ -9,6 +9,7 @@ import pandas as pd
 from pydantic import Field
 
 from deconfound.config import (
+    Augment,
     DataOptions,
     InterventionOptions,
     Options,
@@ -53,9 +54,10 @@ class CompareOptions(Options):
     """Of a table of images: the folder that its paths start from."""
     levels: tuple[str, ...] = ()
     """Of a table: nested levels, outermost first; found by their names if not given."""
-    augment: Literal["none", "dihedral"] | None = None
-    """Of a verdict: random flips and quarter turns in training; right for cells, wrong for digits.
-    Images are turned if not given."""
+    augment: Augment | None = None
+    """Of a verdict: what is done to training images at random: none, or dihedral, crop, intensity,
+    blur, noise, style, one or more, as `fit` explains them. Flips and quarter turns if not given;
+    these are right for cells, wrong for digits."""
     budget: float | None = Field(None, gt=0)
     """Minutes that a verdict may take: groups, seeds and steps are cut to fit, by what a few steps
     of each method take here. Nothing is cut if not given."""

@@ -32,6 +32,7 @@ from deconfound.training.dial import choose, refuse_dial
 from deconfound.training.episodes import refuse_unfit_episodes
 from deconfound.training.loop import Training
 from deconfound.training.positives import said, with_sampler
+from deconfound.training.tracking.tracker import Tracker
 from deconfound.training.validation import Predictions
 
 FEW_ROWS = 20
@@ -55,6 +56,7 @@ def fit(
     quiet: bool = False,
     warn: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
+    tracker: Tracker | None = None,
 ) -> Run:
     """Train `config` on `screen` into the directory `out`, or resume the run in it.
 
@@ -65,7 +67,8 @@ def fit(
     of the step and raises Stopped. `warn` receives each warning as one line: labels that are never
     scored, parts with far fewer rows than asked for, channels or features that do not vary, and
     weights that the method calls failed. `say` receives what was decided for the run, as one line:
-    how many images of a batch have another of their label, where the method needs them.
+    how many images of a batch have another of their label, where the method needs them. `tracker`
+    receives what metrics.csv has whenever the run is saved, and changes no bit of it.
     """
     out, opened = Path(out), open_screen(screen)
     if config is None:
@@ -73,7 +76,16 @@ def fit(
         config = found.config
         if say is not None:
             say(f"{RECOMMENDED}: {found.text}")
-    train(config, opened, pose(opened, config.data), out, quiet=quiet, warn=warn, say=say)
+    train(
+        config,
+        opened,
+        pose(opened, config.data),
+        out,
+        quiet=quiet,
+        warn=warn,
+        say=say,
+        tracker=tracker,
+    )
     return open_run(out)
 
 
@@ -86,6 +98,7 @@ def train(
     quiet: bool = False,
     warn: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
+    tracker: Tracker | None = None,
 ) -> Trained:
     """`fit` on an opened screen, with the problem that `config.data` poses; raises as `fit`."""
     first = processes().rank == 0  # of several processes, the one that writes
@@ -126,11 +139,13 @@ def train(
         intervention = begin_intervention(config, screen, problem, out, source, fabric.device)
         training = Training(
             config=config, screen=screen, problem=problem, out=out, fabric=fabric,
-            intervention=intervention, quiet=quiet,
+            intervention=intervention, quiet=quiet, tracker=tracker,
         )  # fmt: skip
         if first:
             atomic.remove_leftovers(out)
             write_description(out, config, screen, problem)
+            if tracker is not None:
+                tracker.begin(out, config)
             if intervention is not None:
                 intervention.write(out)
             even = int((training.network.intensity.scale == 0).sum())

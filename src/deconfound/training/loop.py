@@ -32,6 +32,7 @@ from deconfound.training.batches import reader_of, sampler_of, validation_batche
 from deconfound.training.episodes import without_joined_labels
 from deconfound.training.resume import Position, ResumeFile
 from deconfound.training.step import Stepper, build_network
+from deconfound.training.tracking.tracker import Tracker
 from deconfound.training.validation import Predictions, Selection, validation_scores
 
 LOG_EVERY = 10
@@ -50,10 +51,11 @@ class Training:
         fabric: Fabric,
         intervention: Intervention | None,
         quiet: bool,
+        tracker: Tracker | None = None,
     ) -> None:
         self.config, self.problem, self.out, self.fabric = config, problem, out, fabric
         self.intervention, self.quiet = intervention, quiet
-        self.writes = fabric.is_global_zero
+        self.writes, self.tracker = fabric.is_global_zero, tracker
         self.network = build_network(config, screen, problem, fabric, intervention)
         self.method = self.network.method
         self.negative = negative_controls(config, screen, problem.roles.label)
@@ -233,6 +235,14 @@ class Training:
     def _save_resume(self) -> None:
         if self.writes:
             self.resume_file.save(self.position)
+            self._track()
+
+    def _track(self, *, last: bool = False) -> None:
+        """Send what is saved to the tracker; a step that is still to be validated is sent whole."""
+        if self.tracker is not None:
+            before = sum(stage.steps for stage in self.stages[: self.position.stage_number])
+            until = before + self.position.done - self.position.validation_due
+            self.tracker.follow(self.history, self.stages, until, last=last)
 
     def _refuse_too_many_skipped(self) -> None:
         rule = self.stepper.rule
@@ -251,6 +261,7 @@ class Training:
     def _finish(self) -> None:
         """Write the files of the finished run, its weights last, and remove `resume.pt`."""
         self.history.write()
+        self._track(last=True)
         self.selection.write()
         described: dict[str, Any] = software()
         described |= {

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deconfound.config import TrainingOptions
 from deconfound.data.folds.problem import Problem
-from deconfound.data.loading.batch import Batch, augmented
+from deconfound.data.loading.augmentation import augmented
+from deconfound.data.loading.batch import Batch
 from deconfound.data.loading.intensity import Intensity, fit_intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.intervention.intervention import Intervention
@@ -162,12 +163,12 @@ class Stepper:
                 group["lr"] = phase.learning_rate * _schedule(training, step, stage.steps)
         share = rank, self._fabric.world_size
         with self._fabric.autocast():
-            # An imputer learned from images as they are stored, so they are turned after it.
+            # An imputer learned from images as they are stored, so they are augmented after it.
             if self._intervention is not None:
                 stream = torch_stream(seed, "intervention", stage.name, step)
                 batch = self._intervention.intervene(batch, stream, *share)
-            if training.augment == "dihedral":
-                batch = augmented(batch, seed, step, *share)
+            with torch.autocast(self._fabric.device.type, enabled=False):
+                batch = augmented(batch, training.augment, seed, step, *share)
             logged = self._method.step(batch, stage, self.optimizers, self._backward)
         self.rule.end_step()
         return logged

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deconfound.arrays import Rows
-from deconfound.data.loading.batch import READ_AHEAD, Batch, BatchReader, augmented
+from deconfound.data.loading.batch import READ_AHEAD, Batch, BatchReader
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles
@@ -140,18 +140,6 @@ def test_channels_last_changes_the_layout_alone(
     )
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(plain, last)
-
-
-def test_augmentation_is_a_pure_function_of_seed_and_step() -> None:
-    codes = torch.arange(12)
-    batch = Batch(torch.rand(12, 1, 4, 4), codes, codes + 1, codes + 2)
-    first, again = (augmented(batch, 3, 5) for _ in range(2))
-    assert torch.equal(first.image, again.image)
-    for seed, step in ((4, 5), (3, 6)):
-        assert not torch.equal(first.image, augmented(batch, seed, step).image)
-    assert torch.equal(first.label, batch.label)
-    assert torch.equal(first.environment, batch.environment)
-    assert torch.equal(first.row, batch.row)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 75])

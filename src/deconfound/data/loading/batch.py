@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -13,7 +13,6 @@ from deconfound.arrays import Codes, Rows
 from deconfound.data.loading.intensity import Intensity
 from deconfound.data.screens.screen import Screen
 from deconfound.runtime.prefetch import in_order
-from deconfound.runtime.seeds import torch_stream
 
 PART = 262_144
 """Values scaled at a time on a CPU: few enough to stay in its cache."""
@@ -138,44 +137,6 @@ class BatchReader:
         if self._device.type != "cuda":
             return values.to(self._device)
         return values.pin_memory().to(self._device, non_blocking=True)
-
-
-def augmented(batch: Batch, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Batch:
-    """The batch with every image flipped and turned at random, a pure function of (seed, step).
-
-    If the batch is every `ranks`-th row of a larger batch, starting at `rank`, its images are
-    turned as in the larger batch.
-    """
-    generator = torch_stream(seed, "augment", step)
-    turns = random_turns(batch.image, len(batch) * ranks, generator)[rank::ranks]
-    image = dihedral(batch.image, turns[: len(batch)])
-    return replace(batch, image=image)
-
-
-def random_turns(image: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) int64 on the CPU, each one of the eight symmetries of a square, for `dihedral`.
-
-    Images (B, C, H, W) that are not square get flips and half turns only. `generator` lives on
-    the CPU.
-    """
-    square = image.shape[-1] == image.shape[-2]
-    return torch.randint(8 if square else 4, (count,), generator=generator)
-
-
-def dihedral(image: Tensor, turns: Tensor) -> Tensor:
-    """Flip and turn every image of (B, C, H, W) as `turns` (B,) of `random_turns` say."""
-    out = torch.empty_like(image)
-    for turn in sorted(set(turns.tolist())):
-        chosen = (turns == turn).nonzero().squeeze(1).to(image.device)
-        part = image[chosen]
-        if turn & 1:
-            part = part.flip(-1)
-        if turn & 2:
-            part = part.flip(-2)
-        if turn & 4:
-            part = part.transpose(-1, -2)
-        out[chosen] = part
-    return out
 
 
 def _contiguous(rows: Rows) -> Tensor:

@@ -1,6 +1,5 @@
 """Runs on a Ray cluster whose machines share the folders of the experiment and its screens."""
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -8,9 +7,7 @@ from typing import Any
 
 from deconfound.errors import UserError
 from deconfound.experiments.running.messages import Order, Outcome
-
-ANSWER_SECONDS = 5.0
-"""How long an address has to answer; Ray itself would try for minutes."""
+from deconfound.runtime.reachable import answers
 
 
 def run_ray(
@@ -69,7 +66,7 @@ def _devices(ray: Any, actors: int) -> float:
 
 def _connected(address: str | None) -> Any:
     host, _, port = (address or "").rpartition("://")[2].rpartition(":")
-    if port.isdecimal() and not asyncio.run(_answers(host, int(port))):
+    if port.isdecimal() and not answers(host, int(port)):
         raise UserError(
             f"--address {address}: no Ray cluster answers; start one with `ray start --head`, or "
             "leave --address out"
@@ -89,14 +86,3 @@ def _connected(address: str | None) -> Any:
             "cluster with `ray start --head`"
         ) from error
     return ray
-
-
-async def _answers(host: str, port: int) -> bool:
-    """Whether anything listens there."""
-    try:
-        opening = asyncio.open_connection(host, port)
-        _, writer = await asyncio.wait_for(opening, ANSWER_SECONDS)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True
