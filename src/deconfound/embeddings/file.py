@@ -76,12 +76,14 @@ class Embeddings:
     def order(self) -> Rows | None:
         """(N,) the rows in the order of the run's identifier.
 
-        None, for their own order, where there is none or another screen has no such columns.
+        None where that is their own order, there is no identifier or another screen has no such
+        columns.
         """
         columns = self.roles.identifier
         if not columns or not set(columns) <= set(self.table.columns):
             return None
-        return row_order(self.table, columns)
+        rows = row_order(self.table, columns)
+        return None if bool((rows[1:] > rows[:-1]).all()) else rows
 
     def taken(self, rows: Rows | None) -> "Embeddings":
         """These rows alone, in this order; all as they are, and not copied, if None."""
