@@ -19,6 +19,7 @@ from deconfound.cli.arguments import (
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
+from deconfound.files.object_store import staged
 
 if TYPE_CHECKING:
     from deconfound.data.screens.screen import Screen
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 def call_simulate(words: list[str]) -> None:
     """Make a screen of cells with planted truth."""
+    from deconfound.data.screens.screen import INDEX_FILE
     from deconfound.data.simulation.simulate import SimulateConfig, simulate
 
     cells = take_option(words, "--cells")[1]
@@ -38,8 +40,9 @@ def call_simulate(words: list[str]) -> None:
         simulation=(SimulateConfig, SimulateConfig()),
     )
     parsed: Any = parse(arguments, words, "simulate", SimulateArguments.__doc__ or "")
-    screen = simulate(parsed.out, config=parsed.simulation, quiet=parsed.quiet)
-    say(f"{len(screen):,} cells in {screen.path}")
+    with staged(parsed.out, (INDEX_FILE,)) as out:
+        screen = simulate(out, config=parsed.simulation, quiet=parsed.quiet)
+    say(f"{len(screen):,} cells in {parsed.out}")
 
 
 def call_inject(words: list[str]) -> None:
@@ -65,6 +68,7 @@ def call_ingest(words: list[str]) -> None:
     from deconfound.data.ingest.profiles import ingest_profiles
     from deconfound.data.ingest.roles import roles_said
     from deconfound.data.ingest.writing import remarks
+    from deconfound.data.screens.screen import INDEX_FILE
 
     arguments = create_model(
         "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
@@ -84,16 +88,17 @@ def call_ingest(words: list[str]) -> None:
     if parsed.table is None and not made_of["--images-root"]:
         raise UserError("ingest: name the table first: deconfound ingest TABLE …")
     common = {"config": parsed.formats, "quiet": parsed.quiet}
-    if parsed.profiles:
-        named = {"features": parsed.feature_columns}
-        screen = ingest_profiles(parsed.table, parsed.out, **named, **common)
-    elif parsed.array is not None:
-        shape = {"key": parsed.array_key, "axes": parsed.array_axes}
-        screen = ingest_array(parsed.table, parsed.array, parsed.out, **shape, **common)
-    else:
-        screen = ingest(parsed.table, parsed.images_root, parsed.out, **common)
+    with staged(parsed.out, (INDEX_FILE,)) as out:
+        if parsed.profiles:
+            named = {"features": parsed.feature_columns}
+            screen = ingest_profiles(parsed.table, out, **named, **common)
+        elif parsed.array is not None:
+            shape = {"key": parsed.array_key, "axes": parsed.array_axes}
+            screen = ingest_array(parsed.table, parsed.array, out, **shape, **common)
+        else:
+            screen = ingest(parsed.table, parsed.images_root, out, **common)
     what = "profiles" if screen.holds_profiles else "images"
-    say(f"{len(screen):,} {what} in {screen.path}")
+    say(f"{len(screen):,} {what} in {parsed.out}")
     say(roles_said(screen))
     for remark in remarks(screen.provenance):
         say(remark)

@@ -20,6 +20,7 @@ from deconfound.data.tables.table import Roles, joined, require_columns
 from deconfound.embeddings.shards import read_shards
 from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, seal
+from deconfound.files.object_store import fetched, is_url
 from deconfound.metrics.neighbors import refuse_malformed
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def content_sha256(embeddings: Embeddings) -> str:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read an embeddings file, or a directory of embeddings, into memory.
+    """Read an embeddings file, or a directory of embeddings, also at a URL, into memory.
 
     Warns with an InputWarning if another program has changed the file. Raises UserError if it is
     missing, damaged, not written by `deconfound embed`, or a directory larger than the free memory.
@@ -187,6 +188,9 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
     import anndata
 
     path = Path(path)
+    if is_url(path):
+        with fetched(path) as local:
+            return open_embeddings(local)
     if path.is_dir():
         return Embeddings(*read_shards(path)), False
     if not path.is_file():
