@@ -1,5 +1,6 @@
 """Screens in object storage, here fsspec's memory: as on the disk, and when the store fails."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -153,21 +154,9 @@ def test_a_screen_at_a_url_is_fitted_embedded_and_checked(
     scores = tmp_path / "scores.parquet"
     cli.main(["measure", "memory://bucket/far.h5ad", "--out", str(scores), "--quiet"])
     assert len(pd.read_parquet(scores))
-    steps = [
-        "--steps",
-        "2",
-        "--validate-every",
-        "2",
-        "--batch-size",
-        "16",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--quiet",
-    ]
+    steps = "--steps 2 --validate-every 2 --batch-size 16 --device cpu --threads 1 --quiet"
     for place, out in ((str(screen.path), "a"), ("memory://bucket/screen", "b")):
-        cli.main(["fit", "erm", place, "--out", str(tmp_path / out), *steps.split()])
+        cli.main(["fit", "erm", place, "--out", str(tmp_path / out), *shlex.split(steps)])
     models = [(tmp_path / out / "model.safetensors").read_bytes() for out in "ab"]
     assert models[0] == models[1]
     cli.main(["check", "memory://bucket/screen"])
