@@ -301,12 +301,14 @@ def main() -> None:
             draw_embeddings(Path())
         case _:
             folder = arguments.work.resolve()
-            found = [timed(arguments.part, rows, folder / str(rows)) for rows in arguments.images]
-            report = found[0] if arguments.part == "images" else {"sizes": found}
-            print(json.dumps(report, indent=2))
-            if arguments.out:
+            found: list[dict[str, object]] = []
+            for rows in arguments.images:
+                found.append(timed(arguments.part, rows, folder / str(rows)))
+                report = found[0] if arguments.part == "images" else {"sizes": found}
                 text = json.dumps(report, indent=2) + "\n"
-                arguments.out.write_text(text, encoding="utf-8")
+                if arguments.out:
+                    arguments.out.write_text(text, encoding="utf-8")
+            print(text)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,12 @@ class EmbedArguments(ComputedArguments):
     """Another checkpoint than the one the run selected."""
     precision: Literal["auto", "32", "bf16"] = "32"
     """Precision of the network."""
+    executor: Literal["local", "ray"] = "local"
+    """This process, or the workers of a Ray cluster, who share the folders named."""
+    workers: int | None = None
+    """Ray workers, of --threads processors each (1 if not given); as many as the cluster holds."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
 
 
 class CorrectArguments(Arguments):

@@ -133,10 +133,13 @@ def call_embed(words: list[str]) -> None:
         return
     from deconfound.embeddings.embed import embed, embed_shards
     from deconfound.embeddings.shards import INDEX
+    from deconfound.runtime.cluster import cluster_of
 
     parsed = parse(EmbedArguments, words, "embed")
+    cluster = cluster_of(parsed.executor, parsed.workers, parsed.address)
     with staged(parsed.out, (INDEX,)) as out:
-        given = dict(parsed) | {"out": out}
+        given = parsed.model_dump(exclude={"executor", "workers", "address"})
+        given |= {"out": out, "cluster": cluster}
         index = None
         if out.suffix:
             rows = len(embed(**given, say=say).table)
