@@ -69,6 +69,13 @@ class IngestArguments(NewScreenArguments, Watched):
     """Which array of a .npz."""
     array_axes: Literal["NCHW", "NHWC"] | None = None
     """Order of the array's axes; if not given, the two equal ones are height and width."""
+    executor: Literal["local", "ray"] = "local"
+    """Who reads whole images: this process, or the workers of a Ray cluster, who share the images'
+    folder."""
+    workers: int | None = None
+    """Ray workers; as many as the cluster has processors if not given."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
 
 
 class InjectArguments(NewScreenArguments, Watched):

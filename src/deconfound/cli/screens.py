@@ -69,6 +69,7 @@ def call_ingest(words: list[str]) -> None:
     from deconfound.data.ingest.roles import roles_said
     from deconfound.data.ingest.writing import remarks
     from deconfound.data.screens.screen import INDEX_FILE
+    from deconfound.runtime.cluster import cluster_of
 
     arguments = create_model(
         "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
@@ -87,6 +88,9 @@ def call_ingest(words: list[str]) -> None:
         raise UserError("ingest: --array-key and --array-axes belong to --array; add it")
     if parsed.table is None and not made_of["--images-root"]:
         raise UserError("ingest: name the table first: deconfound ingest TABLE …")
+    cluster = cluster_of(parsed.executor, parsed.workers, parsed.address)
+    if cluster is not None and not made_of["--images-root"]:
+        raise UserError("ingest: --executor ray reads image files; it belongs to --images-root")
     common = {"config": parsed.formats, "quiet": parsed.quiet}
     with staged(parsed.out, (INDEX_FILE,)) as out:
         if parsed.profiles:
@@ -96,7 +100,7 @@ def call_ingest(words: list[str]) -> None:
             shape = {"key": parsed.array_key, "axes": parsed.array_axes}
             screen = ingest_array(parsed.table, parsed.array, out, **shape, **common)
         else:
-            screen = ingest(parsed.table, parsed.images_root, out, **common)
+            screen = ingest(parsed.table, parsed.images_root, out, cluster=cluster, **common)
     what = "profiles" if screen.holds_profiles else "images"
     say(f"{len(screen):,} {what} in {parsed.out}")
     say(roles_said(screen))

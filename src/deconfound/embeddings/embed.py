@@ -151,9 +151,8 @@ def embed_shards(
     Metadata_…, and one column for each feature. Under torchrun or srun each process embeds its
     share of the files; the process that finishes last publishes `out`, and the others return None.
     Finished files are kept beside `out` until it is whole, so the same command resumes after a
-    process was killed, also with another number of processes. `say` is given a sentence about the
-    speed; `cluster` has the files made by its workers, which share the folder of `out`. The options
-    are those of `StreamOptions`.
+    process was killed, also with another number of processes. `cluster`, `say` and the options are
+    as of `embed`; the workers share the folder of `out`.
 
     Raises UserError if `out` exists and holds embeddings of another run, screen or option, if
     another command is writing it, or if run and screen do not fit.
