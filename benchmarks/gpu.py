@@ -122,7 +122,9 @@ def of_embed(device: str, tiny: bool) -> dict[str, Any]:
 
 def of_ist(device: str, tiny: bool) -> list[dict[str, Any]]:
     """Steps of both methods, with the networks of their papers."""
-    networks, size, batch, repeats = ("small", 32, 2, 1) if tiny else ("paper", 64, 32, 5)
+    networks, size, batch, repeats = ("small", 24, 2, 1) if tiny else ("paper", 64, 32, 5)
+    if tiny:
+        transfer.AT_ONCE = 2
     return [
         row
         for precision in PRECISIONS[: 1 if tiny else 2]
@@ -133,6 +135,7 @@ def of_ist(device: str, tiny: bool) -> list[dict[str, Any]]:
 def of_precision(device: str, tiny: bool) -> dict[str, Any]:
     """Scores of the test part by precision: mean over seeds, and the mean difference."""
     cells, size, steps, seeds = (320, 24, 2, 1) if tiny else (6_000, 48, 300, 3)
+    method, options = ("erm", {}) if tiny else ("scbd", {"decoder": "none"})
     scores: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -145,8 +148,8 @@ def of_precision(device: str, tiny: bool) -> dict[str, Any]:
                     "steps": steps, "batch_size": 32 if tiny else 256, "validate_every": steps,
                     "device": device, "precision": precision,
                 }  # fmt: skip
-                asked = {"method": "scbd", "seed": seed, "training": training}
-                fit(config_model("scbd").model_validate(asked), screen.path, run, quiet=True)
+                asked = {"method": method, "seed": seed, "training": training, "options": options}
+                fit(config_model(method).model_validate(asked), screen.path, run, quiet=True)
                 file = folder / f"{run.name}.h5ad"
                 embed_screen(run, screen.path, file, device=device, precision=precision, quiet=True)
                 for row in measure([file], quiet=True).itertuples():

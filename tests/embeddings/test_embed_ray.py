@@ -102,10 +102,11 @@ def test_the_work_of_a_killed_worker_is_done_again_and_one_lost_for_good_is_one_
         return whole(run, screen, folder, dies, options)
 
     monkeypatch.setattr(spans, "SpanWorker", dying)
-    for life in range(4):
+    monkeypatch.setattr("deconfound.runtime.cluster.TRIES", 2)
+    for life in range(3):
         (tmp_path / f"life-{life}").touch()
     out = tmp_path / "there"
-    with pytest.raises(UserError, match=r"3 workers were lost over rows 40 to 79.*goes on") as lost:
+    with pytest.raises(UserError, match=r"2 workers were lost over rows 40 to 79.*goes on") as lost:
         embed_shards(run, screen.path, out, cluster=ONE, **common)  # type: ignore[arg-type]
     assert "\n" not in str(lost.value)
     assert not out.exists()

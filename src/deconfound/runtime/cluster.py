@@ -162,7 +162,8 @@ def connected(address: str | None) -> Iterator[Any]:
     started = {"object_store_memory": OBJECT_BYTES, "include_dashboard": False} if own else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **started)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones where a node does not start in time
+        ray.shutdown()
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--address {address or 'here'}: Ray cannot start or be reached ({reason}); start a "
