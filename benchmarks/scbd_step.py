@@ -44,6 +44,7 @@ def seconds_a_step(
     layout: torch.memory_format = torch.channels_last,
     images: int = BATCH,
     task: Task = TASK,
+    device: str = "auto",
 ) -> dict[str, float]:
     """Median seconds of a step of every stage."""
     torch.manual_seed(0)
@@ -57,7 +58,7 @@ def seconds_a_step(
     size = task.image_size
     assert size is not None
     method = Scbd(options, task)
-    fabric = start_fabric("auto", precision, None)
+    fabric = start_fabric(device, precision, None)
     method.to(fabric.device, memory_format=layout)  # type: ignore[call-overload]
     batch = Batch(
         torch.rand(images, task.channels, size, size, device=fabric.device).to(

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from deconfound.data.screens.screen import open_screen
+from deconfound.data.screens.screen import holds_screen, open_screen
 from deconfound.embeddings.file import open_embeddings
 from deconfound.embeddings.shards import INDEX, check_shards
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import read_scores
 from deconfound.files import seal
 from deconfound.files.checksums import differs, read_checksums
+from deconfound.files.object_store import is_url
 from deconfound.runs.checkpoint import read_resume, read_weights
 from deconfound.runs.config import read_config
 from deconfound.runs.record import read_history
@@ -26,7 +27,7 @@ def check(path: Path) -> str:
     Raises UserError that names what is missing or damaged, and what to do.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.exists() and not is_url(path):
         raise UserError(f"{path}: no such file or directory")
     if path.is_file():
         return _check_file(path)
@@ -54,7 +55,7 @@ def check(path: Path) -> str:
 
 def _check_known(path: Path) -> str | None:
     """Verify a screen, a run or a directory of embeddings; None for another directory."""
-    if (path / "screen.json").is_file():
+    if holds_screen(path):
         screen = open_screen(path)
         screen.check()
         return f"{path}: whole; {len(screen):,} images in {len(screen.index.shards)} shards"

@@ -295,7 +295,13 @@ def test_neighbours_are_thinned_by_the_seed_alone(
     pd.testing.assert_frame_equal(first, again)
     lisi = first["metric"] == "lisi_environment"
     assert (first[lisi]["value"] != other[lisi]["value"]).any()
-    assert one(first, "lisi_environment", "id_test", "content")["n"] == 30
+    score = one(first, "lisi_environment", "id_test", "content")
+    assert score["n"] == 30
+    assert score["note"].startswith("30 of 40 rows among 60 of 160, standard error 0.")
+    vote = one(first, "knn_batch_cv", "id_test", "content")["note"]
+    assert vote.endswith("30 of 40 rows among 60 of 160")
+    monkeypatch.undo()
+    assert one(measure([path], quiet=True), "ilisi", "id_test", "content")["note"] == ""
 
 
 def test_nothing_to_measure_is_said() -> None:

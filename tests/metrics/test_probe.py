@@ -35,6 +35,18 @@ def test_equals_a_scikit_learn_pipeline(classes: int) -> None:
     np.testing.assert_allclose(logits, reference, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_answers_in_parts_are_those_of_all_rows(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding, target, train, test = screen(classes)
+    expected = linear_probe(embedding, target, train, test)
+    monkeypatch.setattr("deconfound.metrics.probe.LOGITS", 28)
+    found = linear_probe(embedding, target, train, test)
+    np.testing.assert_array_equal(found.predicted, expected.predicted)
+    assert found.macro_f1 == expected.macro_f1
+
+
 def test_held_out_rows_are_never_read() -> None:
     embedding, target, train, test = screen()
     before = linear_probe(embedding, target, train, test)

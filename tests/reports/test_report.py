@@ -23,7 +23,7 @@ from deconfound.data.screens.screen import open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import Roles
 from deconfound.display.umap import coordinates
-from deconfound.embeddings.file import Embeddings, write_embeddings
+from deconfound.embeddings.file import Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
 from deconfound.reports import map as report_map
 from deconfound.reports.columns import Pool
@@ -773,3 +773,16 @@ def test_a_page_of_twenty_runs_is_at_most_eight_megabytes(tmp_path: Path) -> Non
     write_scores(tmp_path / "scores.parquet", rows)
     report([tmp_path], tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 8_000_000
+
+
+def test_a_file_of_genes_has_no_environment_and_makes_a_map(tmp_path: Path) -> None:
+    """`aggregate` without `--within` writes rows that lie in no environment."""
+    path = write_sample(tmp_path / "cells.h5ad", tmp_path / "run")
+    genes = read_embeddings(path)
+    genes.about["roles"] = Roles(label="drug").model_dump()
+    genes.about["aggregated"] = {"parts": []}
+    write_embeddings(tmp_path / "genes.h5ad", genes)
+    found = find_sources([tmp_path / "genes.h5ad"], 10, 0).samples[0]
+    assert found.marks["environment"].names == ()
+    report([tmp_path / "genes.h5ad"], tmp_path / "page.html")
+    assert page_data((tmp_path / "page.html").read_text(encoding="utf-8"))["maps"][0]["count"] == 30

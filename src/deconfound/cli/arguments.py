@@ -78,6 +78,13 @@ class IngestArguments(NewScreenArguments, Watched):
     """Which array of a .npz."""
     array_axes: Literal["NCHW", "NHWC"] | None = None
     """Order of the array's axes; if not given, the two equal ones are height and width."""
+    executor: Literal["local", "ray"] = "local"
+    """Who reads whole images: this process, or the workers of a Ray cluster, who share the images'
+    folder."""
+    workers: int | None = None
+    """Ray workers; as many as the cluster has processors if not given."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
 
 
 class InjectArguments(NewScreenArguments, Watched):
@@ -130,6 +137,12 @@ class EmbedArguments(ComputedArguments):
     """Another checkpoint than the one the run selected."""
     precision: Literal["auto", "32", "bf16"] = "32"
     """Precision of the network."""
+    executor: Literal["local", "ray"] = "local"
+    """This process, or the workers of a Ray cluster, who share the folders named."""
+    workers: int | None = None
+    """Ray workers, of --threads processors each (1 if not given); as many as the cluster holds."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
 
 
 class CorrectArguments(Arguments):

@@ -18,6 +18,7 @@ from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import say
 from deconfound.config import DataOptions, InterventionOptions, TrainingOptions, did_you_mean
 from deconfound.errors import UserError
+from deconfound.files.object_store import is_url, staged
 from deconfound.runtime.streams import complain
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _method_first(words: list[str], known: list[str]) -> tuple[str | None, list[
     first = words[0]
     if first in known:
         return first, words[1:]
-    if first.startswith("-") or Path(first).exists():
+    if first.startswith("-") or Path(first).exists() or is_url(first):
         return None, words
     methods.refuse_post_hoc(first)
     raise UserError(
@@ -151,11 +152,21 @@ def call_embed(words: list[str]) -> None:
         return
     parsed = parse(EmbedArguments, words, "embed")
     from deconfound.embeddings.embed import embed, embed_shards
+    from deconfound.embeddings.shards import INDEX
+    from deconfound.runtime.cluster import cluster_of
 
+    cluster = cluster_of(parsed.executor, parsed.workers, parsed.address)
+    with staged(parsed.out, (INDEX,)) as out:
+        given = parsed.model_dump(exclude={"executor", "workers", "address"})
+        given |= {"out": out, "cluster": cluster}
+        index = None
+        if out.suffix:
+            rows = len(embed(**given, say=say).table)
+        else:
+            index = embed_shards(**given, say=say)
     if parsed.out.suffix:
-        rows = len(embed(**dict(parsed), say=say).table)
         say(f"{rows:,} embeddings in {parsed.out}")
-    elif (index := embed_shards(**dict(parsed), say=say)) is not None:
+    elif index is not None:
         say(f"{index.rows:,} embeddings in {len(index.shards)} files in {parsed.out}")
     else:
         say(f"{parsed.out}: other processes have files of it to embed; the last one makes it")
@@ -163,8 +174,10 @@ def call_embed(words: list[str]) -> None:
 
 def _names_profiles(words: list[str]) -> bool:
     """Whether a screen is all that is named, where `embed` expects a run and a screen."""
+    from deconfound.data.screens.screen import holds_screen
+
     runs = [word for word in words if (Path(word) / "config.yaml").is_file()]
-    screens = [word for word in words if (Path(word) / "screen.json").is_file()]
+    screens = [word for word in words if holds_screen(Path(word))]
     leading = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     return len(screens) == 1 and not runs and len(leading) < 2
 

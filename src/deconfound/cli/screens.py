@@ -20,6 +20,7 @@ from deconfound.cli.documents import kept_clear, print_document, records
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
+from deconfound.files.object_store import staged
 
 if TYPE_CHECKING:
     from deconfound.data.screens.screen import Screen
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 def call_simulate(words: list[str]) -> None:
     """Make a screen of cells with planted truth."""
+    from deconfound.data.screens.screen import INDEX_FILE
     from deconfound.data.simulation.simulate import SimulateConfig, simulate
 
     cells = take_option(words, "--cells")[1]
@@ -40,8 +42,9 @@ def call_simulate(words: list[str]) -> None:
         simulation=(SimulateConfig, SimulateConfig()),
     )
     parsed: Any = parse(arguments, words, "simulate", SimulateArguments.__doc__ or "")
-    screen = simulate(parsed.out, config=parsed.simulation, quiet=parsed.quiet)
-    say(f"{len(screen):,} cells in {screen.path}")
+    with staged(parsed.out, (INDEX_FILE,)) as out:
+        screen = simulate(out, config=parsed.simulation, quiet=parsed.quiet)
+    say(f"{len(screen):,} cells in {parsed.out}")
 
 
 def call_inject(words: list[str]) -> None:
@@ -67,6 +70,8 @@ def call_ingest(words: list[str]) -> None:
     from deconfound.data.ingest.profiles import ingest_profiles
     from deconfound.data.ingest.roles import roles_said
     from deconfound.data.ingest.writing import remarks
+    from deconfound.data.screens.screen import INDEX_FILE
+    from deconfound.runtime.cluster import cluster_of
 
     arguments = create_model(
         "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
@@ -85,17 +90,21 @@ def call_ingest(words: list[str]) -> None:
         raise UserError("ingest: --array-key and --array-axes belong to --array; add it")
     if parsed.table is None and not made_of["--images-root"]:
         raise UserError("ingest: name the table first: deconfound ingest TABLE …")
+    cluster = cluster_of(parsed.executor, parsed.workers, parsed.address)
+    if cluster is not None and not made_of["--images-root"]:
+        raise UserError("ingest: --executor ray reads image files; it belongs to --images-root")
     common = {"config": parsed.formats, "quiet": parsed.quiet}
-    if parsed.profiles:
-        named = {"features": parsed.feature_columns}
-        screen = ingest_profiles(parsed.table, parsed.out, **named, **common)
-    elif parsed.array is not None:
-        shape = {"key": parsed.array_key, "axes": parsed.array_axes}
-        screen = ingest_array(parsed.table, parsed.array, parsed.out, **shape, **common)
-    else:
-        screen = ingest(parsed.table, parsed.images_root, parsed.out, **common)
+    with staged(parsed.out, (INDEX_FILE,)) as out:
+        if parsed.profiles:
+            named = {"features": parsed.feature_columns}
+            screen = ingest_profiles(parsed.table, out, **named, **common)
+        elif parsed.array is not None:
+            shape = {"key": parsed.array_key, "axes": parsed.array_axes}
+            screen = ingest_array(parsed.table, parsed.array, out, **shape, **common)
+        else:
+            screen = ingest(parsed.table, parsed.images_root, out, cluster=cluster, **common)
     what = "profiles" if screen.holds_profiles else "images"
-    say(f"{len(screen):,} {what} in {screen.path}")
+    say(f"{len(screen):,} {what} in {parsed.out}")
     say(roles_said(screen))
     for remark in remarks(screen.provenance):
         say(remark)

@@ -16,7 +16,7 @@ from deconfound.counterfactuals.cells import about_run, diverse, names, refuse_i
 from deconfound.counterfactuals.pictures import Landing, draw_imputed, draw_landing, find_landing
 from deconfound.data.folds.problem import Problem, pose
 from deconfound.data.loading.batch import BatchReader
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import Screen, holds_screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.table import joined_key
 from deconfound.errors import UserError
@@ -273,7 +273,7 @@ def _own_screen(run: Run, screen: Screen) -> Screen:
     if run.trained_on(screen):
         return screen
     path = run.screen_path
-    if (path / "screen.json").is_file() and run.trained_on(own := open_screen(path)):
+    if holds_screen(path) and run.trained_on(own := open_screen(path)):
         return own
     raise UserError(
         f"{path}: the screen that the run was trained on, where styles come from, is not there or "

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256 as digest
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load_file, save_file
@@ -32,6 +32,7 @@ from deconfound.embeddings.shards import (
     write_index,
     write_shard,
 )
+from deconfound.embeddings.spans import embed_spans
 from deconfound.embeddings.stream import (
     CODES,
     Arrays,
@@ -45,6 +46,7 @@ from deconfound.files import atomic, lock
 from deconfound.files.checksums import sha256
 from deconfound.runs.record import software
 from deconfound.runtime import stop
+from deconfound.runtime.cluster import Cluster
 from deconfound.runtime.device import Processes, processes
 
 CHUNK = 8192
@@ -63,14 +65,15 @@ def embed(
     *,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    cluster: Cluster | None = None,
     **options: Unpack[StreamOptions],
 ) -> Embeddings:
     """Embed all images of `screen` with `run` into the `.h5ad` file `out`.
 
     Finished chunks are kept beside `out` until it is whole, so a killed call resumes. `say` is
-    given a sentence about the speed; the options are those of `StreamOptions`. Raises UserError if
-    `out` exists, is being written or does not end in .h5ad, if the screen has more than `MOST_ROWS`
-    rows, or if run and screen do not fit.
+    given a sentence about the speed; `cluster` has the work done by its workers; the options are
+    those of `StreamOptions`. Raises UserError if `out` exists, is being written or does not end in
+    .h5ad, if the screen has more than `MOST_ROWS` rows, or if run and screen do not fit.
     """
     out = Path(out)
     if out.suffix != ".h5ad":
@@ -85,7 +88,7 @@ def embed(
             f"{MOST_ROWS:,}); leave .h5ad out of the name, for a directory of Parquet files"
         )
     with atomic.resumable(out, json.dumps([*stream.identity(), CHUNK])) as chunks:
-        _embed_chunks(stream, chunks, quiet)
+        _embed_chunks(stream, chunks, quiet, cluster, options)
         whole = stream.assembled([load_file(_chunk(chunks, span)) for span in _spans(stream)])
         write_embeddings(out, whole)
     if say is not None and stream.rows:
@@ -93,15 +96,24 @@ def embed(
     return read_embeddings(out)
 
 
-def _embed_chunks(stream: EmbeddingStream, chunks: Path, quiet: bool) -> None:
+def _embed_chunks(
+    stream: EmbeddingStream,
+    chunks: Path,
+    quiet: bool,
+    cluster: Cluster | None,
+    options: StreamOptions,
+) -> None:
     missing = [span for span in _spans(stream) if not _chunk(chunks, span).is_file()]
     done = len(stream.screen) - sum(stop - start for start, stop in missing)
+    embed_spans(
+        stream, missing, chunks, _keep_chunk,
+        done=done, quiet=quiet, cluster=cluster, options=options,
+    )  # fmt: skip
 
-    def keep(span: Span, arrays: Arrays) -> None:
-        with atomic.atomic_file(_chunk(chunks, span)) as temporary:
-            save_file(arrays, temporary)
 
-    stream.embed(missing, keep, done, quiet)
+def _keep_chunk(_: EmbeddingStream, chunks: Path, span: Span, arrays: Arrays) -> None:
+    with atomic.atomic_file(_chunk(chunks, span)) as temporary:
+        save_file(arrays, temporary)
 
 
 def _spans(stream: EmbeddingStream) -> list[Span]:
@@ -130,6 +142,7 @@ def embed_shards(
     *,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    cluster: Cluster | None = None,
     **options: Unpack[StreamOptions],
 ) -> ShardsIndex | None:
     """Embed all images of `screen` with `run` into `out`, a directory of Parquet files.
@@ -138,8 +151,8 @@ def embed_shards(
     Metadata_…, and one column for each feature. Under torchrun or srun each process embeds its
     share of the files; the process that finishes last publishes `out`, and the others return None.
     Finished files are kept beside `out` until it is whole, so the same command resumes after a
-    process was killed, also with another number of processes. `say` is given a sentence about the
-    speed; the options are those of `StreamOptions`.
+    process was killed, also with another number of processes. `cluster`, `say` and the options are
+    as of `embed`; the workers share the folder of `out`.
 
     Raises UserError if `out` exists and holds embeddings of another run, screen or option, if
     another command is writing it, or if run and screen do not fit.
@@ -151,7 +164,7 @@ def embed_shards(
     made_of = json.dumps([*stream.identity(), SHARD_ROWS])
     with atomic.resumable_together(out, made_of) as folder:
         if not (whole := out.exists()):
-            _embed_missing(stream, folder, own, quiet)
+            _embed_missing(stream, folder, own, quiet, cluster, options)
             with lock.in_turn(folder / "publishing"):
                 whole = _published(stream, folder, out, made_of)
         index = open_index(out) if whole else None
@@ -165,42 +178,43 @@ def embed_shards(
     return index
 
 
-def _embed_missing(stream: EmbeddingStream, folder: Path, own: Processes, quiet: bool) -> None:
+def _embed_missing(
+    stream: EmbeddingStream,
+    folder: Path,
+    own: Processes,
+    quiet: bool,
+    cluster: Cluster | None,
+    options: StreamOptions,
+) -> None:
     """Write the shards of this process that are not there yet."""
     (folder / "shards").mkdir(exist_ok=True)
     spans = spans_of(len(stream.screen), SHARD_ROWS)[own.rank :: own.world]
     missing = [span for span in spans if _done(folder, span) is None]
-    part = stream.run.parts(stream.screen) if missing else np.empty(0, "U7")
-
-    def keep(span: Span, arrays: Arrays) -> None:
-        _write(stream, folder, span, arrays, part)
-
     done = sum(stop - start for start, stop in spans if (start, stop) not in missing)
-    stream.embed(missing, keep, done, quiet or own.rank > 0)
+    embed_spans(
+        stream, missing, folder, partial(_write, SHARD_ROWS),
+        done=done, quiet=quiet or own.rank > 0, cluster=cluster, options=options,
+    )  # fmt: skip
 
 
-def _write(
-    stream: EmbeddingStream,
-    folder: Path,
-    span: Span,
-    arrays: dict[str, npt.NDArray[Any]],
-    part: npt.NDArray[np.str_],
-) -> None:
-    """Write a shard, and then the note that says it is whole."""
-    table = stream.table(span, part, arrays.pop(CODES, None))
-    file = folder / "shards" / _name(span)
+def _write(size: int, stream: EmbeddingStream, folder: Path, span: Span, arrays: Arrays) -> None:
+    """Write a shard of `size` rows, and then the note that says it is whole."""
+    codes = arrays.pop(CODES, None)
+    floats = {name: values.astype(np.float32, copy=False) for name, values in arrays.items()}
+    table = stream.table(span, stream.parts, None if codes is None else codes.astype(np.int64))
+    file = folder / "shards" / _name(span, size)
     with atomic.atomic_file(file) as temporary:
-        write_shard(temporary, table, arrays)
+        write_shard(temporary, table, floats)
     shard = Shard(file=file.name, rows=span[1] - span[0], sha256=sha256(file))
     widths = {name: values.shape[1] for name, values in arrays.items()}
     note = _Done(shard=shard, bytes=file.stat().st_size, representations=widths)
-    atomic.write_text(_note(folder, span), note.model_dump_json())
+    atomic.write_text(_note(folder, span, size), note.model_dump_json())
 
 
 def _done(folder: Path, span: Span) -> _Done | None:
     """The note of a shard; None if the shard is missing or cut short."""
     try:
-        note = _Done.model_validate_json(_note(folder, span).read_bytes())
+        note = _Done.model_validate_json(_note(folder, span, SHARD_ROWS).read_bytes())
         whole = (folder / "shards" / note.shard.file).stat().st_size == note.bytes
     except (OSError, ValueError):
         return None
@@ -230,12 +244,12 @@ def _published(stream: EmbeddingStream, folder: Path, out: Path, made_of: str) -
     return True
 
 
-def _name(span: Span) -> str:
-    return f"part-{span[0] // SHARD_ROWS:05d}.parquet"
+def _name(span: Span, size: int) -> str:
+    return f"part-{span[0] // size:05d}.parquet"
 
 
-def _note(folder: Path, span: Span) -> Path:
-    return folder / f"{_name(span)}.json"
+def _note(folder: Path, span: Span, size: int) -> Path:
+    return folder / f"{_name(span, size)}.json"
 
 
 def profiles(screen: Path, out: Path, data: DataOptions | None = None) -> Embeddings:

@@ -20,6 +20,7 @@ from deconfound.data.tables.table import Roles, joined, require_columns
 from deconfound.embeddings.shards import read_shards
 from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, seal
+from deconfound.files.object_store import fetched, is_url
 from deconfound.metrics.neighbors import refuse_malformed
 
 if TYPE_CHECKING:
@@ -76,12 +77,14 @@ class Embeddings:
     def order(self) -> Rows | None:
         """(N,) the rows in the order of the run's identifier.
 
-        None, for their own order, where there is none or another screen has no such columns.
+        None where that is their own order, there is no identifier or another screen has no such
+        columns.
         """
         columns = self.roles.identifier
         if not columns or not set(columns) <= set(self.table.columns):
             return None
-        return row_order(self.table, columns)
+        rows = row_order(self.table, columns)
+        return None if bool((rows[1:] > rows[:-1]).all()) else rows
 
     def taken(self, rows: Rows | None) -> "Embeddings":
         """These rows alone, in this order; all as they are, and not copied, if None."""
@@ -169,7 +172,7 @@ def content_sha256(embeddings: Embeddings) -> str:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read an embeddings file, or a directory of embeddings, into memory.
+    """Read an embeddings file, or a directory of embeddings, also at a URL, into memory.
 
     Warns with an InputWarning if another program has changed the file. Raises UserError if it is
     missing, damaged, not written by `deconfound embed`, or a directory larger than the free memory.
@@ -186,6 +189,9 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
     import anndata
 
     path = Path(path)
+    if is_url(path):
+        with fetched(path) as local:
+            return open_embeddings(local)
     if path.is_dir():
         return Embeddings(*read_shards(path)), False
     if not path.is_file():

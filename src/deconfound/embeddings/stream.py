@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -72,6 +73,11 @@ class EmbeddingStream:
         """Rows embedded so far."""
         self.seconds = 0.0
         """Time that embedding them took."""
+
+    @cached_property
+    def parts(self) -> npt.NDArray[np.str_]:
+        """(N,) the fold's part of each row, worked out when it is first asked for."""
+        return self.run.parts(self.screen)
 
     @property
     def unit(self) -> str:
@@ -152,7 +158,7 @@ class EmbeddingStream:
         """The embeddings of the whole screen, of those of its spans in order."""
         arrays = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         codes = arrays.pop(CODES, None)
-        table = self.table((0, len(self.screen)), self.run.parts(self.screen), codes)
+        table = self.table((0, len(self.screen)), self.parts, codes)
         return Embeddings(table, arrays, self.about())
 
     def whole(self, size: int, quiet: bool) -> Embeddings:

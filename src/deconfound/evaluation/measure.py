@@ -1,7 +1,7 @@
 """measure: the scores of embeddings files, raw values, one row for each score."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +10,14 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from deconfound.arrays import Codes, Floats, Mask
+from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.nearby import seen_nearby
 from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import coded, joined_key, listed, require_columns
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
 from deconfound.errors import UserError
+from deconfound.evaluation.sampling import noted, standard_errors
 from deconfound.evaluation.scores import NamedScore, classification, score_row, write_scores
 from deconfound.losses import supervised_contrastive
 from deconfound.metrics.accuracy import accuracy, macro_f1, macro_f1_chance, seen_in_training
@@ -25,6 +26,7 @@ from deconfound.metrics.collapse import mean_resultant_length, supcon_against_co
 from deconfound.metrics.mixing import clisi, ilisi, lisi, lisi_ratio
 from deconfound.metrics.neighbors import neighbor_graph
 from deconfound.metrics.probe import batch_prediction, linear_probe
+from deconfound.metrics.score import Score
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
 
@@ -183,7 +185,8 @@ def representation_scores(embeddings: Embeddings, seed: int) -> list[NamedScore]
             score = batch_prediction(values, environment, seed)
             scores.append(NamedScore(name, "batch_prediction_macro_f1", "all", score))
         of_graph = _Rows._make(one[graphed] for one in rows)
-        scores += _neighbourhood(name, values[graphed], of_graph, unseen)
+        near = _neighbourhood(name, values[graphed], of_graph, unseen)
+        scores += _of_drawn(near, of_graph, rows, seed)
     if "content" in embeddings.representations:
         scores += _collapse(embeddings.representations["content"], rows, unseen, seed)
     return scores
@@ -225,23 +228,51 @@ def _probes(name: str, values: Floats, rows: _Rows, unseen: str, seed: int) -> l
     return scores
 
 
-def _neighbourhood(name: str, values: Floats, rows: _Rows, part: str) -> list[NamedScore]:
+class _Near(NamedTuple):
+    """Scores of neighbours, and what they were made of."""
+
+    scores: list[NamedScore]
+    lisi: Doubles
+    """(U, 2) LISI of environment and label of every unseen row of the graph."""
+    mixing: Callable[[Doubles], list[Score]]
+    """The scores that LISI gives, the first ones of `scores`."""
+
+
+def _neighbourhood(name: str, values: Floats, rows: _Rows, part: str) -> _Near:
     """LISI of unseen rows among unseen and training rows, and kNN BatchCV, on one graph."""
     label, environment = rows.label, rows.environment
     graph = neighbor_graph(values)
     per_row = lisi(graph, np.stack([environment, label], axis=1))[rows.inside]
-    of_environment, of_label = per_row[:, 0], per_row[:, 1]
     environments = len(np.unique(environment[environment >= 0]))
     labels = len(np.unique(label[label >= 0]))
-    ratio = lisi_ratio(of_environment, of_label, environments, labels)
+
+    def mixing(of_rows: Doubles) -> list[Score]:
+        of_environment, of_label = of_rows[:, 0], of_rows[:, 1]
+        ratio = lisi_ratio(of_environment, of_label, environments, labels)
+        medians = ilisi(of_environment, environments), clisi(of_label, labels)
+        return [ratio.environment, ratio.label, ratio.ratio, *medians]
+
     batch_cv = knn_batch_cv(values, label, environment, rows.train, rows.inside, graph=graph)
+    named = ("lisi_environment", "lisi_label", "lisi_ratio", "ilisi", "clisi", "knn_batch_cv")
+    found = [*mixing(per_row), batch_cv.mean]
+    scores = [
+        NamedScore(name, metric, part, score) for metric, score in zip(named, found, strict=True)
+    ]
+    return _Near(scores, per_row, mixing)
+
+
+def _of_drawn(near: _Near, drawn: _Rows, rows: _Rows, seed: int) -> list[NamedScore]:
+    """The scores, noted where the graph holds but some rows, and with the error that this makes."""
+    among, every = len(drawn.part), int((rows.inside | rows.train).sum())
+    if among == every:
+        return near.scores
+    some, unseen = int(drawn.inside.sum()), int(rows.inside.sum())
+    errors: list[float | None] = [None] * len(near.scores)
+    if some < unseen:
+        errors = [*standard_errors(near.mixing, near.lisi, seed), None]
     return [
-        NamedScore(name, "lisi_environment", part, ratio.environment),
-        NamedScore(name, "lisi_label", part, ratio.label),
-        NamedScore(name, "lisi_ratio", part, ratio.ratio),
-        NamedScore(name, "ilisi", part, ilisi(of_environment, environments)),
-        NamedScore(name, "clisi", part, clisi(of_label, labels)),
-        NamedScore(name, "knn_batch_cv", part, batch_cv.mean),
+        one._replace(score=noted(one.score, (some, unseen), (among, every), error))
+        for one, error in zip(near.scores, errors, strict=True)
     ]
 
 

@@ -339,7 +339,7 @@ def _job(screen: Screen, config: RunConfig, needs: str | None = None) -> Job:
         config = _intervening(config, Path("runs") / needs)
     identity = json.dumps([screen.identity, config.model_dump(mode="json")], sort_keys=True)
     name = f"{config.method}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return Job(name, screen.path.resolve(), screen.identity, config, needs)
+    return Job(name, screen.place, screen.identity, config, needs)
 
 
 def _intervening(config: RunConfig, run: Path) -> RunConfig:

@@ -42,6 +42,8 @@ BATCH_PREDICTION_MACRO_F1 = Metric(
 )
 BATCH_PREDICTION_ROWS = 200_000
 """Most rows that the paper's probe is fitted and scored on."""
+LOGITS = 2**24
+"""Most logits held at a time: a million rows of 5,000 classes would be 40 GB."""
 ITERATIONS = 5_000
 """Most iterations of a probe. The hardest seen, raw features of 379 wells, took 1,697."""
 
@@ -200,9 +202,13 @@ def _noted(score: Score, note: str) -> Score:
 
 def _answers(features: AnyFloats, coefficients: Doubles, intercept: Doubles) -> Codes:
     """Place of the likeliest class of each row, (N,); two classes share one row of coefficients."""
-    logits = features @ coefficients.T + intercept
-    answer = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
-    return answer.astype(np.int64)
+    answer = np.empty(len(features), np.int64)
+    size = max(1, LOGITS // len(coefficients))
+    for start in range(0, len(features), size):
+        rows = slice(start, start + size)
+        logits = features[rows] @ coefficients.T + intercept
+        answer[rows] = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
+    return answer
 
 
 def _undefined(reason: str) -> LinearProbe:

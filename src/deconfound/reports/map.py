@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import Screen, holds_screen, open_screen
 from deconfound.data.tables.table import natural_order
 from deconfound.display.page import data_uri
 from deconfound.display.pixels import contrast, rgb
@@ -139,7 +139,7 @@ def _screen(sample: Sample, runs: list[RunSource]) -> Screen:
     if run is None:
         raise UserError(f"its run ({about.get('run')}) is not among the paths reported on")
     path = run.screen_path
-    if not path.is_dir():
+    if not holds_screen(path):
         raise UserError(f"the screen is no longer at {path}")
     screen = open_screen(path)
     if not run.trained_on(screen):

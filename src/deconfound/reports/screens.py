@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import Screen, holds_screen, open_screen
 from deconfound.errors import UserError
 from deconfound.reports.sources import RunSource
 
@@ -11,7 +11,7 @@ from deconfound.reports.sources import RunSource
 def screen_of_run(run: RunSource) -> Screen:
     """The screen that a run was trained on; raises UserError if it is gone or changed."""
     path = run.run.screen_path
-    if not path.is_dir():
+    if not holds_screen(path):
         raise UserError(f"the screen is no longer at {path}")
     screen = open_screen(path)
     if not run.run.trained_on(screen):

@@ -257,7 +257,7 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "name": problem.fold.name,
         "counts": problem.fold.counts(),
         "parts_sha256": problem.fold.digest(),
-        "screen": str(screen.path.resolve()),
+        "screen": str(screen.place),
         "screen_identity": screen.identity,
         "screen_provenance": screen.provenance,
         "config_sha256": sha256(path / "config.yaml"),

@@ -24,6 +24,7 @@ from deconfound.experiments.running.executors import ExecutorArguments, executor
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
+from deconfound.files.object_store import is_url
 from deconfound.studies import levels, trade_off
 from deconfound.studies.comparison import CompareOptions, Comparison, ViewName
 from deconfound.studies.demo import demo
@@ -116,7 +117,7 @@ def _kind(source: Path, options: CompareOptions) -> str:
         return "a plan file"
     if str(source) == DEMO and not (source / "screen.json").is_file():
         return DEMO  # also beside the directory that an earlier `compare demo --out demo` made
-    if source.is_dir():
+    if source.is_dir() or is_url(source):
         return f"the view {options.view or 'verdict'}"
     if source.is_file() and (table_kind(source) in KINDS or source.suffix == ".h5ad"):
         view = options.view or "verdict"

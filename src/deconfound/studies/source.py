@@ -11,6 +11,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.files import atomic
 from deconfound.files.checksums import sha256
+from deconfound.files.object_store import is_url
 from deconfound.studies.comparison import CompareOptions
 
 RECORD = "source.json"
@@ -24,7 +25,7 @@ def screen_of(source: Path, out: Path, options: CompareOptions, quiet: bool) -> 
     images without their folder, a folder beside a screen or profiles, an `out` that was made of
     another table, and all that `ingest` refuses.
     """
-    if source.is_dir():
+    if source.is_dir() or is_url(source):
         if options.images_root is not None:
             raise UserError(
                 f"compare: --images-root belongs to a table; {source} is a folder, leave it out"

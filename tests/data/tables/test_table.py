@@ -140,3 +140,9 @@ def test_repeated_header_is_refused(tmp_path: Path) -> None:
     file.write_text("a,a\n1,2\n")
     with pytest.raises(UserError, match="column 'a' appears twice"):
         read_table(file)
+
+
+def test_no_columns_join_to_no_value() -> None:
+    found = joined(pd.DataFrame({"a": ["x", "y"]}, index=[3, 4]), [])
+    assert found.index.tolist() == [3, 4]
+    assert found.isna().all()

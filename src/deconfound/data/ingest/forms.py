@@ -44,6 +44,20 @@ class FormsRead:
         self._lock = Lock()
         self._note: Path | None = None
 
+    def __reduce__(self) -> tuple[type["FormsRead"], tuple[()]]:
+        """In another process: with nothing found, since that process tells what it finds."""
+        return FormsRead, ()
+
+    @property
+    def found(self) -> Forms | None:
+        """The forms added so far."""
+        return self._found
+
+    def join(self, new: Forms | None) -> None:
+        """Add the forms that another process has found."""
+        if new is not None:
+            self._join(new)
+
     def add(self, taken: Taken, sides: Sides) -> None:
         """Add the form of one file."""
         known = self._found

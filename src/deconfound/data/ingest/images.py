@@ -26,6 +26,7 @@ from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.files.checksums import sha256
 from deconfound.runtime import stop
+from deconfound.runtime.cluster import Cluster
 
 
 class IngestConfig(Options):
@@ -108,6 +109,7 @@ def ingest(
     *,
     config: IngestConfig | None = None,
     quiet: bool = False,
+    cluster: Cluster | None = None,
 ) -> Screen:
     """Write the images below `images_root` as a screen at `out` and open it.
 
@@ -118,7 +120,7 @@ def ingest(
     ENVIRONMENT/LABEL/file and the table gets the columns Metadata_Environment, Metadata_Label and
     Metadata_Path. Pixels keep their type (uint8, uint16 or float32). Memory stays bounded whatever
     the number of images. Unless `quiet`, the terminal shows the rate and the time left. A killed or
-    stopped call is resumed as `write_screen` says.
+    stopped call is resumed as `write_screen` says. Workers of a `cluster` read the images.
 
     Raises UserError, and leaves nothing at `out`, for a role without a column, an empty label,
     environment or level, a path that is missing or leaves `images_root`, a file that cannot be
@@ -207,6 +209,8 @@ def ingest(
     crops = None
     if config.crop is None and config.centre_columns:
         raise UserError("--centre-columns is for fields of view; give --crop, the side of a cell")
+    if config.crop is not None and cluster is not None:
+        raise UserError("--executor ray reads whole images; crops are cut here, leave it out")
     if config.crop is not None and config.fit is not None:
         raise UserError("--fit is for whole images, crops are of one size; leave it out")
     if config.crop is not None:
@@ -238,4 +242,5 @@ def ingest(
         transform=config.transform,
         percentile_by=config.percentile_by,
         quiet=quiet,
+        cluster=cluster,
     )

@@ -1,7 +1,7 @@
 """The columns of a table that name image files, and the reader of the image of every row."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +15,15 @@ from deconfound.data.ingest.paths import image_files
 from deconfound.data.readers.axes import Project
 from deconfound.data.readers.bounds import MAX_PIXELS
 from deconfound.data.readers.image import image_and_axes
-from deconfound.data.readers.resizing import Fit, Sides, fitted
 from deconfound.data.readers.tiff import ome_channel_names
 from deconfound.data.tables.table import require_columns
 from deconfound.errors import UserError
-from deconfound.runtime.prefetch import in_order
 
 PATH_COLUMNS = ("Metadata_Path", "Path", "File", "FileName", "Image")
 _FILE_NAME = re.compile(r"((?:Image_)?)FileName_(.+)")
 
+Files = tuple[Path, ...]
+"""Those of one row."""
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 16 * 2**20
 _COLOUR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -174,7 +174,7 @@ class RowReader:
         rgb: bool = False,
         project: Project | None = None,
     ) -> None:
-        self.files = files
+        self.files: Sequence[Files] | Mapping[int, Files] = files
         self._columns = columns
         self.where = where
         self._wanted = 1 if columns.channels else len(channels) or None
@@ -265,33 +265,6 @@ class RowReader:
                 f"{len(channels)} ({', '.join(channels)}); name as many"
             )
         return channels
-
-
-def whole_images(
-    reader: RowReader, *, sides: Sides | None, fit: Fit | None, threads: int, start: int = 0
-) -> Iterator[Pixels]:
-    """The images of the rows from `start` in order, (B, C, H, W) at a time.
-
-    All become `sides` (height and width), if given, as `fitted` does, by resizing if `fit` is None.
-    Raises UserError, naming the row, for an image that does not fit.
-    """
-    shape = (len(reader.first), *(sides or reader.first.shape[1:]))
-
-    def chunk(rows: range) -> Pixels:
-        images = np.empty((len(rows), *shape), reader.first.dtype)
-        for position, row in enumerate(rows):
-            pixels = reader.read(row, any_size=sides is not None)
-            try:
-                images[position] = fitted(pixels, sides, fit or "resize") if sides else pixels
-            except UserError as error:
-                raise UserError(f"{reader.place(row)}: {error}") from error
-        return images
-
-    per_chunk = images_per_chunk(int(np.prod(shape)) * reader.first.itemsize)
-    count = len(reader.files)
-    firsts = range(start, count, per_chunk)
-    chunks = (range(first, min(first + per_chunk, count)) for first in firsts)
-    return in_order(chunk, chunks, threads)
 
 
 def images_per_chunk(image_bytes: int) -> int:

@@ -24,8 +24,8 @@ from deconfound.data.ingest.rows import (
     RowReader,
     image_columns,
     row_files,
-    whole_images,
 )
+from deconfound.data.ingest.whole import whole_images
 from deconfound.data.readers.resizing import Fit, Sides
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
@@ -41,6 +41,7 @@ from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing, unfinished
 from deconfound.files.checksums import sha256
 from deconfound.runtime import stop
+from deconfound.runtime.cluster import Cluster
 from deconfound.runtime.progress import Progress
 
 THREADS = 4
@@ -143,6 +144,7 @@ def write_screen(
     transform: TransformName = "none",
     percentile_by: str | None = None,
     quiet: bool = False,
+    cluster: Cluster | None = None,
 ) -> Screen:
     """Write what `reader` reads, or `crops` cuts out of it, as the screen `out`, and open it.
 
@@ -150,7 +152,8 @@ def write_screen(
     that `fit` says, or by resizing. `made` is the provenance, with "options"; the numbers of rows
     and of black images, and the forms of the files, are added to it. Files of a killed call are
     kept beside `out`: the same call continues after them, and any other call with the same `out`
-    removes them. Raises UserError for a full disk and as reader or crops do.
+    removes them. Workers of a `cluster` read whole images, crops are cut here. Raises UserError for
+    a full disk and as reader or crops do.
     """
     kept_bytes = sum(file.stat().st_size for file in unfinished(out).rglob("*") if file.is_file())
     first: Sides = (reader.first.shape[1], reader.first.shape[2])
@@ -172,8 +175,14 @@ def write_screen(
             if done:
                 progress.update(0, note=f"resumed at {done:,}")
             if crops is None:
-                rest = {"threads": threads, "start": writer.rows}
-                for images in whole_images(reader, sides=sides, fit=fit, **rest):
+                for images in whole_images(
+                    reader,
+                    sides=sides,
+                    fit=fit,
+                    threads=threads,
+                    start=writer.rows,
+                    cluster=cluster,
+                ):
                     writer.append(images)
                     progress.update(len(images))
             else:

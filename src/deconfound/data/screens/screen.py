@@ -1,6 +1,7 @@
 """A screen on disk: a table, and one image or profile per row in plain NumPy shards."""
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from deconfound.arrays import Images, Rows
 from deconfound.config import TransformName
+from deconfound.data.screens.remote import RemoteImages
 from deconfound.data.screens.shards import Shard
 from deconfound.data.tables.identifiers import has_identifier
 from deconfound.data.tables.table import (
@@ -28,10 +30,12 @@ from deconfound.data.tables.table import (
 )
 from deconfound.errors import UserError
 from deconfound.files.checksums import sha256
+from deconfound.files.object_store import ObjectStore, is_url
 from deconfound.runtime import limits
 from deconfound.runtime.escaping import card
 
 FORMAT_VERSION = 1
+INDEX_FILE, TABLE_FILE = "screen.json", "table.parquet"
 
 
 class ScreenIndex(BaseModel, frozen=True, extra="forbid"):
@@ -73,9 +77,16 @@ class Screen:
     _starts: Rows = field(repr=False)
     _bytes: tuple[int, ...] = field(repr=False)
     """Size of each shard's file."""
+    _remote: RemoteImages | None = field(default=None, repr=False)
+    """The images of a screen in object storage, which has no maps."""
 
     def __len__(self) -> int:
         return self.index.rows
+
+    @property
+    def place(self) -> Path:
+        """Where the screen is, from whatever folder it is asked."""
+        return self.path if self._remote else self.path.resolve()
 
     @property
     def name(self) -> str:
@@ -130,6 +141,8 @@ class Screen:
         if out is None:
             out = np.empty((len(wanted), *self.image_shape), self.dtype)
         owner = np.searchsorted(self._starts, wanted, side="right") - 1
+        if self._remote is not None:
+            return self._remote.read(owner, wanted - self._starts[owner], out)
         for shard in np.unique(owner):
             self._refuse_cut_off(shard)
             inside = np.flatnonzero(owner == shard)
@@ -184,25 +197,39 @@ class Screen:
 
     def check(self) -> None:
         """Verify the checksum of every shard; raises UserError naming those that differ."""
-        files = [(self.path / shard.file, shard.sha256) for shard in self.index.shards]
-        damaged = [str(file) for file, expected in files if sha256(file) != expected]
+        found = self._remote.store.sha256 if self._remote else lambda name: sha256(self.path / name)
+        shards = self.index.shards
+        damaged = [str(self.path / one.file) for one in shards if found(one.file) != one.sha256]
         if damaged:
             raise UserError(
                 f"{', '.join(damaged)}: checksum differs from screen.json; make the screen again"
             )
 
 
+def holds_screen(path: Path) -> bool:
+    """Whether a screen lies at `path`, which may be a URL such as s3://BUCKET/SCREEN."""
+    if is_url(path):
+        return ObjectStore(path).has(INDEX_FILE)
+    return (Path(path) / INDEX_FILE).is_file()
+
+
 def open_screen(path: Path) -> Screen:
-    """Open a screen; raises UserError if `path` is no screen, is damaged or of another version."""
+    """Open a screen; `path` may be a URL such as s3://BUCKET/SCREEN.
+
+    Raises UserError if `path` is no screen, is damaged or of another version, or if the object
+    store fails.
+    """
+    store = ObjectStore(path) if is_url(path) else None
     path = Path(path)
-    file = path / "screen.json"
-    if not file.is_file():
+    file = path / INDEX_FILE
+    if not holds_screen(path):
         raise UserError(
             f"{path}: not a screen (no screen.json); make one with `deconfound ingest`, "
             "`deconfound ingest source` or `deconfound simulate`"
         )
+    content = file.read_bytes() if store is None else store.read(INDEX_FILE)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(content)
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(f"{file}: format version {version!r}; this release reads version 1")
@@ -211,20 +238,34 @@ def open_screen(path: Path) -> Screen:
             raise ValueError("its checksum differs")
     except (ValidationError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: damaged ({str(error).splitlines()[0]}); make it again") from error
-    table_file = path / "table.parquet"
-    if not table_file.is_file() or sha256(table_file) != index.table_sha256:
+    table_file = path / TABLE_FILE
+    stored = table_file if store is None else io.BytesIO(store.read(TABLE_FILE))
+    if _sha256(stored) != index.table_sha256:
         raise UserError(
             f"{table_file}: missing or changed since the screen was made; make it again"
         )
-    shards = tuple(_open_shard(path, shard, index) for shard in index.shards)
+    shards: tuple[Images, ...] = ()
+    if store is None:
+        shards = tuple(_open_shard(path, shard, index) for shard in index.shards)
     starts = np.cumsum([0, *(shard.rows for shard in index.shards)])[:-1].astype(np.int64)
-    rows = pq.read_metadata(table_file).num_rows
+    rows = pq.read_metadata(stored).num_rows
     if not rows == index.rows == sum(shard.rows for shard in index.shards):
         raise UserError(f"{path}: table and images differ in length; make the screen again")
-    table = pd.read_parquet(table_file)
+    table = pd.read_parquet(stored)
     index = index.model_copy(update={"roles": in_order(index.roles, table)})
+    if store is not None:
+        dtype = np.dtype(index.dtype)
+        remote = RemoteImages(store, index.shards, index.image_shape, dtype)
+        return Screen(path, index, table, shards, starts, (), remote)
     sizes = tuple((path / shard.file).stat().st_size for shard in index.shards)
     return Screen(path, index, table, shards, starts, sizes)
+
+
+def _sha256(stored: Path | io.BytesIO) -> str | None:
+    """The SHA-256 of a table, None if it is missing."""
+    if isinstance(stored, Path):
+        return sha256(stored) if stored.is_file() else None
+    return hashlib.sha256(stored.getbuffer()).hexdigest()
 
 
 def in_order(roles: Roles, table: pd.DataFrame) -> Roles:

@@ -15,7 +15,7 @@ from pydantic import Field
 from deconfound.arrays import Floats, Images, Rows
 from deconfound.config import did_you_mean, validated
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import Screen, holds_screen, open_screen
 from deconfound.data.simulation import layout
 from deconfound.data.simulation.optics import (
     EnvironmentOptions,
@@ -171,7 +171,7 @@ def injected_cells(screen: Screen) -> InjectedCells:
     """
     recorded = screen.provenance[INJECTED]
     path = Path(recorded["clean"]["path"])
-    if not (path / "screen.json").is_file():
+    if not holds_screen(path):
         raise UserError(
             f"{screen.path}: its clean screen {path} is gone, so its cells cannot be rendered "
             "elsewhere; put it back, or inject again"

@@ -172,11 +172,13 @@ def columns_of(table: pd.DataFrame) -> str:
 
 
 def joined(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
-    """The keys of `columns` joined by "/" (text); missing where any of them is missing.
+    """The keys of `columns` joined by "/" (text); missing where any of them is, or there are none.
 
     A "/" inside one of several values is written "%2F" and a "%" "%25", so that different values
     never join to the same text.
     """
+    if not columns:
+        return pd.Series(pd.NA, index=table.index, dtype="string")
     return _joined([keys(table[column]) for column in columns])
 
 

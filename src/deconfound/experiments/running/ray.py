@@ -5,9 +5,8 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from deconfound.errors import UserError
 from deconfound.experiments.running.messages import Order, Outcome
-from deconfound.runtime.reachable import answers
+from deconfound.runtime.cluster import connected, devices
 
 
 def run_ray(
@@ -20,13 +19,12 @@ def run_ray(
     them: their runs resume from the last checkpoint. Raises UserError if Ray is not installed or
     cannot be reached.
     """
-    ray = _connected(address)
-    from deconfound.experiments.running.job import Runner
+    with connected(address) as ray:
+        from deconfound.experiments.running.job import Runner
 
-    try:
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
         waiting = deque(orders)
-        actor = ray.remote(num_cpus=threads, num_gpus=_devices(ray, count))(Runner)
+        actor = ray.remote(num_cpus=threads, num_gpus=devices(ray, count))(Runner)
         in_hand: dict[Any, tuple[Any, int, Order]] = {}
         for number in range(min(count, len(waiting))):
             _give(in_hand, actor.remote(number), number, waiting.popleft())
@@ -38,8 +36,6 @@ def run_ray(
                 following = runner if alive else actor.remote(number)
                 _give(in_hand, following, number, waiting.popleft())
             yield outcome
-    finally:
-        ray.shutdown()
 
 
 def _give(
@@ -56,33 +52,3 @@ def _outcome(ray: Any, answer: Any, number: int, order: Order) -> tuple[Outcome,
     except ray.exceptions.RayError as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return Outcome(order.name, number, time.time(), time.time(), reason=reason), False
-
-
-def _devices(ray: Any, actors: int) -> float:
-    """The share of a CUDA device for each of `actors`."""
-    devices = ray.cluster_resources().get("GPU", 0)
-    return min(1.0, devices / actors) if devices else 0.0
-
-
-def _connected(address: str | None) -> Any:
-    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
-    if port.isdecimal() and not answers(host, int(port)):
-        raise UserError(
-            f"--address {address}: no Ray cluster answers; start one with `ray start --head`, or "
-            "leave --address out"
-        )
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            "--executor ray: Ray is not installed; pip install 'deconfound[ray]'"
-        ) from error
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--address {address or 'here'}: Ray cannot start or be reached ({reason}); start a "
-            "cluster with `ray start --head`"
-        ) from error
-    return ray
