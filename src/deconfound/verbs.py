@@ -72,6 +72,11 @@ VERBS = {
         Form("runs:call_profiles", "profiles", "embeddings.embed:profiles",
              "embed PROFILES --out FILE.h5ad"),
     )),
+    "features": Verb(
+        "embed every image once with a frozen encoder, as a screen of profiles", (
+        Form("screens:call_features", "features", "embeddings.features:features",
+             "features SCREEN --encoder NAME --weights FILE --out FEATURES"),
+    ), resumes=True),
     "correct": Verb("take the environment out of embeddings after training", (
         Form("runs:call_correct", "correct", "embeddings.correct:correct",
              "correct METHOD FILE.h5ad --out FILE.h5ad"),

@@ -16,6 +16,7 @@ from deconfound.cli.arguments import (
     NewScreenArguments,
     SimulateArguments,
 )
+from deconfound.cli.encoder_arguments import FeaturesArguments
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
@@ -139,6 +140,14 @@ def call_cellprofiler(words: list[str]) -> None:
     made = cellprofiler(**dict(parsed))
     say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
     say(roles_said(made))
+
+
+def call_features(words: list[str]) -> None:
+    """Embed a screen once with a frozen encoder."""
+    from deconfound.embeddings.features import features
+
+    made = features(**dict(parse(FeaturesArguments, words, "features")), say=say)
+    say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
 
 
 def call_describe(words: list[str]) -> None:
