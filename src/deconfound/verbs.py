@@ -110,6 +110,12 @@ VERBS = {
         Form("screens:call_export", "export", "data.screens.export:export",
              "export SCREEN --out DIR"),
     )),
+    "export-model": Verb("a run's encoder as a directory that others open, with a model card", (
+        Form("screens:call_export_model", "export-model",
+             "reports.model_directory:export_model "
+             "embeddings.content_encoder:ContentEncoder",
+             "export-model RUN --out DIR"),
+    )),
     "check": Verb("verify that screens, runs, embeddings and scores are whole", (
         Form("screens:call_check", "check", "verification:check",
              "check PATH"),

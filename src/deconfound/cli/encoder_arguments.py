@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from tyro.conf import Positional
 
-from deconfound.cli.arguments import ComputedArguments
+from deconfound.cli.arguments import Arguments, ComputedArguments
 
 
 class FeaturesArguments(ComputedArguments):
@@ -35,3 +35,16 @@ class FeaturesArguments(ComputedArguments):
     channel; none: divided by the maximum of its type."""
     precision: Literal["auto", "32", "bf16"] = "32"
     """Precision of the network."""
+
+
+class ExportModelArguments(Arguments):
+    """Write a run's encoder as a directory that others open: weights, program and model card."""
+
+    run: Positional[Path]
+    """Directory of a finished run."""
+    out: Path
+    """Directory to write; must not exist."""
+    screen: Path | None = None
+    """The screen that the run was trained on, if it has been moved."""
+    scores: tuple[Path, ...] = ()
+    """Files of scores; those of the run go into the model card."""

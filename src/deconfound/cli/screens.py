@@ -16,7 +16,7 @@ from deconfound.cli.arguments import (
     NewScreenArguments,
     SimulateArguments,
 )
-from deconfound.cli.encoder_arguments import FeaturesArguments
+from deconfound.cli.encoder_arguments import ExportModelArguments, FeaturesArguments
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
@@ -177,6 +177,15 @@ def call_export(words: list[str]) -> None:
     parsed = parse(ExportArguments, words, "export")
     command = export(**dict(parsed))
     say(f"{parsed.out}; back to a screen with: {command}")
+
+
+def call_export_model(words: list[str]) -> None:
+    """Write a run's encoder as a model directory."""
+    from deconfound.reports.model_directory import export_model
+
+    parsed = parse(ExportModelArguments, words, "export-model")
+    made = export_model(**dict(parsed))
+    say(f"{made.config['embedding']} of {made.config['features']} features in {parsed.out}")
 
 
 def call_check(words: list[str]) -> None:

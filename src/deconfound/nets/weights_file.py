@@ -116,7 +116,7 @@ def _flat(read: object, before: str) -> list[tuple[str, Tensor]]:
 def _first_convolution(network: nn.Module, name: str) -> str:
     for found, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and module.groups == 1:
-            return found
+            return str(found)
     raise UserError(f"{name}: has no convolution to take the channels of --weights; choose another")
 
 
