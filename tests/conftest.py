@@ -4,6 +4,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import importlib
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -135,6 +136,22 @@ def tiny_config(
         training=TrainingOptions(**(few | (training or {}))),
         options=known(**(cheap | (options or {}))),
     )
+
+
+@pytest.fixture(scope="session")
+def timm() -> Any:
+    """The library timm; the test is skipped where it is not installed."""
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        pytest.skip("timm is not installed: pip install 'deconfound[timm]'")
+    except RuntimeError:  # torchvision of another build than torch lacks operators; none is needed
+        for name in [name for name in sys.modules if name.split(".")[0] in ("timm", "torchvision")]:
+            del sys.modules[name]
+        for name in ("nms", "qnms"):
+            signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{name}", signature)
+        return importlib.import_module("timm")
 
 
 @pytest.fixture(scope="session")

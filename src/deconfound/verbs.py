@@ -72,6 +72,11 @@ VERBS = {
         Form("runs:call_profiles", "profiles", "embeddings.embed:profiles",
              "embed PROFILES --out FILE.h5ad"),
     )),
+    "features": Verb(
+        "embed every image once with a frozen encoder, as a screen of profiles", (
+        Form("screens:call_features", "features", "embeddings.features:features",
+             "features SCREEN --encoder NAME --weights FILE --out FEATURES"),
+    ), resumes=True),
     "correct": Verb("take the environment out of embeddings after training", (
         Form("runs:call_correct", "correct", "embeddings.correct:correct",
              "correct METHOD FILE.h5ad --out FILE.h5ad"),
@@ -104,6 +109,12 @@ VERBS = {
     "export": Verb("a screen as OME-TIFF files and a table, or profiles as Parquet", (
         Form("screens:call_export", "export", "data.screens.export:export",
              "export SCREEN --out DIR"),
+    )),
+    "export-model": Verb("a run's encoder as a directory that others open, with a model card", (
+        Form("screens:call_export_model", "export-model",
+             "reports.model_directory:export_model "
+             "embeddings.content_encoder:ContentEncoder",
+             "export-model RUN --out DIR"),
     )),
     "check": Verb("verify that screens, runs, embeddings and scores are whole", (
         Form("screens:call_check", "check", "verification:check",

@@ -73,6 +73,7 @@ CHEAP = {
     "embed wells": "",
     "embed features": "",
     "export": "--quiet",
+    "features": "--device cpu --quiet",
     "measure": "--quiet",
     "measure --retrieval": "--null-size 50 --quiet",
     "aggregate": "--quiet",
@@ -606,6 +607,7 @@ def test_architecture_lists_the_files_of_a_run(after_readme: Path) -> None:
     assert [file for file in files if not any(fnmatch(file, name) for name in named)] == []
     named.remove("resume.pt")  # gone when the run is finished
     named.remove("dial.json")  # of a run with --alpha auto
+    named.remove("pretrained.json")  # of a run with --weights
     assert [name for name in named if not any(fnmatch(file, name) for file in files)] == []
 
 

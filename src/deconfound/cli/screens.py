@@ -17,6 +17,7 @@ from deconfound.cli.arguments import (
     SimulateArguments,
 )
 from deconfound.cli.documents import kept_clear, print_document, records
+from deconfound.cli.encoder_arguments import ExportModelArguments, FeaturesArguments
 from deconfound.cli.parsing import name_first, parse, take_option
 from deconfound.cli.printing import print_table, say
 from deconfound.errors import UserError
@@ -152,6 +153,14 @@ def call_cellprofiler(words: list[str]) -> None:
     say(roles_said(made))
 
 
+def call_features(words: list[str]) -> None:
+    """Embed a screen once with a frozen encoder."""
+    from deconfound.embeddings.features import features
+
+    made = features(**dict(parse(FeaturesArguments, words, "features")), say=say)
+    say(f"{len(made):,} profiles of {len(made.channels):,} features in {made.path}")
+
+
 def call_describe(words: list[str]) -> None:
     """Print what a screen holds."""
     parsed = parse(DescribeArguments, words, "describe")
@@ -203,6 +212,15 @@ def call_export(words: list[str]) -> None:
 
     command = export(**dict(parsed))
     say(f"{parsed.out}; back to a screen with: {command}")
+
+
+def call_export_model(words: list[str]) -> None:
+    """Write a run's encoder as a model directory."""
+    from deconfound.reports.model_directory import export_model
+
+    parsed = parse(ExportModelArguments, words, "export-model")
+    made = export_model(**dict(parsed))
+    say(f"{made.config['embedding']} of {made.config['features']} features in {parsed.out}")
 
 
 def call_check(words: list[str]) -> None:

@@ -47,6 +47,11 @@ class ArmBn(Erm):
                 f"--norm {options.norm} has no statistics of a batch, which adapt to the "
                 "environment; use --norm batch, or another method"
             )
+        if options.pretrained(task.unit_pixels) is not None:
+            raise UserError(
+                "armbn trains the statistics of every batch norm; leave --weights and the other "
+                "options of pretraining out, or take another method"
+            )
         super().__init__(options, task)
         where = f"--encoder {options.encoder}"
         self.context = adapt_batch_norm(self.encoder, task.environments, where)

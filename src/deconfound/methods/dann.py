@@ -92,6 +92,11 @@ class Dann(Erm):
 
     def __init__(self, options: DannOptions, task: Task) -> None:
         super().__init__(options, task)
+        if not any(one.requires_grad for one in self.encoder.parameters()):
+            raise UserError(
+                "dann trains its encoder against a discriminator, and this encoder is frozen; use "
+                "--tune lora or full, or another method"
+            )
         _refuse_options_of_the_other_form(options)
         alternates = options.form == "alternating"
         width = options.discriminator_width or WIDTHS[options.form]

@@ -4,15 +4,17 @@ from torch import Tensor, nn
 
 from deconfound.data.loading.batch import Batch
 from deconfound.losses.risk import cross_entropy
-from deconfound.methods.contract import Loss, Method, MethodOptions, Stage, Task, Tensors
-from deconfound.nets.encoder import Norm, build_encoder
+from deconfound.methods.contract import Loss, Method, PretrainedOptions, Stage, Task, Tensors
+from deconfound.nets.encoder import Norm
+from deconfound.nets.pretrained import build_pretrained
 
 
-class ErmOptions(MethodOptions):
+class ErmOptions(PretrainedOptions):
     """Options of ERM."""
 
     encoder: str = "small"
-    """small, resnet18, densenet121 or timm:NAME; for profiles mlp, which small also selects."""
+    """small, resnet18, densenet121, timm:NAME or torch:FILE, an exported program; for profiles mlp,
+    which small also selects."""
     norm: Norm = "batch"
     """Normalisation in the encoder: batch, instance, group or none."""
 
@@ -31,7 +33,9 @@ class Erm(Method):
 
     def __init__(self, options: ErmOptions, task: Task) -> None:
         super().__init__(options, task)
-        self.encoder = build_encoder(options.encoder, task.channels, task.image_size, options.norm)
+        shape = task.channels, task.image_size
+        how = options.pretrained(task.unit_pixels)
+        self.encoder = build_pretrained(options.encoder, *shape, options.norm, how)
         self.head = nn.Linear(self.encoder.features, task.labels)
 
     def stages(self, steps: int) -> tuple[Stage, ...]:

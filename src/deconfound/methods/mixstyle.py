@@ -5,9 +5,11 @@ from typing import Literal
 from pydantic import Field
 
 from deconfound.data.loading.batch import Batch
+from deconfound.errors import UserError
 from deconfound.methods.contract import Task, Tensors
 from deconfound.methods.erm import Erm, ErmOptions
 from deconfound.nets.mixstyle import Mix, MixStyle, mix_after
+from deconfound.nets.weights_file import EACH
 
 
 class MixStyleOptions(ErmOptions):
@@ -53,9 +55,14 @@ class MixStyleMethod(Erm):
         size = task.require_images("mixstyle mixes the statistics of maps")
         if options.mix == "crossdomain" and not options.domain_adaptation:
             task.require_environments("mixstyle --mix crossdomain")
+        if options.channels_as in EACH:
+            raise UserError(
+                f"--channels-as {options.channels_as} gives each channel maps of its own, and "
+                "mixstyle mixes those of an image; choose repeat or sum"
+            )
         super().__init__(options, task)
         self.mixing = MixStyle(options.mix, options.mix_probability, options.mix_alpha)
-        shape, blocks = (task.channels, size), sorted(set(options.mix_after))
+        shape, blocks = (task.channels, options.input_size or size), sorted(set(options.mix_after))
         mix_after(self.encoder, options.encoder, options.norm, shape, blocks, self.mixing)
 
     def outputs(self, batch: Batch, stage: str) -> Tensors:

@@ -11,7 +11,7 @@ from deconfound.errors import UserError
 from deconfound.losses.contrastive import check_given, content_losses, supervised_contrastive
 from deconfound.losses.gather import gather_rows, global_mean
 from deconfound.losses.risk import cross_entropy
-from deconfound.methods.contract import Dial, Loss, Method, MethodOptions, Stage, Task, Tensors
+from deconfound.methods.contract import Dial, Loss, Method, PretrainedOptions, Stage, Task, Tensors
 from deconfound.methods.contract.options import WeightOrAuto
 from deconfound.nets.decoder import (
     AdditiveDecoder,
@@ -20,7 +20,8 @@ from deconfound.nets.decoder import (
     decoder_size,
     resized,
 )
-from deconfound.nets.encoder import Encoder, Norm, Projection, build_encoder
+from deconfound.nets.encoder import Encoder, Norm, Projection
+from deconfound.nets.pretrained import build_pretrained
 
 ALPHAS = {
     "balanced": (0.0, 1.0, 3.0, 10.0), "label": (0.0, 0.3, 1.0, 3.0),
@@ -29,7 +30,7 @@ ALPHAS = {
 """What --alpha auto tries, by the form of the invariance; that of equation follows the batch."""
 
 
-class ScbdOptions(MethodOptions):
+class ScbdOptions(PretrainedOptions):
     """Options of SCBD."""
 
     alpha: WeightOrAuto = 1.0
@@ -54,10 +55,11 @@ class ScbdOptions(MethodOptions):
     style_target: Literal["environment", "pair"] = "environment"
     """What the style block follows: the environment, or the pair (label, environment)."""
     encoder: str = "small"
-    """Content encoder: small, resnet18, densenet121 or timm:NAME; for profiles mlp, which small
-    also selects."""
+    """Content encoder: small, resnet18, densenet121, timm:NAME or torch:FILE, an exported program;
+    for profiles mlp, which small also selects."""
     style_encoder: str | None = None
-    """Style encoder; the same network as the content encoder if not given."""
+    """Style encoder; the same network as the content encoder if not given. Options of pretrained
+    weights are for the content encoder, and for one of the same name."""
     norm: Norm = "batch"
     """Normalisation in the encoders: batch, instance, group or none."""
     block_size: int = Field(128, ge=1)
@@ -118,7 +120,8 @@ class Scbd(Method):
         _refuse_missing_parts(options, task)
 
         def encoder(name: str) -> Encoder:
-            return build_encoder(name, task.channels, task.image_size, options.norm)
+            how = options.pretrained(task.unit_pixels) if name == options.encoder else None
+            return build_pretrained(name, task.channels, task.image_size, options.norm, how)
 
         content = encoder(options.encoder)
         style = encoder(options.style_encoder or options.encoder) if options.style_block else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deconfound.errors import UserError
+from deconfound.nets.timm_network import timm_network
 
 Norm = Literal["batch", "instance", "group", "none"]
 
@@ -87,7 +88,8 @@ def build_encoder(
     - `resnet18` (512 features) and `densenet121` (1,024): the encoders of Makino et al., SCBD,
       A.1.1, with the ImageNet stem (7x7 stride 2, max-pool) at every image size and BatchNorm;
       the layers and their initialisation are MONAI's, laid out as torchvision's.
-    - `timm:NAME`: any network of the extra `[timm]`, with random weights and its own norm.
+    - `timm:NAME`: any network of the extra `[timm]`, with random weights and its own norm;
+      `build_pretrained` gives it weights.
     - `mlp`, for profiles only: hidden layers of 512 and 512, 256 features, standardised over the
       batch as those of `small`.
 
@@ -104,20 +106,29 @@ def build_encoder(
         return _mlp(name, channels, norm)
     if name == MLP:
         raise UserError(f"encoder {MLP} takes profiles, and the screen holds images; use small")
+    network = build_network(name, channels, norm)
+    return Encoder(network, feature_count(network, name, channels, image_size, norm))
+
+
+def build_network(name: str, channels: int, norm: Norm, timm_side: int | None = None) -> nn.Module:
+    """The network of an encoder of images; `timm_side` is the image size of a timm network.
+
+    Raises UserError as `build_encoder` does.
+    """
     builders = {"small": _small, "resnet18": _resnet18, "densenet121": _densenet121}
     if name in builders:
         network = builders[name](channels)
     elif name.startswith(TIMM_PREFIX):
         if norm != "batch":
             raise UserError(f"{name} keeps its own norm; norm={norm!r} works with {KNOWN}")
-        network = _timm(name.removeprefix(TIMM_PREFIX), channels)
+        network = timm_network(name.removeprefix(TIMM_PREFIX), channels, timm_side)
     else:
         near = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"unknown encoder {name!r}; {hint}expected {KNOWN} or timm:NAME")
     if norm != "batch":
         _replace_batch_norm(network, norm)
-    return Encoder(network, _feature_count(network, name, channels, image_size, norm))
+    return network
 
 
 def _small(channels: int) -> nn.Module:
@@ -186,21 +197,6 @@ def _densenet121(channels: int) -> nn.Module:
     return network
 
 
-def _timm(name: str, channels: int) -> nn.Module:
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:  # torchvision beside a CPU-only torch: Runtime
-        raise UserError(
-            f"encoder timm:{name} needs the extra [timm]: pip install 'deconfound[timm]' ({error})"
-        ) from error
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"; did you mean timm:{near[0]}?" if near else ""
-        raise UserError(f"timm has no network {name!r}{hint}")
-    network: nn.Module = timm.create_model(name, in_chans=channels, num_classes=0)
-    return network
-
-
 def _replace_batch_norm(module: nn.Module, norm: Norm) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -217,9 +213,7 @@ def _norm_layer(norm: Norm, channels: int) -> nn.Module:
     return ChannelAffine(channels)
 
 
-def _feature_count(
-    network: nn.Module, name: str, channels: int, image_size: int, norm: Norm
-) -> int:
+def feature_count(network: nn.Module, name: str, channels: int, image_size: int, norm: Norm) -> int:
     """Width of the representation, by a pass without data; raises UserError for small maps."""
     image = torch.empty(2, channels, image_size, image_size, device="meta")
     try:

@@ -28,6 +28,8 @@ from deconfound.runtime.seeds import derived_seed
 
 FORMAT_VERSION = 1
 """Version of a run directory, as `classes.json` holds it."""
+PRETRAINED = "pretrained.json"
+"""File of a run whose encoder began with weights of others: which file, and what was taken."""
 
 
 def build_method(
@@ -54,7 +56,8 @@ def build_method(
             "ingest with --size"
         )
     torch.manual_seed(derived_seed(config.seed, "initial weights"))
-    task = Task(channels, sides[0] if sides else None, labels, environments, controls)
+    unit = config.data.scaling == "unit"
+    task = Task(channels, sides[0] if sides else None, labels, environments, controls, unit)
     return methods.load(config.method)(config.method_options, task)
 
 
@@ -235,8 +238,33 @@ def refuse_other_fold(path: Path, problem: Problem) -> None:
         )
 
 
-def write_description(path: Path, config: RunConfig, screen: Screen, problem: Problem) -> None:
-    """Write config.yaml, classes.json and fold.json of a run that begins."""
+def refuse_other_weights(path: Path) -> None:
+    """Raise UserError if a file that the run in `path` began with has other weights by now.
+
+    A file that is no longer there is not needed.
+    """
+    if not (path / PRETRAINED).is_file():
+        return
+    for taken in read_json(path / PRETRAINED).get("encoders", []):
+        file = Path(str(taken["file"]))
+        if file.is_file() and sha256(file) != taken["sha256"]:
+            raise UserError(
+                f"{path}: began with other weights than {file} holds now; choose another --out"
+            )
+
+
+def write_description(
+    path: Path,
+    config: RunConfig,
+    screen: Screen,
+    problem: Problem,
+    pretrained: list[dict[str, Any]],
+) -> None:
+    """Write config.yaml, classes.json and fold.json of a run that begins.
+
+    `pretrained` is what was taken from files of weights, written too unless it is empty, as for a
+    run that is resumed.
+    """
     path.mkdir(parents=True, exist_ok=True)
     atomic.write_text(path / "config.yaml", dump_config(config))
     classes = {
@@ -263,3 +291,6 @@ def write_description(path: Path, config: RunConfig, screen: Screen, problem: Pr
         "config_sha256": sha256(path / "config.yaml"),
     }
     atomic.write_text(path / "fold.json", json.dumps(fold, indent=2))
+    if pretrained:
+        about = {"format_version": FORMAT_VERSION, "encoders": pretrained}
+        atomic.write_text(path / PRETRAINED, json.dumps(about, indent=2))

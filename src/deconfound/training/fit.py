@@ -24,6 +24,7 @@ from deconfound.runs.run import (
     open_run,
     read_json,
     refuse_other_fold,
+    refuse_other_weights,
     write_description,
 )
 from deconfound.runtime.device import deterministic, processes, start_fabric
@@ -143,7 +144,7 @@ def train(
         )  # fmt: skip
         if first:
             atomic.remove_leftovers(out)
-            write_description(out, config, screen, problem)
+            write_description(out, config, screen, problem, training.pretrained)
             if tracker is not None:
                 tracker.begin(out, config)
             if intervention is not None:
@@ -200,6 +201,7 @@ def _claims(out: Path, config: RunConfig, screen: Screen, problem: Problem) -> b
         if fold["screen_identity"] != screen.identity:
             raise UserError(f"{out}: was trained on another screen; choose another --out")
         refuse_other_fold(out, problem)
+    refuse_other_weights(out)
     return (out / "model.safetensors").is_file()
 
 

@@ -20,6 +20,7 @@ from deconfound.files import atomic
 from deconfound.files.checksums import write_checksums
 from deconfound.intervention.intervention import Intervention
 from deconfound.methods.contract import Stage
+from deconfound.nets.pretrained import load_pretrained
 from deconfound.runs.checkpoint import load_weights, save_weights
 from deconfound.runs.config import RunConfig
 from deconfound.runs.context import fit_contexts, negative_controls
@@ -58,6 +59,9 @@ class Training:
         self.writes, self.tracker = fabric.is_global_zero, tracker
         self.network = build_network(config, screen, problem, fabric, intervention)
         self.method = self.network.method
+        begins = not (out / "resume.pt").is_file()
+        self.pretrained = load_pretrained(self.method) if begins else []
+        """What was taken from files of weights by a run that begins."""
         self.negative = negative_controls(config, screen, problem.roles.label)
         self.reader = reader_of(config, screen, problem, self.network.intensity, fabric.device)
         self.stages = self.method.stages(config.training.steps)

@@ -15,12 +15,13 @@ from deconfound.methods.contract.options import (
     Dial,
     MethodOptions,
     OptimizerName,
+    PretrainedOptions,
 )
 from deconfound.nets.context import Context
 
 __all__ = [
     "ContextOptions", "Dial", "DrawnOver", "Imputer", "Loss", "Method", "MethodOptions",
-    "OptimizerName", "Phase", "Stage", "Task", "Tensors", "weighted_sum",
+    "OptimizerName", "Phase", "PretrainedOptions", "Stage", "Task", "Tensors", "weighted_sum",
 ]  # fmt: skip
 
 Backward = Callable[[Tensor, list[nn.Parameter]], None]
@@ -45,6 +46,8 @@ class Task:
     """Environments present in training."""
     controls: tuple[int, ...] = ()
     """Codes of the labels that are controls; empty where weights are loaded, not trained."""
+    unit_pixels: bool = False
+    """Whether pixels come in [0, 1], and not standardised."""
 
     def require_environments(self, method: str, least: int = 2) -> None:
         """Raise UserError if training has fewer than `least` environments, which `method` needs."""

@@ -1,11 +1,14 @@
 """Options that every trained method has, and options that may be `auto`."""
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from deconfound.config import Options
+from deconfound.nets.pretrained import Pretrained, Tune
+from deconfound.nets.weights_file import ChannelsAs
 
 OptimizerName = Literal["adamw", "adam", "sgd"]
 
@@ -96,3 +99,35 @@ class MethodOptions(Options):
     def of_trials(self) -> "MethodOptions":
         """The options without what bears on no score, for runs that only try values of a dial."""
         return self
+
+
+class PretrainedOptions(MethodOptions):
+    """Options of methods whose encoder of images may be one that others have trained."""
+
+    weights: Path | None = Field(None, exclude_if=lambda given: given is None)
+    """Safetensors or torch file of weights that the encoder begins with; random weights if not
+    given. The run's checkpoint holds them."""
+    weights_prefix: str | None = Field(None, exclude_if=lambda given: given is None)
+    """What stands before the encoder's names in a file of several networks."""
+    channels_as: ChannelsAs | None = Field(None, exclude_if=lambda given: given is None)
+    """How the encoder takes channels where the weights are of another number: repeat (those of its
+    first layer in turn), sum (their sum for every channel), or each channel alone through the
+    network, whose representations are joined (concatenate) or averaged (average)."""
+    input_size: int | None = Field(None, ge=8, exclude_if=lambda given: given is None)
+    """Pixels that images are resized to for the encoder; if not given, their own, or those of a
+    timm network that takes one size only."""
+    tune: Tune = Field("full", exclude_if=lambda given: given == "full")
+    """full: all weights are trained; frozen: those of the encoder stay; lora: low-rank adapters of
+    its linear layers are trained."""
+    lora_rank: int = Field(8, ge=1, exclude_if=lambda given: given == 8)
+    """Rank of the adapters of --tune lora."""
+
+    def pretrained(self, unit_pixels: bool) -> Pretrained | None:
+        """What becomes of the encoder's weights; None for an encoder with random ones.
+
+        `unit_pixels` says whether pixels come in [0, 1].
+        """
+        asked = (self.weights, self.weights_prefix, self.channels_as, self.input_size)
+        if all(one is None for one in asked) and self.tune == "full":
+            return None
+        return Pretrained(*asked, self.tune, self.lora_rank, unit_pixels)
