@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from deconfound.data.readers.embedded import INDEX
 from deconfound.data.tables.table import Coded, coded, require_columns
 from deconfound.embeddings.file import PREDICTED, read_embeddings
-from deconfound.embeddings.shards import INDEX
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import COLUMNS, read_scores
 from deconfound.experiments.running.messages import run_directory
