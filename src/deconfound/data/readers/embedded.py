@@ -45,7 +45,9 @@ def own_table(obs: pd.DataFrame, described: Mapping[str, Any]) -> pd.DataFrame:
 
     `described` is `uns["deconfound"]`; raises ValueError if it is damaged.
     """
-    table = obs.drop(columns=json.loads(str(described.get(ADDED, "[]"))), errors="ignore")
+    table: pd.DataFrame = obs.drop(
+        columns=json.loads(str(described.get(ADDED, "[]"))), errors="ignore"
+    )
     if table.index.name == ROW_NAME:
         table = table.assign(**{ROW_NAME: table.index.astype(str).astype("category")})
     return table.reset_index(drop=True)
