@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from deconfound.data.readers.embedded import INDEX
 from deconfound.data.screens.screen import holds_screen, open_screen
 from deconfound.embeddings.file import open_embeddings
-from deconfound.embeddings.shards import INDEX, check_shards
+from deconfound.embeddings.shards import check_shards
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import read_scores
 from deconfound.files import seal

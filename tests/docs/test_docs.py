@@ -38,6 +38,8 @@ from deconfound.verbs import VERBS
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PUBLIC_DATA = ROOT / "docs" / "public-data.md"
+ECOSYSTEM = ROOT / "docs" / "ecosystem.md"
+"""Followed by test_ecosystem.py, a section at a time."""
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 REAL = ROOT.parent / "shared" / "data"
@@ -407,7 +409,9 @@ def test_public_data_are_read_as_documented(
     assert "<html" in Path("report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", sorted({*PAGES} - {PUBLIC_DATA}), ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", sorted({*PAGES} - {PUBLIC_DATA, ECOSYSTEM}), ids=lambda page: page.stem
+)
 @pytest.mark.usefixtures("forgotten_modules")
 def test_page_can_be_followed(
     page: Path, after_readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

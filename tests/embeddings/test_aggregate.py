@@ -357,3 +357,32 @@ def test_alignment_on_few_controls_stays_small_and_says_what_it_left_out(tmp_pat
         "tvn: 8 of 16 principal components are kept: along the others the 9 rows learnt from do "
         "not vary beyond rounding"
     ]
+
+
+def test_plates_that_repeat_in_series_are_kept_apart(tmp_path: Path) -> None:
+    """Plates 1 and 2 of two series are four plates: a mean over both series would merge them."""
+    cells = screened()
+    table = cells.table.assign(
+        Metadata_Series=np.where(np.arange(len(cells.table)) % 2, "S1", "S2"),
+        Metadata_Well=np.where(np.arange(len(cells.table)) % 3, "A01", "A02"),
+    )
+    levels = ["Metadata_Series", "Metadata_Plate"]
+    about = cells.about | {"roles": ROLES | {"environment": levels, "levels": levels}}
+    file = saved(tmp_path, Embeddings(table, cells.representations, about))
+    within = ("Metadata_Plate", "Metadata_Well")
+    options = AggregateOptions(level="guide", within=within)
+    made = aggregate(file, tmp_path / "wells.h5ad", options, quiet=True)
+    keys = ["Metadata_Gene", "Metadata_sgRNA", "Metadata_Series", *within]
+    assert len(made.table) == table.groupby(keys).ngroups > table.groupby(keys[:2]).ngroups * 6
+    assert not made.table.duplicated(keys).any()
+    assert made.about["aggregated"]["within"] == ["Metadata_Series", *within]
+    assert made.about["aggregated"]["notes"] == [
+        "kept apart by Metadata_Series too, in which what is kept apart repeats"
+    ]
+    assert made.about["roles"]["environment"] == ["Metadata_Series", *within]
+    plates = table.assign(Metadata_Plate=table["Metadata_Series"] + table["Metadata_Plate"])
+    unique = saved(tmp_path, Embeddings(plates, cells.representations, about), "unique.h5ad")
+    found = aggregate(unique, tmp_path / "unique-wells.h5ad", options, quiet=True)
+    assert found.about["aggregated"]["within"] == list(within)
+    assert "notes" not in found.about["aggregated"]
+    assert len(found.table) == len(made.table)

@@ -49,7 +49,8 @@ def test_embeddings_are_an_anndata_file_as_the_field_keeps_them(
 ) -> None:
     data = anndata.read_h5ad(whole)
     assert data.n_obs == len(screen)
-    assert data.n_vars == 0
+    assert list(data.var_names[:2]) == ["content_00", "content_01"]
+    np.testing.assert_array_equal(data.X, data.obsm["X_content"])
     sizes = {name: values.shape[1] for name, values in data.obsm.items()}
     assert sizes == {"X_content": 16, "X_style": 16, "X_representation": 256}
     assert all(np.asarray(values).dtype == np.float32 for values in data.obsm.values())

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deconfound import cli
+from deconfound.data.readers.embedded import INDEX
 from deconfound.embeddings.aggregate import read_aggregate
 from deconfound.embeddings.correct import correct
 from deconfound.embeddings.embed import embed_shards
@@ -25,7 +26,7 @@ from deconfound.embeddings.file import (
     read_embeddings,
     write_embeddings,
 )
-from deconfound.embeddings.shards import INDEX, open_index
+from deconfound.embeddings.shards import open_index
 from deconfound.errors import InputWarning, UserError
 from deconfound.evaluation.measure import measure
 from deconfound.evaluation.scores import COLUMNS, read_scores, write_scores

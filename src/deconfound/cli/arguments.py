@@ -64,7 +64,8 @@ class IngestArguments(NewScreenArguments, Watched):
     """Make a screen of image files, of folders ENVIRONMENT/LABEL/, of profiles or of an array."""
 
     table: Positional[Path | None] = None
-    """CSV, TSV or Parquet with one row per image; leave it out for class folders."""
+    """CSV, TSV or Parquet with one row per image; leave it out for class folders. Of --profiles
+    also an .h5ad file, a directory of embeddings, or DeepProfiler's folder of .npz files."""
     images_root: Path | None = None
     """Folder that the paths in the table start from, or that holds the class folders."""
     profiles: bool = False
@@ -72,6 +73,10 @@ class IngestArguments(NewScreenArguments, Watched):
     feature_columns: tuple[str, ...] = ()
     """Feature columns of --profiles, * for anything; if not given, those that begin with Cells_,
     Cytoplasm_ or Nuclei_, without coordinates, parents and identifiers."""
+    layer: str | None = None
+    """Layer of the .h5ad file that holds the profiles, instead of X."""
+    obsm: str | None = None
+    """Block of obsm of the .h5ad file that holds the profiles, instead of X."""
     array: Path | None = None
     """A .npy or .npz with one image or profile for each row of the table."""
     array_key: str | None = None

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -101,7 +101,7 @@ def parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> 
         with contextlib.redirect_stderr(spoken):
             parsed, unknown = tyro.cli(
                 model,
-                args=_of_model(words, flags),
+                args=_gathered(_of_model(words, list(flags)), flags),
                 prog=f"deconfound {verb}",
                 description=about or model.__doc__,
                 return_unknown_args=True,
@@ -116,21 +116,22 @@ def parse(model: type[Parsed], words: list[str], verb: str, about: str = "") -> 
             raise
         raise UserError(f"{verb}: {_tyro_message(spoken.getvalue())}") from None
     if unknown:
-        near = difflib.get_close_matches(unknown[0], flags, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(unknown[0], list(flags), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"see deconfound {verb} --help"
         raise UserError(f"{verb}: unknown option {unknown[0]!r}; {hint}")
     return parsed
 
 
-def _flags(model: type[BaseModel]) -> list[str]:
-    """Every flag a model of arguments gives rise to."""
-    found = []
+def _flags(model: type[BaseModel]) -> dict[str, bool]:
+    """Every flag a model of arguments gives rise to, and whether it takes any number of values."""
+    found: dict[str, bool] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Options):
-            found += _flags(kind)
+            found |= _flags(kind)
         else:
-            found.append(flag_of(name, field))
+            of_union = (kind, *get_args(kind))
+            found[flag_of(name, field)] = any(... in get_args(one) for one in of_union)
     return found
 
 
@@ -138,6 +139,27 @@ def flag_of(name: str, field: FieldInfo) -> str:
     """The flag of a field: its own name, or the one that is given for the command line."""
     given = [getattr(one, "name", None) for one in field.metadata]
     return "--" + next((one for one in given if one), name).replace("_", "-")
+
+
+def _gathered(words: list[str], flags: dict[str, bool]) -> list[str]:
+    """The words, with all values of a repeated flag behind one, at the end: none is lost.
+
+    "--join A --join B" is "--join A B". A flag that takes one value keeps the last.
+    """
+    given = [word.partition("=")[0] for word in words]
+    twice = {flag for flag, several in flags.items() if several and given.count(flag) > 1}
+    others: list[str] = []
+    values: dict[str, list[str]] = {flag: [] for flag in given if flag in twice}
+    taking = others
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in twice:
+            taking = others if equals else values[flag]
+            values[flag] += [value] if equals else []
+        else:
+            taking = others if word.startswith("--") else taking
+            taking.append(word)
+    return [*others, *(word for flag, found in values.items() for word in (flag, *found))]
 
 
 def _tyro_message(text: str) -> str:

@@ -151,8 +151,8 @@ def call_embed(words: list[str]) -> None:
         call_profiles(words)
         return
     parsed = parse(EmbedArguments, words, "embed")
+    from deconfound.data.readers.embedded import INDEX
     from deconfound.embeddings.embed import embed, embed_shards
-    from deconfound.embeddings.shards import INDEX
     from deconfound.runtime.cluster import cluster_of
 
     cluster = cluster_of(parsed.executor, parsed.workers, parsed.address)

@@ -71,6 +71,7 @@ def call_ingest(words: list[str]) -> None:
     from deconfound.data.ingest.profiles import ingest_profiles
     from deconfound.data.ingest.roles import roles_said
     from deconfound.data.ingest.writing import remarks
+    from deconfound.data.readers.features import Part
     from deconfound.data.screens.screen import INDEX_FILE
     from deconfound.runtime.cluster import cluster_of
 
@@ -87,6 +88,8 @@ def call_ingest(words: list[str]) -> None:
         raise UserError(f"ingest: expected one of {', '.join(made_of)}")
     if parsed.feature_columns and not parsed.profiles:
         raise UserError("ingest: --feature-columns belongs to --profiles; add it")
+    if (parsed.layer or parsed.obsm) and not parsed.profiles:
+        raise UserError("ingest: --layer and --obsm belong to --profiles; add it")
     if (parsed.array_key or parsed.array_axes) and parsed.array is None:
         raise UserError("ingest: --array-key and --array-axes belong to --array; add it")
     if parsed.table is None and not made_of["--images-root"]:
@@ -97,7 +100,8 @@ def call_ingest(words: list[str]) -> None:
     common = {"config": parsed.formats, "quiet": parsed.quiet}
     with staged(parsed.out, (INDEX_FILE,)) as out:
         if parsed.profiles:
-            named = {"features": parsed.feature_columns}
+            part = Part(parsed.layer, parsed.obsm)
+            named = {"features": parsed.feature_columns, "part": part}
             screen = ingest_profiles(parsed.table, out, **named, **common)
         elif parsed.array is not None:
             shape = {"key": parsed.array_key, "axes": parsed.array_axes}

@@ -15,7 +15,7 @@ from deconfound.arrays import Floats, Mask
 from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE, control_rows, negative
 from deconfound.data.tables.declared import refuse_huge_parquet
-from deconfound.data.tables.table import coded, require_columns
+from deconfound.data.tables.table import coded, listed, require_columns
 from deconfound.embeddings.correct import named_line
 from deconfound.embeddings.file import (
     PART,
@@ -28,6 +28,7 @@ from deconfound.embeddings.group_means import (
     GroupMeans,
     Groups,
     group_cells,
+    outer_levels,
     refuse_half_controls,
     standardised,
 )
@@ -61,7 +62,8 @@ class AggregateOptions(Options):
     level: Literal["gene", "guide"] = "gene"
     """What a row is: the mean of a gene's guides, or a guide."""
     within: tuple[str, ...] = ()
-    """Columns, such as Metadata_Plate, whose values are kept apart: a row for each gene in each."""
+    """Columns, such as Metadata_Plate, whose values are kept apart: a row for each gene in each.
+    Levels around one of them in which its values repeat, such as the series, are kept apart too."""
     parts: tuple[str, ...] = ()
     """Parts of the fold to aggregate, such as test; all if not given."""
     align: Literal["none", "centre-scale", "tvn"] = "none"
@@ -130,6 +132,8 @@ def _aggregated(
     )
     cells = opened.block(name, where)
     gene, guide = _columns(opened, options, where)
+    outer = outer_levels(table, options.within, opened.roles.levels)
+    options = options.model_copy(update={"within": (*outer, *options.within)})
     control = control_rows(table, gene, options.control, where)
     groups = group_cells(table, gene, guide, options.within, where)
     refuse_half_controls(groups, control, where)
@@ -148,11 +152,13 @@ def _aggregated(
     is_control = (rows_table[CONTROL_TYPE] == NEGATIVE).to_numpy()
     if not is_control.any():
         raise UserError(f"{where}: no controls among rows of {', '.join(options.parts)}")
+    if outer:
+        notes.append(f"kept apart by {listed(outer)} too, in which what is kept apart repeats")
     if options.align == "none":
         values = standardised(values, is_control)
         if even := int((values == 0).all(axis=0).sum()):
             every = values.shape[1]
-            notes = [f"{even} of {every} dimensions do not vary beyond rounding and are 0"]
+            notes.append(f"{even} of {every} dimensions do not vary beyond rounding and are 0")
     about = opened.about | {
         "roles": {"label": GENE, "environment": list(options.within)},
         "aggregated": options.model_dump(mode="json")

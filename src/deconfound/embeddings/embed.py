@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from deconfound.config import DataOptions
 from deconfound.data.folds.problem import pose
+from deconfound.data.readers.embedded import INDEX
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.screens.shards import Shard
 from deconfound.embeddings.file import (
@@ -25,7 +26,6 @@ from deconfound.embeddings.file import (
 )
 from deconfound.embeddings.shards import (
     FORMAT_VERSION,
-    INDEX,
     ShardsIndex,
     metadata_names,
     open_index,
@@ -286,6 +286,7 @@ def profiles(screen: Path, out: Path, data: DataOptions | None = None) -> Embedd
             "seed": 0,
             "run": None,
             "screen": opened.name,
+            "screen_identity": opened.identity,
             "selection": "none",
             "roles": problem.roles.model_dump(mode="json"),
             "labels": list(problem.label.names),

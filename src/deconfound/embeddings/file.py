@@ -14,9 +14,12 @@ import pandas as pd
 
 from deconfound.arrays import Mask, Rows
 from deconfound.config import did_you_mean
+from deconfound.data.readers.embedded import ADDED, OWN, feature_names, main_block, own_table
 from deconfound.data.readers.hdf5 import refuse_unfit_hdf5
 from deconfound.data.tables.keys import row_order
-from deconfound.data.tables.table import Roles, joined, require_columns
+from deconfound.data.tables.numbers import numbered
+from deconfound.data.tables.table import ROW_NAME, Roles, joined, require_columns
+from deconfound.embeddings import conventions
 from deconfound.embeddings.shards import read_shards
 from deconfound.errors import InputWarning, UserError
 from deconfound.files import atomic, seal
@@ -111,35 +114,72 @@ class Embeddings:
 
 
 def as_anndata(embeddings: Embeddings) -> "AnnData":
-    """The AnnData that a file of the embeddings holds: `obs`, `obsm["X_…"]`, `uns["deconfound"]`.
+    """The AnnData that a file of the embeddings holds, made so that other programs take it.
 
-    `uns` also holds a checksum of the content, by which a file that another program wrote anew is
-    known to hold the same.
+    `X` is the content, or the representation where there is none, and `obsm["X_…"]` every block;
+    `obs_names` differ between screens; sites, numbers and doses in `obs` are numbers;
+    `obsm["spatial"]` has x and y where the table does. `uns["mantispy"]` is that package's stamp,
+    and `uns["deconfound"]` holds the run and a checksum of the content, by which a file that
+    another program wrote anew is known to hold the same.
     """
+    data = _as_anndata(embeddings)
+    data.X = data.X.copy()  # else what changes X in place would change the block too
+    return data
+
+
+def _as_anndata(embeddings: Embeddings) -> "AnnData":
+    """`as_anndata`, whose X is the very array of its block."""
     import anndata
 
-    obs = embeddings.table.copy()
-    for column in obs.columns:
-        if not pd.api.types.is_numeric_dtype(obs[column]):
-            values = obs[column].astype("string")
-            names = sorted(values.dropna().unique())
-            obs[column] = pd.Categorical(values, categories=pd.Index(names, dtype=object))
-    obs.index = obs.index.astype(str).astype(object)
-    obsm = {f"X_{name}": values for name, values in embeddings.representations.items()}
-    about = {
+    about, roles = embeddings.about, embeddings.roles
+    obs = numbered(embeddings.table, {*roles.columns()})
+    names = conventions.row_names(obs, about)
+    if names.name == ROW_NAME:
+        obs = obs[[*(name for name in obs if name != ROW_NAME), ROW_NAME]]
+    obs = _with_categories(obs)
+    described: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "json": json.dumps(embeddings.about),
+        "json": json.dumps(about),
         CONTENT: content_sha256(replace(embeddings, table=obs)),
     }
-    return anndata.AnnData(obs=obs, obsm=obsm, uns={"deconfound": about})
+    added, stamp = conventions.stamped(obs, roles, about)
+    uns = {OWN: described} if stamp is None else {
+        OWN: described | {ADDED: json.dumps(list(added))}, conventions.MANTISPY: stamp
+    }  # fmt: skip
+    obs = _with_categories(obs.assign(**added))
+    obs.index = names
+    if names.name == ROW_NAME:
+        obs = obs.drop(columns=ROW_NAME)
+    blocks = embeddings.representations
+    obsm = {f"X_{name}": values for name, values in blocks.items()}
+    if (places := conventions.places(embeddings.table)) is not None:
+        obsm[conventions.SPATIAL] = places
+    name = main_block(list(blocks))
+    var = conventions.features(feature_names(name, blocks[name].shape[1]))
+    return anndata.AnnData(blocks[name], obs=obs, var=var, obsm=obsm, uns=uns)
+
+
+def _with_categories(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with every column that holds no numbers as sorted categories of text."""
+    table = table.copy()
+    for column in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            values = table[column].astype("string")
+            names = sorted(values.dropna().unique())
+            table[column] = pd.Categorical(values, categories=pd.Index(names, dtype=object))
+    return table
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
-    """Write a `.h5ad` file of `as_anndata`, whole or not at all; the file is sealed."""
+    """Write a `.h5ad` file of `as_anndata`, whole or not at all; the file is sealed.
+
+    X and its block in obsm are one data set of the file, which is on the disk once.
+    """
     import anndata
     import h5py
 
-    data = as_anndata(embeddings)
+    data = _as_anndata(embeddings)
+    main = main_block(list(embeddings.representations))
     with atomic.atomic_file(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with h5py.File(temporary, "w", userblock_size=seal.USER_BLOCK) as file:
@@ -148,6 +188,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
                 anndata.io.write_elem(file, name, getattr(data, name))
             for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
                 anndata.io.write_elem(file, name, dict(getattr(data, name)))
+            file["X"] = file[f"obsm/X_{main}"]
         seal.seal_hdf5(temporary)
 
 
@@ -186,8 +227,6 @@ def read_embeddings(path: Path) -> Embeddings:
 
 def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
     """`read_embeddings` without the warning, and whether another program has changed the file."""
-    import anndata
-
     path = Path(path)
     if is_url(path):
         with fetched(path) as local:
@@ -201,13 +240,13 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             refuse_unfit_hdf5(path)
-            data = anndata.read_h5ad(path)
+            data = _without_x(path)
     except UserError:
         raise
     except Exception as error:  # anndata and HDF5 raise nearly every type there is
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable .h5ad file ({reason}); embed again") from error
-    about = data.uns.get("deconfound")
+    about = data.uns.get(OWN)
     if not isinstance(about, dict) or "json" not in about:
         raise UserError(f"{path}: was not written by `deconfound embed` (no uns['deconfound'])")
     if (version := str(about.get("format_version", FORMAT_VERSION))) != str(FORMAT_VERSION):
@@ -215,6 +254,7 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
     try:
         described = json.loads(str(about["json"]))
         Roles.model_validate(described["roles"])
+        table = own_table(data.obs, about)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged (uns['deconfound']); embed again") from error
     representations = {
@@ -222,11 +262,20 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
         for name, values in data.obsm.items()
         if name.startswith("X_")
     }
-    require_columns(data.obs, [PART, PREDICTED], f"{path}: obs")
-    table = data.obs.reset_index(drop=True)
+    require_columns(table, [PART, PREDICTED], f"{path}: obs")
     made = Embeddings(table, representations, described)
     expected = about.get(CONTENT)
     return made, not sealed and expected is not None and content_sha256(made) != str(expected)
+
+
+def _without_x(path: Path) -> "AnnData":
+    """The file's obs, obsm and uns; X is a block of obsm once more and is not read."""
+    import anndata
+    import h5py
+
+    with h5py.File(path) as file:
+        parts = {name: anndata.io.read_elem(file[name]) for name in ("obs", "obsm", "uns")}
+    return anndata.AnnData(**parts)
 
 
 def _dense(values: Any, where: str) -> npt.NDArray[np.float32]:

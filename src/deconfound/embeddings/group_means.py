@@ -1,5 +1,6 @@
 """Means of cells by guide and of guides by gene, summed chunk by chunk, and standardised."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from scipy.sparse import csc_array
 
 from deconfound.arrays import ROUNDING, Codes, Doubles, Mask
 from deconfound.data.tables.keys import keys
+from deconfound.data.tables.table import joined
 from deconfound.errors import UserError
 
 
@@ -93,6 +95,22 @@ def group_cells(
     of_cells[known], guide_rows = _numbered(cells)
     of_guides, gene_rows = _numbered(guide_rows.drop(columns="guide"))
     return Groups(of_cells, of_guides, guide_rows, gene_rows)
+
+
+def outer_levels(
+    table: pd.DataFrame, within: Sequence[str], levels: Sequence[str]
+) -> tuple[str, ...]:
+    """The levels around those of `within` in which their values repeat, outermost first.
+
+    Plate P1 of series S1 and plate P1 of series S2 are two plates: within the plate, the series is
+    kept apart. A column of `within` that is no level has none.
+    """
+    inner = max((place for place, level in enumerate(levels) if level in within), default=0)
+    around = [one for one in levels[:inner] if one not in within and one in table.columns]
+    if not around:
+        return ()
+    group = joined(table, within)
+    return tuple(one for one in around if (keys(table[one]).groupby(group).nunique() > 1).any())
 
 
 def refuse_half_controls(groups: Groups, control: Mask, where: str) -> None:

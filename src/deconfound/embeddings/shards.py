@@ -9,6 +9,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deconfound.arrays import Floats
+from deconfound.data.readers.embedded import INDEX, feature_names
 from deconfound.data.screens.shards import Shard
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
@@ -18,8 +19,6 @@ from deconfound.runtime.device import free_memory
 
 FORMAT_VERSION = 2
 """Since 2 the index is sealed."""
-INDEX = "_embeddings.json"
-"""Readers of a directory of Parquet files skip names that begin with an underscore."""
 PREFIX = "Metadata_"
 BYTES_A_CELL = 16
 """Bytes that a value of a table takes in memory, roughly."""
@@ -42,12 +41,6 @@ class ShardsIndex(BaseModel):
     """Identity of the run, the screen and the options."""
     about: dict[str, Any]
     """As in an embeddings file."""
-
-
-def feature_names(name: str, width: int) -> list[str]:
-    """Columns of a representation: content_000, content_001 …"""
-    digits = len(str(max(0, width - 1)))
-    return [f"{name}_{place:0{digits}d}" for place in range(width)]
 
 
 def metadata_names(columns: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ import torch
 
 from deconfound.arrays import Rows
 from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.tables.numbers import numbered
 from deconfound.embeddings.file import PART, PREDICTED, Embeddings
 from deconfound.files.checksums import sha256
 from deconfound.intervention.embedder import Embedder, in_batches
@@ -63,6 +64,7 @@ class EmbeddingStream:
         selection, precision = options.get("selection"), options.get("precision", "32")
         self.run = open_run(run)
         self.screen = screen if isinstance(screen, Screen) else open_screen(screen)
+        self._table = numbered(self.screen.table, self.run.roles.columns())
         self.selection = selection
         self._precision = precision
         self._fabric = start_fabric(
@@ -144,9 +146,9 @@ class EmbeddingStream:
         )
 
     def table(self, span: Span, part: npt.NDArray[np.str_], codes: Rows | None) -> pd.DataFrame:
-        """Rows of the screen's table with `PART` and `PREDICTED`."""
+        """Rows of the screen's table, `numbered`, with `PART` and `PREDICTED`."""
         rows = slice(*span)
-        table = self.screen.table.iloc[rows].copy()
+        table = self._table.iloc[rows].copy()
         table[PART] = part[rows]
         if codes is None:
             table[PREDICTED] = pd.Series(pd.NA, index=table.index, dtype="string")
@@ -184,6 +186,7 @@ class EmbeddingStream:
             "seed": run.config.seed,
             "run": run.path.name,
             "screen": self.screen.name,
+            "screen_identity": self.screen.identity,
             "selection": self.selection or run.config.training.selection,
             "roles": run.roles.model_dump(),
             "labels": run.labels,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 import yaml
 
+from deconfound.data.readers.features import Part
 from deconfound.data.screens.screen import Screen
 from deconfound.embeddings.file import Embeddings, as_anndata
 from deconfound.estimator.kept import (
@@ -32,7 +33,7 @@ from deconfound.estimator.model import (
     train_model,
 )
 from deconfound.estimator.pixels import brightest_of, refuse_beyond_unit
-from deconfound.estimator.rows import Data, Part, Values, rows_of
+from deconfound.estimator.rows import Data, Values, rows_of
 from deconfound.estimator.screens import named_columns, training_screen
 from deconfound.estimator.settings import SAID_TO_FIT, WHERE, options_of, resolve, roles_of, written
 from deconfound.runs.recommended import RECOMMENDED

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from deconfound.data.folds.problem import pose
+from deconfound.data.readers.features import Part
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import coded, joined, listed
 from deconfound.embeddings.embed import CHUNK
@@ -17,7 +18,7 @@ from deconfound.embeddings.stream import EmbeddingStream
 from deconfound.errors import InputWarning, UserError
 from deconfound.estimator.kept import Files, Kept, in_python, kept_of, packed, unpacked
 from deconfound.estimator.pixels import refuse_other_units
-from deconfound.estimator.rows import Part, is_anndata, rows_of
+from deconfound.estimator.rows import is_anndata, rows_of
 from deconfound.estimator.screens import new_screen
 from deconfound.estimator.settings import WHERE
 from deconfound.metrics.accuracy import macro_f1

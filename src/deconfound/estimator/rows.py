@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from deconfound.arrays import Floats, Images
-from deconfound.data.readers.features import NO_FEATURE
+from deconfound.data.readers.features import NO_FEATURE, Part
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import ROW_NAME, listed, require_columns, with_index
 from deconfound.errors import UserError
@@ -49,13 +49,6 @@ class Given(NamedTuple):
         return len(self.table)
 
 
-class Part(NamedTuple):
-    """Where in AnnData profiles are, if not in X."""
-
-    layer: str | None = None
-    obsm: str | None = None
-
-
 def is_anndata(data: Any) -> bool:
     """Whether `data` is AnnData, without importing it."""
     return type(data).__module__.partition(".")[0] == "anndata"
@@ -65,7 +58,7 @@ def rows_of(
     data: Data,
     *,
     table: pd.DataFrame | None = None,
-    part: "Part | None" = None,
+    part: Part | None = None,
     features: Sequence[str] | None = None,
     named: Collection[str] = (),
 ) -> Given:

@@ -42,3 +42,13 @@ def sha256(file: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """`sha256` of a file; of a folder, of the names and checksums of all its files."""
+    if not path.is_dir():
+        return sha256(path)
+    found = hashlib.sha256()
+    for file in sorted(one for one in path.rglob("*") if one.is_file()):
+        found.update(f"{file.relative_to(path)}\0{sha256(file)}\n".encode())
+    return found.hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deconfound.embeddings.shards import INDEX
+from deconfound.data.readers.embedded import INDEX
 from deconfound.errors import UserError
 from deconfound.experiments.running.messages import run_directory
 from deconfound.experiments.search_table import selected_runs

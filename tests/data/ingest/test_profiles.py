@@ -13,7 +13,8 @@ import scipy.sparse
 from deconfound import cli
 from deconfound.data.ingest.images import IngestConfig
 from deconfound.data.ingest.profiles import ingest_profiles
-from deconfound.data.readers import features
+from deconfound.data.readers import anndata_table, feature_files
+from deconfound.data.readers.feature_files import open_features
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
@@ -69,7 +70,7 @@ def made(file: Path, *, features: Sequence[str] = ()) -> Screen:
 def test_features_are_found_by_their_names(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "CHUNK_VALUES", 24)
+    monkeypatch.setattr(feature_files, "CHUNK_VALUES", 24)
     table = profiles()
     screen = made(save(table, tmp_path, kind))
     assert screen.channels == tuple(FEATURES)
@@ -127,7 +128,7 @@ def test_features_can_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_anndata(tmp_path: Path, sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "CHUNK_VALUES", 15)
+    monkeypatch.setattr(anndata_table, "CHUNK_VALUES", 15)
     table = profiles()
     names = [*FEATURES, "Cells_Location_Center_X"]
     values = table[[*FEATURES, NO_FEATURES[3]]].to_numpy()
@@ -206,7 +207,7 @@ def test_damage_anywhere_in_a_table_is_one_line_or_none(
         damaged[random.integers(len(whole), size=4)] = random.integers(256, size=4)
         file.write_bytes(damaged.tobytes())
         try:
-            opened = features.open_features(file)
+            opened = open_features(file)
             names = opened.features or [n for n in FEATURES if n in opened.columns]
             opened.metadata([name for name in opened.columns if name not in names])
             list(opened.chunks(names))

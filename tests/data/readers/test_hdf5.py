@@ -13,7 +13,7 @@ import pytest
 
 from deconfound.data.ingest.profiles import ingest_profiles
 from deconfound.data.readers import hdf5
-from deconfound.data.readers.features import open_features
+from deconfound.data.readers.feature_files import open_features
 from deconfound.errors import UserError
 
 NAMES = ["Cells_A", "Cells_B", "Cells_C"]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deconfound.data.readers.features import open_features
+from deconfound.data.readers.feature_files import open_features
 from deconfound.data.tables import declared
 from deconfound.data.tables.table import read_table
 from deconfound.errors import UserError

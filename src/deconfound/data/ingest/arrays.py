@@ -11,6 +11,7 @@ import numpy.typing as npt
 from deconfound.arrays import Pixels
 from deconfound.data.ingest.forms import ARRAY, Forms, fitting, warn_of_forms
 from deconfound.data.ingest.images import IngestConfig
+from deconfound.data.ingest.joins import with_joined
 from deconfound.data.ingest.profiles import ROLE_OPTIONS, refuse_options, write_profiles
 from deconfound.data.ingest.roles import resolve_roles
 from deconfound.data.ingest.rows import CHUNK_BYTES
@@ -56,7 +57,7 @@ def ingest_array(
     refuse_options(config, ROLE_OPTIONS | ARRAY_OPTIONS, "arrays")
     refuse_existing(out)
     values = open_array(Path(array), key, max_pixels=config.max_pixels)
-    metadata = read_table(table)
+    metadata, joined_files = with_joined(read_table(table), config, str(table))
     if values.shape[0] != len(metadata):
         raise UserError(
             f"{array}: {values.shape[0]} rows, but {table} has {len(metadata)}; expected one row "
@@ -68,7 +69,7 @@ def ingest_array(
     command += [] if axes is None else ["--array-axes", axes]
     roles = resolve_roles(metadata, config, str(table), command, row_is_image=is_image)
     scaled = config.size if config.fit in (None, "resize") else None
-    provenance = provenance_of(table, None, config, scaled) | {
+    provenance = provenance_of(table, None, config, scaled) | joined_files | {
         "rows": len(metadata),
         "array": str(array), "array_key": key, "array_axes": axes,
     }  # fmt: skip

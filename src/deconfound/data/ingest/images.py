@@ -1,12 +1,14 @@
 """Make a screen from the user's own images: a table of image files, or class folders."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from deconfound.config import Options, TransformName
 from deconfound.data.ingest.fields import FieldCrops
 from deconfound.data.ingest.image_problems import image_problems, path_problem
+from deconfound.data.ingest.joins import with_joined
 from deconfound.data.ingest.paths import class_folders, labelled_by_folder
 from deconfound.data.ingest.roles import refusal, resolve_roles
 from deconfound.data.ingest.rows import RowReader, image_columns, row_files
@@ -40,6 +42,15 @@ class IngestConfig(Options):
     image_table: Path | None = None
     """CellProfiler's table of images (Image.csv): its files and metadata are joined to the rows of
     the table, of cells (Cells.csv, Nuclei.csv), by ImageNumber."""
+    join: tuple[str, ...] = ()
+    """Tables whose columns are joined to the rows, in this order: FILE, by the columns that both
+    have, or FILE=COLUMN or FILE=COLUMN,COLUMN, by these. Every row must have one row there."""
+    platemap: tuple[Path, ...] = ()
+    """Plate maps of 96, 384 or 1,536 wells, CSV or TSV, or folders of them, whose columns are
+    joined to the rows by well (well_position, Well, well) and plate."""
+    barcode_platemap: Path | None = None
+    """Table of plates (Assay_Plate_Barcode) and the names of their maps (Plate_Map_Name); if not
+    given, barcode_platemap.csv beside the maps, or one map for all plates."""
     class_folders: bool = False
     """The images lie in LABEL/file: the folder is the label of each row, whose path in the table is
     LABEL/file or the file's name alone."""
@@ -134,6 +145,7 @@ def ingest(
     command = ["deconfound", "ingest", *([] if table is None else [str(table)])]
     command += ["--images-root", str(images_root), "--out", str(out)]
     unnamed = 0
+    joined_files: dict[str, Any] = {}
     if table is None:
         if config.class_folders:
             raise UserError(
@@ -142,6 +154,9 @@ def ingest(
             )
         if config.image_table is not None:
             raise UserError("--image-table needs a table of cells beside it; give both")
+        if config.join or config.platemap:
+            option = "--join" if config.join else "--platemap"
+            raise UserError(f"{option} needs a table of images to join to; give both")
         where = str(images_root)
         metadata = class_folders(images_root, allow_outside=config.allow_outside)
         columns = PATH_COLUMNS
@@ -151,6 +166,7 @@ def ingest(
         if config.image_table is not None:
             metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
         metadata = without_image_prefix(metadata, config.named_columns())
+        metadata, joined_files = with_joined(metadata, config, where)
         try:
             columns = image_columns(
                 metadata,
@@ -224,7 +240,7 @@ def ingest(
             threads=config.threads,
         )
     scaled = config.size if config.fit in (None, "resize") else None
-    made = provenance_of(table, images_root, config, scaled)
+    made = provenance_of(table, images_root, config, scaled) | joined_files
     if config.image_table is not None:
         made["image_table_sha256"] = sha256(config.image_table)
     made["files_without_row"] = unnamed

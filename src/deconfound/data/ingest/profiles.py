@@ -10,9 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from deconfound.data.ingest.images import IngestConfig
+from deconfound.data.ingest.joins import with_joined
 from deconfound.data.ingest.roles import COLUMN, Problem, refusal, resolve_roles
 from deconfound.data.ingest.writing import provenance_of, refuse_full_disk
-from deconfound.data.readers.features import FeatureTable, feature_columns, open_features
+from deconfound.data.readers.feature_files import open_features
+from deconfound.data.readers.features import FeatureTable, Part, feature_columns
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
@@ -22,7 +24,10 @@ from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.runtime.progress import Progress
 
-ROLE_OPTIONS = frozenset({"label", "environment", "levels", "well", "split", "name"})
+ROLE_OPTIONS = frozenset(
+    {"label", "environment", "levels", "well", "split", "name"}
+    | {"join", "platemap", "barcode_platemap"}
+)
 
 MOST_METADATA = 200
 """First columns of a table without known features in which metadata are looked for."""
@@ -35,25 +40,32 @@ def ingest_profiles(
     out: Path,
     *,
     features: Sequence[str] = (),
+    part: Part | None = None,
     config: IngestConfig | None = None,
     quiet: bool = False,
 ) -> Screen:
-    """Write the profiles of `table`, text, Parquet or .h5ad, as a screen at `out` and open it.
+    """Write the profiles of `table` as a screen at `out` and open it.
 
-    `features` names the feature columns ("*" stands for anything), else they are found by
+    `table` is text, Parquet, .h5ad, a directory of embeddings that `embed` wrote, or DeepProfiler's
+    folder of .npz files. `part` chooses a layer or block of AnnData instead of X. `features` names
+    the feature columns ("*" stands for anything), else the file says them or they are found by
     CellProfiler's names; all other columns form the screen's table, `Image_Metadata_X` as
-    `Metadata_X`. Features that are constant, missing or infinite somewhere are dropped, and named
-    in the provenance under "dropped". Of `config` roles, name and image table are used.
+    `Metadata_X`, with those of the tables that are joined. Features that are constant, missing or
+    infinite somewhere are dropped, and named in the provenance under "dropped". Of `config` roles,
+    name, image table, joined tables and plate maps are used; embeddings of deconfound bring their
+    own roles, where none are given.
 
     Raises UserError, and leaves nothing at `out`, for a table that cannot be read, a feature that
-    is not a number, a role without a column, an empty label, environment or level, or if no feature
-    is left.
+    is not a number, a role without a column, an empty label, environment or level, a join that
+    multiplies or loses rows, or if no feature is left.
     """
     config = config or IngestConfig()
     refuse_options(config, ROLE_OPTIONS | {"image_table"}, "profiles")
     refuse_existing(out)
     where = str(table)
-    opened = open_features(table)
+    opened = open_features(table, part)
+    if opened.roles is not None:
+        config = _with_roles(config, opened.roles)
     command = ["deconfound", "ingest", where, "--profiles", "--out", str(out)]
     try:
         names = feature_columns(opened, features, where)
@@ -69,11 +81,15 @@ def ingest_profiles(
     if config.image_table is not None:
         metadata = joined_by_image(metadata, config.image_table, where, config.named_columns())
     metadata = without_image_prefix(metadata, config.named_columns())
+    metadata, joined_files = with_joined(metadata, config, where)
     roles = resolve_roles(metadata, config, where, command)
     provenance = provenance_of(table, None, config, config.size) | {
         "rows": len(metadata),
         "features": list(features),
+        **joined_files,
     }
+    if part is not None and part != Part():
+        provenance["part"] = part._asdict()
     return write_profiles(
         names,
         opened.chunks,
@@ -85,6 +101,13 @@ def ingest_profiles(
         where=where,
         quiet=quiet,
     )
+
+
+def _with_roles(config: IngestConfig, roles: Roles) -> IngestConfig:
+    """`config` with the roles that it gives no column for."""
+    own = {name: getattr(roles, name) for name in ("label", "environment", "levels", "well")}
+    given = {name for name in own if getattr(config, name)}
+    return config.model_copy(update={name: own[name] for name in own.keys() - given})
 
 
 def write_profiles(

@@ -39,7 +39,7 @@ from deconfound.data.tables.table import (
 )
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing, unfinished
-from deconfound.files.checksums import sha256
+from deconfound.files.checksums import sha256, sha256_of
 from deconfound.runtime import stop
 from deconfound.runtime.cluster import Cluster
 from deconfound.runtime.progress import Progress
@@ -223,7 +223,7 @@ def provenance_of(
     return {
         "made_by": "ingest",
         "table": None if table is None else os.fspath(table),
-        "table_sha256": None if table is None else sha256(Path(table)),
+        "table_sha256": None if table is None else sha256_of(Path(table)),
         "images_root": None if images_root is None else os.fspath(images_root),
         "options": config.model_dump(mode="json"),
         "resize": None if size is None else resizing(size),

@@ -10,7 +10,8 @@ import pandas as pd
 from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE
 from deconfound.data.ingest.profiles import write_profiles
-from deconfound.data.readers.features import feature_columns, open_features
+from deconfound.data.readers.feature_files import open_features
+from deconfound.data.readers.features import feature_columns
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import Roles, read_table, refuse_divided, require_columns
