@@ -38,12 +38,25 @@ def intensities(images: npt.NDArray[np.generic]) -> Values:
     return np.concatenate(found, axis=1).astype(np.float32)
 
 
-def write_intensities(screen: Screen, file: Path, fold: str = "given") -> None:
-    """The embeddings file of the numbers of every image, with the parts of a fold."""
+def of_screen(screen: Screen) -> Values:
+    """(N, D) numbers of every image of a screen."""
     rows = np.arange(len(screen))
     chunks = np.split(rows, range(CHUNK, len(rows), CHUNK))
-    values = np.concatenate([intensities(screen.read(some)) for some in chunks])
-    write_values(screen, file, "intensities", values, fold)
+    return np.concatenate([intensities(screen.read(some)) for some in chunks])
+
+
+def write_intensities(screen: Screen, file: Path, fold: str = "given") -> None:
+    """The embeddings file of the numbers of every image, with the parts of a fold."""
+    write_values(screen, file, "intensities", of_screen(screen), fold)
+
+
+def write_profiles(screen: Screen, file: Path) -> None:
+    """A Parquet table of the screen's metadata and its numbers, for `deconfound ingest`."""
+    values = of_screen(screen)
+    columns = [f"Intensity_{number}" for number in range(values.shape[1])]
+    known = screen.table[[name for name in screen.table if not name.startswith("Truth_")]]
+    numbers = pd.DataFrame(values, columns=columns, index=known.index)
+    pd.concat([known, numbers], axis=1).to_parquet(file, index=False)
 
 
 def write_values(screen: Screen, file: Path, method: str, values: Values, fold: str) -> None:
@@ -60,13 +73,22 @@ def write_values(screen: Screen, file: Path, method: str, values: Values, fold: 
 
 
 def main() -> None:
-    """Write the numbers of a screen's images as an embeddings file."""
+    """Write the numbers of a screen's images as embeddings or as profiles."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("screen", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="embeddings file, .h5ad")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="embeddings file, .h5ad, or a table of profiles, .parquet",
+    )
     parser.add_argument("--fold", default="given")
     arguments = parser.parse_args()
-    write_intensities(open_screen(arguments.screen), arguments.out, arguments.fold)
+    screen = open_screen(arguments.screen)
+    if arguments.out.suffix == ".parquet":
+        write_profiles(screen, arguments.out)
+    else:
+        write_intensities(screen, arguments.out, arguments.fold)
 
 
 if __name__ == "__main__":
