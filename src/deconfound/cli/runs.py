@@ -174,6 +174,8 @@ def call_embed(words: list[str]) -> None:
 
 def _names_profiles(words: list[str]) -> bool:
     """Whether a screen is all that is named, where `embed` expects a run and a screen."""
+    if all(word.startswith("-") for word in words):
+        return False
     from deconfound.data.screens.screen import holds_screen
 
     runs = [word for word in words if (Path(word) / "config.yaml").is_file()]
