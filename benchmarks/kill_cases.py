@@ -66,9 +66,14 @@ CASES = {
     "genes.parquet": Case(f"aggregate embedded.h5ad {GENES} --quiet"),
     "imputed": Case("transfer imputer screen --to S1/P1/A1 --images 40 --quiet"),
     "search": Case("compare search.yaml --embeddings --workers 1 --quiet", "comparison"),
-    "levels": Case(
+    "study": Case(
         "compare screen --hold-out Metadata_Series --folds-per-level 1 --seeds 0 --steps 4 "
         "--batch-size 32 --methods erm=erm.yaml erm+knn --workers 2 --quiet",
+        "comparison",
+    ),
+    "levels": Case(
+        "compare screen --view levels --hold-out Metadata_Series --folds-per-level 1 "
+        "--seeds 0 --steps 4 --batch-size 32 --methods erm=erm.yaml erm+knn --workers 2 --quiet",
         "comparison",
     ),
     **{f"run-{name}": fit(name) for name in methods.names() if name != "scbd"},
