@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from deconfound import cli, methods
 from deconfound.cli import comparing, lists, runs, scoring, screens
+from deconfound.cli.dispatch import PRINTED
 from deconfound.cli.parsing import flag_of
 from deconfound.config import Options
 from deconfound.data import sources
@@ -498,7 +499,7 @@ def _flat(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def test_every_flag_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"--help", "--version", "--debug", "--config", "--retrieval"}
+    known = {"--help", "--version", "--debug", "--config", "--retrieval"} | {*PRINTED}
     for form in FORMS:
         for flag, field in fields_of(form, monkeypatch).items():
             known |= {flag, flag.replace("--", "--no-", 1)} if field.annotation is bool else {flag}
@@ -506,7 +507,9 @@ def test_every_flag_exists(monkeypatch: pytest.MonkeyPatch) -> None:
         text = page.read_text(encoding="utf-8")
         shown = re.findall(r"^    (\w+): ", text, re.MULTILINE)  # options of an example
         own = {"--" + name.replace("_", "-") for name in shown}
-        text = re.sub(r"(srun|torchrun) .*? -m|#SBATCH .*|benchmarks/.*", "", text)  # not ours
+        text = re.sub(
+            r"(srun|torchrun) .*? -m|#SBATCH .*|benchmarks/.*|(pip|docker) .*", "", text
+        )  # not ours
         assert set(FLAG.findall(text)) <= known | own, page.name
 
 

@@ -45,11 +45,15 @@ def plan_schema() -> dict[str, Any]:
     from deconfound.experiments.plan_file import PlanFile
 
     schema = PlanFile.model_json_schema()
-    sections = {"data": DataOptions, "training": TrainingOptions}
-    for name, model in {**sections, "intervention": InterventionOptions}.items():
+    sections: dict[str, type[BaseModel]] = {
+        "data": DataOptions,
+        "training": TrainingOptions,
+        "intervention": InterventionOptions,
+    }
+    for name, model in sections.items():
         schema["$defs"] |= _of_options(name, model)
     for given in (schema, schema["$defs"]["Entry"]):
-        for name in given["properties"].keys() & {*sections, "intervention"}:
+        for name in given["properties"].keys() & sections.keys():
             about = given["properties"][name].get("description")
             given["properties"][name] = {"$ref": f"#/$defs/{name}"}
             if about is not None:
