@@ -77,9 +77,10 @@ def test_a_physical_well_is_on_one_side(problem: tuple[pd.DataFrame, Roles]) -> 
         return
     outer = [level for level in roles.levels if level != "section" or "plate" not in roles.levels]
     place = [tuple(row) for row in table[[*outer, "well"]].itertuples(index=False)]
+    has_well = (table["well"].fillna("") != "").tolist()
     for _, _, fold in folds_of(table, roles):
         used, held = (
-            {place[row] for row in np.flatnonzero(np.isin(fold.part, parts)) if place[row][-1]}
+            {place[row] for row in np.flatnonzero(np.isin(fold.part, parts)) if has_well[row]}
             for parts in (["train", "val", "id_test"], ["test"])
         )
         assert not used & held
