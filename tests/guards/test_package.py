@@ -60,6 +60,22 @@ def test_groups_are_the_extras_of_their_names() -> None:
     assert groups == {name: extras[name] for name in ("docs", "dev")}
 
 
+@pytest.mark.parametrize("lock", ["requirements.txt", "requirements-newest.txt"])
+def test_a_lock_holds_names_and_versions_of_all_that_is_needed(lock: str) -> None:
+    about, *lines = (ROOT / lock).read_text(encoding="utf-8").splitlines()
+    assert about.startswith("# ")
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+-]+", line)] == []
+    locked = {_name(line) for line in lines}
+    assert len(locked) == len(lines)
+    groups = PROJECT["dependency-groups"]
+    needed = [*PROJECT["project"]["dependencies"], *groups["docs"], *groups["dev"]]
+    assert {_name(one) for one in needed} - locked == set()
+
+
+def _name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[=<>!~ ]", requirement)[0]).lower()
+
+
 def test_the_classifiers_name_the_oldest_python() -> None:
     oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
     named = [
