@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from deconfound.embeddings.embed import embed as embed
     from deconfound.embeddings.embed import embed_shards as embed_shards
     from deconfound.embeddings.embed import profiles as profiles
+    from deconfound.embeddings.features import features as features
     from deconfound.estimator.deconfounder import Deconfounder as Deconfounder
     from deconfound.evaluation.measure import measure as measure
     from deconfound.evaluation.relations import relations as relations
