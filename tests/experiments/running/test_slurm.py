@@ -110,6 +110,7 @@ def test_a_lost_job_is_submitted_again_and_at_last_told_of(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     monkeypatch.setattr(slurm, "_Run", importlib.import_module("dying_job").Dying)
     monkeypatch.setattr(slurm, "TRIES", 2)
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0.1)
     lost = {"once": 1, "ever": 9, "wrong": 0}
     orders = [ORDER._replace(name=n, identity=str(k), out=str(tmp_path)) for n, k in lost.items()]
     outcomes = {one.name: one for one in run_slurm(orders, 3, 1, ASK)}

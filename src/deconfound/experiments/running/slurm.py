@@ -98,7 +98,8 @@ def _outcome(one: _Job) -> Outcome | None:
         found: Outcome = one.job.result()
         return found
     except FailedJobError as error:
-        reason = " ".join(str(error).split())[-200:]
+        trace = str(error).partition("You can check full logs")[0].rstrip("- \n")
+        reason = trace.splitlines()[-1].strip()[:200]
     except UncompletedJobError:
         if one.tries < TRIES:
             return None
