@@ -17,6 +17,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from deconfound.errors import UserError
 from deconfound.runtime.reachable import answers
+from deconfound.training.tracking.wandb_log import logged
 
 PROJECT = "deconfound"
 """Project of Weights & Biases, and experiment of MLflow, that runs are put into."""
@@ -26,6 +27,9 @@ BATCH = 100
 
 class PictureLogger(Logger):
     """A logger that takes pictures too."""
+
+    reached: int | None = None
+    """The last step that the tracker's run has, where the tracker itself can tell."""
 
     @abstractmethod
     def log_picture(self, name: str, file: Path, step: int) -> None:
@@ -52,6 +56,8 @@ class WandB(PictureLogger):
 
         mode = os.environ.get("WANDB_MODE", "offline")
         self._wandb = wandb
+        if run is not None and mode == "offline":
+            self.reached = max((step for step, _ in logged(directory, run)), default=0)
         self.experiment = wandb.init(
             project=project,
             dir=directory,
@@ -61,6 +67,8 @@ class WandB(PictureLogger):
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(console="off", silent=True, init_timeout=30),
         )
+        if self.experiment.resumed:
+            self.reached = self.experiment.starting_step - 1
 
     @property
     def name(self) -> str:
@@ -74,15 +82,15 @@ class WandB(PictureLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """See the base."""
-        self.experiment.log(dict(metrics), step=step)
+        self.experiment.log(dict(metrics), step=step, commit=True)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         """See the base."""
         self.experiment.config.update(params, allow_val_change=True)
 
     def log_picture(self, name: str, file: Path, step: int) -> None:
-        """See the base."""
-        self.experiment.log({name: self._wandb.Image(str(file))}, step=step)
+        """See the base; the step itself is closed."""
+        self.experiment.log({name: self._wandb.Image(str(file))}, step=step + 1, commit=True)
 
     def finalize(self, status: str) -> None:
         """See the base."""

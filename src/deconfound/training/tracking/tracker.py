@@ -74,6 +74,8 @@ class Tracker:
             if known.get("tracker") == self._word:
                 run, self._sent = str(known["run"]), int(known["step"])
         self._logger = open_logger(self.kind, self._place, out, run)
+        if self._logger.reached is not None:
+            self._sent = min(self._sent, self._logger.reached)
         if run is None:
             self._try(self._logger.log_hyperparams, _flat(config.model_dump(mode="json")))
         self._note(self._sent)
