@@ -138,9 +138,11 @@ def main() -> int:
     seconds = {}
     for name in given.parts:
         started = time.perf_counter()
-        ratios |= PARTS[name](given.quick)
+        found = PARTS[name](given.quick)
+        ratios |= found
         seconds[name] = round(time.perf_counter() - started, 1)
-        print(f"{name}: {seconds[name]} s", file=sys.stderr, flush=True)
+        said = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+        print(f"{name}, {seconds[name]} s: {said}", file=sys.stderr, flush=True)
     report: dict[str, Any] = {
         "quick": given.quick,
         "ratios": {name: round(value, 3) for name, value in ratios.items()},

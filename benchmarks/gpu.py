@@ -152,9 +152,9 @@ def of_precision(device: str, tiny: bool) -> dict[str, Any]:
                 fit(config_model(method).model_validate(asked), screen.path, run, quiet=True)
                 file = folder / f"{run.name}.h5ad"
                 embed_screen(run, screen.path, file, device=device, precision=precision, quiet=True)
-                for row in measure([file], quiet=True).itertuples():
-                    key = f"{row.representation} {row.metric} {row.part}"
-                    scores.setdefault(key, {}).setdefault(precision, []).append(float(row.value))
+                for row in measure([file], quiet=True).to_dict("records"):
+                    key = f"{row['representation']} {row['metric']} {row['part']}"
+                    scores.setdefault(key, {}).setdefault(precision, []).append(row["value"])
     return {
         key: {
             **{precision: statistics.fmean(of[precision]) for precision in PRECISIONS},

@@ -61,6 +61,10 @@ def test_options_of_a_cluster_without_one_are_refused(capsys: pytest.CaptureFixt
         cli.main(["embed", "run", "screen", "--out", "e", "--workers", "2"])
     assert stopped.value.code == 2
     assert "--workers 2: is of a Ray cluster; add --executor ray" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["embed", "run", "screen", "--out", "memory://b/e", "--executor", "ray"])
+    assert stopped.value.code == 2
+    assert "write into a folder that they share" in capsys.readouterr().err
 
 
 def test_without_ray_the_extra_is_named(

@@ -156,6 +156,11 @@ def call_embed(words: list[str]) -> None:
     from deconfound.runtime.cluster import cluster_of
 
     cluster = cluster_of(parsed.executor, parsed.workers, parsed.address)
+    if cluster is not None and is_url(parsed.out):
+        raise UserError(
+            f"embed: --out {parsed.out}: the workers of a cluster write into a folder that they "
+            "share; expected one, copy it to the object store afterwards"
+        )
     with staged(parsed.out, (INDEX,)) as out:
         given = parsed.model_dump(exclude={"executor", "workers", "address"})
         given |= {"out": out, "cluster": cluster}

@@ -1,7 +1,7 @@
 """The columns of a table that name image files, and the reader of the image of every row."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,7 +174,7 @@ class RowReader:
         rgb: bool = False,
         project: Project | None = None,
     ) -> None:
-        self.files: Sequence[Files] | Mapping[int, Files] = files
+        self.files = files
         self._columns = columns
         self.where = where
         self._wanted = 1 if columns.channels else len(channels) or None

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def whole_images(
         yield from in_order(lambda rows: _read(reader, rows, sides, fit), chunks, threads)
         return
     elsewhere = copy.copy(reader)
-    elsewhere.files, elsewhere.forms = {}, FormsRead()
+    elsewhere.files, elsewhere.forms = [], FormsRead()
     parts = [(rows, {row: reader.files[row] for row in (0, *rows)}) for rows in chunks]
     worker = _Worker(elsewhere, sides, fit)
     for images, forms in cluster.in_order(worker, parts, threads=1, named=_named):
@@ -63,7 +64,8 @@ class _Worker:
         """What reads the images of a part, and says which forms it has met."""
 
         def read(part: Part) -> tuple[Pixels, Forms | None]:
-            rows, self.reader.files = part
+            rows, files = part
+            self.reader.files = cast("list[Files]", files)  # which it asks by the number of a row
             return _read(self.reader, rows, self.sides, self.fit), self.reader.forms.found
 
         return read
