@@ -36,14 +36,17 @@ if TYPE_CHECKING:
     from deconfound.data.simulation.simulate import simulate as simulate
     from deconfound.description.describe import describe as describe
     from deconfound.embeddings.aggregate import aggregate as aggregate
+    from deconfound.embeddings.content_encoder import ContentEncoder as ContentEncoder
     from deconfound.embeddings.correct import correct as correct
     from deconfound.embeddings.embed import embed as embed
     from deconfound.embeddings.embed import embed_shards as embed_shards
     from deconfound.embeddings.embed import profiles as profiles
+    from deconfound.embeddings.features import features as features
     from deconfound.estimator.deconfounder import Deconfounder as Deconfounder
     from deconfound.evaluation.measure import measure as measure
     from deconfound.evaluation.relations import relations as relations
     from deconfound.evaluation.retrieval import retrieval as retrieval
+    from deconfound.reports.model_directory import export_model as export_model
     from deconfound.reports.report import report as report
     from deconfound.studies.compare import compare as compare
     from deconfound.training.fit import fit as fit
