@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deconfound.data.simulation.simulate import simulate as simulate
     from deconfound.description.describe import describe as describe
     from deconfound.embeddings.aggregate import aggregate as aggregate
+    from deconfound.embeddings.content_encoder import ContentEncoder as ContentEncoder
     from deconfound.embeddings.correct import correct as correct
     from deconfound.embeddings.embed import embed as embed
     from deconfound.embeddings.embed import embed_shards as embed_shards
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from deconfound.evaluation.measure import measure as measure
     from deconfound.evaluation.relations import relations as relations
     from deconfound.evaluation.retrieval import retrieval as retrieval
+    from deconfound.reports.model_directory import export_model as export_model
     from deconfound.reports.report import report as report
     from deconfound.studies.compare import compare as compare
     from deconfound.training.fit import fit as fit
