@@ -75,7 +75,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_other_programs_take_the_files(program: str, folder: Path) -> None:
-    reason = f"{program} is not installed: pip install {program.lower()}"
+    reason = f"{program} is not installed: pip install 'deconfound[ecosystem]'"
     pytest.importorskip(PROGRAMS[program], reason=reason)
     assert follow(program)
     assert (folder / "cells.h5ad").is_file()

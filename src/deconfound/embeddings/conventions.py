@@ -60,7 +60,7 @@ def places(table: pd.DataFrame) -> Doubles | None:
 def features(names: Sequence[str]) -> pd.DataFrame:
     """The table `var`: for every feature the columns that mantispy keeps of one; most are empty."""
     nothing = pd.Categorical([None] * len(names), categories=pd.Index([], dtype=object))
-    var = pd.DataFrame(index=pd.Index(names, dtype=object))
+    var = pd.DataFrame(index=pd.Index(list(names)))
     for column in _TEXT_OF_FEATURES:
         var[column] = nothing
     for column in _NUMBERS_OF_FEATURES:

@@ -151,7 +151,7 @@ def _as_anndata(embeddings: Embeddings) -> "AnnData":
     if names.name == ROW_NAME:
         obs = obs.drop(columns=ROW_NAME)
     blocks = embeddings.representations
-    obsm = {f"X_{name}": values for name, values in blocks.items()}
+    obsm: dict[str, npt.NDArray[Any]] = {f"X_{name}": values for name, values in blocks.items()}
     if (places := conventions.places(embeddings.table)) is not None:
         obsm[conventions.SPATIAL] = places
     name = main_block(list(blocks))
