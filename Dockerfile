@@ -1,16 +1,14 @@
-# deconfound with a CPU build of PyTorch: docker build -t deconfound . && docker run --rm deconfound --help
+# deconfound: docker build -t deconfound . && docker run --rm deconfound --help
 #
 # The image holds what is installed and nothing else; mount data at /data:
 #   docker run --rm -v "$PWD:/data" deconfound compare cells.csv --images-root images --out study
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY . .
-# TORCH_INDEX: the address of an index with CPU builds, from the installation page of PyTorch. Left
-# empty, pip takes its own index, whose build for x86-64 brings the libraries of CUDA.
-ARG TORCH_INDEX=
+# PIP_EXTRA_INDEX_URL: the address of an index with CPU builds, from the installation page of
+# PyTorch. Left out, the build for x86-64 brings the libraries of CUDA.
+ARG PIP_EXTRA_INDEX_URL
 RUN python -m venv /opt/deconfound \
-    && /opt/deconfound/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
-       "$(grep '^torch==' requirements-newest.txt)" \
     && /opt/deconfound/bin/pip install --no-cache-dir --constraint requirements-newest.txt .
 
 FROM python:3.13-slim
