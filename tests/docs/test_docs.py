@@ -615,6 +615,7 @@ def test_architecture_lists_the_files_of_a_run(after_readme: Path) -> None:
     named.remove("resume.pt")  # gone when the run is finished
     named.remove("dial.json")  # of a run with --alpha auto
     named.remove("pretrained.json")  # of a run with --weights
+    named.remove("tracker.json")  # of a run with --tracker
     assert [name for name in named if not any(fnmatch(file, name) for file in files)] == []
 
 

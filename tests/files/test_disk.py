@@ -134,7 +134,8 @@ if reason == "File too large":
 values = np.zeros(300_000, np.float32) + np.arange(300_000, dtype=np.float32)
 tensors = {"a": torch.from_numpy(values)}
 table = pd.DataFrame({"a": values.astype(float) * 0.1})
-about = Embeddings(table, {"content": values[:, None]}, {})
+roles = {"roles": {"label": None, "environment": [], "levels": []}}
+about = Embeddings(table, {"content": values[:, None]}, roles)
 writers = {
     "torch": lambda file: torch.save(tensors, file),
     "safetensors": lambda file: save_file(tensors, file),
