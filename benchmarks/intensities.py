@@ -54,7 +54,9 @@ def write_profiles(screen: Screen, file: Path) -> None:
     """A Parquet table of the screen's metadata and its numbers, for `deconfound ingest`."""
     values = of_screen(screen)
     columns = [f"Intensity_{number}" for number in range(values.shape[1])]
-    known = screen.table[[name for name in screen.table.columns if not str(name).startswith("Truth_")]]
+    known = screen.table[
+        [name for name in screen.table.columns if not str(name).startswith("Truth_")]
+    ]
     numbers = pd.DataFrame(values, columns=columns, index=known.index)
     pd.concat([known, numbers], axis=1).to_parquet(file, index=False)
 
