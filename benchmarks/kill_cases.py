@@ -1,5 +1,6 @@
 """What `kill.py` kills: a command for each output, and what must hold of the files it leaves."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -86,6 +87,11 @@ COPIES = {
 """What later verbs read, which is never killed."""
 TIMED = ("provenance.json", "checksums.json", "summary.json")
 """Files that hold the time."""
+RUN_TIME = re.compile(
+    rb"<dt>(training|finished)</dt><dd>[^<]*</dd>|^(training_seconds|finished): [^\n]*$",
+    re.MULTILINE,
+)
+"""The time of a run on a page."""
 SEARCH = {
     "screens": ["screen"],
     "folds": ["iid"],
@@ -123,12 +129,17 @@ def made_of(name: str) -> list[str]:
     return [known[word] for word in CASES[name].words.split() if word in known]
 
 
+def untimed(file: Path) -> bytes:
+    """The bytes of a file, of a page without when its runs ended and how long they took."""
+    held = file.read_bytes()
+    return RUN_TIME.sub(b"", held) if file.suffix == ".html" else held
+
+
 def content(path: Path) -> dict[str, bytes]:
-    """The bytes of an output, file by file, but for those that hold the time."""
+    """The bytes of an output, file by file, but for the time of its runs."""
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
     return {
-        str(file.relative_to(path)): b"" if file.name in TIMED else file.read_bytes()
-        for file in files
+        str(file.relative_to(path)): b"" if file.name in TIMED else untimed(file) for file in files
     }
 
 

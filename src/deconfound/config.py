@@ -1,6 +1,7 @@
 """The typed description of a run: frozen models whose field docstrings are the help."""
 
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, TypeVar
 
@@ -204,6 +205,19 @@ class InterventionOptions(Options):
                 "with impute_into mean an image is imputed in one way only; give 1 or 0",
             )
         return draws
+
+
+def flags_of(config: "Options", changed: Mapping[str, Any] | None = None) -> list[str]:
+    """The words of a command that set the options of `config`, as they are `changed`."""
+    words = []
+    for name, field in type(config).model_fields.items():
+        value = (changed or {}).get(name, getattr(config, name))
+        if value == field.default:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return words
 
 
 def optional(model: type[Options], *, leave_out: tuple[str, ...] = ()) -> type[Options]:

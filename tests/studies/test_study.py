@@ -1,6 +1,8 @@
 """A study from its source to its verdict, page and recommended run; what stops, goes on."""
 
+import html
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 import tifffile
 
+from deconfound import cli
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.embeddings.file import read_embeddings
 from deconfound.errors import UserError
@@ -99,6 +102,18 @@ def test_the_same_command_does_nothing_again(done: tuple[Path, Comparison], scre
     assert again.summary.before == again.summary.runs
     assert json.loads((out / "verdict.json").read_text()) == before
     assert again.sentences == found.sentences
+
+
+def test_the_command_of_its_page_makes_it_again(done: tuple[Path, Comparison]) -> None:
+    out, _ = done
+    command = json.loads((out / "verdict.json").read_text())["command"]
+    page = html.unescape((out / "report.html").read_text(encoding="utf-8"))
+    assert f"{command} --out {shlex.quote(f'{out}-again')}" in page
+    before = {name: (out / name).read_bytes() for name in ("study.yaml", "runs.csv")}
+    cli.main([*shlex.split(command)[1:], "--out", str(out), "--workers", "1", "--quiet"])
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["before"] == summary["runs"]  # the same runs, all of them there
+    assert {name: (out / name).read_bytes() for name in before} == before
 
 
 def test_labels_of_the_held_out_group_change_no_choice(

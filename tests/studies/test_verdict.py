@@ -42,7 +42,8 @@ def rows(
 def judged(scores: list[dict[str, Any]], chosen: dict[str, str], **more: Any) -> Verdict:
     names = list(dict.fromkeys(row["method"] for row in scores))
     choices = [Chosen(fold, name, {name: 0.5}, ("x", "y")) for fold, name in chosen.items()]
-    given = {"source": "screen", "label": "Metadata_Compound", "environment": "Metadata_Plate",
+    given = {"command": "deconfound compare screen", "source": "screen",
+             "label": "Metadata_Compound", "environment": "Metadata_Plate",
              "hold_out": ["Metadata_Batch"], "shared_information": 0.1}  # fmt: skip
     return make_verdict(pd.DataFrame(scores), choices, names, **(given | more))
 
@@ -148,7 +149,8 @@ def test_a_method_that_saw_held_out_images_says_so() -> None:
 
 def test_of_methods_that_could_not_be_compared_no_difference_is_not_said() -> None:
     names, scores = ["erm", "good"], pd.DataFrame(rows("erm", 0.4))
-    given = {"source": "screen", "label": "l", "environment": "e", "hold_out": ["Metadata_Batch"],
+    given = {"command": "deconfound compare screen", "source": "screen", "label": "l",
+             "environment": "e", "hold_out": ["Metadata_Batch"],
              "shared_information": 0.1}  # fmt: skip
     choices = [Chosen(fold, "erm", {"erm": 0.5}, ("x", "y"), ("good",)) for fold in FOLDS]
     found = make_verdict(scores, choices, names, **given)
@@ -161,7 +163,8 @@ def test_of_methods_that_could_not_be_compared_no_difference_is_not_said() -> No
 def test_where_no_group_is_left_out_no_method_has_a_score_by_which_it_was_chosen() -> None:
     choices = [Chosen(fold, "good", {"erm": 0.5, "good": 0.6}, ()) for fold in FOLDS[:2]]
     choices.append(Chosen(FOLDS[2], "good", {"erm": 0.2, "good": 0.3}, ("x",)))
-    given = {"source": "screen", "label": "l", "environment": "e", "hold_out": ["Metadata_Batch"],
+    given = {"command": "deconfound compare screen", "source": "screen", "label": "l",
+             "environment": "e", "hold_out": ["Metadata_Batch"],
              "shared_information": 0.1}  # fmt: skip
     scores = pd.DataFrame(rows("erm", 0.4) + rows("good", 0.7))
     found = make_verdict(scores, choices, ["erm", "good"], **given)

@@ -60,12 +60,9 @@ def commands(sources: Sources) -> list[str]:
     """The commands that train every run of the page again, as a shell reads them."""
     lines = []
     for found in sources.verdicts:
-        verdict, study = found.verdict, found.path.parent
-        held_out = _words(["--hold-out", *verdict.hold_out])
-        lines.append(
-            f"deconfound compare {shlex.quote(verdict.source)} {held_out} "
-            f"--out {shlex.quote(f'{study}-again')}"
-        )
+        if found.verdict.command:
+            out = shlex.quote(f"{found.path.parent}-again")
+            lines.append(f"{found.verdict.command} --out {out}")
     for run in sorted(sources.runs, key=lambda run: natural_order(run.title)):
         out = f"{run.path.name}-again"
         words = ["fit", run.config["method"], str(run.fold["screen"])]

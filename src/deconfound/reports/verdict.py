@@ -68,6 +68,8 @@ class Verdict(_Part):
     """Whether the recommended method does better than the baseline where it was never trained."""
 
     format: Literal[1]
+    command: str = ""
+    """What makes the study again, but for where; empty in those of earlier releases."""
     source: str
     label: str
     environment: str

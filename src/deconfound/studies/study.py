@@ -1,6 +1,7 @@
 """A study: methods on held-out groups of one screen, chosen without them, and a verdict."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from deconfound.config import validated
+from deconfound.config import flags_of, validated
 from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import roles_of
@@ -32,7 +33,7 @@ from deconfound.reports.report import report
 from deconfound.runs.recommended import LEARNING_RATE, RECOMMENDED, TRAINING, TURNED, recommend
 from deconfound.runtime.escaping import csv_text
 from deconfound.studies import budget
-from deconfound.studies.comparison import CompareOptions, Comparison
+from deconfound.studies.comparison import Changes, CompareOptions, Comparison
 from deconfound.studies.levels import SEEDS, plan_values, refuse_unknown_controls
 from deconfound.studies.recommended import write_recommended
 from deconfound.studies.source import RECORD
@@ -66,6 +67,7 @@ def compare_study(
     if not any((out / begun).is_file() for begun in (RECORD, DEMO_MARKER)):
         refuse_foreign(out, MARKER, "study")
     refuse_unknown_controls(screen, options, intervention)
+    command = _command(screen, options, intervention)
     said: list[str] = []
     posed = Folds()
     with atomic.locked(out):
@@ -86,7 +88,8 @@ def compare_study(
         atomic.write_text(out / MARKER, _text(plan))
         atomic.write_text(out / "folds.csv", csv_text(folds))
         atomic.write_text(out / "runs.csv", csv_text(_runs(plan)))
-        judge = _Judge(screen, options, tuple(chain.name for chain in plan.chains), folds)
+        names = tuple(chain.name for chain in plan.chains)
+        judge = _Judge(screen, options, names, folds, command)
         call = replace(call, renew=judge.renew)
         verdict, summary = execute(plan, out, judge.write, call)
         folder = write_recommended(plan, verdict.recommended, out, call.quiet)
@@ -113,6 +116,14 @@ def _as_the_recipe(
     if method == "scbd":
         given["decoder"] = "none"  # it changes no score
     return entry | {"training": TRAINING | {"augment": augment}, "options": given}
+
+
+def _command(screen: Screen, options: CompareOptions, intervention: Mapping[str, Any]) -> str:
+    """What makes the study again of its screen, but for --out, as a shell reads the words."""
+    changes = validated(Changes, intervention, "compare")
+    words = ["deconfound", "compare", str(screen.path)]
+    of_source = {"images_root": None, "cells": None, "seed": 0}
+    return shlex.join([*words, *flags_of(options, of_source), *flags_of(changes)])
 
 
 def _baseline_first(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -239,6 +250,7 @@ class _Judge:
     options: CompareOptions
     names: tuple[str, ...]
     folds: pd.DataFrame
+    command: str
 
     def renew(self, plan: Plan, done: Done, out: Path) -> None:
         """Write verdict.json and the page of what has ended so far."""
@@ -273,6 +285,7 @@ class _Judge:
             done.scores,
             chosen,
             self.names,
+            command=self.command,
             source=str(self.screen.path),
             label=str(roles.label),
             environment=" / ".join(roles.environment),

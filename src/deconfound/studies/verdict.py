@@ -37,6 +37,8 @@ COVERED = 0.5
 class Verdict:
     """What a study says."""
 
+    command: str
+    """What makes the study again, but for where."""
     source: str
     label: str
     environment: str
@@ -77,6 +79,7 @@ def make_verdict(
     chosen: Sequence[Chosen],
     names: Sequence[str],
     *,
+    command: str,
     source: str,
     label: str,
     environment: str,
@@ -121,7 +124,7 @@ def make_verdict(
         for one in chosen
     ]  # fmt: skip
     return Verdict(
-        source, label, environment, list(hold_out), baseline, word, sentence, why,
+        command, source, label, environment, list(hold_out), baseline, word, sentence, why,
         _chosen_by(chosen, group), recommended, gain, of_choice.held_out,
         of_choice.in_distribution, of_choice.environment_readable, methods, groups,
     )  # fmt: skip

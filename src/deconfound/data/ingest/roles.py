@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from deconfound.config import Options, nearest
+from deconfound.config import Options, flags_of, nearest
 from deconfound.data.folds.controls import control_rows
 from deconfound.data.ingest.paths import FOLDER_LABEL
 from deconfound.data.screens.screen import Screen
@@ -133,20 +133,8 @@ def refusal(
     said = [problem.said for problem in problems]
     if not any(columns_of(table) in one for one in said):
         said.append(columns_of(table))
-    return f"{where}: {together([*said, f'try: {command_line(command, config, options)}'])}"
-
-
-def command_line(command: Sequence[str], config: Options, changed: dict[str, Any]) -> str:
-    """The words of `command` with the options of `config` as they are `changed`, for a shell."""
-    words = list(command)
-    for name, field in type(config).model_fields.items():
-        value = changed.get(name, getattr(config, name))
-        if value == field.default:
-            continue
-        words.append("--" + name.replace("_", "-"))
-        if value is not True:
-            words += map(str, value) if isinstance(value, tuple) else [str(value)]
-    return shlex.join(words)
+    mended = shlex.join([*command, *flags_of(config, options)])
+    return f"{where}: {together([*said, f'try: {mended}'])}"
 
 
 def roles_said(screen: Screen) -> str:

@@ -1,9 +1,11 @@
 """The command that may make a screen of a table of which nothing else is known."""
 
+import shlex
 from pathlib import Path
 
+from deconfound.config import flags_of
 from deconfound.data.ingest.images import IngestConfig
-from deconfound.data.ingest.roles import command_line, role_problems
+from deconfound.data.ingest.roles import role_problems
 from deconfound.data.readers.features import COMPARTMENTS
 from deconfound.data.tables.image_table import without_image_prefix
 from deconfound.data.tables.table import read_table
@@ -32,4 +34,4 @@ def command_for(table: Path) -> str:
     problems = role_problems(read, config)
     options = {name: value for problem in problems for name, value in problem.options.items()}
     words = ["deconfound", "ingest", str(table), *form, "--out", "SCREEN"]
-    return command_line(words, config, options)
+    return shlex.join([*words, *flags_of(config, options)])
