@@ -7,6 +7,7 @@ import numpy as np
 from intensities import write_intensities, write_values
 
 from deconfound.config import DataOptions
+from deconfound.data.folds.controls import control_rows
 from deconfound.data.folds.problem import pose
 from deconfound.data.ingest.cellprofiler import cellprofiler
 from deconfound.data.screens.screen import Screen
@@ -21,7 +22,7 @@ from deconfound.methods.post_hoc.tvn import TvnOptions
 from deconfound.runtime.seeds import numpy_stream
 
 OTHERS = 2_400
-"""Cells outside the test part whose CellProfiler features are measured."""
+"""Cells outside the test part whose CellProfiler features are measured, controls first."""
 COMPONENTS = 64
 """Of principal components and of Harmony: the dimensions of every learned block."""
 BY_WELL: dict[str, PostHocOptions] = {
@@ -69,10 +70,15 @@ def corrected(how: str, source: Path, options: PostHocOptions, ending: str = "")
 
 
 def measured_features(screen: Screen, out: Path) -> Path:
-    """Embeddings file of CellProfiler features of the test cells and of `OTHERS` others."""
+    """Embeddings file of CellProfiler features of the test cells and of `OTHERS` others.
+
+    All controls are among them, as a well holds too few for its statistics otherwise.
+    """
     some, features, file = out / "some", out / "features", out / "features.h5ad"
     part = pose(screen, DataOptions(fold="given")).fold.part
-    others = numpy_stream(0, "figure 4").permutation(np.flatnonzero(part != "test"))[:OTHERS]
+    control = control_rows(screen.table, screen.roles.label, None, str(screen.path))
+    others = numpy_stream(0, "figure 4").permutation(np.flatnonzero(part != "test"))
+    others = others[np.argsort(~control[others], kind="stable")][:OTHERS]
     rows = np.sort(np.concatenate([np.flatnonzero(part == "test"), others]))
     if not some.exists():
         about = {"made_by": "benchmarks/figure4.py", "rows_of": screen.identity}

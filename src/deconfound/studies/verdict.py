@@ -1,7 +1,7 @@
 """The verdict of a study: does what was chosen help on groups that training never saw?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -105,7 +105,7 @@ def make_verdict(
         key=lambda name: or_last(methods[name].held_out.mean),
         default=baseline,
     )
-    picks = {one.name for one in chosen}
+    picks = dict.fromkeys(one.name for one in chosen)
     gain = gain_of(both, CHOSEN, units, baseline)
     if len(picks) == 1 and baseline not in picks:  # one method everywhere: its own line
         gain = methods[next(iter(picks))].difference
@@ -113,7 +113,8 @@ def make_verdict(
     covered = mean_score(both[both["method"] == baseline], "class_coverage", "test", folds)
     word, why = _judge(gain, chosen, baseline, shared_information, covered)
     group = listed([level.removeprefix("Metadata_").lower() for level in hold_out])
-    sentence = _sentence(word, group, chosen, of_choice.held_out, methods[baseline].held_out, gain)
+    picked_scores = of_choice.held_out, methods[baseline].held_out
+    sentence = _sentence(word, group, picks, list(picks) == [baseline], *picked_scores, gain)
     groups = [
         {
             "fold": one.fold,
@@ -177,19 +178,25 @@ def _judge(
 def _sentence(
     word: Word,
     group: str,
-    chosen: Sequence[Chosen],
+    picks: Iterable[str],
+    baseline_alone: bool,
     found: Score,
     baseline: Score,
     gain: Gain | None,
 ) -> str:
     if gain is None:
         return "Nothing can be told yet."
-    names = list(dict.fromkeys(one.name for one in chosen))
+    names = list(picks)
     what = names[0] if len(names) == 1 else f"what was chosen ({', '.join(names)})"
-    read = (
-        f"in a {group} that training never saw, {what} reads the labels with a macro-F1 of "
-        f"{found.mean:.2f}, ERM with {baseline.mean:.2f}"
-    )
+    article = "an" if group[0] in "aeiou" else "a"
+    read = f"in {article} {group} that training never saw, "
+    if baseline_alone:
+        read += f"ERM, which was chosen, reads the labels with a macro-F1 of {baseline.mean:.2f}"
+    else:
+        read += (
+            f"{what} reads the labels with a macro-F1 of {found.mean:.2f}, "
+            f"ERM with {baseline.mean:.2f}"
+        )
     said = {
         "helps": "It helps", "harms": "It harms", "no difference": "It makes no difference",
         "cannot be told": "Whether it helps cannot be told",
