@@ -72,7 +72,7 @@ CASES = {
         "--batch-size 32 --methods erm=erm.yaml erm+knn --workers 2 --quiet",
         "comparison",
     ),
-    "levels": Case(
+    "table": Case(
         "compare screen --view levels --hold-out Metadata_Series --folds-per-level 1 "
         "--seeds 0 --steps 4 --batch-size 32 --methods erm=erm.yaml erm+knn --workers 2 --quiet",
         "comparison",
