@@ -5,7 +5,9 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deconfound import methods
 from deconfound.config import DataOptions, did_you_mean
@@ -16,7 +18,7 @@ from deconfound.data.tables.table import joined
 from deconfound.errors import UserError
 from deconfound.experiments.held_out import Folds, spelled_out
 from deconfound.experiments.nested import NEIGHBOURS, pairs
-from deconfound.experiments.plan import MAX_RUNS, Job, Plan, Setting, intervening
+from deconfound.experiments.plan import MAX_RUNS, Job, Plan, Search, Setting, intervening
 from deconfound.experiments.plan_file import (
     Entry,
     PlanFile,
@@ -25,7 +27,10 @@ from deconfound.experiments.plan_file import (
     on_fold,
     points,
     read_plan,
+    space_of,
 )
+from deconfound.experiments.search_space import SearchOptions, corners, fixed_part
+from deconfound.experiments.trials import require
 from deconfound.experiments.words import read_chain
 from deconfound.intervention.source_run import imputing_methods, refuse_standardised
 from deconfound.intervention.styles import refuse_absolute
@@ -59,10 +64,9 @@ def make_plan(
     refuse_many_runs(path, layout.count(screens), max_runs)
     for (name, entry), screen in itertools.product(file.methods.items(), screens):
         layout.add_entry(name, entry, screen)
-    folds_of_plan = list(dict.fromkeys(setting.fold for setting in layout.plan.settings))
     for fold in file.measure:
-        if fold != "iid" and all(fold != setting.measured for setting in layout.plan.settings):
-            hint = did_you_mean(fold, folds_of_plan)
+        if fold != "iid" and fold not in layout.named:
+            hint = did_you_mean(fold, list(layout.measured))
             raise UserError(f"{path}: measure names {fold!r}, which is no fold of the plan; {hint}")
     return layout.plan
 
@@ -81,6 +85,10 @@ class _Layout:
 
     def __init__(self, path: Path, plan: Plan, folds: Folds | None) -> None:
         self.path, self.plan = path, plan
+        self.measured: dict[str, str | None] = {}
+        """By fold of the plan: its name in `measure` of the file; None where it has none."""
+        self.named: set[str] = set()
+        """Names in `measure` that are folds of the plan."""
         self._folds = folds or Folds()
 
     def count(self, screens: Sequence[Screen]) -> int:
@@ -91,11 +99,15 @@ class _Layout:
         """
         file, runs = self.plan.file, 0
         for (name, entry), screen in itertools.product(file.methods.items(), screens):
-            settings = math.prod(map(len, grid_of(self.path, file, name, entry).values()))
-            first = next(points(self.path, file, name, entry), {})
+            if entry.search is None:
+                settings = math.prod(map(len, grid_of(self.path, file, name, entry).values()))
+                first = next(points(self.path, file, name, entry), {})
+            else:
+                settings = entry.search.trials
+                first = corners(space_of(self.path, file, name, entry))[0]
             data = configured(self.path, file, name, entry, first).data
             of_setting = len(file.seeds)
-            if settings > 1 and "loto" in file.select:
+            if (settings > 1 or entry.search is not None) and "loto" in file.select:
                 environments = joined(screen.table, roles_of(screen, data).environment).nunique()
                 of_setting += len(_loto_seeds(file)) * environments
             of_setting += NEIGHBOURS if file.choose else 0
@@ -103,34 +115,76 @@ class _Layout:
         return runs
 
     def add_entry(self, name: str, entry: Entry, screen: Screen) -> None:
-        file = self.plan.file
-        every = list(points(self.path, file, name, entry))
+        if entry.search is not None:
+            self._add_search(name, entry, entry.search, screen)
+            return
+        every = list(points(self.path, self.plan.file, name, entry))
         for point in every:
-            base = configured(self.path, file, name, entry, point)
+            base = configured(self.path, self.plan.file, name, entry, point)
             imputer = self._imputer(name, entry, base)
-            roles = roles_of(screen, base.data)
-            measured = {fold_key(fold, roles): fold for fold in file.measure}
-            for fold in spelled_out(file.folds, screen, base.data):
-                searched = file.search_seeds if len(every) > 1 else ()
-                setting = Setting(
-                    name,
-                    screen.path,
-                    fold,
-                    point,
-                    search_seeds=searched,
-                    measured=measured.get(fold),
-                )
-                own, said = on_fold(self.path, file, name, entry, point, screen, fold)
-                self.plan.recommended.update(dict.fromkeys(said))
-                posed = self._folds.pose(screen, own.data)
-                posed_base = sampler_for(own, posed.label_rows, posed.train_rows)
-                for seed in file.seeds:
-                    setting.runs[seed] = self._add(posed_base, screen, imputer, seed)
-                if len(every) > 1 and "loto" in file.select:
-                    self._leave_out(setting, screen, posed_base, imputer, posed.environments)
-                if file.choose:
-                    self._nest(setting, entry, screen, imputer)
-                self.plan.settings.append(setting)
+            for fold in self._spelled_out(screen, base.data):
+                self._add_setting(Setting(name, screen.path, fold, point), imputer, len(every) > 1)
+
+    def _add_search(self, name: str, entry: Entry, options: SearchOptions, screen: Screen) -> None:
+        """Add the searches of an entry, when both ends of every range and every choice are checked.
+
+        Their trials become settings, and a plan's settings stand in the order of its entries.
+        """
+        file = self.plan.file
+        require(f"{self.path}: methods.{name}: search")
+        space = space_of(self.path, file, name, entry)
+        for corner in corners(space):
+            base = configured(self.path, file, name, entry, corner)
+            imputer = self._imputer(name, entry, base)
+        order = [(entry, place) for entry in file.methods for place in self.plan.screens]
+        for fold in self._spelled_out(screen, base.data):
+
+            def lay_out(trial: int, point: dict[str, Any], fold: str = fold) -> Setting:
+                base = configured(self.path, file, name, entry, point)
+                place = Setting(name, screen.path, fold, point, trial=trial)
+                setting = self._add_setting(place, self._imputer(name, entry, base), True)
+                self.plan.settings.sort(key=lambda one: order.index((one.entry, one.screen)))
+                return setting
+
+            own, _ = on_fold(self.path, file, name, entry, corner, screen, fold)
+            if "loto" in file.select:
+                _refuse_one_environment(fold, self._folds.pose(screen, own.data).environments)
+            about = {
+                "rule": file.select[0],
+                "seeds": _loto_seeds(file) if file.select[0] == "loto" else _searched_seeds(file),
+                "ranges and choices": space,
+                "configuration": fixed_part(own, space),
+                "imputer": None if imputer is None else fixed_part(imputer, {}),
+            }
+            search = Search(name, screen, fold, options, space, about, file.seeds[0], lay_out)
+            self.plan.searches.append(search)
+
+    def _spelled_out(self, screen: Screen, data: DataOptions) -> list[str]:
+        file, roles = self.plan.file, roles_of(screen, data)
+        named = {fold_key(fold, roles): fold for fold in file.measure}
+        folds = spelled_out(file.folds, screen, data)
+        self.measured |= {fold: named.get(fold) for fold in folds}
+        self.named |= {named[fold] for fold in folds if fold in named}
+        return folds
+
+    def _add_setting(self, place: Setting, imputer: RunConfig | None, several: bool) -> Setting:
+        """Add a setting and its runs; with `several` it is compared with others of its entry."""
+        file, entry = self.plan.file, self.plan.file.methods[place.entry]
+        screen = self.plan.screens[place.screen]
+        searched = file.search_seeds if several else ()
+        setting = replace(place, search_seeds=searched, measured=self.measured[place.fold])
+        own, said = on_fold(self.path, file, place.entry, entry, place.values, screen, place.fold)
+        self.plan.recommended.update(dict.fromkeys(said))
+        posed = self._folds.pose(screen, own.data)
+        base = sampler_for(own, posed.label_rows, posed.train_rows)
+        for seed in file.seeds:
+            setting.runs[seed] = self._add(base, screen, imputer, seed)
+        if several and "loto" in file.select:
+            self._leave_out(setting, screen, base, imputer, posed.environments)
+        if file.choose:
+            self._nest(setting, entry, screen, imputer)
+        self.plan.settings.append(setting)
+        return setting
 
     def _leave_out(
         self,
@@ -140,11 +194,7 @@ class _Layout:
         imputer: RunConfig | None,
         environments: tuple[str, ...],
     ) -> None:
-        if len(environments) < 2:
-            raise UserError(
-                f"select loto: fold {setting.fold} trains on {len(environments)} environment; "
-                "expected 2 or more, select by accuracy or loss"
-            )
+        _refuse_one_environment(setting.fold, environments)
         for seed, without in itertools.product(_loto_seeds(self.plan.file), environments):
             left_out = _without(base, setting.fold, without)
             setting.left_out[seed, without] = self._add(left_out, screen, imputer, seed)
@@ -206,6 +256,11 @@ class _Layout:
         refuse_standardised(base.data, where)
         if base.intervention.relative_style is not None:
             refuse_absolute(method, where)
+        if other.search is not None:
+            raise UserError(
+                f"{where}: intervene names {wanted!r}, which has {other.search.trials} trials; "
+                "expected one setting, give it no search"
+            )
         every = list(points(self.path, file, wanted, other))
         if len(every) > 1:
             raise UserError(
@@ -217,13 +272,25 @@ class _Layout:
         return found
 
 
+def _refuse_one_environment(fold: str, environments: Sequence[str]) -> None:
+    if len(environments) < 2:
+        raise UserError(
+            f"select loto: fold {fold} trains on {len(environments)} environment; "
+            "expected 2 or more, select by accuracy or loss"
+        )
+
+
 def _without(config: RunConfig, fold: str, without: str | None) -> RunConfig:
     data = config.data.model_copy(update={"fold": fold, "without": without})
     return config.model_copy(update={"data": data})
 
 
 def _loto_seeds(file: PlanFile) -> tuple[int, ...]:
-    return file.loto_seeds or file.search_seeds or file.seeds
+    return file.loto_seeds or _searched_seeds(file)
+
+
+def _searched_seeds(file: PlanFile) -> tuple[int, ...]:
+    return file.search_seeds or file.seeds
 
 
 def _job(screen: Screen, config: RunConfig, needs: str | None = None) -> Job:

@@ -1,7 +1,7 @@
 """What an experiment will run: its file laid out as settings, runs and chains."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from deconfound.experiments.nested import Pair
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import Chain, Task
 from deconfound.experiments.running.messages import run_directory
+from deconfound.experiments.search_space import SearchOptions, Space
 from deconfound.runs.config import RunConfig
 
 MAX_RUNS = 10_000
@@ -57,10 +58,30 @@ class Setting:
     """Name of the run without each pair of groups, by which an entry is chosen."""
     measured: str | None = None
     """The name in `measure` of the plan file that is this fold; None where none is."""
+    trial: int | None = None
+    """Its number among the trials of a search; None for a point of a grid."""
 
     def searched(self) -> list[str]:
         """Names of the runs that it is compared by, loto's left out."""
         return [self.runs[seed] for seed in self.search_seeds or self.runs]
+
+
+@dataclass(frozen=True)
+class Search:
+    """The trials of an entry on one screen and fold, which become settings as they are proposed."""
+
+    entry: str
+    screen: Screen
+    fold: str
+    options: SearchOptions
+    space: Space
+    about: dict[str, Any]
+    """What must be the same for trials to be compared: ranges, choices, seeds, rule and
+    configuration; of JSON."""
+    seed: int
+    """What proposals are drawn from, with the entry, the fold and the number of the trial."""
+    lay_out: Callable[[int, dict[str, Any]], Setting]
+    """Adds the setting of a trial, by its number and values, and its runs to the plan."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +96,17 @@ class Plan:
     chains: list[Chain] = field(default_factory=list)
     recommended: dict[str, None] = field(default_factory=dict)
     """Sentences on what was recommended for the screens, and why."""
+    searches: list[Search] = field(default_factory=list)
+    """Those whose settings are not laid out before the first runs have ended."""
 
-    def search(self) -> list[Job]:
+    def search(self, settings: Sequence[Setting] | None = None) -> list[Job]:
         """The runs that settings are compared by, and all of an entry's only setting.
 
-        With them those that they need.
+        With them those that they need. Of all settings, unless some are given.
         """
         names = {
             name
-            for setting in self.settings
+            for setting in (self.settings if settings is None else settings)
             for name in (
                 *setting.searched(),
                 *setting.left_out.values(),
