@@ -240,3 +240,21 @@ def test_choices_may_be_anything_a_plan_may_say(screen: Screen, tmp_path: Path) 
     again = make_plan(write(tmp_path, screen, {"search": {"trials": 8}, "grid": grid}))
     search(again, tmp_path / "out", lambda *_: {})
     assert [setting.values for setting in again.settings] == found
+
+
+def test_steps_of_a_range_are_kept_and_said_to_nobody(
+    screen: Screen, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """24 is the greatest batch size that steps of 8 reach."""
+    pytest.importorskip("optuna", reason=OPTUNA)
+    ranges = {
+        "batch_size": {"low": 8, "high": 30, "step": 8},
+        "learning_rate": {"low": 0.25, "high": 1, "step": 0.25},
+    }
+    entry = {"search": {"trials": 24, "sampler": "random"}, "ranges": ranges}
+    plan = make_plan(write(tmp_path, screen, entry))
+    search(plan, tmp_path / "out", lambda *_: {})
+    found = [setting.values for setting in plan.settings]
+    assert {values["batch_size"] for values in found} == {8, 16, 24}
+    assert {values["learning_rate"] for values in found} == {0.25, 0.5, 0.75, 1.0}
+    assert not [one for one in recwarn if "step" in str(one.message)]

@@ -109,7 +109,7 @@ class _Layout:
             of_setting = len(file.seeds)
             if (settings > 1 or entry.search is not None) and "loto" in file.select:
                 environments = joined(screen.table, roles_of(screen, data).environment).nunique()
-                of_setting += len(_loto_seeds(file)) * environments
+                of_setting += len(file.seeds_of_loto) * environments
             of_setting += NEIGHBOURS if file.choose else 0
             runs += settings * len(spelled_out(file.folds, screen, data)) * of_setting
         return runs
@@ -151,7 +151,7 @@ class _Layout:
                 _refuse_one_environment(fold, self._folds.pose(screen, own.data).environments)
             about = {
                 "rule": file.select[0],
-                "seeds": _loto_seeds(file) if file.select[0] == "loto" else _searched_seeds(file),
+                "seeds": file.seeds_of_loto if file.select[0] == "loto" else file.seeds_searched,
                 "ranges and choices": space,
                 "configuration": fixed_part(own, space),
                 "imputer": None if imputer is None else fixed_part(imputer, {}),
@@ -195,7 +195,7 @@ class _Layout:
         environments: tuple[str, ...],
     ) -> None:
         _refuse_one_environment(setting.fold, environments)
-        for seed, without in itertools.product(_loto_seeds(self.plan.file), environments):
+        for seed, without in itertools.product(self.plan.file.seeds_of_loto, environments):
             left_out = _without(base, setting.fold, without)
             setting.left_out[seed, without] = self._add(left_out, screen, imputer, seed)
 
@@ -283,14 +283,6 @@ def _refuse_one_environment(fold: str, environments: Sequence[str]) -> None:
 def _without(config: RunConfig, fold: str, without: str | None) -> RunConfig:
     data = config.data.model_copy(update={"fold": fold, "without": without})
     return config.model_copy(update={"data": data})
-
-
-def _loto_seeds(file: PlanFile) -> tuple[int, ...]:
-    return file.loto_seeds or _searched_seeds(file)
-
-
-def _searched_seeds(file: PlanFile) -> tuple[int, ...]:
-    return file.search_seeds or file.seeds
 
 
 def _job(screen: Screen, config: RunConfig, needs: str | None = None) -> Job:

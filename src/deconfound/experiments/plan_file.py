@@ -85,6 +85,16 @@ class PlanFile(Given):
     measure: tuple[str, ...] = ("iid",)
     """Folds whose embeddings every metric measures; on other folds predictions alone are scored."""
 
+    @property
+    def seeds_searched(self) -> tuple[int, ...]:
+        """Seeds on which settings are compared."""
+        return self.search_seeds or self.seeds
+
+    @property
+    def seeds_of_loto(self) -> tuple[int, ...]:
+        """Seeds of the runs without one training environment."""
+        return self.loto_seeds or self.seeds_searched
+
     @field_validator("methods", mode="before")
     @classmethod
     def _empty_entries(cls, entries: Any) -> Any:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ABOUT = "deconfound"
 """The attribute of a study that holds what its trials have in common."""
+LOCKED_SECONDS = 60
+"""How long another program may hold the storage."""
 ANEW = (
     "the search then begins anew, and of trials that it proposes again no run is done a second time"
 )
@@ -49,7 +51,9 @@ def opened(file: Path) -> Iterator["optuna.storages.BaseStorage"]:
         with explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             engine: dict[str, Any] = {
-                "creator": lambda: sqlite3.connect(file),  # an address cannot hold every path
+                "creator": lambda: sqlite3.connect(
+                    file, timeout=LOCKED_SECONDS
+                ),  # an address cannot hold every path
                 "poolclass": sqlalchemy.pool.NullPool,
             }
             storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=engine)
@@ -90,7 +94,11 @@ class Trials:
         import optuna
 
         self.search, self._file = search, file
-        self._distributions = {name: _distribution(values) for name, values in search.space.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a high that no step reaches
+            self._distributions = {
+                name: _distribution(values) for name, values in search.space.items()
+            }
         self._direction = "minimize" if search.about["rule"] == "loss" else "maximize"
         screen = f"{search.screen.name} {search.screen.identity[:8]}"
         name = f"{search.entry}, {search.fold}, {screen}"
@@ -162,10 +170,11 @@ class Trials:
                 f"{self._file}: trial {number} of {self._study.study_name} lacks values or has "
                 f"others than {', '.join(self.search.space)}; remove the file: {ANEW}"
             )
-        values = {
-            name: params[name] if isinstance(space, Numbers) else _choices(space)[params[name]]
-            for name, space in self.search.space.items()
-        }
+        with explained(self._file):
+            values = {
+                name: params[name] if isinstance(space, Numbers) else _choices(space)[params[name]]
+                for name, space in self.search.space.items()
+            }
         return self.search.lay_out(number, values)
 
     def _agree(self) -> None:
@@ -200,7 +209,7 @@ def _distribution(values: Numbers | list[Any]) -> "optuna.distributions.BaseDist
 
 def _choices(values: list[Any]) -> dict[str, Any]:
     """The values by their text, which is what Optuna stores."""
-    return {one if isinstance(one, str) else json.dumps(one): one for one in values}
+    return {one if isinstance(one, str) else json.dumps(one, default=str): one for one in values}
 
 
 def _sampler(search: Search, seed: int) -> "optuna.samplers.BaseSampler":
