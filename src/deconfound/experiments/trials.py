@@ -6,7 +6,7 @@ import sqlite3
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deconfound.errors import UserError
 from deconfound.experiments.plan import Search, Setting
@@ -99,7 +99,9 @@ class Trials:
             self._distributions = {
                 name: _distribution(values) for name, values in search.space.items()
             }
-        self._direction = "minimize" if search.about["rule"] == "loss" else "maximize"
+        self._direction: Literal["minimize", "maximize"] = (
+            "minimize" if search.about["rule"] == "loss" else "maximize"
+        )
         screen = f"{search.screen.name} {search.screen.identity[:8]}"
         name = f"{search.entry}, {search.fold}, {screen}"
         with explained(file):
@@ -122,6 +124,7 @@ class Trials:
 
     def tell(self, setting: Setting, value: float) -> None:
         """Store what a trial has reached; one that has ended keeps what it had."""
+        assert setting.trial is not None
         with explained(self._file):
             self._study.tell(setting.trial, value, skip_if_finished=True)
             self._known = self._study.get_trials()[: self.search.options.trials]
