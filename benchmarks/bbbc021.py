@@ -25,7 +25,7 @@ from deconfound.embeddings.embed import profiles
 from deconfound.embeddings.file import read_embeddings
 from deconfound.evaluation.measure import measure, prediction_scores
 from deconfound.evaluation.scores import COLUMNS, score_row
-from deconfound.experiments.plan import make_plan
+from deconfound.experiments.layout import make_plan
 from deconfound.files.atomic import write_text
 from deconfound.methods import post_hoc
 from deconfound.metrics.probe import batch_prediction

@@ -26,7 +26,7 @@ from figure4_scores import scores
 from deconfound.config import read_yaml
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.tables.complexes import read_complexes
-from deconfound.experiments.plan import make_plan
+from deconfound.experiments.layout import make_plan
 from deconfound.experiments.running.chain import Chain
 from deconfound.experiments.running.messages import embeddings_file
 from deconfound.files import atomic

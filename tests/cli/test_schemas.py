@@ -71,6 +71,10 @@ def test_a_mistake_in_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert problems(plan, right | {"methods": {"erm": {"training": {"stps": 1}}}})
     assert problems(plan, right | {"select": ["acc"]})
     assert problems(plan, {"screens": ["s"], "folds": ["iid"]})
+    tuned = {"search": {"trials": 3}, "ranges": {"steps": {"low": 1, "high": 9}}}
+    assert problems(plan, right | {"methods": {"erm": tuned}}) == []
+    assert problems(plan, right | {"methods": {"erm": tuned | {"search": {"trials": 0}}}})
+    assert problems(plan, right | {"methods": {"erm": tuned | {"ranges": {"steps": [1, 9]}}}})
 
 
 def test_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,7 @@ CHEAP = {
 NEEDS = {"retrieval": "copairs", "cellprofiler": "cp_measure"}
 """Packages of extras without which a page cannot be followed."""
 LMDB = importlib.util.find_spec("lmdb") is not None
+OPTUNA = importlib.util.find_spec("optuna") is not None
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
@@ -104,7 +105,7 @@ def steps_of(page: Path) -> list[Step]:
     for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language in ("console", "bash"):
             for line in (line.removeprefix("$ ") for line in text.splitlines()):
-                if "funk22" in line and not LMDB:
+                if ("funk22" in line and not LMDB) or ("optuna" in line and not OPTUNA):
                     continue
                 if line.startswith("deconfound "):
                     steps.append(Step("command", line))

@@ -10,7 +10,8 @@ from deconfound.config import validated
 from deconfound.data.screens.screen import Screen
 from deconfound.evaluation.scores import COLUMNS
 from deconfound.experiments.choice import choose_chains
-from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.layout import make_plan
+from deconfound.experiments.plan import Plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import Task
 from deconfound.experiments.select import Result

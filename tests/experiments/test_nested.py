@@ -6,8 +6,9 @@ from typing import Any
 from deconfound.config import DataOptions, validated
 from deconfound.data.folds.problem import pose
 from deconfound.data.screens.screen import Screen
+from deconfound.experiments.layout import make_plan
 from deconfound.experiments.nested import Pair, _beside, pairs
-from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.plan import Plan
 from deconfound.experiments.plan_file import PlanFile
 
 

@@ -17,8 +17,9 @@ import yaml
 
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
+from deconfound.experiments.layout import make_plan
 from deconfound.experiments.overhead import Summary
-from deconfound.experiments.plan import Job, make_plan
+from deconfound.experiments.plan import Job
 from deconfound.experiments.running import executors, job, local
 from deconfound.experiments.running.job import Runner
 from deconfound.experiments.running.local import run_local

@@ -11,7 +11,7 @@ import yaml
 
 from deconfound import cli
 from deconfound.data.screens.screen import Screen
-from deconfound.experiments.plan import make_plan
+from deconfound.experiments.layout import make_plan
 from deconfound.experiments.running import executors
 from deconfound.experiments.running.job import Runner
 from deconfound.experiments.running.messages import Order, Outcome, run_directory

@@ -8,7 +8,7 @@ import yaml
 
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.experiments.plan import make_plan
+from deconfound.experiments.layout import make_plan
 from deconfound.experiments.running.messages import run_directory
 from deconfound.runs.run import open_run
 from deconfound.studies.compare import compare

@@ -10,7 +10,8 @@ import yaml
 from deconfound.config import validated
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.layout import make_plan
+from deconfound.experiments.plan import Plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.words import read_rows
 from deconfound.runs.config import STANDARDISED

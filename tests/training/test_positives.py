@@ -12,7 +12,7 @@ from deconfound.data.folds.problem import pose
 from deconfound.data.loading.sampler import LabelBalancedSampler, PlainSampler
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import Roles
-from deconfound.experiments.plan import make_plan
+from deconfound.experiments.layout import make_plan
 from deconfound.runs.config import RunConfig, config_model, dump_config, read_config
 from deconfound.training.fit import fit
 from deconfound.training.positives import plain_share, sampler_for, shares

@@ -16,6 +16,7 @@ from deconfound.experiments.plan import Job, Plan, Setting
 from deconfound.experiments.running.chain import Task, embedded, tasks_text, waiting
 from deconfound.experiments.running.executors import ExecutorOptions
 from deconfound.experiments.running.messages import Order, Outcome
+from deconfound.experiments.search import search
 from deconfound.experiments.select import Choice, Result, choose, read_result
 from deconfound.experiments.table import long_table, score_table
 from deconfound.files import atomic, seal
@@ -75,8 +76,10 @@ def execute(
     `view` writes of them, and summary.json. A run that fails does not stop the others; the next
     call tries it again. Raises Stopped on SIGTERM and Ctrl-C, when runs under way are saved.
     """
-    jobs = plan.search() if call.until is None else plan.alternating(plan.search())
+    jobs: list[Job] = []
     rounds = _Rounds(plan, out, call, jobs)
+    search(plan, out, rounds.do_trials)
+    jobs += plan.search() if call.until is None else plan.alternating(plan.search())
     places = Counter(map(_place, plan.settings))
     taken = [one for one in plan.settings if places[_place(one)] == 1]
     rounds.do(jobs, taken, "search" if len(jobs) < len(plan.jobs) else "")
@@ -172,6 +175,12 @@ class _Rounds:
             orders = [self._order(job, tasks.get(job.name, [])) for job in group]
             self._do_together(group, orders, len(jobs), done, part)
             done += sum(not one.reason for one in self.rounds[-1])
+
+    def do_trials(self, settings: Sequence[Setting], part: str) -> dict[str, Result]:
+        """Do the runs that settings are compared by; the results of those that have ended."""
+        jobs = self._plan.search(settings)
+        self.do(jobs, [], part)
+        return self.results(jobs)
 
     def _order(self, job: Job, tasks: Sequence[Task]) -> Order:
         out = str(self._out.resolve())

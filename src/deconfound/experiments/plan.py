@@ -1,40 +1,18 @@
 """What an experiment will run: its file laid out as settings, runs and chains."""
 
-import hashlib
 import itertools
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deconfound import methods
-from deconfound.config import DataOptions, did_you_mean
-from deconfound.data.folds.fold import fold_key
-from deconfound.data.folds.problem import roles_of
-from deconfound.data.screens.screen import Screen, open_screen
-from deconfound.data.tables.table import joined
-from deconfound.errors import UserError
-from deconfound.experiments.held_out import Folds, spelled_out
-from deconfound.experiments.nested import NEIGHBOURS, Pair, pairs
-from deconfound.experiments.plan_file import (
-    Entry,
-    PlanFile,
-    configured,
-    grid_of,
-    on_fold,
-    points,
-    read_plan,
-)
+from deconfound.data.screens.screen import Screen
+from deconfound.experiments.nested import Pair
+from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import Chain, Task
 from deconfound.experiments.running.messages import run_directory
-from deconfound.experiments.words import read_chain
-from deconfound.intervention.source_run import imputing_methods, refuse_standardised
-from deconfound.intervention.styles import refuse_absolute
-from deconfound.methods import post_hoc
+from deconfound.experiments.search_space import SearchOptions, Space
 from deconfound.runs.config import RunConfig
-from deconfound.training.positives import sampler_for
 
 MAX_RUNS = 10_000
 """Runs that a plan may have unless more are allowed."""
@@ -57,7 +35,7 @@ class Job:
         """The configuration in the experiment's directory `out`."""
         if self.needs is None:
             return self.config
-        return _intervening(self.config, run_directory(out.resolve(), self.needs))
+        return intervening(self.config, run_directory(out.resolve(), self.needs))
 
 
 @dataclass(frozen=True)
@@ -80,10 +58,30 @@ class Setting:
     """Name of the run without each pair of groups, by which an entry is chosen."""
     measured: str | None = None
     """The name in `measure` of the plan file that is this fold; None where none is."""
+    trial: int | None = None
+    """Its number among the trials of a search; None for a point of a grid."""
 
     def searched(self) -> list[str]:
         """Names of the runs that it is compared by, loto's left out."""
         return [self.runs[seed] for seed in self.search_seeds or self.runs]
+
+
+@dataclass(frozen=True)
+class Search:
+    """The trials of an entry on one screen and fold, which become settings as they are proposed."""
+
+    entry: str
+    screen: Screen
+    fold: str
+    options: SearchOptions
+    space: Space
+    about: dict[str, Any]
+    """What must be the same for trials to be compared: ranges, choices, seeds, rule and
+    configuration; of JSON."""
+    seed: int
+    """What proposals are drawn from, with the entry, the fold and the number of the trial."""
+    lay_out: Callable[[int, dict[str, Any]], Setting]
+    """Adds the setting of a trial, by its number and values, and its runs to the plan."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +96,17 @@ class Plan:
     chains: list[Chain] = field(default_factory=list)
     recommended: dict[str, None] = field(default_factory=dict)
     """Sentences on what was recommended for the screens, and why."""
+    searches: list[Search] = field(default_factory=list)
+    """Those whose settings are not laid out before the first runs have ended."""
 
-    def search(self) -> list[Job]:
+    def search(self, settings: Sequence[Setting] | None = None) -> list[Job]:
         """The runs that settings are compared by, and all of an entry's only setting.
 
-        With them those that they need.
+        With them those that they need. Of all settings, unless some are given.
         """
         names = {
             name
-            for setting in self.settings
+            for setting in (self.settings if settings is None else settings)
             for name in (
                 *setting.searched(),
                 *setting.left_out.values(),
@@ -142,206 +142,7 @@ class Plan:
         return [task for task in own if task.embeds]
 
 
-def make_plan(
-    path: Path,
-    file: PlanFile | None = None,
-    folds: Folds | None = None,
-    *,
-    max_runs: int = MAX_RUNS,
-) -> Plan:
-    """Lay out the plan file `path`, or `file`, which is to be written there.
-
-    `folds` are those that were posed already. Raises UserError for more runs than `max_runs`, an
-    unknown method, option, screen, fold or chain, a value that an option does not take, an empty
-    grid, a seed to search that is no seed, and a fold that a screen does not have.
-    """
-    path = Path(path)
-    file = file or read_plan(path)
-    screens = [open_screen(screen) for screen in file.screens]
-    chains = [read_chain(word, file.methods, file.knn, file.corrections) for word in file.chains]
-    for name in file.corrections:
-        if name not in post_hoc.names():
-            hint = did_you_mean(name, post_hoc.names())
-            raise UserError(f"{path}: corrections: unknown correction {name!r}; {hint}")
-    layout = _Layout(path, Plan(file, {s.path: s for s in screens}, [], {}, chains), folds)
-    refuse_many_runs(path, layout.count(screens), max_runs)
-    for (name, entry), screen in itertools.product(file.methods.items(), screens):
-        layout.add_entry(name, entry, screen)
-    folds_of_plan = list(dict.fromkeys(setting.fold for setting in layout.plan.settings))
-    for fold in file.measure:
-        if fold != "iid" and all(fold != setting.measured for setting in layout.plan.settings):
-            hint = did_you_mean(fold, folds_of_plan)
-            raise UserError(f"{path}: measure names {fold!r}, which is no fold of the plan; {hint}")
-    return layout.plan
-
-
-def refuse_many_runs(path: Path, runs: int, max_runs: int) -> None:
-    """Raise UserError if a plan has more runs than `max_runs`."""
-    if runs > max_runs:
-        raise UserError(
-            f"{path}: {runs:,} runs are more than {max_runs:,}; give fewer values, folds or seeds, "
-            f"or allow them with --max-runs {runs}"
-        )
-
-
-class _Layout:
-    """A plan as it grows, entry by entry."""
-
-    def __init__(self, path: Path, plan: Plan, folds: Folds | None) -> None:
-        self.path, self.plan = path, plan
-        self._folds = folds or Folds()
-
-    def count(self, screens: Sequence[Screen]) -> int:
-        """The runs of all entries, by the lengths of their grids: no point is laid out.
-
-        Where loto leaves environments out, as if each fold had as many as the whole screen. A run
-        without two groups serves both.
-        """
-        file, runs = self.plan.file, 0
-        for (name, entry), screen in itertools.product(file.methods.items(), screens):
-            settings = math.prod(map(len, grid_of(self.path, file, name, entry).values()))
-            first = next(points(self.path, file, name, entry), {})
-            data = configured(self.path, file, name, entry, first).data
-            of_setting = len(file.seeds)
-            if settings > 1 and "loto" in file.select:
-                environments = joined(screen.table, roles_of(screen, data).environment).nunique()
-                of_setting += len(_loto_seeds(file)) * environments
-            of_setting += NEIGHBOURS if file.choose else 0
-            runs += settings * len(spelled_out(file.folds, screen, data)) * of_setting
-        return runs
-
-    def add_entry(self, name: str, entry: Entry, screen: Screen) -> None:
-        file = self.plan.file
-        every = list(points(self.path, file, name, entry))
-        for point in every:
-            base = configured(self.path, file, name, entry, point)
-            imputer = self._imputer(name, entry, base)
-            roles = roles_of(screen, base.data)
-            measured = {fold_key(fold, roles): fold for fold in file.measure}
-            for fold in spelled_out(file.folds, screen, base.data):
-                searched = file.search_seeds if len(every) > 1 else ()
-                setting = Setting(
-                    name,
-                    screen.path,
-                    fold,
-                    point,
-                    search_seeds=searched,
-                    measured=measured.get(fold),
-                )
-                own, said = on_fold(self.path, file, name, entry, point, screen, fold)
-                self.plan.recommended.update(dict.fromkeys(said))
-                posed = self._folds.pose(screen, own.data)
-                posed_base = sampler_for(own, posed.label_rows, posed.train_rows)
-                for seed in file.seeds:
-                    setting.runs[seed] = self._add(posed_base, screen, imputer, seed)
-                if len(every) > 1 and "loto" in file.select:
-                    self._leave_out(setting, screen, posed_base, imputer, posed.environments)
-                if file.choose:
-                    self._nest(setting, entry, screen, imputer)
-                self.plan.settings.append(setting)
-
-    def _leave_out(
-        self,
-        setting: Setting,
-        screen: Screen,
-        base: RunConfig,
-        imputer: RunConfig | None,
-        environments: tuple[str, ...],
-    ) -> None:
-        if len(environments) < 2:
-            raise UserError(
-                f"select loto: fold {setting.fold} trains on {len(environments)} environment; "
-                "expected 2 or more, select by accuracy or loss"
-            )
-        for seed, without in itertools.product(_loto_seeds(self.plan.file), environments):
-            left_out = _without(base, setting.fold, without)
-            setting.left_out[seed, without] = self._add(left_out, screen, imputer, seed)
-
-    def _nest(
-        self, setting: Setting, entry: Entry, screen: Screen, imputer: RunConfig | None
-    ) -> None:
-        """Add the runs without pairs of groups; a pair that leaves too little to train on is none.
-
-        All of them have the first seed.
-        """
-        file = self.plan.file
-        for pair in pairs(screen, self._data_of(setting, entry), setting.fold):
-            try:
-                own, _ = on_fold(
-                    self.path, file, setting.entry, entry, setting.values, screen, pair.fold
-                )
-                trial = own.model_copy(update={"options": own.options.of_trials})
-                base = _without(trial, *pair)
-                posed = self._folds.pose(screen, base.data)
-            except UserError:
-                continue
-            if len(posed.environments) < methods.load(base.method).ENVIRONMENTS:
-                continue
-            base = sampler_for(base, posed.label_rows, posed.train_rows)
-            setting.nested[pair] = self._add(base, screen, imputer, file.seeds[0])
-
-    def _data_of(self, setting: Setting, entry: Entry) -> DataOptions:
-        file = self.plan.file
-        return configured(self.path, file, setting.entry, entry, setting.values).data
-
-    def _add(self, base: RunConfig, screen: Screen, imputer: RunConfig | None, seed: int) -> str:
-        """The name of the run of a seed; with it the run that it needs becomes part of the plan."""
-        fold, without = base.data.fold, base.data.without
-
-        def job(config: RunConfig, needs: str | None = None) -> Job:
-            config = _without(config, fold, without).model_copy(update={"seed": seed})
-            made = _job(screen, config, needs)
-            return self.plan.jobs.setdefault(made.name, made)
-
-        return job(base, None if imputer is None else job(imputer).name).name
-
-    def _imputer(self, name: str, entry: Entry, base: RunConfig) -> RunConfig | None:
-        """The configuration, on no fold yet, of what an entry of the configuration `base` needs."""
-        if entry.intervene is None:
-            return None
-        file = self.plan.file
-        where, wanted = f"{self.path}: methods.{name}", entry.intervene
-        if wanted not in file.methods:
-            hint = did_you_mean(wanted, list(file.methods))
-            raise UserError(f"{where}: intervene names {wanted!r}, which is no entry; {hint}")
-        other = file.methods[wanted]
-        method = other.method or wanted
-        if other.intervene is not None or method not in imputing_methods():
-            raise UserError(
-                f"{where}: intervene names {wanted!r}, which cannot impute; name an entry of one "
-                f"of {', '.join(imputing_methods())}"
-            )
-        refuse_standardised(base.data, where)
-        if base.intervention.relative_style is not None:
-            refuse_absolute(method, where)
-        every = list(points(self.path, file, wanted, other))
-        if len(every) > 1:
-            raise UserError(
-                f"{where}: intervene names {wanted!r}, which has {len(every)} settings; expected "
-                "one, give it no grid"
-            )
-        found = configured(self.path, file, wanted, other, every[0])
-        refuse_standardised(found.data, where)
-        return found
-
-
-def _without(config: RunConfig, fold: str, without: str | None) -> RunConfig:
-    data = config.data.model_copy(update={"fold": fold, "without": without})
-    return config.model_copy(update={"data": data})
-
-
-def _loto_seeds(file: PlanFile) -> tuple[int, ...]:
-    return file.loto_seeds or file.search_seeds or file.seeds
-
-
-def _job(screen: Screen, config: RunConfig, needs: str | None = None) -> Job:
-    if needs is not None:
-        config = _intervening(config, Path("runs") / needs)
-    identity = json.dumps([screen.identity, config.model_dump(mode="json")], sort_keys=True)
-    name = f"{config.method}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return Job(name, screen.place, screen.identity, config, needs)
-
-
-def _intervening(config: RunConfig, run: Path) -> RunConfig:
+def intervening(config: RunConfig, run: Path) -> RunConfig:
+    """The configuration that intervenes with the run in the directory `run`."""
     options = config.intervention.model_copy(update={"intervene": run})
     return config.model_copy(update={"intervention": options})

@@ -1,7 +1,7 @@
 """The file of an experiment: what it may say, and the configuration of each of its runs."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from deconfound.config import Options, did_you_mean, read_yaml, validated
 from deconfound.data.screens.screen import Screen
 from deconfound.data.tables.table import listed
 from deconfound.errors import UserError
+from deconfound.experiments.search_space import Range, SearchOptions, Space, numbers_of
 from deconfound.runs.config import RunConfig, config_model, read_config, sections_of
 from deconfound.runs.recommended import METHOD, RECOMMENDED, recommend
 
@@ -44,6 +45,11 @@ class Entry(Given):
     intervention: dict[str, Any] = Field({})
     """Other options of the intervention: bank, style_images, relative_style, impute_into,
     correction_draws."""
+    search: SearchOptions | None = None
+    """How trials are drawn from `ranges` and from the values of the grid; every point of the grid
+    if not given."""
+    ranges: dict[str, Range] = Field({})
+    """Ranges that trials are drawn from, by the name of the option."""
 
 
 class PlanFile(Given):
@@ -79,6 +85,16 @@ class PlanFile(Given):
     measure: tuple[str, ...] = ("iid",)
     """Folds whose embeddings every metric measures; on other folds predictions alone are scored."""
 
+    @property
+    def seeds_searched(self) -> tuple[int, ...]:
+        """Seeds on which settings are compared."""
+        return self.search_seeds or self.seeds
+
+    @property
+    def seeds_of_loto(self) -> tuple[int, ...]:
+        """Seeds of the runs without one training environment."""
+        return self.loto_seeds or self.seeds_searched
+
     @field_validator("methods", mode="before")
     @classmethod
     def _empty_entries(cls, entries: Any) -> Any:
@@ -97,6 +113,17 @@ def read_plan(path: Path) -> PlanFile:
         for option, values in grid.items():
             if not values:
                 raise UserError(f"{path}: {where}.{option} is empty; give one value or more")
+    for name, entry in file.methods.items():
+        if entry.search is None and entry.ranges:
+            raise UserError(
+                f"{path}: methods.{name}: ranges belong to search; add "
+                "`search: {trials: 20}`, or list values under grid"
+            )
+        if entry.search is not None and not (entry.ranges or entry.grid or file.grid):
+            raise UserError(
+                f"{path}: methods.{name}: search has nothing to draw from; name options under "
+                "ranges, or list values under grid"
+            )
     for seed in file.search_seeds:
         if seed not in file.seeds:
             raise UserError(
@@ -111,16 +138,7 @@ def grid_of(path: Path, file: PlanFile, name: str, entry: Entry) -> dict[str, li
     Raises UserError for an option that the entry's method does not have, or no grid may hold.
     """
     grid = file.grid | entry.grid
-    sections = _sections(_method(name, entry))
-    for option in grid:
-        if option in OWN_LISTS:
-            raise UserError(
-                f"{path}: methods.{name}: {option} is no option of a grid; name it under "
-                f"{OWN_LISTS[option]}"
-            )
-        if option not in sections:
-            hint = did_you_mean(option, sorted(sections))
-            raise UserError(f"{path}: methods.{name}: unknown option {option!r} in grid; {hint}")
+    _refuse_unknown(path, name, entry, grid, "grid")
     return grid
 
 
@@ -129,6 +147,42 @@ def points(path: Path, file: PlanFile, name: str, entry: Entry) -> Iterator[dict
     grid = grid_of(path, file, name, entry)
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
+
+
+def space_of(path: Path, file: PlanFile, name: str, entry: Entry) -> Space:
+    """What the trials of an entry with `search` are drawn from; of an option in the file's grid and
+    in the entry's ranges the range counts.
+
+    Raises UserError as `grid_of` does, for an option in both of the entry, and for a range of an
+    option that is no number.
+    """
+    _refuse_unknown(path, name, entry, entry.ranges, "ranges")
+    if twice := entry.ranges.keys() & entry.grid.keys():
+        raise UserError(
+            f"{path}: methods.{name}: {min(twice)} stands in grid and in ranges; leave one out"
+        )
+    model, sections = config_model(_method(name, entry)), _sections(_method(name, entry))
+    space: Space = {}
+    for option, given in entry.ranges.items():
+        options: Any = model.model_fields[sections[option]].annotation
+        where = f"{path}: methods.{name}.ranges.{option}"
+        space[option] = numbers_of(given, options.model_fields[option].annotation, where)
+    grid = grid_of(path, file, name, entry)
+    return space | {option: grid[option] for option in grid if option not in space}
+
+
+def _refuse_unknown(path: Path, name: str, entry: Entry, given: Iterable[str], where: str) -> None:
+    """Raise UserError for an option that no grid may hold, or that the method does not have."""
+    sections = _sections(_method(name, entry))
+    for option in given:
+        if option in OWN_LISTS:
+            raise UserError(
+                f"{path}: methods.{name}: {option} is no option of a grid; name it under "
+                f"{OWN_LISTS[option]}"
+            )
+        if option not in sections:
+            hint = did_you_mean(option, sorted(sections))
+            raise UserError(f"{path}: methods.{name}: unknown option {option!r} in {where}; {hint}")
 
 
 def configured(

@@ -76,7 +76,7 @@ def make_table(
         by_fold.setdefault((choice.entry, choice.screen, choice.rule), []).append(of_seed)
         interval = _interval(plan.screens[choice.screen], list(of_seed.values()), out)
         row |= {
-            "setting": _words(choice.setting.values) + _failed(choice.setting, runs),
+            "setting": _words(choice.setting) + _failed(choice.setting, runs),
             "seeds": len(of_seed),
             "test_accuracy_low": interval.low,
             "test_accuracy_high": interval.high,
@@ -200,8 +200,13 @@ def _numbers() -> list[str]:
     return [name for name in _columns() if name not in (*about, "interval_over")]
 
 
-def _words(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items()) or "as given"
+def _words(setting: Setting) -> str:
+    if setting.trial is None:
+        words = ", ".join(f"{name} {value}" for name, value in setting.values.items())
+        return words or "as given"
+    short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in setting.values.items()}
+    words = ", ".join(f"{name} {value}" for name, value in short.items())
+    return f"trial {setting.trial}: {words}"
 
 
 def _failed(setting: Setting, done: dict[int, str]) -> str:

@@ -76,11 +76,7 @@ def choose(plan: Plan, results: dict[str, Result]) -> list[Choice]:
 def _best(
     key: tuple[str, Path, str], rule: Rule, settings: list[Setting], results: dict[str, Result]
 ) -> Choice:
-    compared = [
-        (setting, _criterion(rule, setting, results))
-        for setting in settings
-        if _finished([*setting.searched(), *_needed(rule, setting)], results)
-    ]
+    compared = [(setting, criterion(rule, setting, results)) for setting in settings]
     compared = [(setting, value) for setting, value in compared if not math.isnan(value)]
     if not compared:
         return Choice(*key, rule, None, math.nan, 0, len(settings))
@@ -89,20 +85,20 @@ def _best(
     return Choice(*key, rule, *compared[best], len(compared), len(settings))
 
 
-def _needed(rule: Rule, setting: Setting) -> list[str]:
-    return list(setting.left_out.values()) if rule == "loto" else []
-
-
-def _finished(names: Iterable[str], results: dict[str, Result]) -> bool:
-    return all(name in results for name in names)
-
-
-def _criterion(rule: Rule, setting: Setting, results: dict[str, Result]) -> float:
+def criterion(rule: Rule, setting: Setting, results: dict[str, Result]) -> float:
+    """What a rule compares of a setting; NaN while a run that it is compared by has not ended."""
+    left_out = list(setting.left_out.values()) if rule == "loto" else []
+    if not _finished([*setting.searched(), *left_out], results):
+        return math.nan
     if rule == "loto":
-        left_out = [results[name] for name in setting.left_out.values()]
-        return float(np.mean([one.value("ood_val", "accuracy") for one in left_out]))
+        accuracies = [results[name].value("ood_val", "accuracy") for name in left_out]
+        return float(np.mean(accuracies))
     runs = [results[name] for name in setting.searched()]
     if rule == "accuracy":
         return float(np.mean([one.value("val", "accuracy") for one in runs]))
     losses = [math.nan if one.validation_loss is None else one.validation_loss for one in runs]
     return float(np.mean(losses))
+
+
+def _finished(names: Iterable[str], results: dict[str, Result]) -> bool:
+    return all(name in results for name in names)

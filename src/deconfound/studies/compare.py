@@ -19,7 +19,8 @@ from deconfound.data.tables.table import KINDS
 from deconfound.errors import UserError
 from deconfound.experiments import search_table
 from deconfound.experiments.execute import Call, Done, execute
-from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.layout import make_plan
+from deconfound.experiments.plan import Plan
 from deconfound.experiments.running.executors import ExecutorArguments, executor_options
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic

@@ -18,7 +18,8 @@ from deconfound.display.numbers import mean_and_sd
 from deconfound.errors import UserError
 from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.held_out import Folds, chosen_levels, describe_folds, level_titles
-from deconfound.experiments.plan import Plan, make_plan, refuse_many_runs
+from deconfound.experiments.layout import make_plan, refuse_many_runs
+from deconfound.experiments.plan import Plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import main_block
 from deconfound.experiments.table import said_of_entries, write_table_files

@@ -22,7 +22,8 @@ from deconfound.errors import UserError
 from deconfound.experiments.choice import choose_chains
 from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.held_out import Folds, chosen_levels
-from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.layout import make_plan
+from deconfound.experiments.plan import Plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import Chain
 from deconfound.experiments.words import read_rows

@@ -18,7 +18,8 @@ from deconfound.data.screens.screen import open_screen
 from deconfound.errors import UserError
 from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.held_out import ALL_GROUPS
-from deconfound.experiments.plan import Plan, make_plan
+from deconfound.experiments.layout import make_plan
+from deconfound.experiments.plan import Plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.table import said_of_entries
 from deconfound.experiments.verdict import FEWEST, FoldDiagnosis, Verdict, judge

@@ -13,7 +13,7 @@ from deconfound.config import UserError
 from deconfound.data.screens.screen import Screen
 from deconfound.embeddings.file import read_embeddings
 from deconfound.evaluation.measure import measure
-from deconfound.experiments.plan import make_plan
+from deconfound.experiments.layout import make_plan
 from deconfound.experiments.running.chain import Chain, Task, tasks_of, tasks_text
 from deconfound.experiments.running.job import Runner
 from deconfound.experiments.running.messages import Order, chain_scores_file, embeddings_file

@@ -9,7 +9,7 @@ import yaml
 
 from deconfound.data.screens.screen import Screen
 from deconfound.errors import UserError
-from deconfound.experiments.plan import make_plan
+from deconfound.experiments.layout import make_plan
 from deconfound.experiments.plan_file import configured, points, read_plan
 
 ROOT = Path(__file__).parents[2]
