@@ -1,12 +1,16 @@
 """How fast batches come: the project's reader beside a per-item DataLoader, same process.
 
     python benchmarks/loading.py --out benchmarks/results/loading.json
+    python benchmarks/loading.py --formats --out benchmarks/results/loading_formats.json
 
 Two figures: 4×100×100 uint8 images read from a warm screen, and standardised float32 batches of
 4×64×64 uint16 on one core, beside a DataLoader that reads item by item and collates the metadata
 with pandas, delivering the same tensor. `of_memory` is the share of the rate at which the same
 pixels are read and written once as float32, without a scale: what memory allows. Rates are of
 processor time, which other programs do not stretch.
+
+With --formats: random batches of 128 images of 4×64×64 from a screen of NumPy files and from the
+same as a Zarr array, the room each takes, and the rate of zarr itself on that array.
 """
 
 import argparse
@@ -22,6 +26,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,9 +35,11 @@ from deconfound.data.loading.intensity import Intensity, fit_intensity
 from deconfound.data.loading.sampler import PlainSampler
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.screens.zarr_images import ImageFormat
 from deconfound.data.tables.table import Roles
 
 IMAGES = 16_384
+BATCH, BATCHES = 128, 16
 REPEATS = 5
 
 
@@ -132,16 +139,70 @@ def measure(folder: Path) -> dict[str, float]:
     }
 
 
+def make_blurred(path: Path, dtype: str, image_format: ImageFormat) -> Screen:
+    """A screen of 4,096 images of 4×64×64, smooth with the noise of a camera, as cells pack."""
+    stream = np.random.default_rng(0)
+    channels = ("DNA", "actin", "tubulin", "mitochondria")
+    bright = 16 if dtype == "uint8" else 256
+    with ScreenWriter(path, "s", channels, Roles(), {}, image_format=image_format) as writer:
+        for _ in range(8):
+            smooth = gaussian_filter(stream.random((512, 4, 64, 64)), (0, 0, 4, 4))
+            signal = bright * (smooth - smooth.min()) / smooth.std()
+            writer.append(stream.poisson(signal).clip(0, np.iinfo(dtype).max).astype(dtype))
+        writer.finish(pd.DataFrame({"Metadata_Well": np.arange(writer.rows) % 96}))
+    return open_screen(path)
+
+
+def compare_formats(folder: Path) -> dict[str, float]:
+    """Images per second of random batches by format, and what Zarr costs and saves."""
+    import zarr
+
+    found: dict[str, float] = {}
+    for dtype in ("uint8", "uint16"):
+        rates, sizes = [], []
+        formats: tuple[ImageFormat, ...] = ("npy", "zarr")
+        for image_format in formats:
+            screen = make_blurred(folder / f"{dtype}-{image_format}", dtype, image_format)
+            sampler = PlainSampler(np.arange(len(screen), dtype=np.int64), BATCH, 0)
+
+            def read(screen: Screen = screen, sampler: PlainSampler = sampler) -> None:
+                for step in range(BATCHES):
+                    screen.read(sampler.rows(step))
+
+            read()
+            rates.append(best_rate(BATCHES * BATCH, read))
+            sizes.append(
+                sum((screen.path / shard.file).stat().st_size for shard in screen.index.shards)
+            )
+        array: Any = zarr.open_array(screen.path / "images.zarr", mode="r")
+        rows = sampler.rows(0)
+
+        def read_by_zarr(array: Any = array, rows: Any = rows) -> Any:
+            return array.oindex[rows]
+
+        if not np.array_equal(read_by_zarr(), screen.read(rows)):
+            raise AssertionError("zarr reads other images")
+        found |= {
+            f"{dtype}_npy_per_s": rates[0],
+            f"{dtype}_zarr_per_s": rates[1],
+            f"{dtype}_zarr_of_npy": rates[1] / rates[0],
+            f"{dtype}_bytes_zarr_of_npy": sizes[1] / sizes[0],
+            f"{dtype}_zarr_itself_per_s": best_rate(BATCH, read_by_zarr),
+        }
+    return found
+
+
 def main() -> None:
     """Run, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--formats", action="store_true", help="NumPy files beside Zarr")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
+        found = (compare_formats if arguments.formats else measure)(Path(folder))
     table = Table("figure", "value")
     for name, value in found.items():
-        table.add_row(name, f"{value:,.1f}")
+        table.add_row(name, f"{value:,.3f}")
     Console().print(table)
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
