@@ -1,12 +1,15 @@
 """The arguments of the verbs; the docstring of a field is its help."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from tyro.conf import Positional, arg
 
 from deconfound.config import Documented, RelativeTo
+
+if TYPE_CHECKING:
+    from deconfound.runtime.cluster import Cluster
 
 
 class Arguments(Documented):
@@ -47,6 +50,24 @@ class ComputedArguments(Watched):
     """Processor threads; all cores if not given."""
 
 
+class ClusterArguments(Arguments):
+    """Base of the verbs whose work a cluster can share."""
+
+    executor: Literal["local", "ray"] = "local"
+    """This process, or the workers of a Ray cluster, who share the folders named."""
+    workers: int | None = None
+    """Ray workers, of --threads processors each where embed runs them, else of one; as many as the
+    cluster holds if not given."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
+
+    def cluster(self) -> "Cluster | None":
+        """The cluster that the options name, None for this process; raises as `cluster_of` does."""
+        from deconfound.runtime.cluster import cluster_of
+
+        return cluster_of(self.executor, self.workers, self.address)
+
+
 class ScoresArguments(Watched, Tabled):
     """Base of the verbs that write scores."""
 
@@ -60,7 +81,7 @@ class SimulateArguments(NewScreenArguments, Watched):
     """Make a screen of cells with planted truth."""
 
 
-class IngestArguments(NewScreenArguments, Watched):
+class IngestArguments(NewScreenArguments, Watched, ClusterArguments):
     """Make a screen of image files, of folders ENVIRONMENT/LABEL/, of profiles or of an array."""
 
     table: Positional[Path | None] = None
@@ -83,13 +104,6 @@ class IngestArguments(NewScreenArguments, Watched):
     """Which array of a .npz."""
     array_axes: Literal["NCHW", "NHWC"] | None = None
     """Order of the array's axes; if not given, the two equal ones are height and width."""
-    executor: Literal["local", "ray"] = "local"
-    """Who reads whole images: this process, or the workers of a Ray cluster, who share the images'
-    folder."""
-    workers: int | None = None
-    """Ray workers; as many as the cluster has processors if not given."""
-    address: str | None = None
-    """Address of the Ray cluster; one is started here if not given."""
 
 
 class InjectArguments(NewScreenArguments, Watched):
@@ -129,7 +143,7 @@ class FitArguments(Watched):
     the directory of the run if no place is given. metrics.csv is always written."""
 
 
-class EmbedArguments(ComputedArguments):
+class EmbedArguments(ComputedArguments, ClusterArguments):
     """Embed every image of a screen with a run."""
 
     run: Positional[Path]
@@ -142,12 +156,6 @@ class EmbedArguments(ComputedArguments):
     """Another checkpoint than the one the run selected."""
     precision: Literal["auto", "32", "bf16"] = "32"
     """Precision of the network."""
-    executor: Literal["local", "ray"] = "local"
-    """This process, or the workers of a Ray cluster, who share the folders named."""
-    workers: int | None = None
-    """Ray workers, of --threads processors each (1 if not given); as many as the cluster holds."""
-    address: str | None = None
-    """Address of the Ray cluster; one is started here if not given."""
 
 
 class CorrectArguments(Arguments):
@@ -170,7 +178,7 @@ class CorrectArguments(Arguments):
     Metadata_Control_Type=negcon, or where that column is missing the label nontargeting."""
 
 
-class MeasureArguments(ScoresArguments):
+class MeasureArguments(ScoresArguments, ClusterArguments):
     """Score embeddings files."""
 
     embeddings: Positional[tuple[Path, ...]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deconfound.cli.arguments import (
     ImputationArguments,
@@ -31,8 +31,9 @@ def call_measure(words: list[str]) -> None:
     parsed = parse(MeasureArguments, words, "measure")
     from deconfound.evaluation.measure import measure
 
+    common: dict[str, Any] = {"seed": parsed.seed, "quiet": parsed.quiet}
     with kept_clear(parsed.as_json):
-        scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+        scores = measure(parsed.embeddings, parsed.out, cluster=parsed.cluster(), **common)
     _say_scores(scores, parsed)
 
 
