@@ -9,8 +9,9 @@ with pandas, delivering the same tensor. `of_memory` is the share of the rate at
 pixels are read and written once as float32, without a scale: what memory allows. Rates are of
 processor time, which other programs do not stretch.
 
-With --formats: random batches of 128 images of 4×64×64 from a screen of NumPy files and from the
-same as a Zarr array, the room each takes, and the rate of zarr itself on that array.
+With --formats: batches of 128 images of 4×64×64, drawn at random or in order, from a screen of
+NumPy files and from the same as a Zarr array, on the disk and in object storage (fsspec's memory,
+so without a network), the room each takes, and the rate of zarr itself on that array.
 """
 
 import argparse
@@ -33,10 +34,11 @@ from torch.utils.data import DataLoader, Dataset
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity, fit_intensity
 from deconfound.data.loading.sampler import PlainSampler
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import INDEX_FILE, Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.data.screens.zarr_images import ImageFormat
 from deconfound.data.tables.table import Roles
+from deconfound.files.object_store import ObjectStore
 
 IMAGES = 16_384
 BATCH, BATCHES = 128, 16
@@ -140,12 +142,12 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def make_blurred(path: Path, dtype: str, image_format: ImageFormat) -> Screen:
-    """A screen of 4,096 images of 4×64×64, smooth with the noise of a camera, as cells pack."""
+    """A screen of 2,048 images of 4×64×64, smooth with the noise of a camera, as cells pack."""
     stream = np.random.default_rng(0)
     channels = ("DNA", "actin", "tubulin", "mitochondria")
     bright = 16 if dtype == "uint8" else 256
     with ScreenWriter(path, "s", channels, Roles(), {}, image_format=image_format) as writer:
-        for _ in range(8):
+        for _ in range(4):
             smooth = gaussian_filter(stream.random((512, 4, 64, 64)), (0, 0, 4, 4))
             signal = bright * (smooth - smooth.min()) / smooth.std()
             writer.append(stream.poisson(signal).clip(0, np.iinfo(dtype).max).astype(dtype))
@@ -153,41 +155,58 @@ def make_blurred(path: Path, dtype: str, image_format: ImageFormat) -> Screen:
     return open_screen(path)
 
 
+def read_rates(screen: Screen) -> dict[str, float]:
+    """Images per second in random batches, and in order, as `embed` reads."""
+    sampler = PlainSampler(np.arange(len(screen), dtype=np.int64), BATCH, 0)
+
+    def drawn() -> None:
+        for step in range(BATCHES):
+            screen.read(sampler.rows(step))
+
+    def ordered() -> None:
+        for step in range(BATCHES):
+            screen.read(np.arange(step * BATCH, (step + 1) * BATCH))
+
+    rates = {}
+    for name, read in (("drawn", drawn), ("ordered", ordered)):
+        read()
+        rates[f"{name}_per_s"] = best_rate(BATCHES * BATCH, read)
+    return rates
+
+
 def compare_formats(folder: Path) -> dict[str, float]:
-    """Images per second of random batches by format, and what Zarr costs and saves."""
+    """Rates by format, from a disk and from object storage, and the room that Zarr saves."""
+    import fsspec
     import zarr
 
     found: dict[str, float] = {}
+    formats: tuple[ImageFormat, ...] = ("npy", "zarr")
     for dtype in ("uint8", "uint16"):
-        rates, sizes = [], []
-        formats: tuple[ImageFormat, ...] = ("npy", "zarr")
+        sizes = []
         for image_format in formats:
-            screen = make_blurred(folder / f"{dtype}-{image_format}", dtype, image_format)
-            sampler = PlainSampler(np.arange(len(screen), dtype=np.int64), BATCH, 0)
-
-            def read(screen: Screen = screen, sampler: PlainSampler = sampler) -> None:
-                for step in range(BATCHES):
-                    screen.read(sampler.rows(step))
-
-            read()
-            rates.append(best_rate(BATCHES * BATCH, read))
-            sizes.append(
-                sum((screen.path / shard.file).stat().st_size for shard in screen.index.shards)
-            )
+            name = f"{dtype}_{image_format}"
+            screen = make_blurred(folder / name, dtype, image_format)
+            url = Path(f"memory://bucket/{name}")
+            ObjectStore(url).send(screen.path, (INDEX_FILE,))
+            for place, one in (("disk", screen), ("store", open_screen(url))):
+                rates = read_rates(one)
+                found |= {f"{name}_{place}_{how}": rate for how, rate in rates.items()}
+            fsspec.filesystem("memory").store.clear()
+            files = [screen.path / shard.file for shard in screen.index.shards]
+            sizes.append(sum(file.stat().st_size for file in files))
         array: Any = zarr.open_array(screen.path / "images.zarr", mode="r")
-        rows = sampler.rows(0)
+        rows = PlainSampler(np.arange(len(screen), dtype=np.int64), BATCH, 0).rows(0)
 
         def read_by_zarr(array: Any = array, rows: Any = rows) -> Any:
             return array.oindex[rows]
 
         if not np.array_equal(read_by_zarr(), screen.read(rows)):
             raise AssertionError("zarr reads other images")
+        of_disk = [found[f"{dtype}_{one}_disk_drawn_per_s"] for one in formats]
         found |= {
-            f"{dtype}_npy_per_s": rates[0],
-            f"{dtype}_zarr_per_s": rates[1],
-            f"{dtype}_zarr_of_npy": rates[1] / rates[0],
+            f"{dtype}_drawn_zarr_of_npy": of_disk[1] / of_disk[0],
             f"{dtype}_bytes_zarr_of_npy": sizes[1] / sizes[0],
-            f"{dtype}_zarr_itself_per_s": best_rate(BATCH, read_by_zarr),
+            f"{dtype}_drawn_by_zarr_itself_per_s": best_rate(BATCH, read_by_zarr),
         }
     return found
 
