@@ -140,12 +140,8 @@ def measured(folder: Path) -> dict[str, Any]:
     found["ingest"] = compared(ingested, folder, "screen")
     screen, run = folder / "screen-here", folder / "run"
     training = TrainingOptions(steps=2, batch_size=64, device="cpu", precision="32")
-    fit(
-        config_model("scbd")(method="scbd", data=DataOptions(fold="iid"), training=training),
-        screen,
-        run,
-        quiet=True,
-    )
+    asked = {"options": {"decoder_steps": 1}, "data": DataOptions(fold="iid"), "training": training}
+    fit(config_model("scbd").model_validate({"method": "scbd", **asked}), screen, run, quiet=True)
     vars(importlib.import_module("deconfound.embeddings.embed"))["SHARD_ROWS"] = SHARD_ROWS
 
     def embedded(out: Path, cluster: Cluster | None) -> None:
