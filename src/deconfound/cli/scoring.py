@@ -4,16 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconfound.cli.arguments import (
+from deconfound.cli.documents import kept_clear, print_document, records
+from deconfound.cli.parsing import parse
+from deconfound.cli.printing import print_lines, say
+from deconfound.cli.scoring_arguments import (
     ImputationArguments,
     MeasureArguments,
     RelationsArguments,
     RetrievalArguments,
     ScoresArguments,
 )
-from deconfound.cli.documents import kept_clear, print_document, records
-from deconfound.cli.parsing import parse
-from deconfound.cli.printing import print_lines, say
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -209,6 +209,27 @@ def test_a_changed_byte_is_never_read_as_pixels(tmp_path: Path) -> None:
         packed.check()
 
 
+@pytest.mark.usefixtures("small", "store")
+def test_a_store_that_fails_midway_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = write(tmp_path / "z", images_of())
+    ObjectStore(URL).send(packed.path, ("screen.json",))
+    far = open_screen(URL)
+    np.testing.assert_array_equal(far.read([0, 40]), images_of()[[0, 40]])
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("503 Slow Down\nsecond line")
+
+    whole = MemoryFileSystem.cat_ranges
+    monkeypatch.setattr(MemoryFileSystem, "cat_ranges", failing)
+    with pytest.raises(UserError, match=r"c\.1\.0\.0\.0: the object store failed") as error:
+        far.read([13])
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(MemoryFileSystem, "cat_ranges", whole)
+    np.testing.assert_array_equal(far.read([13]), images_of()[[13]])
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("far", [False, True])
 def test_a_shard_that_is_missing_or_cut_off_is_named(
