@@ -1,12 +1,17 @@
 """How fast batches come: the project's reader beside a per-item DataLoader, same process.
 
     python benchmarks/loading.py --out benchmarks/results/loading.json
+    python benchmarks/loading.py --formats --out benchmarks/results/loading_formats.json
 
 Two figures: 4×100×100 uint8 images read from a warm screen, and standardised float32 batches of
 4×64×64 uint16 on one core, beside a DataLoader that reads item by item and collates the metadata
 with pandas, delivering the same tensor. `of_memory` is the share of the rate at which the same
 pixels are read and written once as float32, without a scale: what memory allows. Rates are of
 processor time, which other programs do not stretch.
+
+With --formats: batches of 128 images of 4×64×64, drawn at random or in order, from a screen of
+NumPy files and from the same as a Zarr array, on the disk and in object storage (fsspec's memory,
+so without a network), the room each takes, and the rate of zarr itself on that array.
 """
 
 import argparse
@@ -22,17 +27,21 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deconfound.data.loading.batch import BatchReader
 from deconfound.data.loading.intensity import Intensity, fit_intensity
 from deconfound.data.loading.sampler import PlainSampler
-from deconfound.data.screens.screen import Screen, open_screen
+from deconfound.data.screens.screen import INDEX_FILE, Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.screens.zarr_images import ImageFormat
 from deconfound.data.tables.table import Roles
+from deconfound.files.object_store import ObjectStore
 
 IMAGES = 16_384
+BATCH, BATCHES = 128, 16
 REPEATS = 5
 
 
@@ -132,16 +141,87 @@ def measure(folder: Path) -> dict[str, float]:
     }
 
 
+def make_blurred(path: Path, dtype: str, image_format: ImageFormat) -> Screen:
+    """A screen of 2,048 images of 4×64×64, smooth with the noise of a camera, as cells pack."""
+    stream = np.random.default_rng(0)
+    channels = ("DNA", "actin", "tubulin", "mitochondria")
+    bright = 16 if dtype == "uint8" else 256
+    with ScreenWriter(path, "s", channels, Roles(), {}, image_format=image_format) as writer:
+        for _ in range(4):
+            smooth = gaussian_filter(stream.random((512, 4, 64, 64)), (0, 0, 4, 4))
+            signal = bright * (smooth - smooth.min()) / smooth.std()
+            writer.append(stream.poisson(signal).clip(0, np.iinfo(dtype).max).astype(dtype))
+        writer.finish(pd.DataFrame({"Metadata_Well": np.arange(writer.rows) % 96}))
+    return open_screen(path)
+
+
+def read_rates(screen: Screen) -> dict[str, float]:
+    """Images per second in random batches, and in order, as `embed` reads."""
+    sampler = PlainSampler(np.arange(len(screen), dtype=np.int64), BATCH, 0)
+
+    def drawn() -> None:
+        for step in range(BATCHES):
+            screen.read(sampler.rows(step))
+
+    def ordered() -> None:
+        for step in range(BATCHES):
+            screen.read(np.arange(step * BATCH, (step + 1) * BATCH))
+
+    rates = {}
+    for name, read in (("drawn", drawn), ("ordered", ordered)):
+        read()
+        rates[f"{name}_per_s"] = best_rate(BATCHES * BATCH, read)
+    return rates
+
+
+def compare_formats(folder: Path) -> dict[str, float]:
+    """Rates by format, from a disk and from object storage, and the room that Zarr saves."""
+    import fsspec
+    import zarr
+
+    found: dict[str, float] = {}
+    formats: tuple[ImageFormat, ...] = ("npy", "zarr")
+    for dtype in ("uint8", "uint16"):
+        sizes = []
+        for image_format in formats:
+            name = f"{dtype}_{image_format}"
+            screen = make_blurred(folder / name, dtype, image_format)
+            url = Path(f"memory://bucket/{name}")
+            ObjectStore(url).send(screen.path, (INDEX_FILE,))
+            for place, one in (("disk", screen), ("store", open_screen(url))):
+                rates = read_rates(one)
+                found |= {f"{name}_{place}_{how}": rate for how, rate in rates.items()}
+            fsspec.filesystem("memory").store.clear()
+            files = [screen.path / shard.file for shard in screen.index.shards]
+            sizes.append(sum(file.stat().st_size for file in files))
+        array: Any = zarr.open_array(screen.path / "images.zarr", mode="r")
+        rows = PlainSampler(np.arange(len(screen), dtype=np.int64), BATCH, 0).rows(0)
+
+        def read_by_zarr(array: Any = array, rows: Any = rows) -> Any:
+            return array.oindex[rows]
+
+        if not np.array_equal(read_by_zarr(), screen.read(rows)):
+            raise AssertionError("zarr reads other images")
+        of_disk = [found[f"{dtype}_{one}_disk_drawn_per_s"] for one in formats]
+        found |= {
+            f"{dtype}_drawn_zarr_of_npy": of_disk[1] / of_disk[0],
+            f"{dtype}_bytes_zarr_of_npy": sizes[1] / sizes[0],
+            f"{dtype}_drawn_by_zarr_itself_per_s": best_rate(BATCH, read_by_zarr),
+        }
+    return found
+
+
 def main() -> None:
     """Run, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--formats", action="store_true", help="NumPy files beside Zarr")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
+        found = (compare_formats if arguments.formats else measure)(Path(folder))
     table = Table("figure", "value")
     for name, value in found.items():
-        table.add_row(name, f"{value:,.1f}")
+        table.add_row(name, f"{value:,.3f}")
     Console().print(table)
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -211,8 +211,9 @@ def test_a_newer_format_is_refused(
     with pytest.raises(UserError, match="format version 2"):
         embed(run, screen.path, tmp_path / "e.h5ad", quiet=True)
     copy = Path(shutil.copytree(screen.path, tmp_path / "copy"))
-    newer(copy / "screen.json")
-    with pytest.raises(UserError, match="format version 2; this release reads version 1"):
+    file = copy / "screen.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 3}))
+    with pytest.raises(UserError, match="format version 3; this release reads versions 1 and 2"):
         check(copy)
 
 

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from deconfound import cli, methods
-from deconfound.cli import arguments
+from deconfound.cli import arguments, scoring_arguments
 from deconfound.cli.documents import print_document, records
 from deconfound.data import sources
 from deconfound.data.screens.screen import Screen
@@ -184,7 +184,7 @@ def test_every_verb_that_prints_a_table_has_the_flag() -> None:
     assert printing == {"comparing", "lists", "scoring", "screens"}
     with_flag = {
         name
-        for name, model in vars(arguments).items()
+        for name, model in (vars(arguments) | vars(scoring_arguments)).items()
         if isinstance(model, type)
         and issubclass(model, BaseModel)
         and "as_json" in model.model_fields

@@ -1,4 +1,3 @@
-import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,10 @@ from sklearn.preprocessing import StandardScaler
 
 from deconfound.embeddings.file import PART, PREDICTED, Embeddings, write_embeddings
 from deconfound.errors import UserError
+from deconfound.evaluation import representations
 from deconfound.evaluation.measure import measure
 from deconfound.evaluation.scores import COLUMNS
 
-measure_module = importlib.import_module("deconfound.evaluation.measure")
 ROLES = {
     "label": "y", "environment": ["plate"], "levels": ["series", "plate"],
     "well": None, "split": None,
@@ -289,7 +288,7 @@ def test_a_collapsed_block_is_called_so(saved: Saved) -> None:
 def test_neighbours_are_thinned_by_the_seed_alone(
     saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure_module, "GRAPH_ROWS", 60)
+    monkeypatch.setattr(representations, "GRAPH_ROWS", 60)
     path = saved(made())
     first, again, other = (measure([path], seed=seed, quiet=True) for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(first, again)
@@ -354,8 +353,8 @@ def test_a_screen_without_a_label_of_training_is_an_error(
 def test_identified_rows_in_another_order_have_the_same_scores(
     saved: Callable[[Embeddings], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure_module, "PROBE_ROWS", 50)
-    monkeypatch.setattr(measure_module, "GRAPH_ROWS", 60)
+    monkeypatch.setattr(representations, "PROBE_ROWS", 50)
+    monkeypatch.setattr(representations, "GRAPH_ROWS", 60)
     first = made()
     first.about["roles"] = ROLES | {"identifier": ["id"]}
     first.table["id"] = [f"cell{row}" for row in range(len(PARTS))]

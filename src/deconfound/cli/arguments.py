@@ -1,12 +1,15 @@
 """The arguments of the verbs; the docstring of a field is its help."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from tyro.conf import Positional, arg
 
 from deconfound.config import Documented, RelativeTo
+
+if TYPE_CHECKING:
+    from deconfound.runtime.cluster import Cluster
 
 
 class Arguments(Documented):
@@ -47,20 +50,29 @@ class ComputedArguments(Watched):
     """Processor threads; all cores if not given."""
 
 
-class ScoresArguments(Watched, Tabled):
-    """Base of the verbs that write scores."""
+class ClusterArguments(Arguments):
+    """Base of the verbs whose work a cluster can share."""
 
-    out: Path
-    """The Parquet file of scores to write."""
-    all: bool = False
-    """Print every score, one a line, instead of a summary."""
+    executor: Literal["local", "ray"] = "local"
+    """This process, or the workers of a Ray cluster, who share the folders named."""
+    workers: int | None = None
+    """Ray workers, of --threads processors each where embed runs them, else of one; as many as the
+    cluster holds if not given."""
+    address: str | None = None
+    """Address of the Ray cluster; one is started here if not given."""
+
+    def cluster(self) -> "Cluster | None":
+        """The cluster that the options name, None for this process; raises as `cluster_of` does."""
+        from deconfound.runtime.cluster import cluster_of
+
+        return cluster_of(self.executor, self.workers, self.address)
 
 
 class SimulateArguments(NewScreenArguments, Watched):
     """Make a screen of cells with planted truth."""
 
 
-class IngestArguments(NewScreenArguments, Watched):
+class IngestArguments(NewScreenArguments, Watched, ClusterArguments):
     """Make a screen of image files, of folders ENVIRONMENT/LABEL/, of profiles or of an array."""
 
     table: Positional[Path | None] = None
@@ -83,13 +95,6 @@ class IngestArguments(NewScreenArguments, Watched):
     """Which array of a .npz."""
     array_axes: Literal["NCHW", "NHWC"] | None = None
     """Order of the array's axes; if not given, the two equal ones are height and width."""
-    executor: Literal["local", "ray"] = "local"
-    """Who reads whole images: this process, or the workers of a Ray cluster, who share the images'
-    folder."""
-    workers: int | None = None
-    """Ray workers; as many as the cluster has processors if not given."""
-    address: str | None = None
-    """Address of the Ray cluster; one is started here if not given."""
 
 
 class InjectArguments(NewScreenArguments, Watched):
@@ -129,7 +134,7 @@ class FitArguments(Watched):
     the directory of the run if no place is given. metrics.csv is always written."""
 
 
-class EmbedArguments(ComputedArguments):
+class EmbedArguments(ComputedArguments, ClusterArguments):
     """Embed every image of a screen with a run."""
 
     run: Positional[Path]
@@ -142,12 +147,6 @@ class EmbedArguments(ComputedArguments):
     """Another checkpoint than the one the run selected."""
     precision: Literal["auto", "32", "bf16"] = "32"
     """Precision of the network."""
-    executor: Literal["local", "ray"] = "local"
-    """This process, or the workers of a Ray cluster, who share the folders named."""
-    workers: int | None = None
-    """Ray workers, of --threads processors each (1 if not given); as many as the cluster holds."""
-    address: str | None = None
-    """Address of the Ray cluster; one is started here if not given."""
 
 
 class CorrectArguments(Arguments):
@@ -168,15 +167,6 @@ class CorrectArguments(Arguments):
     control: str | None = None
     """COLUMN=VALUE of the negative controls, for methods that need them; if not given,
     Metadata_Control_Type=negcon, or where that column is missing the label nontargeting."""
-
-
-class MeasureArguments(ScoresArguments):
-    """Score embeddings files."""
-
-    embeddings: Positional[tuple[Path, ...]]
-    """One or more .h5ad files, or directories of embeddings."""
-    seed: int = 0
-    """Seed of the sub-samples that probes and neighbour graphs are computed on."""
 
 
 class CellprofilerArguments(Watched):
@@ -209,59 +199,6 @@ class AggregateArguments(Watched):
     """The .h5ad file of cells."""
     out: Path
     """The .h5ad or .parquet file to write."""
-
-
-class RelationsArguments(ScoresArguments):
-    """Score embeddings of genes against known complexes."""
-
-    aggregates: Positional[tuple[Path, ...]]
-    """One or more files of genes, made by aggregate."""
-    complexes: Path
-    """Known complexes: lines of a name and genes, CORUM's download, GMT, or pairs."""
-
-
-class RetrievalArguments(ScoresArguments):
-    """Score whether profiles of a perturbation, the label, find each other first."""
-
-    embeddings: Positional[tuple[Path, ...]]
-    """One or more .h5ad files of profiles: of aggregate --level guide, or of a screen of wells."""
-    target: str | None = None
-    """Column of targets or mechanisms, for consistency."""
-    control: str | None = None
-    """COLUMN=VALUE of the negative controls; if not given, Metadata_Control_Type=negcon, or where
-    that column is missing the label nontargeting."""
-    parts: tuple[str, ...] = ()
-    """Parts of the fold to score, such as test; all if not given."""
-    details: Path | None = None
-    """Parquet file to write with a row for each perturbation or target."""
-    null_size: int = Field(10_000, ge=1)
-    """Rankings drawn at random for the p-values."""
-    seed: int = 0
-    """Seed of these draws."""
-
-
-class ImputationArguments(ComputedArguments, Tabled):
-    """Score the images that a run imputes, against the true ones of planted environments."""
-
-    run: Positional[Path]
-    """Directory of a finished run of a method that imputes, such as ist."""
-    screen: Positional[Path]
-    """The screen it was fitted on, made by simulate or inject."""
-    out: Path
-    """The Parquet file of scores to write; the oracle is kept beside it."""
-    all: bool = False
-    """Print every score, one a line, instead of a summary."""
-    images: int = Field(2_000, ge=1)
-    """Cells of a part at most, drawn by the seed."""
-    style_images: int = Field(1, ge=1)
-    """Images of an environment that one style is averaged over; 1 as in the paper."""
-    relative_style: RelativeTo | None = None
-    """Images keep how their style differs from the mean style of their environment, over all of its
-    images or over its negative controls."""
-    oracle_steps: int = Field(400, ge=1)
-    """Training steps of the oracle that says which label an image shows."""
-    seed: int = 0
-    """Seed of the cells, environments and style images, and of the oracle."""
 
 
 class CompareArguments(Watched, Tabled):

@@ -153,9 +153,8 @@ def call_embed(words: list[str]) -> None:
     parsed = parse(EmbedArguments, words, "embed")
     from deconfound.data.readers.embedded import INDEX
     from deconfound.embeddings.embed import embed, embed_shards
-    from deconfound.runtime.cluster import cluster_of
 
-    cluster = cluster_of(parsed.executor, parsed.workers, parsed.address)
+    cluster = parsed.cluster()
     if cluster is not None and is_url(parsed.out):
         raise UserError(
             f"embed: --out {parsed.out}: the workers of a cluster write into a folder that they "

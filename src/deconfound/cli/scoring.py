@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from deconfound.cli.arguments import (
+from deconfound.cli.documents import kept_clear, print_document, records
+from deconfound.cli.parsing import parse
+from deconfound.cli.printing import print_lines, say
+from deconfound.cli.scoring_arguments import (
     ImputationArguments,
     MeasureArguments,
     RelationsArguments,
     RetrievalArguments,
     ScoresArguments,
 )
-from deconfound.cli.documents import kept_clear, print_document, records
-from deconfound.cli.parsing import parse
-from deconfound.cli.printing import print_lines, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +31,9 @@ def call_measure(words: list[str]) -> None:
     parsed = parse(MeasureArguments, words, "measure")
     from deconfound.evaluation.measure import measure
 
+    common: dict[str, Any] = {"seed": parsed.seed, "quiet": parsed.quiet}
     with kept_clear(parsed.as_json):
-        scores = measure(parsed.embeddings, parsed.out, seed=parsed.seed, quiet=parsed.quiet)
+        scores = measure(parsed.embeddings, parsed.out, cluster=parsed.cluster(), **common)
     _say_scores(scores, parsed)
 
 

@@ -73,7 +73,6 @@ def call_ingest(words: list[str]) -> None:
     from deconfound.data.ingest.writing import remarks
     from deconfound.data.readers.features import Part
     from deconfound.data.screens.screen import INDEX_FILE
-    from deconfound.runtime.cluster import cluster_of
 
     arguments = create_model(
         "WithFormats", __base__=IngestArguments, formats=(IngestConfig, IngestConfig())
@@ -94,7 +93,7 @@ def call_ingest(words: list[str]) -> None:
         raise UserError("ingest: --array-key and --array-axes belong to --array; add it")
     if parsed.table is None and not made_of["--images-root"]:
         raise UserError("ingest: name the table first: deconfound ingest TABLE …")
-    cluster = cluster_of(parsed.executor, parsed.workers, parsed.address)
+    cluster = parsed.cluster()
     if cluster is not None and not made_of["--images-root"]:
         raise UserError("ingest: --executor ray reads image files; it belongs to --images-root")
     common = {"config": parsed.formats, "quiet": parsed.quiet}

@@ -2,47 +2,43 @@
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import torch
 
-from deconfound.arrays import Codes, Doubles, Floats, Mask
 from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.nearby import seen_nearby
 from deconfound.data.tables.keys import keys
 from deconfound.data.tables.table import coded, joined_key, listed, require_columns
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings
 from deconfound.errors import UserError
-from deconfound.evaluation.sampling import noted, standard_errors
+from deconfound.evaluation.representations import RepresentationScorer
 from deconfound.evaluation.scores import NamedScore, classification, score_row, write_scores
-from deconfound.losses import supervised_contrastive
-from deconfound.metrics.accuracy import accuracy, macro_f1, macro_f1_chance, seen_in_training
-from deconfound.metrics.batch_cv import knn_batch_cv
-from deconfound.metrics.collapse import mean_resultant_length, supcon_against_collapse
-from deconfound.metrics.mixing import clisi, ilisi, lisi, lisi_ratio
-from deconfound.metrics.neighbors import neighbor_graph
-from deconfound.metrics.probe import batch_prediction, linear_probe
-from deconfound.metrics.score import Score
+from deconfound.files.object_store import is_url
+from deconfound.metrics.accuracy import seen_in_training
+from deconfound.runtime.cluster import Cluster
 from deconfound.runtime.progress import Progress
-from deconfound.runtime.seeds import numpy_stream
 
-GRAPH_ROWS = 20_000
-PROBE_ROWS = 8_000
-COLLAPSE_BATCH = 1_024
+Part = tuple[Path, str]
+"""An embeddings file, and the name of a representation in it."""
 
 
 def measure(
-    embeddings: Iterable[Path], out: Path | None = None, *, seed: int = 0, quiet: bool = False
+    embeddings: Iterable[Path],
+    out: Path | None = None,
+    *,
+    seed: int = 0,
+    quiet: bool = False,
+    cluster: Cluster | None = None,
 ) -> pd.DataFrame:
     """Score embeddings files; folds of one level, method and seed are also scored pooled.
 
     Returns, and writes to the Parquet file `out`, the columns method, fold, seed, representation,
-    metric, part (the rows scored), value, n, note, config (of the run, as JSON). Raises UserError
-    if `out` exists or is being written, if no file is given or if a file cannot be read.
+    metric, part (the rows scored), value, n, note, config (of the run, as JSON). Workers of a
+    `cluster`, who share the folders of the files, score a representation each. Raises UserError if
+    `out` exists or is being written, if no file is given or if a file cannot be read.
     """
     paths = [Path(path) for path in embeddings]
     if not paths:
@@ -51,38 +47,50 @@ def measure(
     twice = [path for path, place in zip(paths, real, strict=True) if real.count(place) > 1]
     if twice:
         raise UserError(f"{twice[0]}: named twice; its scores would count twice, name it once")
-    return write_scores(out, lambda: _measured(paths, seed, quiet))
+    return write_scores(out, lambda: _measured(paths, seed, quiet, cluster))
 
 
-def _measured(paths: list[Path], seed: int, quiet: bool) -> list[dict[str, Any]]:
+class _File(NamedTuple):
+    """An embeddings file, all of it scored but for its representations."""
+
+    path: Path
+    about: dict[str, Any]
+    fold: str
+    predicted: list[NamedScore]
+    of_test: pd.DataFrame
+    """As `_predictions_of_test` has it."""
+    names: tuple[str, ...]
+    """Of the representations."""
+    alarms: list[NamedScore]
+
+
+def _measured(
+    paths: list[Path], seed: int, quiet: bool, cluster: Cluster | None
+) -> list[dict[str, Any]]:
+    files: list[_File] = []
+    found: dict[Part, list[NamedScore]] = {}
+    with Progress("measure", len(paths), "files", quiet=quiet) as progress:
+        for path in paths:
+            opened = _opened(path)
+            scorer = RepresentationScorer(opened, seed)
+            files.append(_without_representations(opened, scorer, path))
+            if cluster is None:
+                found |= {(path, name): scorer.scores(name) for name in scorer.names}
+            progress.update(1, path.name)
+    if cluster is not None:
+        found = _scored_elsewhere(cluster, files, seed, quiet)
     rows: list[dict[str, Any]] = []
     predictions: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
     last_of: dict[tuple[str, str], dict[str, Any]] = {}
-    with Progress("measure", len(paths), "files", quiet=quiet) as progress:
-        for path in paths:
-            opened = read_embeddings(path)
-            about = opened.about
-            if "aggregated" in about:
-                raise UserError(f"{path}: holds genes, not cells; add --complexes FILE")
-            require_columns(opened.table, [str(opened.roles.label)], str(path))
-            opened = opened.taken(opened.order())
-            refuse_unshared_labels(opened, path)
-            measured = [*prediction_scores(opened), *representation_scores(opened, seed)]
-            if not measured:
-                parts = listed(sorted(set(opened.part.tolist())))
-                raise UserError(
-                    f"{path}: nothing to score: no row outside training has a label and a "
-                    "prediction, and there are not both training and unseen rows "
-                    f"(parts: {parts}); embed the whole screen of the run, or one with labels"
-                )
-            fold = fold_key(str(about["fold"]), opened.roles)
-            rows += [score_row(about, fold, row) for row in measured]
-            level, holds_out, _ = fold.partition("=")
-            if holds_out:
-                key = level, _setting(about)
-                predictions.setdefault(key, {})[fold] = _predictions_of_test(opened)
-                last_of[key] = about
-            progress.update(1, path.name)
+    for file in files:
+        of_blocks = [score for name in file.names for score in found[file.path, name]]
+        scores = [*file.predicted, *of_blocks, *file.alarms]
+        rows += [score_row(file.about, file.fold, score) for score in scores]
+        level, holds_out, _ = file.fold.partition("=")
+        if holds_out:
+            key = level, _setting(file.about)
+            predictions.setdefault(key, {})[file.fold] = file.of_test
+            last_of[key] = file.about
     for key, folds in predictions.items():
         if len(folds) > 1:
             name = f"{key[0]} (pooled over {len(folds)} folds)"
@@ -90,6 +98,69 @@ def _measured(paths: list[Path], seed: int, quiet: bool) -> list[dict[str, Any]]
                 score_row(last_of[key], name, row) for row in _pooled(pd.concat(folds.values()))
             ]
     return rows
+
+
+def _opened(path: Path) -> Embeddings:
+    """Embeddings of cells in the order of their identifier; raises UserError for others."""
+    opened = read_embeddings(path)
+    if "aggregated" in opened.about:
+        raise UserError(f"{path}: holds genes, not cells; add --complexes FILE")
+    require_columns(opened.table, [str(opened.roles.label)], str(path))
+    return opened.taken(opened.order())
+
+
+def _without_representations(opened: Embeddings, scorer: RepresentationScorer, path: Path) -> _File:
+    refuse_unshared_labels(opened, path)
+    predicted = prediction_scores(opened)
+    if not predicted and not scorer.names:
+        parts = listed(sorted(set(opened.part.tolist())))
+        raise UserError(
+            f"{path}: nothing to score: no row outside training has a label and a "
+            "prediction, and there are not both training and unseen rows "
+            f"(parts: {parts}); embed the whole screen of the run, or one with labels"
+        )
+    fold = fold_key(str(opened.about["fold"]), opened.roles)
+    of_test = _predictions_of_test(opened)
+    return _File(path, opened.about, fold, predicted, of_test, scorer.names, scorer.alarms())
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """Makes what scores a representation in another process."""
+
+    seed: int
+
+    def __call__(self) -> Callable[[Part], list[NamedScore]]:
+        """What scores a representation; the file that it scored last stays in memory."""
+        held: dict[Path, RepresentationScorer] = {}
+
+        def score(part: Part) -> list[NamedScore]:
+            path, name = part
+            if path not in held:
+                held.clear()
+                held[path] = RepresentationScorer(_opened(path), self.seed)
+            return held[path].scores(name)
+
+        return score
+
+
+def _scored_elsewhere(
+    cluster: Cluster, files: list[_File], seed: int, quiet: bool
+) -> dict[Part, list[NamedScore]]:
+    """The scores of all representations, by the workers of a cluster."""
+    parts = [(file.path, name) for file in files for name in file.names]
+    there = [(path if is_url(path) else path.resolve(), name) for path, name in parts]
+    found: dict[Part, list[NamedScore]] = {}
+    with Progress("measure", len(parts), "representations", quiet=quiet) as progress:
+        answers = cluster.in_order(_Worker(seed), there, threads=1, named=_named, keeps=False)
+        for part, scores in zip(parts, answers, strict=True):
+            found[part] = scores
+            progress.update(1, part[1])
+    return found
+
+
+def _named(part: Part) -> str:
+    return f"{part[1]} of {part[0]}"
 
 
 def _setting(about: dict[str, Any]) -> str:
@@ -150,151 +221,3 @@ def _pooled(rows: pd.DataFrame) -> list[NamedScore]:
     label = coded(rows["truth"])
     predicted = coded(rows["predicted"], label.names).codes
     return classification(label.codes, predicted, rows["seen"].to_numpy(dtype=bool), "test")
-
-
-class _Rows(NamedTuple):
-    """The rows whose representations are scored, (N,) each."""
-
-    label: Codes
-    environment: Codes
-    part: npt.NDArray[np.str_]
-    train: Mask
-    inside: Mask
-    """Whether a row is unseen and from a training environment."""
-
-
-def representation_scores(embeddings: Embeddings, seed: int) -> list[NamedScore]:
-    """Scores of every representation; none where training rows or unseen rows are missing."""
-    part, fold = embeddings.part, embeddings.about["fold"]
-    # Unseen rows from training environments are id_test, else an iid test, else val.
-    unseen = "id_test" if (part == "id_test").any() else "test" if fold == "iid" else "val"
-    train, inside = part == "train", part == unseen
-    if not train.any() or not inside.any():
-        return []
-    label, environment = coded(embeddings.label()).codes, coded(embeddings.environment()).codes
-    rows = _Rows(label, environment, part, train, inside)
-    graphed = _graphed(rows, seed)
-    # A fold that holds no environment out lets a probe be fitted on all of its rows.
-    no_environment_held_out = fold in ("iid", "given") and bool(
-        np.isin(environment, environment[rows.train]).all()
-    )
-    scores: list[NamedScore] = []
-    for name, values in sorted(embeddings.representations.items()):
-        scores += _probes(name, values, rows, unseen, seed)
-        if no_environment_held_out:
-            score = batch_prediction(values, environment, seed)
-            scores.append(NamedScore(name, "batch_prediction_macro_f1", "all", score))
-        of_graph = _Rows._make(one[graphed] for one in rows)
-        near = _neighbourhood(name, values[graphed], of_graph, unseen)
-        scores += _of_drawn(near, of_graph, rows, seed)
-    if "content" in embeddings.representations:
-        scores += _collapse(embeddings.representations["content"], rows, unseen, seed)
-    return scores
-
-
-def _probes(name: str, values: Floats, rows: _Rows, unseen: str, seed: int) -> list[NamedScore]:
-    """Scores of fresh linear probes fitted on training rows.
-
-    The label is probed on unseen rows and on test rows, the environment on unseen rows alone: a
-    held-out environment has no training row.
-    """
-    part = rows.part
-    scores = []
-    for target, codes, parts in (
-        ("label", rows.label, sorted({unseen, "test"})),
-        ("environment", rows.environment, [unseen]),
-    ):
-        is_test = np.isin(part, parts)
-        probe = linear_probe(
-            values, codes, rows.train, is_test, seed=seed, max_train_rows=PROBE_ROWS
-        )
-        if not len(probe.classes):
-            metric = f"probe_{target}_macro_f1"
-            scores += [NamedScore(name, metric, one, probe.macro_f1) for one in parts]
-            continue
-        for one in parts:
-            chosen = part[is_test] == one
-            if not chosen.any():
-                continue
-            truth, predicted = codes[is_test][chosen], probe.predicted[chosen]
-            seen = seen_in_training(truth, codes[rows.train])
-            for metric, score in (
-                ("macro_f1", macro_f1(truth, predicted, seen)),
-                ("accuracy", accuracy(truth, predicted, seen)),
-                ("macro_f1_chance", macro_f1_chance(truth, predicted, seen)),
-            ):
-                noted = score._replace(note="; ".join(filter(None, (score.note, probe.note))))
-                scores.append(NamedScore(name, f"probe_{target}_{metric}", one, noted))
-    return scores
-
-
-class _Near(NamedTuple):
-    """Scores of neighbours, and what they were made of."""
-
-    scores: list[NamedScore]
-    lisi: Doubles
-    """(U, 2) LISI of environment and label of every unseen row of the graph."""
-    mixing: Callable[[Doubles], list[Score]]
-    """The scores that LISI gives, the first ones of `scores`."""
-
-
-def _neighbourhood(name: str, values: Floats, rows: _Rows, part: str) -> _Near:
-    """LISI of unseen rows among unseen and training rows, and kNN BatchCV, on one graph."""
-    label, environment = rows.label, rows.environment
-    graph = neighbor_graph(values)
-    per_row = lisi(graph, np.stack([environment, label], axis=1))[rows.inside]
-    environments = len(np.unique(environment[environment >= 0]))
-    labels = len(np.unique(label[label >= 0]))
-
-    def mixing(of_rows: Doubles) -> list[Score]:
-        of_environment, of_label = of_rows[:, 0], of_rows[:, 1]
-        ratio = lisi_ratio(of_environment, of_label, environments, labels)
-        medians = ilisi(of_environment, environments), clisi(of_label, labels)
-        return [ratio.environment, ratio.label, ratio.ratio, *medians]
-
-    batch_cv = knn_batch_cv(values, label, environment, rows.train, rows.inside, graph=graph)
-    named = ("lisi_environment", "lisi_label", "lisi_ratio", "ilisi", "clisi", "knn_batch_cv")
-    found = [*mixing(per_row), batch_cv.mean]
-    scores = [
-        NamedScore(name, metric, part, score) for metric, score in zip(named, found, strict=True)
-    ]
-    return _Near(scores, per_row, mixing)
-
-
-def _of_drawn(near: _Near, drawn: _Rows, rows: _Rows, seed: int) -> list[NamedScore]:
-    """The scores, noted where the graph holds but some rows, and with the error that this makes."""
-    among, every = len(drawn.part), int((rows.inside | rows.train).sum())
-    if among == every:
-        return near.scores
-    some, unseen = int(drawn.inside.sum()), int(rows.inside.sum())
-    errors: list[float | None] = [None] * len(near.scores)
-    if some < unseen:
-        errors = [*standard_errors(near.mixing, near.lisi, seed), None]
-    return [
-        one._replace(score=noted(one.score, (some, unseen), (among, every), error))
-        for one, error in zip(near.scores, errors, strict=True)
-    ]
-
-
-def _collapse(content: Floats, rows: _Rows, part: str, seed: int) -> list[NamedScore]:
-    """The alarms for content that has shrunk to a point, on unseen rows."""
-    content, label = content[rows.inside], rows.label[rows.inside]
-    chosen = numpy_stream(seed, "collapse").permutation(len(content))[:COLLAPSE_BATCH]
-    z = torch.nn.functional.normalize(torch.from_numpy(content[chosen]))
-    loss = float(supervised_contrastive(z, torch.from_numpy(label[chosen])))
-    against = supcon_against_collapse(loss, len(chosen))
-    return [
-        NamedScore("content", "mean_resultant_length", part, mean_resultant_length(content)),
-        NamedScore("content", "supcon_collapse", part, against),
-    ]
-
-
-def _graphed(rows: _Rows, seed: int) -> Codes:
-    """Rows of the neighbour graph, ascending: unseen rows, and training rows while there is room.
-
-    Unseen rows fill at most half of the graph.
-    """
-    stream = numpy_stream(seed, "neighbour graph")
-    unseen = stream.permutation(np.flatnonzero(rows.inside))[: GRAPH_ROWS // 2]
-    seen = stream.permutation(np.flatnonzero(rows.train))[: GRAPH_ROWS - len(unseen)]
-    return np.sort(np.concatenate([unseen, seen]))

@@ -131,7 +131,7 @@ def unfinished(path: Path) -> Path:
 
 def publish(folder: Path, path: Path) -> None:
     """Flush the files of `folder` to disk and rename it to `path`."""
-    for file in folder.iterdir():
+    for file in folder.rglob("*"):
         flush(file)
     flush(folder)
     folder.rename(path)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from deconfound.errors import UserError
@@ -42,13 +43,15 @@ class Cluster:
         *,
         threads: int,
         named: Callable[[Item], str],
+        keeps: bool = True,
     ) -> Generator[Any, None, None]:
         """The answers of workers, each an actor of `threads` processors that `make` makes, to all
         items in their order.
 
         A worker that dies is replaced, and another is given its item. Closing the generator kills
         the workers. Raises UserError where Ray is not installed or cannot be reached, with what a
-        worker refuses, and, with the item `named`, where three workers were lost over it.
+        worker refuses, and, with the item `named`, where three workers were lost over it; that says
+        whether what is done is kept, as `keeps` does.
         """
         if not items:
             return
@@ -58,7 +61,8 @@ class Cluster:
             actor = ray.remote(num_cpus=threads, num_gpus=devices(ray, count))(_Worker)
             hands = [actor.remote(make) for _ in range(count)]
             try:
-                yield from _answered(ray, hands, lambda: actor.remote(make), items, named)
+                another = partial(actor.remote, make)
+                yield from _answered(ray, hands, another, items, named, keeps)
             finally:
                 for hand in hands:
                     ray.kill(hand)
@@ -70,6 +74,7 @@ def _answered(
     another: Callable[[], Any],
     items: Sequence[Item],
     named: Callable[[Item], str],
+    keeps: bool,
 ) -> Generator[Any, None, None]:
     """The answers of the workers `hands`, to which one more is added for each that is lost."""
     idle, running = list(hands), {}
@@ -89,7 +94,7 @@ def _answered(
         except ray.exceptions.RayError as error:
             lost[place] += 1
             if lost[place] == TRIES:
-                raise _lost(named(items[place]), error) from error
+                raise _lost(named(items[place]), error, keeps) from error
             hand = another()
             hands.append(hand)
             waiting.append(place)
@@ -120,11 +125,12 @@ class _Worker:
             return Refused(str(error))
 
 
-def _lost(what: str, error: Exception) -> UserError:
+def _lost(what: str, error: Exception, keeps: bool) -> UserError:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    kept, again = ("what is done is kept: ", "goes on") if keeps else ("", "starts again")
     return UserError(
-        f"--executor ray: {TRIES} workers were lost over {what} ({reason}); what is done is kept: "
-        "give the cluster machines, or a worker more memory, and the same command goes on"
+        f"--executor ray: {TRIES} workers were lost over {what} ({reason}); {kept}give the cluster "
+        f"machines, or a worker more memory, and the same command {again}"
     )
 
 

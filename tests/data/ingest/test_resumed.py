@@ -20,6 +20,7 @@ from deconfound.data.ingest.images import IngestConfig, ingest
 from deconfound.data.ingest.rows import RowReader
 from deconfound.data.screens import writer
 from deconfound.data.screens.screen import open_screen
+from deconfound.data.screens.shards import ShardWriter
 from deconfound.data.screens.writer import ScreenWriter
 from deconfound.errors import UserError
 from deconfound.files import growing
@@ -28,6 +29,7 @@ ROWS = 23
 SHARD_ROWS = 8
 WHOLE = IngestConfig(name="screen")
 CROPPED = IngestConfig(name="screen", crop=8)
+PACKED = IngestConfig(name="screen", image_format="zarr")
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,8 @@ def make(table: Path, out: Path, config: IngestConfig) -> dict[str, bytes]:
     """Ingest; the bytes of every file of the screen."""
     screen = ingest(source(table, config), table.parent, out, config=config, quiet=True)
     screen.check()
-    return {file.name: file.read_bytes() for file in out.iterdir()}
+    files = [file for file in out.rglob("*") if file.is_file()]
+    return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
 def stop_at(
@@ -127,6 +130,75 @@ def test_images_go_on_behind_the_last_mark(
     assert sorted(rows) == list(range(2 * (call - 1), ROWS))
     assert left(out) == ["screen"]
     assert open_screen(out).provenance["black_images"] == 1
+
+
+@pytest.fixture
+def packed() -> IngestConfig:
+    pytest.importorskip("zarr", reason="zarr is not installed: pip install 'deconfound[zarr]'")
+    return PACKED
+
+
+SHARDS = {f"images.zarr/c.{number}.0.0.0" for number in range(3)}
+
+
+@pytest.mark.parametrize("call", [1, 4, 5, 6, 9, 12])
+def test_packed_images_go_on_behind_the_last_mark(
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: IngestConfig,
+    call: int,
+) -> None:
+    whole = make(table, tmp_path / "whole", packed)
+    assert whole.keys() == {*SHARDS, "images.zarr/zarr.json", "screen.json", "table.parquet"}
+    out = tmp_path / "screen"
+    back = stop_at(monkeypatch, ScreenWriter, "append", call)
+    with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
+        make(table, out, packed)
+    back()
+    assert left(out) == [".screen.unfinished"]
+    rows = rows_read(monkeypatch)
+    assert make(table, out, packed) == whole
+    assert sorted(rows) == list(range(2 * (call - 1), ROWS))
+    assert left(out) == ["screen"]
+
+
+@pytest.mark.parametrize("owner", ["mark", "drop_packed"])
+@pytest.mark.parametrize("call", [4, 8, 12])
+def test_a_kill_around_a_packed_shard_loses_no_image(
+    table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: IngestConfig,
+    owner: str,
+    call: int,
+) -> None:
+    """Behind a shard that was packed, before the mark that names it or before its copy goes."""
+    whole = make(table, tmp_path / "whole", packed)
+    back = stop_at(monkeypatch, ShardWriter, owner, call)
+    with pytest.raises(KeyboardInterrupt):
+        make(table, tmp_path / "screen", packed)
+    back()
+    rows = rows_read(monkeypatch)
+    assert make(table, tmp_path / "screen", packed) == whole
+    first = 2 * (call - 1) if owner == "mark" else 2 * call
+    assert sorted(rows) == list(range(min(first, ROWS), ROWS))
+
+
+@pytest.mark.parametrize("name", ["c.0.0.0.0", "zarr.json", "images-00002.npy"])
+@pytest.mark.parametrize("how", ["a changed byte", "missing"])
+def test_what_is_packed_and_damaged_is_made_again(
+    table: Path, tmp_path: Path, packed: IngestConfig, name: str, how: str
+) -> None:
+    whole = make(table, tmp_path / "whole", packed)
+    stopped(table, tmp_path / "screen", packed)
+    [file] = (tmp_path / ".screen.unfinished").rglob(name)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    if how == "missing":
+        file.unlink()
+    assert make(table, tmp_path / "screen", packed) == whole
 
 
 @pytest.mark.parametrize("call", [1, 4, 9])
@@ -295,6 +367,8 @@ from deconfound.data.ingest import rows
 from deconfound.data.screens import writer
 from deconfound.files import growing
 rows.CHUNK_IMAGES, growing.MARK_SECONDS = 2, 0
+if "zarr" in sys.argv:
+    writer.SHARD_BYTES = 2 * 64
 append = writer.ScreenWriter.append
 def slow(self, images):
     append(self, images)
@@ -305,10 +379,18 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.fixture(params=["npy", "zarr"])
+def form(request: pytest.FixtureRequest) -> str:
+    if request.param == "zarr":
+        pytest.importorskip("zarr", reason="zarr is not installed: pip install 'deconfound[zarr]'")
+    return str(request.param)
+
+
 @pytest.fixture
-def running(table: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process that has ingested some of the images."""
+def running(table: Path, tmp_path: Path, form: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that has ingested some of the images, two to a shard where they are packed."""
     words = ["ingest", table, "--images-root", table.parent, "--out", tmp_path / "screen"]
+    words += ["--image-format", form]
     command = [sys.executable, "-c", SLOW, *map(str, words), "--name", "screen", "--quiet"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -322,7 +404,12 @@ def running(table: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
 )
 def test_a_signal_leaves_what_can_be_resumed(
-    running: "subprocess.Popen[str]", table: Path, tmp_path: Path, number: int, code: int
+    running: "subprocess.Popen[str]",
+    table: Path,
+    tmp_path: Path,
+    form: str,
+    number: int,
+    code: int,
 ) -> None:
     running.send_signal(number)
     _, said = running.communicate(timeout=60)
@@ -331,9 +418,10 @@ def test_a_signal_leaves_what_can_be_resumed(
         assert said == "deconfound: stopped; the same command resumes\n"
     assert not (tmp_path / "screen").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "SHARD_BYTES", 256 * 2**20)
+        patch.setattr(writer, "SHARD_BYTES", 256 * 2**20 if form == "npy" else 2 * 64)
         rows = rows_read(patch)
-        resumed = make(table, tmp_path / "screen", WHOLE)
+        config = WHOLE if form == "npy" else PACKED
+        resumed = make(table, tmp_path / "screen", config)
         assert 0 < min(rows) < ROWS
-        assert resumed == make(table, tmp_path / "whole", WHOLE)
+        assert resumed == make(table, tmp_path / "whole", config)
     assert left(tmp_path / "screen") == ["screen"]

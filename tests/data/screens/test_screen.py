@@ -209,7 +209,8 @@ def test_a_changed_table_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3; this release reads versions 1 and 2"),
+        ({"format_version": 2}, "its format version is not that of its images"),
         ({"rows": "many"}, "damaged"),
         ({"unknown": 1}, "damaged"),
         ({"rows": 4}, "its checksum differs"),

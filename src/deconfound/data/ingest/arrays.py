@@ -28,7 +28,9 @@ from deconfound.runtime.progress import Progress
 
 Axes = Literal["NCHW", "NHWC"]
 
-ARRAY_OPTIONS = frozenset({"channels", "size", "fit", "max_pixels", "transform", "percentile_by"})
+ARRAY_OPTIONS = frozenset(
+    {"channels", "size", "fit", "max_pixels", "transform", "percentile_by", "image_format"}
+)
 
 
 def ingest_array(
@@ -64,6 +66,8 @@ def ingest_array(
             "each"
         )
     is_image = len(values.shape) > 2
+    if not is_image:
+        refuse_options(config, ROLE_OPTIONS | ARRAY_OPTIONS - {"image_format"}, "profiles")
     command = ["deconfound", "ingest", str(table), "--array", str(array), "--out", str(out)]
     command += [] if key is None else ["--array-key", key]
     command += [] if axes is None else ["--array-axes", axes]
@@ -111,7 +115,14 @@ def ingest_array(
         provenance["fit"] = fitting(sides, config.fit)
     refuse_full_disk(Path(out), len(metadata) * len(names) * math.prod(sides) * bytes_each)
     with (
-        ScreenWriter(out, config.name or Path(out).name, names, roles, provenance) as writer,
+        ScreenWriter(
+            out,
+            config.name or Path(out).name,
+            names,
+            roles,
+            provenance,
+            image_format=config.image_format,
+        ) as writer,
         Progress("ingest", len(metadata), "images", quiet=quiet) as progress,
     ):
         for stored in values.parts(CHUNK_BYTES):

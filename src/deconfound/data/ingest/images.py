@@ -22,6 +22,7 @@ from deconfound.data.readers.axes import Project
 from deconfound.data.readers.bounds import MAX_PIXELS
 from deconfound.data.readers.resizing import Fit
 from deconfound.data.screens.screen import Screen
+from deconfound.data.screens.zarr_images import ImageFormat
 from deconfound.data.tables.image_table import joined_by_image, without_image_prefix
 from deconfound.data.tables.table import read_table
 from deconfound.errors import UserError
@@ -98,6 +99,9 @@ class IngestConfig(Options):
     percentile_by: str | None = None
     """Column, such as Metadata_Plate, whose groups share percentiles; each image has its own if
     not given."""
+    image_format: ImageFormat = Field("npy", exclude_if=lambda given: given == "npy")
+    """How the screen holds images: npy, as NumPy files, or zarr, as one Zarr array, packed in
+    shards."""
     max_pixels: int = Field(MAX_PIXELS, ge=1)
     """Largest image read, height × width × channels, with every plane of a stack."""
     allow_outside: bool = False
@@ -257,6 +261,7 @@ def ingest(
         crops=crops,
         transform=config.transform,
         percentile_by=config.percentile_by,
+        image_format=config.image_format,
         quiet=quiet,
         cluster=cluster,
     )

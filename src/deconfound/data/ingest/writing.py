@@ -29,6 +29,7 @@ from deconfound.data.ingest.whole import whole_images
 from deconfound.data.readers.resizing import Fit, Sides
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.screens.writer import ScreenWriter
+from deconfound.data.screens.zarr_images import ImageFormat
 from deconfound.data.tables.table import (
     Roles,
     listed,
@@ -143,6 +144,7 @@ def write_screen(
     crops: FieldCrops | None = None,
     transform: TransformName = "none",
     percentile_by: str | None = None,
+    image_format: ImageFormat = "npy",
     quiet: bool = False,
     cluster: Cluster | None = None,
 ) -> Screen:
@@ -166,7 +168,7 @@ def write_screen(
     refuse_full_disk(out, needed - kept_bytes)
     identity = identity_of(made, reader.files)
     with (
-        ScreenWriter(out, name, reader.channels, roles, made, identity) as writer,
+        ScreenWriter(out, name, reader.channels, roles, made, identity, image_format) as writer,
         crops.spooled(writer.kept) if crops else nullcontext(),
     ):
         reader.forms.keep(writer.kept / FORMS_FILE)

@@ -126,6 +126,7 @@ def _command(screen: Screen, out: Path) -> str:
     else:
         words += [str(out / "table.csv"), "--images-root", str(out), "--path-column", EXPORTED_PATH]
         words += ["--channels", *screen.channels]
+        words += ["--image-format", "zarr"] if screen.index.zarr else []
     roles = screen.roles
     for option, values in [
         ("--label", [roles.label]),

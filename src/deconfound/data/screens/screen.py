@@ -1,4 +1,4 @@
-"""A screen on disk: a table, and one image or profile per row in plain NumPy shards."""
+"""A screen on disk: a table, and one image or profile per row in shards, NumPy files or Zarr."""
 
 import hashlib
 import io
@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from deconfound.arrays import Images, Rows
 from deconfound.config import TransformName
 from deconfound.data.screens.remote import RemoteImages
-from deconfound.data.screens.shards import Shard
+from deconfound.data.screens.shards import Shard, open_shard
+from deconfound.data.screens.zarr_images import ZARR_JSON, ZarrImages, ZarrShards
 from deconfound.data.tables.identifiers import has_identifier
 from deconfound.data.tables.table import (
     Coded,
@@ -30,11 +31,13 @@ from deconfound.data.tables.table import (
 )
 from deconfound.errors import UserError
 from deconfound.files.checksums import sha256
+from deconfound.files.local_files import LocalFiles
 from deconfound.files.object_store import ObjectStore, is_url
-from deconfound.runtime import limits
 from deconfound.runtime.escaping import card
 
 FORMAT_VERSION = 1
+ZARR_VERSION = 2
+"""Format version of a screen whose images are a Zarr array."""
 INDEX_FILE, TABLE_FILE = "screen.json", "table.parquet"
 
 
@@ -55,6 +58,8 @@ class ScreenIndex(BaseModel, frozen=True, extra="forbid"):
     rows: int
     table_sha256: str
     shards: tuple[Shard, ...]
+    zarr: ZarrShards | None = Field(None, exclude_if=lambda given: given is None)
+    """The array that the shards make, where they are no NumPy files."""
     provenance: dict[str, Any]
     sha256: str = ""
     """Checksum of all fields above; empty in a screen made before it was recorded."""
@@ -67,7 +72,7 @@ class ScreenIndex(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class Screen:
-    """An opened screen; the images stay on disk and are read by memory map."""
+    """An opened screen; the images stay on disk and are read by memory map, or by `_reader`."""
 
     path: Path
     index: ScreenIndex
@@ -77,8 +82,8 @@ class Screen:
     _starts: Rows = field(repr=False)
     _bytes: tuple[int, ...] = field(repr=False)
     """Size of each shard's file."""
-    _remote: RemoteImages | None = field(default=None, repr=False)
-    """The images of a screen in object storage, which has no maps."""
+    _reader: RemoteImages | ZarrImages | None = field(default=None, repr=False)
+    """The images of a screen in object storage or of a Zarr array, which have no maps."""
 
     def __len__(self) -> int:
         return self.index.rows
@@ -86,7 +91,7 @@ class Screen:
     @property
     def place(self) -> Path:
         """Where the screen is, from whatever folder it is asked."""
-        return self.path if self._remote else self.path.resolve()
+        return self.path if is_url(self.path) else self.path.resolve()
 
     @property
     def name(self) -> str:
@@ -125,15 +130,15 @@ class Screen:
 
     @property
     def identity(self) -> str:
-        """SHA-256 over the checksums of the table and of every shard."""
-        parts = [self.index.table_sha256, *(shard.sha256 for shard in self.index.shards)]
+        """SHA-256 over the checksums of the table and of the images of every shard."""
+        parts = [self.index.table_sha256, *(shard.identity for shard in self.index.shards)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def read(self, rows: npt.ArrayLike, out: Images | None = None) -> Images:
         """The images of `rows`, in that order: (B, C, H, W), or profiles (B, D); stored dtype.
 
         They are written into `out`, if it is given. Raises IndexError for a row outside 0 … N−1,
-        and UserError if a shard was cut off after the screen was opened.
+        and UserError if a shard was cut off after the screen was opened, or is damaged in Zarr.
         """
         wanted = np.asarray(rows, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
@@ -141,8 +146,8 @@ class Screen:
         if out is None:
             out = np.empty((len(wanted), *self.image_shape), self.dtype)
         owner = np.searchsorted(self._starts, wanted, side="right") - 1
-        if self._remote is not None:
-            return self._remote.read(owner, wanted - self._starts[owner], out)
+        if self._reader is not None:
+            return self._reader.read(owner, wanted - self._starts[owner], out)
         for shard in np.unique(owner):
             self._refuse_cut_off(shard)
             inside = np.flatnonzero(owner == shard)
@@ -197,9 +202,11 @@ class Screen:
 
     def check(self) -> None:
         """Verify the checksum of every shard; raises UserError naming those that differ."""
-        found = self._remote.store.sha256 if self._remote else lambda name: sha256(self.path / name)
-        shards = self.index.shards
-        damaged = [str(self.path / one.file) for one in shards if found(one.file) != one.sha256]
+        files = self._reader.store if self._reader else LocalFiles(self.path)
+        expected = {shard.file: shard.sha256 for shard in self.index.shards}
+        if self.index.zarr is not None:
+            expected[ZARR_JSON] = self.index.zarr.sha256
+        damaged = [str(self.path / n) for n, known in expected.items() if files.sha256(n) != known]
         if damaged:
             raise UserError(
                 f"{', '.join(damaged)}: checksum differs from screen.json; make the screen again"
@@ -231,9 +238,13 @@ def open_screen(path: Path) -> Screen:
     try:
         raw = json.loads(content)
         version = raw.get("format_version") if isinstance(raw, dict) else None
-        if version != FORMAT_VERSION:
-            raise UserError(f"{file}: format version {version!r}; this release reads version 1")
+        if version not in (FORMAT_VERSION, ZARR_VERSION):
+            raise UserError(
+                f"{file}: format version {version!r}; this release reads versions 1 and 2"
+            )
         index = ScreenIndex.model_validate(raw)
+        if (index.zarr is None) != (version == FORMAT_VERSION):
+            raise ValueError("its format version is not that of its images")
         if index.sha256 not in ("", index.digest()):
             raise ValueError("its checksum differs")
     except (ValidationError, ValueError, RecursionError) as error:
@@ -244,21 +255,28 @@ def open_screen(path: Path) -> Screen:
         raise UserError(
             f"{table_file}: missing or changed since the screen was made; make it again"
         )
-    shards: tuple[Images, ...] = ()
-    if store is None:
-        shards = tuple(_open_shard(path, shard, index) for shard in index.shards)
+    maps: tuple[Images, ...] = ()
+    if store is None and index.zarr is None:
+        shape, dtype = index.image_shape, index.dtype
+        maps = tuple(open_shard(path, shard, shape, dtype) for shard in index.shards)
     starts = np.cumsum([0, *(shard.rows for shard in index.shards)])[:-1].astype(np.int64)
     rows = pq.read_metadata(stored).num_rows
     if not rows == index.rows == sum(shard.rows for shard in index.shards):
         raise UserError(f"{path}: table and images differ in length; make the screen again")
     table = pd.read_parquet(stored)
     index = index.model_copy(update={"roles": in_order(index.roles, table)})
-    if store is not None:
-        dtype = np.dtype(index.dtype)
-        remote = RemoteImages(store, index.shards, index.image_shape, dtype)
-        return Screen(path, index, table, shards, starts, (), remote)
-    sizes = tuple((path / shard.file).stat().st_size for shard in index.shards)
-    return Screen(path, index, table, shards, starts, sizes)
+    sizes = tuple((path / shard.file).stat().st_size for shard in index.shards[: len(maps)])
+    return Screen(path, index, table, maps, starts, sizes, _reader_of(index, path, store))
+
+
+def _reader_of(
+    index: ScreenIndex, path: Path, store: ObjectStore | None
+) -> RemoteImages | ZarrImages | None:
+    dtype = np.dtype(index.dtype)
+    if index.zarr is not None:
+        files = store or LocalFiles(path)
+        return ZarrImages(files, index.shards, index.image_shape, dtype, index.zarr)
+    return RemoteImages(store, index.shards, index.image_shape, dtype) if store else None
 
 
 def _sha256(stored: Path | io.BytesIO) -> str | None:
@@ -274,21 +292,3 @@ def in_order(roles: Roles, table: pd.DataFrame) -> Roles:
     if roles.identifier is None and has_identifier(table):
         return roles.model_copy(update={"identifier": ()})
     return roles
-
-
-def _open_shard(path: Path, shard: Shard, index: ScreenIndex) -> Images:
-    file = path / shard.file
-    if Path(shard.file).name != shard.file:
-        raise UserError(f"{path}: shard {shard.file!r} lies outside the screen; make it again")
-    try:
-        images: Images = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy has no one exception for a damaged header
-        if (refused := limits.refused(error)) is not None:
-            raise UserError(f"{file}: cannot be read; {refused}") from error
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{file}: missing or cut short ({reason}); make the screen again"
-        ) from error
-    if images.shape != (shard.rows, *index.image_shape) or str(images.dtype) != index.dtype:
-        raise UserError(f"{file}: holds {images.shape} {images.dtype}, screen.json says otherwise")
-    return images

@@ -1,17 +1,19 @@
 """Images or profiles written to NumPy files of bounded size, one after the other."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from deconfound.arrays import Images
-from deconfound.files.atomic import flush
+from deconfound.errors import UserError
+from deconfound.files.atomic import discard, flush
 from deconfound.files.checksums import sha256
 from deconfound.files.growing import Damaged, GrowingFile, Mark
+from deconfound.runtime import limits
 
 
 class Shard(BaseModel, frozen=True, extra="forbid"):
@@ -20,6 +22,19 @@ class Shard(BaseModel, frozen=True, extra="forbid"):
     file: str
     rows: int
     sha256: str
+    """Of the file."""
+    pixels_sha256: str = Field("", exclude_if=lambda given: not given)
+    """Of the NumPy file of the same images, where `file` is none."""
+
+    @property
+    def identity(self) -> str:
+        """The same for the same images, however they are stored."""
+        return self.pixels_sha256 or self.sha256
+
+
+Pack = Callable[[Path, Shard, int, int], Shard]
+"""Writes the images of a complete NumPy file in another form, as the shard of a number; the last
+argument is how many images a shard holds."""
 
 
 class ShardsMark(BaseModel, frozen=True, extra="forbid"):
@@ -38,8 +53,9 @@ class ShardsMark(BaseModel, frozen=True, extra="forbid"):
 class ShardWriter:
     """Writes arrays (B, …) to `images-00000.npy` … in `folder`, each of `shard_bytes` at most.
 
-    The files are as `numpy.save` writes them. With `mark` the writer continues after the images
-    marked; raises Damaged if they are missing.
+    The files are as `numpy.save` writes them; with `pack` each is written in another form as soon
+    as it is complete. With `mark` the writer continues after the images marked; raises Damaged if
+    they are missing.
     """
 
     def __init__(
@@ -49,11 +65,15 @@ class ShardWriter:
         dtype: np.dtype[Any],
         shard_bytes: int,
         mark: ShardsMark | None = None,
+        pack: Pack | None = None,
     ) -> None:
         self._folder = folder
+        self._pack = pack
+        self._packed: list[Path] = []
         self.shape = tuple(shape)
         self.dtype = dtype
-        self._capacity = rows_of_shard(self.shape, dtype, shard_bytes)
+        self.capacity = rows_of_shard(self.shape, dtype, shard_bytes)
+        """Images of a whole shard."""
         self._shards: list[Shard] = []
         self._part: GrowingFile | None = None
         self._part_rows = 0
@@ -72,13 +92,13 @@ class ShardWriter:
         done = 0
         while done < len(images):
             if self._part is None:
-                self._part = GrowingFile(self._next_file(), self._head(self._capacity))
-            some = np.ascontiguousarray(images[done : done + self._capacity - self._part_rows])
+                self._part = GrowingFile(self._next_file(), self._head(self.capacity))
+            some = np.ascontiguousarray(images[done : done + self.capacity - self._part_rows])
             self._part.append(some.data)
             self._part_rows += len(some)
             self.black += int((~some.reshape(len(some), -1).any(axis=1)).sum())
             done += len(some)
-            if self._part_rows == self._capacity:
+            if self._part_rows == self.capacity:
                 self._end_shard(self._part)
 
     def mark(self) -> ShardsMark:
@@ -100,6 +120,12 @@ class ShardWriter:
             self._end_shard(self._part)
         return tuple(self._shards)
 
+    def drop_packed(self) -> None:
+        """Remove the NumPy files of the shards that were packed; a mark that names them is kept."""
+        for file in self._packed:
+            discard(file)
+        self._packed = []
+
     def close(self) -> None:
         """Close the shard that is being written."""
         if self._part is not None:
@@ -109,8 +135,12 @@ class ShardWriter:
         return self._folder / shard_name(len(self._shards))
 
     def _end_shard(self, part: GrowingFile) -> None:
-        file = self._next_file().name
-        self._shards.append(Shard(file=file, rows=self._part_rows, sha256=part.mark().sha256))
+        file = self._next_file()
+        shard = Shard(file=file.name, rows=self._part_rows, sha256=part.mark().sha256)
+        if self._pack is not None:
+            shard = self._pack(file, shard, len(self._shards), self.capacity)
+            self._packed.append(file)
+        self._shards.append(shard)
         self._part, self._part_rows = None, 0
         part.close()
 
@@ -125,8 +155,10 @@ class ShardWriter:
             if not file.is_file() or sha256(file) != shard.sha256:
                 raise Damaged(f"{file} is missing or has another checksum")
         self._shards = list(mark.shards)
+        if self._pack is not None:
+            self._packed = [self._folder / shard_name(place) for place in range(len(mark.shards))]
         if mark.part is not None:
-            self._part = GrowingFile(self._next_file(), self._head(self._capacity), mark.part)
+            self._part = GrowingFile(self._next_file(), self._head(self.capacity), mark.part)
         self._part_rows, self.black = mark.part_rows, mark.black
 
 
@@ -147,3 +179,22 @@ def head_of(rows: int, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
     described["shape"] = (rows, *shape)
     np.lib.format.write_array_header_1_0(stream, described)
     return stream.getvalue()
+
+
+def open_shard(path: Path, shard: Shard, shape: Sequence[int], dtype: str) -> Images:
+    """A map of the images of a NumPy file in `path`; raises UserError if it holds others."""
+    file = path / shard.file
+    if Path(shard.file).name != shard.file:
+        raise UserError(f"{path}: shard {shard.file!r} lies outside the screen; make it again")
+    try:
+        images: Images = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy has no one exception for a damaged header
+        if (refused := limits.refused(error)) is not None:
+            raise UserError(f"{file}: cannot be read; {refused}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: missing or cut short ({reason}); make the screen again"
+        ) from error
+    if images.shape != (shard.rows, *shape) or str(images.dtype) != dtype:
+        raise UserError(f"{file}: holds {images.shape} {images.dtype}, screen.json says otherwise")
+    return images

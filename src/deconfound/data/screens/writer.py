@@ -12,8 +12,9 @@ import pandas as pd
 
 from deconfound.arrays import Images
 from deconfound.config import TransformName
-from deconfound.data.screens.screen import FORMAT_VERSION, ScreenIndex
+from deconfound.data.screens.screen import FORMAT_VERSION, ZARR_VERSION, ScreenIndex
 from deconfound.data.screens.shards import ShardsMark, ShardWriter
+from deconfound.data.screens.zarr_images import ImageFormat, ZarrWriter
 from deconfound.data.tables.identifiers import identifier
 from deconfound.data.tables.keys import unified
 from deconfound.data.tables.table import Roles, require_columns
@@ -62,8 +63,10 @@ class ScreenWriter:
     Use as a context manager: `append` images in the order of the table's rows, then `finish`. With
     an `identity`, what is written goes to the disk every few seconds and is kept if the process
     ends; a later writer of the same identity continues after its `rows`. A UserError leaves
-    nothing. Raises UserError if `path` exists, if images differ in shape or dtype from the first,
-    or if the table's length differs from the number of images.
+    nothing. With `image_format` zarr images are packed as one Zarr array, a shard at a time.
+
+    Raises UserError if `path` exists, if zarr is not installed, if images differ in shape or dtype
+    from the first, or if the table's length differs from the number of images.
     """
 
     def __init__(
@@ -74,7 +77,9 @@ class ScreenWriter:
         roles: Roles,
         provenance: dict[str, Any],
         identity: str | None = None,
+        image_format: ImageFormat = "npy",
     ) -> None:
+        self._zarr = ZarrWriter() if image_format == "zarr" else None
         self._path = Path(path)
         self._name = name
         self._channels = tuple(channels)
@@ -142,7 +147,7 @@ class ScreenWriter:
         """Add images (B, C, H, W), uint8, uint16 or float32, or profiles (B, D), float32."""
         if self._shards is None:
             self._refuse_unfit(images)
-            self._shards = ShardWriter(self._folder, images.shape[1:], images.dtype, SHARD_BYTES)
+            self._shards = self._shard_writer(images.shape[1:], images.dtype)
         expected = self._shards.shape, self._shards.dtype
         if (images.shape[1:], images.dtype) != expected:
             raise UserError(
@@ -156,7 +161,7 @@ class ScreenWriter:
                 "drop the feature or the row"
             )
         self._shards.append(images)
-        if self._resumes and time.monotonic() - self._marked >= growing.MARK_SECONDS:
+        if not self._resumes or time.monotonic() - self._marked >= growing.MARK_SECONDS:
             self._mark(self._shards)
 
     def finish(
@@ -173,8 +178,7 @@ class ScreenWriter:
         if self._shards is None:
             raise UserError(f"{self._path}: no images; a screen needs at least one")
         shards = self._shards.finish()
-        if self._resumes:
-            self._mark(self._shards)
+        self._mark(self._shards)
         rows = sum(shard.rows for shard in shards)
         if len(table) != rows:
             raise UserError(f"{self._path}: {len(table)} table rows but {rows} images")
@@ -182,7 +186,7 @@ class ScreenWriter:
         file = self._folder / "table.parquet"
         table.to_parquet(file)
         index = ScreenIndex(
-            format_version=FORMAT_VERSION,
+            format_version=FORMAT_VERSION if self._zarr is None else ZARR_VERSION,
             name=self._name,
             channels=self._channels,
             dtype=str(self._shards.dtype),
@@ -193,6 +197,7 @@ class ScreenWriter:
             rows=rows,
             table_sha256=sha256(file),
             shards=shards,
+            zarr=None if self._zarr is None else self._zarr.finish(self._folder, self._shards),
             provenance=self._provenance | ({"unified": notes} if notes else {}),
         )
         index = index.model_copy(update={"sha256": index.digest()})
@@ -206,17 +211,24 @@ class ScreenWriter:
         note = self.kept / MARK_FILE
         try:
             mark = ShardsMark.model_validate_json(note.read_bytes())
-            self._shards = ShardWriter(
-                self._folder, mark.shape, np.dtype(mark.dtype), SHARD_BYTES, mark
-            )
+            self._shards = self._shard_writer(mark.shape, np.dtype(mark.dtype), mark)
         except (FileNotFoundError, ValueError, TypeError, Damaged):
             atomic.discard(note)
             atomic.discard(self._folder)
             self._folder.mkdir()
 
+    def _shard_writer(
+        self, shape: Sequence[int], dtype: np.dtype[Any], mark: ShardsMark | None = None
+    ) -> ShardWriter:
+        pack = None if self._zarr is None else self._zarr.pack
+        return ShardWriter(self._folder, shape, dtype, SHARD_BYTES, mark, pack)
+
     def _mark(self, shards: ShardWriter) -> None:
-        atomic.write_text(self.kept / MARK_FILE, shards.mark().model_dump_json())
-        self._marked = time.monotonic()
+        """Have what is written outlive the process, and remove what no later one needs."""
+        if self._resumes:
+            atomic.write_text(self.kept / MARK_FILE, shards.mark().model_dump_json())
+            self._marked = time.monotonic()
+        shards.drop_packed()
 
     def _refuse_unfit(self, images: Images) -> None:
         if str(images.dtype) not in DTYPES:
