@@ -253,11 +253,11 @@ def test_trials_draw_near_what_did_well(screen: Screen, tmp_path: Path) -> None:
     assert statistics.median(away[-16:]) < 0.6 * statistics.median(away[:8])
     assert min(away) < 0.05
     assert [one.trial for one in found.seen] == list(range(32))
-    many["search"] |= {"sampler": "random"}
+    many["search"] = {"trials": 12, "sampler": "random"}
     file = write(tmp_path, screen, methods={"erm": many})
     drawn = searched(file, tmp_path / "random", near)
     rates = [math.log10(one.values["learning_rate"]) for one in drawn.seen]
-    assert max(rates[-16:]) - min(rates[-16:]) > 1.5
+    assert max(rates) - min(rates) > 1.5
     again = searched(file, tmp_path / "else", lambda one: -near(one))
     assert [one.values for one in again.seen] == [one.values for one in drawn.seen]
 
