@@ -11,6 +11,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from deconfound import cli
@@ -111,6 +112,19 @@ def test_blocks_that_are_not_asked_for_are_not_read(alone: Path, tmp_path: Path)
         )
     with pytest.warns(InputWarning, match="was changed by another program"):
         assert set(read_embeddings(changed, no_block).representations) == set(whole.representations)
+
+
+def test_no_column_of_another_block_is_read(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_table, asked = pq.read_table, []
+
+    def read(*args: Any, **named: Any) -> Any:
+        table = read_table(*args, **named)
+        asked.append({name.partition("_")[0] for name in table.column_names})
+        return table
+
+    monkeypatch.setattr(pq, "read_table", read)
+    read_embeddings(alone, one_block("content"))
+    assert set().union(*asked) == {"Metadata", "content"}
 
 
 def test_the_memory_that_is_asked_for_is_that_of_the_blocks_read(

@@ -163,12 +163,15 @@ def read_shards(
     tables = []
     start = 0
     for shard in index.shards:
-        read = pq.read_table(path / shard.file, memory_map=True)
+        rows = slice(start, start + shard.rows)
         for name, values in arrays.items():
-            columns = read.select(feature_names(name, values.shape[1])).columns
-            for place, column in enumerate(columns):
-                values[start : start + shard.rows, place] = column.to_numpy()
-        tables.append(read.select(list(index.columns.values())))
+            features = pq.read_table(
+                path / shard.file, columns=feature_names(name, values.shape[1]), memory_map=True
+            )
+            for place, column in enumerate(features.columns):
+                values[rows, place] = column.to_numpy()
+        metadata = list(index.columns.values())
+        tables.append(pq.read_table(path / shard.file, columns=metadata, memory_map=True))
         start += shard.rows
     table = _joined(tables)
     table.columns = pd.Index(list(index.columns))
