@@ -2,7 +2,9 @@
 
     python benchmarks/million.py --work /tmp/million --out benchmarks/results/million.json
     python benchmarks/million.py --part scores --images 100000 300000 1000000 \\
-        --work /tmp/million --out benchmarks/results/million_scores.json
+        --work /tmp/million --out benchmarks/results/million.json
+    python benchmarks/million.py --part sampling --images 100000 \
+        --work /tmp/million --out benchmarks/results/million.json
 
 A few thousand simulated cells are shifted and repeated into one NumPy array with a table of a
 pooled screen: 200 images a gene, 4 guides each, 34 wells of 6 plates. Every step is a process of
@@ -14,12 +16,17 @@ count, that the system takes back when another needs them. The folder is removed
 embeddings, 128 features of content and 128 of style, are not computed but drawn: a centre for each
 gene, or well, and noise. The images are of one channel, and the run of two steps, since
 only the parts of its fold and its description are used; about 1.7 GB for a million rows.
+
+`--part sampling` compares the scores of the content that `measure` makes of drawn rows, over five
+seeds, with those of all rows: the probes fitted on every training row, the neighbours among all.
+`--out` keeps what the file holds of other parts.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -34,6 +41,9 @@ WIDTHS = {"representation": 128, "content": 64, "style": 64}
 """Features of the embeddings that are drawn."""
 BATCH, CLASSES_A_BATCH, BATCHES = 2_048, 256, 50
 PART = 20_000
+SEEDS = 5
+PRINTING = ("sample", "sampling")
+"""Steps whose last line is JSON of what they found."""
 
 
 def make_inputs(folder: Path, images: int, size: int, channels: int) -> None:
@@ -193,6 +203,42 @@ def sample(path: Path) -> dict[str, float]:
     return found
 
 
+def sampling(folder: Path) -> dict[str, object]:
+    """Each score of the content by five seeds, and of all rows; processor seconds of both.
+
+    The alarm of collapse is of 1,024 rows always.
+    """
+    from deconfound.data.readers.blocks import one_block
+    from deconfound.embeddings.file import read_embeddings
+    from deconfound.evaluation import measure
+
+    embeddings = read_embeddings(folder, one_block("content"))
+
+    def scores(seed: int) -> tuple[dict[str, float], float]:
+        started = time.process_time()
+        made = measure.representation_scores(embeddings, seed)
+        found = {f"{one.metric}, {one.part}": one.score.value for one in made}
+        return found, time.process_time() - started
+
+    drawn = [scores(seed) for seed in range(SEEDS)]
+    measure.GRAPH_ROWS = measure.PROBE_ROWS = len(embeddings.table)
+    every, seconds = scores(0)
+    values = {name: [found[name] for found, _ in drawn] for name in every}
+    return {
+        "rows": len(embeddings.table),
+        "drawn_processor_s": statistics.mean(used for _, used in drawn),
+        "all_processor_s": seconds,
+        "scores": {
+            name: {
+                "mean": statistics.mean(values[name]),
+                "sd": statistics.stdev(values[name]),
+                "all": None if name.startswith("supcon_collapse") else value,
+            }
+            for name, value in every.items()
+        },
+    }
+
+
 def run(words: list[str], folder: Path) -> dict[str, object]:
     """Run a process to its end; its seconds, those of its processors, and its peak memory."""
     with (folder / "said.txt").open("w") as said:
@@ -233,13 +279,24 @@ def of_images(channels: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def of_scores(channels: Sequence[str]) -> dict[str, list[str]]:
-    """The commands from embeddings to a page."""
+def of_embeddings(channels: Sequence[str]) -> dict[str, list[str]]:
+    """The commands to drawn embeddings."""
     fit = "fit erm screen --out run --fold Metadata_Plate=P0 --steps 2 --validate-every 2"
     return {
         "ingest": ingest(channels),
         "fit": f"{fit} --batch-size 256 --device cpu --quiet".split(),
         "draw_embeddings": [],
+    }
+
+
+def of_sampling(channels: Sequence[str]) -> dict[str, list[str]]:
+    """The commands to drawn embeddings, and the comparison."""
+    return of_embeddings(channels) | {"sampling": []}
+
+
+def of_scores(channels: Sequence[str]) -> dict[str, list[str]]:
+    """The commands from embeddings to a page."""
+    return of_embeddings(channels) | {
         "measure": ["measure", "embeddings", "--out", "scores.parquet", "--quiet"],
         "aggregate": ["aggregate", "embeddings", "--out", "genes.h5ad", "--quiet"],
         "relations": [
@@ -258,6 +315,7 @@ def of_scores(channels: Sequence[str]) -> dict[str, list[str]]:
 def timed(part: str, images: int, folder: Path) -> dict[str, object]:
     """Every step of a part, on a screen of `images` rows made in `folder`."""
     size, most_channels = SIZE, 4 if part == "images" else 1
+    commands = {"images": of_images, "scores": of_scores, "sampling": of_sampling}[part]
     own = [sys.executable, str(Path(__file__).resolve()), "--part", part, "--images", str(images)]
     folder.mkdir(parents=True)
     try:
@@ -269,11 +327,11 @@ def timed(part: str, images: int, folder: Path) -> dict[str, object]:
             "pixel_bytes": images * most_channels * size * size,
             "cores": len(os.sched_getaffinity(0)),
         }
-        for name, words in (of_images if part == "images" else of_scores)(channels).items():
+        for name, words in commands(channels).items():
             command = [sys.executable, "-m", "deconfound", *words]
             step = run(command if words else [*own, "--step", name], folder)
             said = step.pop("said")
-            found[name] = step | (json.loads(str(said[-1])) if name == "sample" else {})  # type: ignore[index]
+            found[name] = step | (json.loads(str(said[-1])) if name in PRINTING else {})  # type: ignore[index]
             if name == "ingest":
                 (folder / "images.npy").unlink()
         embeddings = sum(file.stat().st_size for file in (folder / "embeddings").iterdir())
@@ -285,10 +343,10 @@ def timed(part: str, images: int, folder: Path) -> dict[str, object]:
 def main() -> None:
     """Run, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--part", choices=["images", "scores"], default="images")
+    parser.add_argument("--part", choices=["images", "scores", "sampling"], default="images")
     parser.add_argument("--images", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--work", type=Path, default=Path("million"))
-    parser.add_argument("--step", choices=["make_inputs", "sample", "draw_embeddings"])
+    parser.add_argument("--step", choices=["make_inputs", "draw_embeddings", *PRINTING])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     match arguments.step:  # in processes of their own, as memory is inherited
@@ -297,6 +355,8 @@ def main() -> None:
             make_inputs(Path(), arguments.images[0], size, channels)
         case "sample":
             print(json.dumps(sample(Path("screen"))))
+        case "sampling":
+            print(json.dumps(sampling(Path("embeddings"))))
         case "draw_embeddings":
             draw_embeddings(Path())
         case _:
@@ -304,11 +364,12 @@ def main() -> None:
             found: list[dict[str, object]] = []
             for rows in arguments.images:
                 found.append(timed(arguments.part, rows, folder / str(rows)))
-                report = found[0] if arguments.part == "images" else {"sizes": found}
-                text = json.dumps(report, indent=2) + "\n"
+                report = {arguments.part: found}
                 if arguments.out:
+                    kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+                    text = json.dumps(kept | report, indent=1) + "\n"
                     arguments.out.write_text(text, encoding="utf-8")
-            print(text)
+            print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

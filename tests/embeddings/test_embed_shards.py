@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from deconfound import cli
+from deconfound.data.readers.blocks import no_block, one_block
 from deconfound.data.screens.screen import Screen
 from deconfound.embeddings.correct import correct
 from deconfound.embeddings.embed import embed, embed_shards
-from deconfound.embeddings.file import read_embeddings
+from deconfound.embeddings.file import read_embeddings, write_embeddings
 from deconfound.embeddings.shards import ShardsIndex, metadata_names, open_index
-from deconfound.errors import UserError
+from deconfound.errors import InputWarning, UserError
 from deconfound.evaluation.measure import measure
 from deconfound.files import lock, seal
 from deconfound.reports.sources import find_sources
@@ -87,6 +90,58 @@ def test_a_directory_holds_what_one_file_holds(
     assert said[0].startswith("96 images in ")
     assert "images/s on cpu, 1 threads" in said[0]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["e", "e.h5ad"]
+
+
+def test_blocks_that_are_not_asked_for_are_not_read(alone: Path, tmp_path: Path) -> None:
+    whole = read_embeddings(alone)
+    file, changed = tmp_path / "e.h5ad", tmp_path / "changed.h5ad"
+    write_embeddings(file, whole)
+    other = anndata.read_h5ad(file)
+    other.obsm["X_style"][0, 0] += 1
+    other.write_h5ad(changed)
+    for path in (alone, file):
+        one = read_embeddings(path, one_block("content"))
+        assert list(one.representations) == ["content"]
+        np.testing.assert_array_equal(
+            one.representations["content"], whole.representations["content"]
+        )
+        pd.testing.assert_frame_equal(one.table, read_embeddings(path).table)
+        assert read_embeddings(path, no_block).representations == {}
+        assert set(read_embeddings(path, one_block("contents")).representations) == set(
+            whole.representations
+        )
+    with pytest.warns(InputWarning, match="was changed by another program"):
+        assert set(read_embeddings(changed, no_block).representations) == set(whole.representations)
+
+
+def test_no_column_of_another_block_is_read(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_table, asked = pq.read_table, []
+
+    def read(*args: Any, **named: Any) -> Any:
+        table = read_table(*args, **named)
+        asked.append({name.partition("_")[0] for name in table.column_names})
+        return table
+
+    monkeypatch.setattr(pq, "read_table", read)
+    read_embeddings(alone, one_block("content"))
+    assert set().union(*asked) == {"Metadata", "content"}
+
+
+def test_the_memory_that_is_asked_for_is_that_of_the_blocks_read(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_index(alone)
+    table = index.rows * 16 * len(index.columns)
+    widths = index.representations
+    monkeypatch.setattr("deconfound.embeddings.shards.free_memory", lambda: table)
+    assert len(read_embeddings(alone, no_block).table) == index.rows
+    with pytest.raises(UserError, match="embeddings need"):
+        read_embeddings(alone, one_block("content"))
+    of_content = 4 * index.rows * widths["content"]
+    monkeypatch.setattr("deconfound.embeddings.shards.free_memory", lambda: table + of_content)
+    assert list(read_embeddings(alone, one_block("content")).representations) == ["content"]
+    with pytest.raises(UserError, match="embeddings need"):
+        read_embeddings(alone)
 
 
 def test_a_file_is_a_table_of_metadata_and_features(alone: Path, screen: Screen) -> None:

@@ -1,6 +1,7 @@
 """Columns that a map is coloured by: groups, numbers, and what is not offered."""
 
 import base64
+import gzip
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,9 @@ from deconfound.reports.columns import Pool
 
 
 def read(text: str, kind: str) -> list[float]:
-    found: list[float] = np.frombuffer(base64.b64decode(text), dtype=kind).tolist()
+    places = np.frombuffer(gzip.decompress(base64.b64decode(text)), dtype=np.uint8)
+    together = np.ascontiguousarray(places.reshape(np.dtype(kind).itemsize, -1).T)
+    found: list[float] = together.view(kind)[:, 0].tolist()
     return found
 
 
@@ -25,6 +28,21 @@ def test_numbers_are_a_scale_and_few_whole_numbers_are_groups() -> None:
     dose = pool.entries[chosen.places["dose"]]
     assert dose["names"] == ["0", "2", "10"]
     assert read(dose["codes"], "u1") == [0, 2, 0, 1]
+
+
+def test_bytes_of_one_place_lie_together() -> None:
+    packed = columns.base64_of(np.array([0x0102, 0x0304, 0x0506], np.uint16))
+    assert gzip.decompress(base64.b64decode(packed)) == bytes([2, 4, 6, 1, 3, 5])
+
+
+def test_numbers_are_right_to_a_32768th_of_themselves_at_any_scale() -> None:
+    stream = np.random.default_rng(0)
+    values = (stream.standard_normal(9_999) * 10.0 ** stream.integers(-30, 30, 9_999)).astype("f4")
+    kept = columns.rounded(values)
+    assert (np.abs(kept.astype(float) - values) <= np.abs(values.astype(float)) / 32_768).all()
+    assert not (kept.view(np.uint32) & 0xFF).any(), "the lowest bytes are 0 and pack to nothing"
+    whole = np.array([0, 1, 379, 32_767, np.nan, np.inf], np.float32)
+    np.testing.assert_array_equal(columns.rounded(whole), whole)
 
 
 def test_missing_values_have_the_code_after_the_last() -> None:

@@ -17,11 +17,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
 from deconfound import cli
 from deconfound.data.screens.screen import open_screen
 from deconfound.data.screens.writer import ScreenWriter
-from deconfound.data.tables.table import Roles
+from deconfound.data.tables.table import Roles, coded
+from deconfound.display.page import packed
 from deconfound.display.umap import coordinates
 from deconfound.embeddings.file import Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
@@ -32,7 +34,7 @@ from deconfound.reports.map import draw_maps, thumbnails
 from deconfound.reports.methods_text import commands, paragraph
 from deconfound.reports.names import Names
 from deconfound.reports.report import report
-from deconfound.reports.sources import SCORE_COLUMNS, find_sources
+from deconfound.reports.sources import SCORE_COLUMNS, Sample, find_sources
 from deconfound.reports.summary import imputation_statements, statements, warnings
 from deconfound.reports.tables import Level, Spread, levels, spread, with_levels
 from deconfound.runs.config import config_model, dump_config
@@ -149,8 +151,10 @@ def page_data(page: str) -> Any:
 
 
 def numbers(text: str, kind: str) -> list[int]:
-    """A packed column."""
-    found: list[int] = np.frombuffer(base64.b64decode(text), dtype=kind).tolist()
+    """A packed column, whose bytes lie apart by their place in a number."""
+    places = np.frombuffer(gzip.decompress(base64.b64decode(text)), dtype=np.uint8)
+    together = np.ascontiguousarray(places.reshape(np.dtype(kind).itemsize, -1).T)
+    found: list[int] = together.view(kind)[:, 0].tolist()
     return found
 
 
@@ -523,7 +527,7 @@ def test_maps_name_every_point_and_find_their_screen(tmp_path: Path) -> None:
     maps, sprites = draw_maps(sources.samples, sources.runs, 0, pool)
     points = maps[0].points
     assert points is not None
-    rows = numbers(pool.arrays[points["row"]], "<u4")
+    rows = np.cumsum(numbers(pool.arrays[points["row"]], "<u4")).tolist()
     assert rows == sample.rows.tolist()
     assert list(points["columns"]) == ["Label", "Environment", "Part of the fold", "drug", "plate"]
 
@@ -538,7 +542,7 @@ def test_maps_name_every_point_and_find_their_screen(tmp_path: Path) -> None:
     assert numbers(pool.arrays[points["tile"]], "<u2") == [
         sprites[0].place[row] + 1 for row in rows
     ]
-    x = np.array(numbers(points["x"], "<u2")) / 65535
+    x = np.array(numbers(points["x"], "<u2")) / points["steps"]
     expected = sample.values[:, 0]
     np.testing.assert_allclose(x, (expected - expected.min()) / np.ptp(expected), atol=1e-4)
     (tmp_path / "screen").rename(tmp_path / "moved")
@@ -773,6 +777,50 @@ def test_a_page_of_twenty_runs_is_at_most_eight_megabytes(tmp_path: Path) -> Non
     write_scores(tmp_path / "scores.parquet", rows)
     report([tmp_path], tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 8_000_000
+
+
+def test_three_maps_of_200_000_points_are_below_eight_megabytes() -> None:
+    """Drawn with a fifth of the points, whose bytes grow with them."""
+    stream, count = np.random.default_rng(0), 40_000
+    rows = np.sort(stream.permutation(200_000)[:count])
+    well = stream.integers(34, size=count)
+    table = pd.DataFrame(
+        {
+            "Metadata_Plate": np.char.add("P", (well % 6).astype(str)),
+            "Metadata_Well": np.char.add("A", well.astype(str)),
+            "Metadata_X": stream.random(count) * 2960,
+            "Metadata_Y": stream.random(count) * 2960,
+        }
+    )
+    part = coded(pd.Series(stream.choice(["train", "val", "test"], count)))
+    label = coded(pd.Series(stream.integers(900, size=count).astype(str)))
+    environment = coded(table["Metadata_Plate"] + "/" + table["Metadata_Well"])
+    pool = Pool()
+    maps = []
+    for method in ("erm", "ist", "scbd"):
+        guessed = coded(pd.Series(stream.integers(900, size=count).astype(str)))
+        marks = {"part": part, "label": label, "environment": environment, "predicted": guessed}
+        sample = Sample(
+            Path("cells"),
+            method,
+            {"method": method, "fold": "iid", "seed": 0, "screen": "s"},
+            "content",
+            stream.standard_normal((count, 2)).astype(np.float32),
+            rows,
+            200_000,
+            marks,
+            table,
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report_map, "coordinates", lambda values, _seed: values)
+            maps += draw_maps([sample], [], 0, pool)[0]
+    data = {"maps": [one.points for one in maps], "columns": pool.entries, "arrays": pool.arrays}
+    assert [len(one.points["columns"]) for one in maps if one.points] == [8, 8, 8]
+    text = json.dumps(data, separators=(",", ":"))
+    assert 5 * len(packed(text)) + len(packed(get_plotlyjs())) < 8_000_000
+    x = np.array(numbers(data["maps"][2]["x"], "<u2")) / 8_191
+    expected = (sample.values[:, 0] - sample.values[:, 0].min()) / np.ptp(sample.values[:, 0])
+    np.testing.assert_allclose(x, expected, rtol=0, atol=0.51 / 8_191)
 
 
 def test_a_file_of_genes_has_no_environment_and_makes_a_map(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from deconfound.arrays import Floats, Mask
 from deconfound.config import Options
 from deconfound.data.folds.controls import CONTROL_TYPE, NEGATIVE, control_rows, negative
+from deconfound.data.readers.blocks import one_block
 from deconfound.data.tables.declared import refuse_huge_parquet
 from deconfound.data.tables.table import coded, listed, require_columns
 from deconfound.embeddings.correct import named_line
@@ -115,7 +116,10 @@ def aggregate(
     if out.suffix not in (".h5ad", ".parquet"):
         raise UserError(f"{out}: expected a name ending in .h5ad or .parquet")
     with atomic.claimed(out):
-        made = _aggregated(read_embeddings(embeddings), options, str(embeddings), quiet)
+        opened = read_embeddings(
+            embeddings, lambda names: one_block(_block_name(names, options))(names)
+        )
+        made = _aggregated(opened, options, str(embeddings), quiet)
         write = _write_anndata if out.suffix == ".h5ad" else _write_parquet
         write(out, made)
     return made
@@ -127,9 +131,7 @@ def _aggregated(
     if "aggregated" in opened.about:
         raise UserError(f"{where}: is aggregated already; name the file it was made of")
     table = opened.table
-    name = options.representation or (
-        "content" if "content" in opened.representations else "representation"
-    )
+    name = _block_name(list(opened.representations), options)
     cells = opened.block(name, where)
     gene, guide = _columns(opened, options, where)
     outer = outer_levels(table, options.within, opened.roles.levels)
@@ -171,6 +173,11 @@ def _aggregated(
         if HELD_OUT_NOTES in about:
             about[HELD_OUT_NOTES] = list(dict.fromkeys([*about[HELD_OUT_NOTES], SAW_HELD_OUT]))
     return Aggregate(rows_table, values.astype(np.float32), name, about)
+
+
+def _block_name(names: list[str], options: AggregateOptions) -> str:
+    """The block to aggregate."""
+    return options.representation or ("content" if "content" in names else "representation")
 
 
 def _columns(opened: Embeddings, options: AggregateOptions, where: str) -> tuple[str, str | None]:

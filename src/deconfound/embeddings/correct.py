@@ -11,6 +11,7 @@ import pandas as pd
 from deconfound.arrays import Floats, Mask
 from deconfound.config import did_you_mean
 from deconfound.data.folds.controls import control_rows
+from deconfound.data.readers.blocks import one_block
 from deconfound.data.tables.table import Coded, coded
 from deconfound.embeddings.file import PREDICTED, Embeddings, read_embeddings, write_embeddings
 from deconfound.errors import UserError
@@ -64,7 +65,7 @@ def correct(
     if knn is not None and knn < 1:
         raise UserError(f"correct: --knn {knn}: expected 1 or more neighbours")
     with atomic.claimed(out):
-        opened = read_embeddings(embeddings)
+        opened = read_embeddings(embeddings, one_block(representation))
         order = opened.order()
         opened = opened.taken(order)
         learnt = opened if reference is None else _fitting(reference, embeddings, opened)

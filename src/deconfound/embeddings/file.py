@@ -14,6 +14,7 @@ import pandas as pd
 
 from deconfound.arrays import Mask, Rows
 from deconfound.config import did_you_mean
+from deconfound.data.readers.blocks import Blocks, every_block
 from deconfound.data.readers.embedded import ADDED, OWN, feature_names, main_block, own_table
 from deconfound.data.readers.hdf5 import refuse_unfit_hdf5
 from deconfound.data.tables.keys import row_order
@@ -212,27 +213,29 @@ def content_sha256(embeddings: Embeddings) -> str:
     return found.hexdigest()
 
 
-def read_embeddings(path: Path) -> Embeddings:
+def read_embeddings(path: Path, blocks: Blocks = every_block) -> Embeddings:
     """Read an embeddings file, or a directory of embeddings, also at a URL, into memory.
 
-    Warns with an InputWarning if another program has changed the file. Raises UserError if it is
-    missing, damaged, not written by `deconfound embed`, or a directory larger than the free memory.
+    `blocks` chooses among the names of the representations those to read, which saves memory; of a
+    file without a seal all are read. Warns with an InputWarning if another program has changed the
+    file. Raises UserError if it is missing, damaged, not written by `deconfound embed`, or a
+    directory larger than the free memory.
     """
-    found, changed = open_embeddings(path)
+    found, changed = open_embeddings(path, blocks)
     if changed:
         note = "was changed by another program since deconfound wrote it; the changed values count"
         warnings.warn(f"{path}: {note}", InputWarning, stacklevel=2)
     return found
 
 
-def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
+def open_embeddings(path: Path, blocks: Blocks = every_block) -> tuple[Embeddings, bool]:
     """`read_embeddings` without the warning, and whether another program has changed the file."""
     path = Path(path)
     if is_url(path):
         with fetched(path) as local:
-            return open_embeddings(local)
+            return open_embeddings(local, blocks)
     if path.is_dir():
-        return Embeddings(*read_shards(path)), False
+        return Embeddings(*read_shards(path, blocks)), False
     if not path.is_file():
         raise UserError(f"{path}: no such embeddings file; make one with `deconfound embed`")
     sealed = seal.verify(path)
@@ -240,7 +243,7 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             refuse_unfit_hdf5(path)
-            data = _without_x(path)
+            data = _without_x(path, blocks if sealed else every_block)
     except UserError:
         raise
     except Exception as error:  # anndata and HDF5 raise nearly every type there is
@@ -260,7 +263,6 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
     representations = {
         name.removeprefix("X_"): _dense(values, f"{path}: obsm[{name!r}]")
         for name, values in data.obsm.items()
-        if name.startswith("X_")
     }
     require_columns(table, [PART, PREDICTED], f"{path}: obs")
     made = Embeddings(table, representations, described)
@@ -268,14 +270,16 @@ def open_embeddings(path: Path) -> tuple[Embeddings, bool]:
     return made, not sealed and expected is not None and content_sha256(made) != str(expected)
 
 
-def _without_x(path: Path) -> "AnnData":
-    """The file's obs, obsm and uns; X is a block of obsm once more and is not read."""
+def _without_x(path: Path, blocks: Blocks) -> "AnnData":
+    """The file's obs, uns and chosen blocks of obsm; X is one of them once more and is not read."""
     import anndata
     import h5py
 
     with h5py.File(path) as file:
-        parts = {name: anndata.io.read_elem(file[name]) for name in ("obs", "obsm", "uns")}
-    return anndata.AnnData(**parts)
+        parts = {name: anndata.io.read_elem(file[name]) for name in ("obs", "uns")}
+        names = [name.removeprefix("X_") for name in file["obsm"] if name.startswith("X_")]
+        obsm = {f"X_{name}": anndata.io.read_elem(file[f"obsm/X_{name}"]) for name in blocks(names)}
+    return anndata.AnnData(obsm=obsm, **parts)
 
 
 def _dense(values: Any, where: str) -> npt.NDArray[np.float32]:

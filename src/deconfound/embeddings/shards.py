@@ -9,6 +9,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deconfound.arrays import Floats
+from deconfound.data.readers.blocks import Blocks, every_block
 from deconfound.data.readers.embedded import INDEX, feature_names
 from deconfound.data.screens.shards import Shard
 from deconfound.data.tables.table import Roles
@@ -138,15 +139,19 @@ def check_shards(path: Path) -> ShardsIndex:
     return index
 
 
-def read_shards(path: Path) -> tuple[pd.DataFrame, dict[str, Floats], dict[str, Any]]:
-    """The table, the representations and what the index holds of the run, all in memory.
+def read_shards(
+    path: Path, blocks: Blocks = every_block
+) -> tuple[pd.DataFrame, dict[str, Floats], dict[str, Any]]:
+    """The table, those of the representations that `blocks` names, and what the index holds of the
+    run, all in memory.
 
     Raises UserError as `check_shards` does, and if they need more memory than is free.
     """
     import pyarrow.parquet as pq
 
     index = check_shards(path)
-    widths = index.representations
+    wanted = blocks(list(index.representations))
+    widths = {name: index.representations[name] for name in wanted}
     needed = index.rows * (4 * sum(widths.values()) + BYTES_A_CELL * len(index.columns))
     free = free_memory()
     if free is not None and needed > free:
@@ -158,12 +163,15 @@ def read_shards(path: Path) -> tuple[pd.DataFrame, dict[str, Floats], dict[str, 
     tables = []
     start = 0
     for shard in index.shards:
-        read = pq.read_table(path / shard.file, memory_map=True)
+        rows = slice(start, start + shard.rows)
         for name, values in arrays.items():
-            columns = read.select(feature_names(name, values.shape[1])).columns
-            for place, column in enumerate(columns):
-                values[start : start + shard.rows, place] = column.to_numpy()
-        tables.append(read.select(list(index.columns.values())))
+            features = pq.read_table(
+                path / shard.file, columns=feature_names(name, values.shape[1]), memory_map=True
+            )
+            for place, column in enumerate(features.columns):
+                values[rows, place] = column.to_numpy()
+        metadata = list(index.columns.values())
+        tables.append(pq.read_table(path / shard.file, columns=metadata, memory_map=True))
         start += shard.rows
     table = _joined(tables)
     table.columns = pd.Index(list(index.columns))

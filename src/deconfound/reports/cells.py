@@ -12,10 +12,11 @@ import pandas as pd
 from deconfound.arrays import Floats, Mask
 from deconfound.data.folds.fold import fold_key
 from deconfound.data.folds.groups import down_to_well
+from deconfound.data.readers.blocks import no_block
+from deconfound.data.readers.embedded import main_block
 from deconfound.data.tables.keys import holds_wells, keys, row_and_column
 from deconfound.data.tables.table import Roles, joined, joined_key, natural_order
 from deconfound.embeddings.file import PREDICTED, Embeddings, open_embeddings
-from deconfound.experiments.running.chain import main_block
 from deconfound.reports.sources import Sample
 
 
@@ -61,10 +62,8 @@ class Cells:
 
         Raises UserError if it holds NaN or infinity.
         """
-        opened, _ = open_embeddings(self.path)
-        names = list(opened.representations)
-        name = main_block(names)
-        return opened.block(name if name in names else names[0], str(self.path))
+        opened, _ = open_embeddings(self.path, lambda names: [main_block(names)])
+        return opened.block(main_block(list(opened.representations)), str(self.path))
 
 
 def read_cells(samples: Sequence[Sample]) -> list[Cells]:
@@ -97,7 +96,7 @@ def shared_split(cells: Sequence[Cells]) -> list[Cells]:
 
 
 def _read(sample: Sample) -> Cells:
-    opened, _ = open_embeddings(sample.path)
+    opened, _ = open_embeddings(sample.path, no_block)
     about, label, part = opened.about, opened.label(), opened.part
     columns = [str(opened.roles.label)]
     trained = {joined_key(str(name), columns) for name in about.get("labels", ())}

@@ -1,6 +1,7 @@
 """Columns of embeddings as a page holds them, to colour a map by."""
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ MOST_NAMES = 1_000
 """Different texts of a column at most; one with more names rows, not groups."""
 FEW_NUMBERS = 12
 """Different whole numbers up to which a column is one of groups."""
+BITS = 15
+"""Binary digits of a number, whose first four decimal digits a page shows."""
 MOST_BYTES = 6_000_000
 """Of all columns of a page, before they are compressed."""
 
@@ -38,7 +41,7 @@ class Pool:
     def __init__(self) -> None:
         self.entries: list[Json] = []
         """`{"names": […], "codes": base64}` of groups, code −1 last; `{"values": base64}` of
-        numbers, float32, NaN where missing."""
+        numbers, float32 of `BITS` binary digits, NaN where missing."""
         self.arrays: list[str] = []
         """Arrays as base64."""
         self._places: dict[str, int] = {}
@@ -77,8 +80,20 @@ class Pool:
 
 
 def base64_of(values: npt.NDArray[Any]) -> str:
-    """The bytes of `values`, little end first, as base64."""
-    return base64.b64encode(values.astype(values.dtype.newbyteorder("<")).tobytes()).decode()
+    """`values` (N,) as base64 of gzip: all their lowest bytes, then all second ones, and so on.
+
+    Bytes of one place are alike, and pack smaller than whole numbers.
+    """
+    whole = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    places = whole.view(np.uint8).reshape(-1, whole.itemsize).T
+    return base64.b64encode(gzip.compress(places.tobytes(), 6, mtime=0)).decode()
+
+
+def rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The nearest numbers of `BITS` binary digits: off by 1/32,768 of themselves at most."""
+    fraction, exponent = np.frexp(values)
+    kept = np.round(fraction * np.float32(2**BITS)) / np.float32(2**BITS)
+    return np.asarray(np.ldexp(kept, exponent), dtype=np.float32)
 
 
 def _entry(values: pd.Series) -> tuple[Json | None, int]:
@@ -88,7 +103,7 @@ def _entry(values: pd.Series) -> tuple[Json | None, int]:
         finite = numbers[np.isfinite(numbers)]
         if len(finite) < 1 or finite.min() == finite.max():
             return None, 1
-        return {"values": base64_of(numbers)}, numbers.nbytes
+        return {"values": base64_of(rounded(numbers))}, numbers.nbytes
     groups = coded(values.astype("string").replace("", pd.NA))
     names = [str(name) for name in groups.names]
     if not 1 < len(names) + bool((groups.codes < 0).any()) <= MOST_NAMES:

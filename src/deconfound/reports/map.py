@@ -28,6 +28,8 @@ THUMBNAILS = 2_000
 QUALITY = 82
 MANY = 10_000
 """Points of all maps together from which they are drawn by WebGL."""
+STEPS = 8_191
+"""Steps of the coordinates of a map."""
 HELD_OUT = ("test", "new")
 ROLES = {
     "label": "Label",
@@ -173,8 +175,9 @@ def _map(
         "count": len(xy),
         "x": base64_of(_quantised(xy[:, 0])),
         "y": base64_of(_quantised(xy[:, 1])),
+        "steps": STEPS,
         "aspect": float(np.ptp(xy[:, 0]) / max(float(np.ptp(xy[:, 1])), 1e-9)),
-        "row": pool.hold(sample.rows.astype(np.uint32)),
+        "row": pool.hold(np.diff(sample.rows, prepend=0).astype(np.uint32)),
         "held": pool.hold(held.astype(np.uint8)),
         "columns": chosen.places,
         "screen": str(sample.about["screen"]),
@@ -199,9 +202,9 @@ def _codes(sample: Sample, names: tuple[str, ...]) -> list[int]:
 
 
 def _quantised(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Values in steps of 1/65535 of their range, which is finer than any screen."""
+    """Values in `STEPS` steps of their range: a map of 528 pixels is right to 1/30 of one."""
     span = max(float(np.ptp(values)), 1e-9)
-    return np.asarray(((values - values.min()) / span * 65535).round(), dtype=np.uint16)
+    return np.asarray(((values - values.min()) / span * STEPS).round(), dtype=np.uint16)
 
 
 def _tiles(sample: Sample, sprite: Sprite) -> npt.NDArray[np.uint16]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from deconfound.data.readers.embedded import main_block
 from deconfound.data.tables.table import Coded, coded, require_columns
 from deconfound.embeddings.file import PREDICTED, read_embeddings
 from deconfound.errors import UserError
@@ -170,12 +171,12 @@ def _read_run(path: Path) -> RunSource:
 
 
 def _read_sample(path: Path, points: int, seed: int) -> Sample:
-    opened = read_embeddings(path)
+    opened = read_embeddings(path, lambda names: names and [main_block(names)])
     part = opened.part
     found = opened.representations
     if not found:
         raise UserError(f"{path}: holds no representation; embed again")
-    name = next((n for n in ("content", "representation") if n in found), next(iter(found)))
+    name = main_block(list(found))
     order = numpy_stream(seed, "report rows").permutation(len(part))
     rows = np.sort(order[part[order] != "unused"][:points]).astype(np.int64)
     texts = {

@@ -7,22 +7,23 @@ const MOST_DRAWN_AS_SVG = 12_000;
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 const cell = document.getElementById("cell");
 
-function mapOf(points) {
-  const scale = values => Float32Array.from(values, value => value / 65535);
-  const x = scale(numbersOf(points.x, Uint16Array));
+async function mapOf(points) {
+  const scaled = async text => Float32Array.from(await numbersOf(text, Uint16Array), value => value / points.steps);
+  const row = await numbersOf(page.arrays[points.row], Uint32Array); // steps from row to row
+  for (let i = 1; i < row.length; i += 1) row[i] += row[i - 1];
   return {
     ...points,
-    x: x.map(value => value * points.aspect),
-    y: scale(numbersOf(points.y, Uint16Array)),
-    row: numbersOf(page.arrays[points.row], Uint32Array),
-    held: numbersOf(page.arrays[points.held], Uint8Array),
-    tile: points.sheet === null ? null : numbersOf(page.arrays[points.tile], Uint16Array),
+    x: (await scaled(points.x)).map(value => value * points.aspect),
+    y: await scaled(points.y),
+    row,
+    held: await numbersOf(page.arrays[points.held], Uint8Array),
+    tile: points.sheet === null ? null : await numbersOf(page.arrays[points.tile], Uint16Array),
   };
 }
 
-function columnOf(entry) {
+async function columnOf(entry) {
   if (entry.values) {
-    const values = numbersOf(entry.values, Float32Array);
+    const values = await numbersOf(entry.values, Float32Array);
     const finite = values.filter(Number.isFinite).sort();
     const [low, high] = [0.01, 0.99].map(share => finite[Math.round(share * (finite.length - 1))]);
     const span = high - low || 1;
@@ -30,7 +31,7 @@ function columnOf(entry) {
       ? Math.min(BINS - 1, Math.max(0, Math.floor(((value - low) / span) * BINS))) : BINS));
     return { values, bins, low, high, count: BINS, at: i => (Number.isFinite(values[i]) ? String(Number(values[i].toPrecision(4))) : "–") };
   }
-  const codes = numbersOf(entry.codes, entry.wide ? Uint16Array : Uint8Array);
+  const codes = await numbersOf(entry.codes, entry.wide ? Uint16Array : Uint8Array);
   return { names: entry.names, codes, at: i => entry.names[codes[i]] ?? "–" };
 }
 
@@ -82,8 +83,8 @@ class Selection {
 
 async function drawMaps(place, Plotly) {
   const webgl = page.webgl && Boolean(document.createElement("canvas").getContext("webgl"));
-  const maps = page.maps.map(mapOf);
-  page.read = page.columns.map(columnOf);
+  const maps = await Promise.all(page.maps.map(mapOf));
+  page.read = await Promise.all(page.columns.map(columnOf));
   const total = maps.reduce((sum, map) => sum + map.count, 0);
   const every = webgl ? 1 : Math.ceil(total / MOST_DRAWN_AS_SVG);
   const config = { ...CONFIG, doubleClick: "reset" };

@@ -10,17 +10,28 @@ function bytesOf(text) {
   return bytes;
 }
 
-// Numbers of a packed column, in the order of the machine's bytes.
-function numbersOf(text, Kind) {
-  return new Kind(bytesOf(text).buffer);
-}
-
-async function unpacked(id) {
+function unzipped(text) {
   if (typeof DecompressionStream === "undefined") {
     throw new Error("this browser is too old (Chrome 80, Firefox 113 or Safari 16.4 at least)");
   }
-  const stream = new Blob([bytesOf(document.getElementById(id).textContent)]).stream();
-  return new Response(stream.pipeThrough(new DecompressionStream("gzip"))).text();
+  const stream = new Blob([bytesOf(text)]).stream();
+  return new Response(stream.pipeThrough(new DecompressionStream("gzip")));
+}
+
+async function unpacked(id) {
+  return unzipped(document.getElementById(id).textContent).text();
+}
+
+// Numbers of a packed column, whose bytes lie apart by their place in a number, the lowest first.
+async function numbersOf(text, Kind) {
+  const apart = new Uint8Array(await unzipped(text).arrayBuffer());
+  const size = Kind.BYTES_PER_ELEMENT;
+  const count = apart.length / size;
+  const together = new Uint8Array(apart.length);
+  for (let place = 0; place < size; place += 1) {
+    for (let i = 0; i < count; i += 1) together[i * size + place] = apart[place * count + i];
+  }
+  return new Kind(together.buffer); // in the order of the machine's bytes
 }
 
 function fail(problem) {

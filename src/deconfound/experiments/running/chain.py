@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from deconfound.data.readers.blocks import no_block
 from deconfound.embeddings.correct import KNN, correct
 from deconfound.embeddings.embed import embed
 from deconfound.embeddings.file import read_embeddings
@@ -111,7 +112,7 @@ def do_tasks(
         if task.whole:
             measure([file], task.file(out, run), quiet=True)
             continue
-        opened = read_embeddings(file)
+        opened = read_embeddings(file, no_block)
         fold = str(opened.about["fold"])
         found = [score_row(opened.about, fold, score) for score in prediction_scores(opened)]
         seal.write_frame(task.file(out, run), pd.DataFrame(found, columns=COLUMNS))
