@@ -210,18 +210,19 @@ def sampling(folder: Path) -> dict[str, object]:
     """
     from deconfound.data.readers.blocks import one_block
     from deconfound.embeddings.file import read_embeddings
-    from deconfound.evaluation import measure
+    from deconfound.evaluation import representations
 
     embeddings = read_embeddings(folder, one_block("content"))
 
     def scores(seed: int) -> tuple[dict[str, float], float]:
         started = time.process_time()
-        made = measure.representation_scores(embeddings, seed)
+        scorer = representations.RepresentationScorer(embeddings, seed)
+        made = [*scorer.scores("content"), *scorer.alarms()]
         found = {f"{one.metric}, {one.part}": one.score.value for one in made}
         return found, time.process_time() - started
 
     drawn = [scores(seed) for seed in range(SEEDS)]
-    measure.GRAPH_ROWS = measure.PROBE_ROWS = len(embeddings.table)
+    representations.GRAPH_ROWS = representations.PROBE_ROWS = len(embeddings.table)
     every, seconds = scores(0)
     values = {name: [found[name] for found, _ in drawn] for name in every}
     return {
