@@ -210,3 +210,9 @@ def test_plates_of_a_held_out_series_are_no_groups_of_their_own() -> None:
     assert together.mean == pytest.approx(apart.mean)
     assert together.high - together.low > apart.high - apart.low
     assert together.p == pytest.approx(2 / 2**4)
+
+
+def test_erm_alone_tells_nothing() -> None:
+    found = judged(rows("erm", 0.5), dict.fromkeys(FOLDS, "erm"))
+    assert found.verdict == "cannot be told"
+    assert found.why == "Only erm was compared; name another method."

@@ -111,7 +111,7 @@ def make_verdict(
         gain = methods[next(iter(picks))].difference
     of_choice = of_method(both, CHOSEN, units, chosen, baseline)
     covered = mean_score(both[both["method"] == baseline], "class_coverage", "test", folds)
-    word, why = _judge(gain, chosen, baseline, shared_information, covered)
+    word, why = _judge(gain, chosen, names, shared_information, covered)
     group = listed([level.removeprefix("Metadata_").lower() for level in hold_out])
     picked_scores = of_choice.held_out, methods[baseline].held_out
     sentence = _sentence(word, group, picks, list(picks) == [baseline], *picked_scores, gain)
@@ -134,10 +134,11 @@ def make_verdict(
 def _judge(
     gain: Gain | None,
     chosen: Sequence[Chosen],
-    baseline: str,
+    names: Sequence[str],
     shared: float,
     covered: float,
 ) -> tuple[Word, str]:
+    baseline = names[0]
     if gain is None:
         return "cannot be told", "No held-out group has all the runs yet that a choice is made of."
     if shared >= CONFOUNDED:
@@ -149,6 +150,8 @@ def _judge(
         return "cannot be told", (
             f"Only {covered:.0%} of the rows of held-out groups have a label that training has."
         )
+    if len(names) == 1:
+        return "cannot be told", f"Only {baseline} was compared; name another method."
     if all(one.name == baseline for one in chosen):
         if lacking := _lacking(chosen):
             return (
