@@ -17,7 +17,7 @@ from deconfound.reports.tables import (
     part_title,
     spread,
 )
-from deconfound.runs.config import ADAPTED, SAW_HELD_OUT, STANDARDISED
+from deconfound.runs.config import ADAPTED, ALIGNED, SAW_HELD_OUT, STANDARDISED
 
 FULL_COVERAGE = 0.999
 STILL_FALLING = 0.02
@@ -180,6 +180,7 @@ def _adapted(sources: Sources, scores: pd.DataFrame) -> list[str]:
         (SAW_HELD_OUT, trained, "was trained with images of test rows"),
         (STANDARDISED, standardised, "standardised groups never seen by images of test rows"),
         (ADAPTED, contextual, "took batch statistics of environments never seen over test images"),
+        (ALIGNED, set(), "aligned groups never seen by embeddings of test rows"),
     ):
         told = scores["note"].str.contains(note, regex=False)
         found += [
