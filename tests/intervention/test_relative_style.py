@@ -449,7 +449,7 @@ def test_a_comparison_without_controls_is_refused_before_it_trains(
 ) -> None:
     with pytest.raises(UserError, match="no row has compound = nontargeting; mark them, or choose"):
         given, options = {"relative_style": "controls"}, CompareOptions(methods=("erm+ist",))
-        compare(screen.path, tmp_path / "out", options, intervention=given, quiet=True)
+        compare(screen.path, tmp_path / "out", options, quiet=True, **given)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,9 +36,9 @@ def call_compare(words: list[str]) -> None:
             parsed.source,
             parsed.out,
             parsed.comparison,
-            intervention=dict(parsed.intervention),
             quiet=parsed.quiet,
             started=started,
+            **dict(parsed.intervention),
             **dict(parsed.executors),
         )
     if parsed.as_json:

@@ -5,15 +5,20 @@ table of scores: the settings taken of a search, the table of Pernice et al., or
 Makino et al.
 """
 
+import os
+import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from deconfound.data.ingest.suggested import command_for
+from deconfound.data.readers.features import Part
 from deconfound.data.tables.compressed import table_kind
 from deconfound.data.tables.table import KINDS
 from deconfound.errors import UserError
@@ -21,16 +26,19 @@ from deconfound.experiments import search_table
 from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.layout import make_plan
 from deconfound.experiments.plan import Plan
-from deconfound.experiments.running.executors import ExecutorArguments, executor_options
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
 from deconfound.files.object_store import is_url
 from deconfound.studies import levels, trade_off
-from deconfound.studies.comparison import CompareOptions, Comparison, ViewName
+from deconfound.studies.comparison import CompareOptions, Comparison, ViewName, by_keyword
 from deconfound.studies.demo import demo
+from deconfound.studies.rows import ROLES, screen_of_rows
 from deconfound.studies.source import screen_of
 from deconfound.studies.study import compare_study
+
+if TYPE_CHECKING:
+    from deconfound.estimator.rows import Data
 
 DEMO = "demo"
 MARKERS = ("sweep.yaml", levels.MARKER, "diagnose.yaml")
@@ -58,29 +66,60 @@ INTERVENES = ("the view verdict", "the view levels")
 
 
 def compare(
-    source: Path | str,
-    out: Path,
+    source: "Data",
+    out: Path | str | None = None,
     options: CompareOptions | None = None,
     *,
-    intervention: Mapping[str, Any] | None = None,
+    table: pd.DataFrame | None = None,
+    layer: str | None = None,
+    obsm: str | None = None,
     quiet: bool = False,
     started: float | None = None,
-    **executors: Unpack[ExecutorArguments],
+    **keywords: Any,
 ) -> Comparison:
     """Do what is missing of a comparison in the directory `out`, and read a view off its scores.
 
-    `source` is a screen, a table of images or profiles, which becomes the screen `out/screen`, a
-    plan FILE.yaml, or "demo", which simulates its own. `intervention` holds
-    values of `InterventionOptions` for methods trained on imputed images. A killed call resumes. A
-    run that fails does not stop the others and is listed in failures.csv. The summary counts from
-    `started`, in seconds since the epoch. Raises UserError for an option that this kind of
-    comparison does not read, for every mistake in a plan, if `out` holds something else, and if
-    every run failed; Stopped on SIGTERM and Ctrl-C, when runs are saved.
+    `source` is a screen, a table of images or profiles, or rows in memory as `Deconfounder.fit`
+    takes them, of which the screen `out/screen` is made, a plan FILE.yaml, or "demo", which
+    simulates its own. `table` has a row for each image of an array; `layer` and `obsm` choose a
+    part of AnnData. Without `out` everything lies in a temporary folder, which is removed with what
+    is returned. `keywords` are the options of `deconfound compare` by their names, as
+    hold_out="Metadata_Plate" or budget=5, and change those of `options`; label, environment and
+    levels of rows in memory may be arrays.
+
+    A killed call resumes. A run that fails does not stop the others and is listed in failures.csv.
+    The summary counts from `started`, in seconds since the epoch. Raises UserError for an option
+    that this kind of comparison does not read, for every mistake in a plan, if `out` holds
+    something else, and if every run failed; Stopped on SIGTERM and Ctrl-C, when runs are saved.
     """
-    options, out = options or CompareOptions(), Path(out)
     began = time.time() if started is None else started
-    call = Call(executor_options(executors), quiet, options.embeddings, began)
-    return replace(_compared(Path(source), out, options, intervention or {}, call), out=out)
+    in_memory = not isinstance(source, (str, os.PathLike))
+    told = {name: keywords.pop(name) for name in ROLES if in_memory and name in keywords}
+    asked = by_keyword(options or CompareOptions(), keywords)
+    call = Call(asked.executors, quiet, asked.options.embeddings, began)
+    part = Part(layer, obsm)
+    if not in_memory and (table is not None or part != Part()):
+        raise UserError(f"compare: table, layer and obsm belong to rows in memory; {source} is not")
+    folder = Path(tempfile.mkdtemp(prefix="deconfound-")) if out is None else None
+    place = folder / "study" if folder is not None else Path(str(out))
+    try:
+        own = asked.options
+        if in_memory:
+            if own.methods:
+                read_rows(
+                    own.methods, own.knn
+                )  # a mistake there is told before anything is written
+            path, own = screen_of_rows(source, place, own, told, table, part, quiet)
+        else:
+            path = Path(str(source))
+        found = replace(_compared(path, place, own, asked.intervention, call), out=place)
+    except BaseException:
+        if folder is not None:
+            atomic.discard(folder)
+        raise
+    if folder is not None:
+        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+    return found
 
 
 def _compared(

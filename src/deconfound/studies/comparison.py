@@ -1,9 +1,10 @@
 """What a comparison is asked for, and what it returns."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_origin
 
 import pandas as pd
 from pydantic import Field
@@ -16,11 +17,13 @@ from deconfound.config import (
     RelativeTo,
     StandardiseName,
     optional,
+    validated,
 )
-from deconfound.errors import UserError
+from deconfound.errors import UserError, did_you_mean
 from deconfound.evaluation.scores import read_scores
 from deconfound.experiments.overhead import Summary
 from deconfound.experiments.plan import MAX_RUNS
+from deconfound.experiments.running.executors import ExecutorOptions, executor_options
 from deconfound.reports.report import report
 from deconfound.studies.verdict import Verdict
 
@@ -113,6 +116,42 @@ class CompareOptions(Options):
         """The data options that differ from their defaults, as a plan file says them."""
         given = self.data.model_dump(mode="json", exclude_defaults=True)
         return {name: value for name, value in given.items() if value}
+
+
+class Keywords(NamedTuple):
+    """Keyword arguments of `compare`, by what they are for."""
+
+    options: CompareOptions
+    intervention: dict[str, Any]
+    executors: ExecutorOptions
+
+
+def by_keyword(options: CompareOptions, given: Mapping[str, Any]) -> Keywords:
+    """`options` with those of `given` by their names, and what else is given.
+
+    One value stands for a tuple of one. Raises UserError for a name that is no option, with the
+    nearest, and a value that an option does not take.
+    """
+    models: tuple[type[Options], ...] = CompareOptions, Changes, ExecutorOptions
+    known = [name for model in models for name in model.model_fields]
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, known, "`deconfound compare --help` lists the options")
+            raise UserError(f"compare: no option {name!r}; {hint}")
+    own, changes, executors = (
+        {name: _several(model, name, given[name]) for name in model.model_fields if name in given}
+        for model in models
+    )
+    return Keywords(
+        validated(CompareOptions, dict(options) | own, "compare") if own else options,
+        changes,
+        executor_options(executors),
+    )
+
+
+def _several(model: type[Options], name: str, value: Any) -> Any:
+    takes_several = get_origin(model.model_fields[name].annotation) is tuple
+    return (value,) if takes_several and isinstance(value, (str, int, float)) else value
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
 from deconfound.runs.recommended import RECOMMENDED
 from deconfound.studies.comparison import CompareOptions, Comparison
-from deconfound.studies.study import BASELINE, DEMO_MARKER, compare_study
+from deconfound.studies.source import DEMO_MARKER
+from deconfound.studies.study import BASELINE, compare_study
 
 CELLS, STEPS = 3_000, 150
 """Simulated cells and training steps of every run, if not given."""

@@ -26,11 +26,11 @@ from deconfound.experiments.table import said_of_entries, write_table_files
 from deconfound.experiments.verdict import paired_differences
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
-from deconfound.files.atomic import refuse_foreign
 from deconfound.intervention.styles import style_reference
 from deconfound.runs.recommended import RECOMMENDED
 from deconfound.runtime.escaping import csv_text
 from deconfound.studies.comparison import CompareOptions, Comparison
+from deconfound.studies.source import refuse_other
 
 MARKER = "crossval.yaml"
 """The plan, by whose name earlier builds are known too."""
@@ -67,7 +67,7 @@ def compare_levels(
     )
     refuse_unknown_controls(opened, options, intervention)
     file = out / MARKER
-    refuse_foreign(out, file.name, "cross-validation")
+    refuse_other(out, file.name, "cross-validation")
     held_out = folds.loc[folds["held_out"], "fold"].tolist()
     wanted = plan_values(screen, entries, held_out, options, intervention)
     wanted |= {"chains": [chain.word for chain in chains], "knn": options.knn}

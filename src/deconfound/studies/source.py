@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from deconfound.config import validated
 from deconfound.data.ingest.images import IngestConfig, ingest
@@ -10,11 +11,21 @@ from deconfound.data.ingest.suggested import command_for, holds_profiles
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.files import atomic
+from deconfound.files.atomic import refuse_foreign
 from deconfound.files.checksums import sha256
 from deconfound.files.object_store import is_url
 from deconfound.studies.comparison import CompareOptions
 
 RECORD = "source.json"
+DEMO_MARKER = "demo.json"
+"""Stands in the directory of a demonstration, whose study is begun later."""
+
+
+def refuse_other(out: Path, marker: str, kind: str, content: str | None = None) -> None:
+    """As `refuse_foreign`, but a directory in which a screen was made for it alone is free."""
+    begun = any((out / record).is_file() for record in (RECORD, DEMO_MARKER))
+    if not begun or any(out.glob("*.yaml")):  # the plan of this comparison, or of another
+        refuse_foreign(out, marker, kind, content)
 
 
 def screen_of(source: Path, out: Path, options: CompareOptions, quiet: bool) -> Screen:
@@ -41,28 +52,36 @@ def screen_of(source: Path, out: Path, options: CompareOptions, quiet: bool) -> 
             f"{source}: a table of images; add --images-root FOLDER, from which its paths start, "
             f"or make a screen first: {command_for(source)}"
         )
-    _claim(source, out, options)
+    claim(out, made_of(str(source.resolve()), sha256(source), options))
     if (out / "screen").exists():
         return open_screen(out / "screen")
+    return ingested(source, out, options, quiet)
+
+
+def ingested(table: Path, out: Path, options: CompareOptions, quiet: bool) -> Screen:
+    """Make the screen `out/screen` of a table, of images where their folder is given."""
     roles = {"label": options.label, "environment": options.environment, "levels": options.levels}
     given = {name: value for name, value in roles.items() if value}
-    config = validated(IngestConfig, given | {"name": source.stem}, "compare")
-    if profiles:
-        return ingest_profiles(source, out / "screen", config=config, quiet=quiet)
-    assert options.images_root is not None
-    return ingest(source, options.images_root, out / "screen", config=config, quiet=quiet)
+    config = validated(IngestConfig, given | {"name": table.stem}, "compare")
+    if options.images_root is None:
+        return ingest_profiles(table, out / "screen", config=config, quiet=quiet)
+    return ingest(table, options.images_root, out / "screen", config=config, quiet=quiet)
 
 
-def _claim(source: Path, out: Path, options: CompareOptions) -> None:
-    """Write what `out/screen` is made of; raises UserError if that was something else."""
-    made_of = {
-        "table": str(source.resolve()),
-        "sha256": sha256(source),
+def made_of(table: str, digest: str, options: CompareOptions) -> dict[str, Any]:
+    """What a screen is made of, as JSON takes it: where it is from, its SHA-256 and its roles."""
+    return {
+        "table": table,
+        "sha256": digest,
         "images_root": options.images_root and str(options.images_root.resolve()),
         "label": options.label,
         "environment": list(options.environment),
         "levels": list(options.levels),
     }
+
+
+def claim(out: Path, made_of: dict[str, Any]) -> None:
+    """Write what `out/screen` is made of; raises UserError if that was something else."""
     record = out / RECORD
     if record.is_file() and (out / "screen").exists():
         before = json.loads(record.read_text(encoding="utf-8"))

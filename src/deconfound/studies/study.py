@@ -1,10 +1,9 @@
 """A study: methods on held-out groups of one screen, chosen without them, and a verdict."""
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,28 @@ import pandas as pd
 import yaml
 
 from deconfound.config import flags_of, validated
-from deconfound.data.folds.fold import fold_key
-from deconfound.data.folds.groups import groups
 from deconfound.data.folds.problem import roles_of
 from deconfound.data.screens.screen import Screen
-from deconfound.data.tables.table import Roles, listed
-from deconfound.description.information import shared_information
-from deconfound.errors import UserError
-from deconfound.experiments.choice import choose_chains
-from deconfound.experiments.execute import Call, Done, execute
-from deconfound.experiments.held_out import Folds, chosen_levels
+from deconfound.experiments.execute import Call, execute
+from deconfound.experiments.held_out import Folds
 from deconfound.experiments.layout import make_plan
 from deconfound.experiments.plan import Plan
 from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.running.chain import Chain
 from deconfound.experiments.words import read_rows
-from deconfound.files import atomic, seal
-from deconfound.files.atomic import refuse_foreign
+from deconfound.files import atomic
 from deconfound.intervention.source_run import imputing_methods
-from deconfound.reports.report import report
 from deconfound.runs.recommended import LEARNING_RATE, RECOMMENDED, TRAINING, TURNED, recommend
 from deconfound.runtime.escaping import csv_text
 from deconfound.studies import budget
 from deconfound.studies.comparison import Changes, CompareOptions, Comparison
+from deconfound.studies.groups import chosen_folds, groups_of
+from deconfound.studies.judge import PAGE, VERDICT, Judge
 from deconfound.studies.levels import SEEDS, plan_values, refuse_unknown_controls
 from deconfound.studies.recommended import write_recommended
-from deconfound.studies.source import RECORD
-from deconfound.studies.verdict import Verdict, make_verdict
+from deconfound.studies.source import refuse_other
 
-MARKER, PAGE = "study.yaml", "report.html"
-DEMO_MARKER = "demo.json"
-"""Stands in the directory of a demonstration, whose study is begun later."""
+MARKER = "study.yaml"
 BASELINE = "erm"
 METHODS = (BASELINE, RECOMMENDED, "scbd")
 WITH_CONTROLS, WITHOUT_CONTROLS = "erm+tvn+knn", "erm+standardise+knn"
@@ -65,8 +55,7 @@ def compare_study(
     entries = {
         name: _as_the_recipe(entry, name, screen, options) for name, entry in entries.items()
     }
-    if not any((out / begun).is_file() for begun in (RECORD, DEMO_MARKER)):
-        refuse_foreign(out, MARKER, "study")
+    refuse_other(out, MARKER, "study")
     refuse_unknown_controls(screen, options, intervention)
     command = _command(screen, options, intervention)
     said: list[str] = []
@@ -86,11 +75,11 @@ def compare_study(
                 training = entries[name].get("training", {}) | steps
                 entries[name] = entries[name] | {"training": training}
         plan, folds = _plan(screen, entries, chains, options, intervention, posed)
-        atomic.write_text(out / MARKER, _text(plan))
+        _write_plan(plan, out)
         atomic.write_text(out / "folds.csv", csv_text(folds))
         atomic.write_text(out / "runs.csv", csv_text(_runs(plan)))
         names = tuple(chain.name for chain in plan.chains)
-        judge = _Judge(screen, options, names, folds, command)
+        judge = Judge(screen, options, names, folds, command)
         call = replace(call, renew=judge.renew)
         verdict, summary = execute(plan, out, judge.write, call)
         folder = write_recommended(plan, verdict.recommended, out, call.quiet)
@@ -142,7 +131,7 @@ def _plan(
     posed: Folds,
 ) -> tuple[Plan, pd.DataFrame]:
     """The plan, and what is held out and what not."""
-    folds = _held_out(screen, options, posed)
+    folds = chosen_folds(screen, options, posed)
     held_out = folds.loc[folds["held_out"], "fold"].tolist()
     values = plan_values(screen.path, entries, held_out, options, intervention)
     values |= {"folds": held_out, "choose": True, "chains": [chain.word for chain in chains]}
@@ -153,8 +142,14 @@ def _plan(
     return make_plan(Path("compare"), file, posed, max_runs=options.max_runs), folds
 
 
-def _text(plan: Plan) -> str:
-    return yaml.safe_dump(plan.file.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+def _write_plan(plan: Plan, out: Path) -> None:
+    """Write the plan; of another plan no verdict, page or scores stay, until a run of this ends."""
+    values = plan.file.model_dump(mode="json", exclude_defaults=True)
+    text, file = yaml.safe_dump(values, sort_keys=False), out / MARKER
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        for name in (VERDICT, PAGE, "scores.parquet"):
+            atomic.discard(out / name)
+    atomic.write_text(file, text)
 
 
 def _fitted(
@@ -168,7 +163,7 @@ def _fitted(
         (screen,) = plan.screens.values()
         folds = list(dict.fromkeys(setting.fold for setting in plan.settings))
         levels = Counter(fold.partition("=")[0] for fold in folds)
-        there = _groups_of(screen, roles_of(screen, options.data), set(levels))
+        there = groups_of(screen, roles_of(screen, options.data), set(levels))
         every = Counter(fold.partition("=")[0] for fold in there)
         held = [(count, every[level]) for level, count in levels.items()]
         estimate = budget.choose_size(
@@ -196,114 +191,3 @@ def default_methods(screen: Screen, options: CompareOptions) -> tuple[str, ...]:
     alike = recommend(screen, options.data).config.data
     controls = alike.standardise_by is not None and alike.standardise_with == "controls"
     return (*METHODS, WITH_CONTROLS if controls else WITHOUT_CONTROLS)
-
-
-def _held_out(screen: Screen, options: CompareOptions, posed: Folds) -> pd.DataFrame:
-    """The groups held out, as `Folds.choose` tells; of a word LEVEL=GROUP that group alone.
-
-    Of a screen's levels the outermost that can be held out, if none is named.
-    """
-    words = [part.strip() for word in options.hold_out for part in _parts(word, screen)]
-    named = [word.partition("=")[0] for word in words]
-    levels = chosen_levels(screen, list(dict.fromkeys(named)) or [_outermost(screen, options)])
-    roles = roles_of(screen, options.data)
-    alone = {fold_key(word, roles) for word in words if "=" in word}
-    whole = {word for word in words if "=" not in word}
-    there = _groups_of(screen, roles, set(named))
-    if lacking := sorted(alone - set(there)):
-        level, _, group = lacking[0].partition("=")
-        own = [fold.partition("=")[2] for fold in there if fold.startswith(f"{level}=")]
-        raise UserError(
-            f"compare: --hold-out {level}={group}: no such group; {level} has {listed(own, 12)}"
-        )
-    return posed.choose(
-        screen,
-        levels,
-        options.data,
-        folds_per_level=options.folds_per_level,
-        draw_seed=options.draw_seed,
-        only=[] if not alone else [*alone, *_groups_of(screen, roles, whole)],
-    )
-
-
-def _parts(word: str, screen: Screen) -> list[str]:
-    """The levels that a word joins by commas; a level or group with a comma in its name is one."""
-    return [word] if "=" in word or word in screen.roles.levels else word.split(",")
-
-
-def _groups_of(screen: Screen, roles: Roles, levels: set[str]) -> list[str]:
-    return [group.fold for level in sorted(levels) for group in groups(screen.table, roles, level)]
-
-
-def _outermost(screen: Screen, options: CompareOptions) -> str:
-    roles = roles_of(screen, options.data)
-    for level in roles.levels:
-        if any(group.refused is None for group in groups(screen.table, roles, level)):
-            return level
-    raise UserError(f"{screen.path}: no level has a group that can be held out")
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Makes the verdict of what a plan has reached."""
-
-    screen: Screen
-    options: CompareOptions
-    names: tuple[str, ...]
-    folds: pd.DataFrame
-    command: str
-
-    def renew(self, plan: Plan, done: Done, out: Path) -> None:
-        """Write verdict.json and the page of what has ended so far."""
-        self.write(plan, done, out)
-        seal.write_frame(out / "scores.parquet", done.scores)
-        self.page(out)
-
-    def page(self, out: Path) -> None:
-        """Write report.html anew."""
-        renewed = out / f".{PAGE}"
-        atomic.discard(renewed)
-        report([out], renewed)
-        renewed.replace(out / PAGE)
-
-    def write(self, plan: Plan, done: Done, out: Path) -> Verdict:
-        """Write verdict.json; raises UserError if every run failed."""
-        if not done.results:
-            raise UserError(f"{out}: every run failed; {out / 'failures.csv'} says why")
-        found = self.judge(plan, done, out)
-        atomic.write_text(out / "verdict.json", json.dumps(found.record(), indent=2))
-        return found
-
-    def judge(self, plan: Plan, done: Done, out: Path) -> Verdict:
-        """The verdict of the runs that have ended."""
-        roles = roles_of(self.screen, self.options.data)
-        chosen = choose_chains(plan, done.taken(), done.results, out, self.names[0])
-        label, environment = (
-            self.screen.coded([str(roles.label)]), self.screen.coded(roles.environment),
-        )  # fmt: skip
-        held_out = self.folds[self.folds["held_out"]]
-        return make_verdict(
-            done.scores,
-            chosen,
-            self.names,
-            command=self.command,
-            source=str(self.screen.path),
-            label=str(roles.label),
-            environment=" / ".join(roles.environment),
-            hold_out=list(held_out["level"].unique()),
-            shared_information=shared_information(label.codes, environment.codes),
-            units=_units(held_out["fold"].tolist(), roles.levels),
-        )
-
-
-def _units(folds: list[str], levels: tuple[str, ...]) -> dict[str, str]:
-    """Of each held-out fold the group of the outermost level held out that it is or lies in."""
-    depths = {fold: levels.index(fold.partition("=")[0]) for fold in folds}
-    kept = min(depths.values(), default=0) + 1
-    units = {}
-    for fold, depth in depths.items():
-        group = fold.partition("=")[2]
-        if not depth:  # of the outermost level alone a "/" is part of the name
-            group = group.replace("%", "%25").replace("/", "%2F")
-        units[fold] = "/".join(group.split("/")[:kept])
-    return units

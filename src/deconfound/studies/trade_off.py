@@ -24,9 +24,9 @@ from deconfound.experiments.plan_file import PlanFile
 from deconfound.experiments.table import said_of_entries
 from deconfound.experiments.verdict import FEWEST, FoldDiagnosis, Verdict, judge
 from deconfound.files import atomic
-from deconfound.files.atomic import refuse_foreign
 from deconfound.runtime.escaping import csv_text
 from deconfound.studies.comparison import CompareOptions, Comparison
+from deconfound.studies.source import refuse_other
 
 FORMAT_VERSION = 1
 ERM, SCBD = "erm", "scbd"
@@ -49,7 +49,7 @@ def compare_trade_off(screen: Path, out: Path, options: CompareOptions, call: Ca
     file = out / "diagnose.yaml"
     wanted = plan_values(screen, options)
     text = yaml.safe_dump(wanted, sort_keys=False)
-    refuse_foreign(out, file.name, "diagnosis", text)
+    refuse_other(out, file.name, "diagnosis", text)
     values = validated(PlanFile, wanted, "compare")
     plan = make_plan(Path("compare"), values, max_runs=options.max_runs)
     with atomic.locked(out):

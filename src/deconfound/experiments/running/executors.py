@@ -1,7 +1,7 @@
 """Where the runs of an experiment are done: this machine's processes, a Ray cluster, or SLURM."""
 
-from collections.abc import Generator, Sequence
-from typing import Literal, TypedDict
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -58,19 +58,8 @@ class ExecutorOptions(Options):
         return run_local(orders, self.workers or _processes(devices, threads))
 
 
-class ExecutorArguments(TypedDict, total=False):
-    """The same as keyword arguments of a function."""
-
-    executor: ExecutorName
-    workers: int | None
-    address: str | None
-    partition: str | None
-    job_minutes: int | None
-    job_gpus: int | None
-
-
-def executor_options(given: ExecutorArguments) -> ExecutorOptions:
-    """Checked options; raises UserError for what belongs to another executor."""
+def executor_options(given: Mapping[str, Any]) -> ExecutorOptions:
+    """Options by their names, checked; raises UserError for what belongs to another executor."""
     options = validated(ExecutorOptions, dict(given), "executor")
     if options.address is not None and options.executor != "ray":
         raise UserError("--address is of a Ray cluster; add --executor ray")
