@@ -64,6 +64,14 @@ def test_more_minutes_never_buy_less() -> None:
     assert taken == sorted(taken, reverse=True)
 
 
+def test_minutes_that_are_spent_buy_nothing() -> None:
+    """Ten minutes of which four went on ingest and timing are six."""
+    late = choose_size(ONE, [(8, 8)], 10, 2, 3, spent=4 * 60)
+    fewer = choose_size(ONE, [(8, 8)], 10 - 4 / (1 - budget.RESERVE), 2, 3)
+    assert late.size == fewer.size != choose_size(ONE, [(8, 8)], 10, 2, 3).size
+    assert late.estimated_minutes <= 10 * (1 - budget.RESERVE) - 4
+
+
 def test_too_few_minutes_are_said() -> None:
     found = choose_size({"erm": Cost(500.0, 1.0, 1_500)}, [(4, 4)], 1, 1, 3)
     assert not found.fits

@@ -93,12 +93,14 @@ def choose_size(
     minutes: float,
     workers: int,
     most_seeds: int,
+    spent: float = 0.0,
 ) -> Estimate:
-    """The first of `SIZES` that fits `minutes`; the last one if none does.
+    """The first of `SIZES` that fits what is left of `minutes`; the last one if none does.
 
-    `groups` are of each level those that are to be held out, and all that can be.
+    `groups` are of each level those that are to be held out, and all that can be. `spent` are the
+    seconds that are no longer there for runs.
     """
-    seconds = 60 * minutes * (1 - RESERVE)
+    seconds = 60 * minutes * (1 - RESERVE) - spent
     found: list[Estimate] = []
     for size in _sizes(most_seeds):
         runs = [_runs(held, every, size) for held, every in groups]
@@ -132,8 +134,19 @@ def _runs(held_out: int, groups: int, size: Size) -> int:
     return held * size.seeds + pairs
 
 
-def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], int]:
-    """Time two short runs of each entry of a plan, those of its first fold; how many ran at a time.
+class Measured(NamedTuple):
+    """What short runs say."""
+
+    costs: dict[str, Cost]
+    """Of each entry."""
+    workers: int
+    """How many runs are done at a time."""
+    start: float
+    """Seconds until the first run begins."""
+
+
+def measured_costs(plan: Plan, out: Path, call: Call) -> Measured:
+    """Time two short runs of each entry of a plan, those of its first fold.
 
     They go into `out/timing`, which is removed.
     """
@@ -165,14 +178,16 @@ def measured_costs(plan: Plan, out: Path, call: Call) -> tuple[dict[str, Cost], 
             timed[name] = setting.entry, steps
     took: dict[str, list[tuple[int, float]]] = {}
     devices = {job.config.training.device for job in plan.jobs.values()}
-    workers = set()
+    workers, firsts, began = set(), [], time.time()
     for outcome in call.executors.run(orders, threads=1, devices=devices):
         workers.add(outcome.worker)
+        firsts.append(outcome.started)
         entry, steps = timed[outcome.name]
         took.setdefault(entry, []).append((steps, outcome.ended - outcome.started))
     atomic.discard(folder)
     asked = steps_asked(plan)
-    return {entry: _cost(times, asked[entry]) for entry, times in took.items()}, len(workers)
+    costs = {entry: _cost(times, asked[entry]) for entry, times in took.items()}
+    return Measured(costs, len(workers), max(0.0, min(firsts, default=began) - began))
 
 
 def steps_asked(plan: Plan) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """A study: methods on held-out groups of one screen, chosen without them, and a verdict."""
 
 import shlex
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -159,15 +160,16 @@ def _fitted(
     assert options.budget is not None
     estimate = budget.read_estimate(out, options.budget)
     if estimate is None or budget.steps_asked(plan) != estimate.steps():
-        costs, workers = budget.measured_costs(plan, out, call)
+        found = budget.measured_costs(plan, out, call)
         (screen,) = plan.screens.values()
         folds = list(dict.fromkeys(setting.fold for setting in plan.settings))
         levels = Counter(fold.partition("=")[0] for fold in folds)
         there = groups_of(screen, roles_of(screen, options.data), set(levels))
         every = Counter(fold.partition("=")[0] for fold in there)
         held = [(count, every[level]) for level, count in levels.items()]
+        spent = time.time() - call.began + found.start
         estimate = budget.choose_size(
-            costs, held, options.budget, workers, len(options.seeds or SEEDS)
+            found.costs, held, options.budget, found.workers, len(options.seeds or SEEDS), spent
         )
         budget.write_estimate(out, estimate)
     return estimate.size, estimate.costs, [estimate.text()]
