@@ -21,7 +21,8 @@ from deconfound.reports.sources import find_sources
 from deconfound.runs.run import open_run
 from deconfound.studies.compare import compare
 from deconfound.studies.comparison import CompareOptions, Comparison
-from deconfound.studies.study import WITH_CONTROLS, WITHOUT_CONTROLS, _units, default_methods
+from deconfound.studies.judge import units
+from deconfound.studies.study import WITH_CONTROLS, WITHOUT_CONTROLS, default_methods
 
 FOLDS = ("plate=S1/P1", "plate=S2/P1")
 FEW = CompareOptions(
@@ -255,9 +256,9 @@ def test_a_study_of_another_screen_in_the_same_folder_recommends_a_run_of_its_ow
 def test_units_are_groups_of_the_outermost_level_held_out() -> None:
     levels = ("Series", "Plate", "Section")
     folds = ["Series=S1/a", "Plate=S1%2Fa/P1", "Section=S1%2Fa/P1/A", "Plate=S2/P1"]
-    assert list(_units(folds, levels).values()) == ["S1%2Fa", "S1%2Fa", "S1%2Fa", "S2"]
+    assert list(units(folds, levels).values()) == ["S1%2Fa", "S1%2Fa", "S1%2Fa", "S2"]
     inner = ["Plate=S1/P1", "Section=S1/P1/A", "Section=S1/P2/A"]
-    assert list(_units(inner, levels).values()) == ["S1/P1", "S1/P1", "S1/P2"]
+    assert list(units(inner, levels).values()) == ["S1/P1", "S1/P1", "S1/P2"]
 
 
 def test_a_study_on_ray_ends_as_on_this_machine(

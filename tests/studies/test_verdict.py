@@ -82,8 +82,9 @@ def test_a_narrow_interval_around_0_is_no_difference_and_a_wide_one_tells_nothin
 @pytest.mark.parametrize(
     ("seeds", "folds", "more", "why"),
     [
-        (1, FOLDS, {}, "4 held-out groups and 1 seed are too few"),
-        (3, FOLDS[:2], {}, "2 held-out groups and 3 seeds are too few"),
+        (1, FOLDS, {}, "An interval takes 2 seeds; there is 1."),
+        (3, FOLDS[:2], {}, "An interval takes 3 held-out groups; there are 2."),
+        (1, FOLDS[:2], {}, "An interval takes 3 held-out groups and 2 seeds; there are 2 and 1."),
         (3, FOLDS, {"shared_information": 0.97}, "neither can be told from the other"),
     ],
 )
@@ -164,7 +165,9 @@ def test_of_methods_that_could_not_be_compared_no_difference_is_not_said() -> No
     assert (found.verdict, found.why) == (
         "cannot be told", "The choice fell on erm, but without good.",
     )  # fmt: skip
-    assert found.chosen_by.endswith("Runs of good that it takes are not done or failed.")
+    assert found.chosen_by.endswith(
+        "Left out were methods of which runs failed or are not done: good."
+    )
 
 
 def test_where_no_group_is_left_out_no_method_has_a_score_by_which_it_was_chosen() -> None:

@@ -160,10 +160,7 @@ def _judge(
             )
         return "no difference", f"The choice fell on {baseline} itself for every held-out group."
     if math.isnan(gain.low):
-        return "cannot be told", (
-            f"{counted(gain.groups, 'held-out group')} and {counted(gain.seeds, 'seed')} are too "
-            f"few; it takes {FEWEST_FOLDS} and {FEWEST_SEEDS}."
-        )
+        return "cannot be told", _too_few(gain)
     over = (
         f"95 % interval {gain.low:+.3f} to {gain.high:+.3f} over "
         f"{counted(gain.groups, 'group')} and {counted(gain.seeds, 'seed')}"
@@ -176,6 +173,15 @@ def _judge(
     if max(-gain.low, gain.high) <= SAME:
         return "no difference", f"The difference is within ±{SAME}: {tested}"
     return "cannot be told", f"The interval holds 0 and is wider than ±{SAME}: {tested}"
+
+
+def _too_few(gain: Gain) -> str:
+    """What an interval lacks: groups, seeds or both."""
+    every = ("held-out groups", gain.groups, FEWEST_FOLDS), ("seeds", gain.seeds, FEWEST_SEEDS)
+    lacking = [one for one in every if one[1] < one[2]]
+    takes = " and ".join(f"{fewest} {what}" for what, _, fewest in lacking)
+    there = " and ".join(str(found) for _, found, _ in lacking)
+    return f"An interval takes {takes}; there {'is' if there == '1' else 'are'} {there}."
 
 
 def _sentence(
@@ -212,7 +218,7 @@ def _chosen_by(chosen: Sequence[Chosen], group: str) -> str:
         return "Nothing was chosen yet."
     without = ""
     if lacking := _lacking(chosen):
-        without = f" Runs of {listed(lacking)} that it takes are not done or failed."
+        without = f" Left out were methods of which runs failed or are not done: {listed(lacking)}."
     beside = [len(one.groups) for one in chosen if one.groups]
     kept = "the method after ERM is kept unless it loses more than 0.01 in distribution."
     if not beside:
