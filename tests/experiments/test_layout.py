@@ -260,3 +260,8 @@ def test_a_plan_of_more_runs_than_allowed_is_refused_before_it_is_laid_out(
     assert len(make_plan(file, max_runs=20).jobs) == 20
     with pytest.raises(UserError, match="20 runs are more than 19;"):
         make_plan(file, max_runs=19)
+    file = write(tmp_path, screen.path, folds=folds[:1], choose=True)
+    counted = 2 * (4 * 2 + 6)  # 6 pairs of 4 groups, each left out in one run for both
+    assert len(make_plan(file, max_runs=counted).jobs) == counted
+    with pytest.raises(UserError, match=f"{counted} runs are more than {counted - 1};"):
+        make_plan(file, max_runs=counted - 1)

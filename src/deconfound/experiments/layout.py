@@ -17,7 +17,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import joined
 from deconfound.errors import UserError
 from deconfound.experiments.held_out import Folds, spelled_out
-from deconfound.experiments.nested import NEIGHBOURS, pairs
+from deconfound.experiments.nested import Pair, pairs
 from deconfound.experiments.plan import MAX_RUNS, Job, Plan, Search, Setting, intervening
 from deconfound.experiments.plan_file import (
     Entry,
@@ -90,12 +90,12 @@ class _Layout:
         self.named: set[str] = set()
         """Names in `measure` that are folds of the plan."""
         self._folds = folds or Folds()
+        self._pairs: dict[tuple[Path, str, str], list[Pair]] = {}
 
     def count(self, screens: Sequence[Screen]) -> int:
         """The runs of all entries, by the lengths of their grids: no point is laid out.
 
-        Where loto leaves environments out, as if each fold had as many as the whole screen. A run
-        without two groups serves both.
+        Where loto leaves environments out, as if each fold had as many as the whole screen.
         """
         file, runs = self.plan.file, 0
         for (name, entry), screen in itertools.product(file.methods.items(), screens):
@@ -110,8 +110,11 @@ class _Layout:
             if (settings > 1 or entry.search is not None) and "loto" in file.select:
                 environments = joined(screen.table, roles_of(screen, data).environment).nunique()
                 of_setting += len(file.seeds_of_loto) * environments
-            of_setting += NEIGHBOURS if file.choose else 0
-            runs += settings * len(spelled_out(file.folds, screen, data)) * of_setting
+            folds = spelled_out(file.folds, screen, data)
+            together = {
+                p for fold in folds if file.choose for p in self._beside(screen, data, fold)
+            }
+            runs += settings * (len(folds) * of_setting + len(together))
         return runs
 
     def add_entry(self, name: str, entry: Entry, screen: Screen) -> None:
@@ -207,7 +210,8 @@ class _Layout:
         All of them have the first seed.
         """
         file = self.plan.file
-        for pair in pairs(screen, self._data_of(setting, entry), setting.fold):
+        data = configured(self.path, file, setting.entry, entry, setting.values).data
+        for pair in self._beside(screen, data, setting.fold):
             try:
                 own, _ = on_fold(
                     self.path, file, setting.entry, entry, setting.values, screen, pair.fold
@@ -222,9 +226,11 @@ class _Layout:
             base = sampler_for(base, posed.label_rows, posed.train_rows)
             setting.nested[pair] = self._add(base, screen, imputer, file.seeds[0])
 
-    def _data_of(self, setting: Setting, entry: Entry) -> DataOptions:
-        file = self.plan.file
-        return configured(self.path, file, setting.entry, entry, setting.values).data
+    def _beside(self, screen: Screen, data: DataOptions, fold: str) -> list[Pair]:
+        key = screen.path, data.model_dump_json(), fold
+        if key not in self._pairs:
+            self._pairs[key] = pairs(screen, data, fold)
+        return self._pairs[key]
 
     def _add(self, base: RunConfig, screen: Screen, imputer: RunConfig | None, seed: int) -> str:
         """The name of the run of a seed; with it the run that it needs becomes part of the plan."""
