@@ -99,7 +99,7 @@ def test_what_no_run_could_take_is_refused_before_anything_is_written(
     given = {"impute_into": "mean", "correction_draws": 4}
     said = "compare: methods.erm.ist: option 'intervention.correction_draws' = 4: .* give 1 or 0"
     with pytest.raises(UserError, match=said):
-        by_levels(("erm+ist",), screen.path, tmp_path / "out", intervention=given, quiet=True)
+        by_levels(("erm+ist",), screen.path, tmp_path / "out", **given, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,7 +331,7 @@ def test_imputed_images_from_a_screen_to_the_table(
     words = (f"erm+far={erm}", f"far={far}")
     out = tmp_path / "c"
     given = {"bank": 2}
-    found = by_levels(words, screen.path, out, options, intervention=given, workers=2, quiet=True)
+    found = by_levels(words, screen.path, out, options, **given, workers=2, quiet=True)
     assert found.summary is not None
     assert found.summary.failed == 0
     table = pd.read_csv(out / "table.csv").set_index("method")
