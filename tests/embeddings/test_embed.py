@@ -2,6 +2,7 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import anndata
@@ -101,13 +102,20 @@ def test_a_killed_call_resumes_without_repeating_a_chunk(
     monkeypatch.setattr(embed_module, "CHUNK", 20)
     monkeypatch.setattr(stream, "BATCH", 8)
     method_embed, seen = Scbd.embed, []
+    keep_chunk, kept = embed_module._keep_chunk, Semaphore(0)
+
+    def keeping(*words: Any) -> None:  # in a thread of its own, when it gets its turn
+        keep_chunk(*words)
+        kept.release()
 
     def counting(method: Scbd, image: Any) -> Any:
         seen.append(len(image))
         if len(seen) == 8:  # the second batch of the third chunk
+            assert [kept.acquire(timeout=60) for _ in range(2)] == [True, True]
             raise KeyboardInterrupt
         return method_embed(method, image)
 
+    monkeypatch.setattr(embed_module, "_keep_chunk", keeping)
     monkeypatch.setattr(Scbd, "embed", counting)
     out = tmp_path / "e.h5ad"
     with pytest.raises(KeyboardInterrupt):
