@@ -4,6 +4,8 @@ Run as a script, under atheris: `targets.py TARGET DIRECTORY -runs=N`.
 """
 
 import contextlib
+import hashlib
+import io
 import logging
 import os
 import shutil
@@ -14,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from deconfound.config import read_yaml
 from deconfound.data.readers.image import read_image
 from deconfound.data.screens.screen import open_screen
@@ -23,6 +27,21 @@ from deconfound.errors import UserError
 from deconfound.runs.checkpoint import read_resume, read_weights
 from deconfound.runs.run import read_json
 
+SCREENS = {"screen": "screen", "shard": "screen", "zarr": "packed", "zarr.json": "packed"}
+"""Targets whose file lies in a screen, and the folder of that screen."""
+
+
+def read_pixels(file: Path) -> None:
+    """Read every image of a screen of Zarr shards, which are the images that were written."""
+    screen = open_screen(file.parents[1])
+    start = 0
+    for shard in screen.index.shards:
+        stream = io.BytesIO()
+        np.save(stream, screen.read(range(start, start + shard.rows)))
+        assert hashlib.sha256(stream.getbuffer()).hexdigest() == shard.identity, "other pixels"
+        start += shard.rows
+
+
 SECONDS = 60
 """A reader that works longer than this on a small file hangs."""
 TARGETS: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -31,6 +50,8 @@ TARGETS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "parquet": ("table.parquet", read_table),
     "screen": ("screen/screen.json", lambda file: open_screen(file.parent)),
     "shard": ("screen/images-00000.npy", lambda file: open_screen(file.parent)),
+    "zarr": ("packed/images.zarr/c.1.0.0.0", read_pixels),
+    "zarr.json": ("packed/images.zarr/zarr.json", read_pixels),
     "weights": ("model.safetensors", read_weights),
     "resume": ("resume.pt", lambda file: read_resume(file.parent)),
     "classes": ("classes.json", read_json),
@@ -79,8 +100,8 @@ def main() -> None:
 
     name, folder = sys.argv[1], Path(sys.argv[2])
     logging.disable()
-    if name in ("screen", "shard"):
-        shutil.copytree(folder / "seed", folder / "screen", dirs_exist_ok=True)
+    if name in SCREENS:
+        shutil.copytree(folder / "seed", folder / SCREENS[name], dirs_exist_ok=True)
     atheris.Setup(
         [sys.argv[0], *sys.argv[3:], os.fspath(folder / "corpus")],
         lambda content: feed(name, content, folder) and None,

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deconfound.config import read_yaml, validated
+from deconfound.data.screens import writer, zarr_images
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import read_table
 from deconfound.embeddings.file import PART, PREDICTED, Embeddings, write_embeddings
@@ -53,8 +54,39 @@ def quiet_tifffile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
+def packed(screen: Screen, tmp_path_factory: pytest.TempPathFactory) -> Screen | None:
+    """The tiny screen as four shards of Zarr, each of six chunks; None without zarr."""
+    if importlib.util.find_spec("zarr") is None:
+        return None
+    path = tmp_path_factory.mktemp("packed") / "packed"
+    image = screen.dtype.itemsize * int(np.prod(screen.image_shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "SHARD_BYTES", 24 * image)
+        patch.setattr(zarr_images, "CHUNK_BYTES", 4 * image)
+        about = screen.name, screen.channels, screen.roles, screen.provenance
+        with writer.ScreenWriter(path, *about, image_format="zarr") as opened:
+            opened.append(screen.read(range(len(screen))))
+            opened.finish(screen.table)
+    return open_screen(path)
+
+
+@pytest.fixture
+def folder(name: str, screen: Screen, packed: Screen | None, tmp_path: Path) -> Path:
+    """Where the file of a target goes, with the screen it lies in."""
+    if name in targets.SCREENS:
+        held = screen if targets.SCREENS[name] == "screen" else packed
+        if held is None:
+            pytest.skip("zarr is not installed: pip install 'deconfound[zarr]'")
+        shutil.copytree(held.path, tmp_path / targets.SCREENS[name])
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
 def whole(
-    screen: Screen, finished_runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    screen: Screen,
+    packed: Screen | None,
+    finished_runs: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, bytes]:
     """A whole file for every target."""
     folder = tmp_path_factory.mktemp("whole")
@@ -65,7 +97,11 @@ def whole(
     picture = io.BytesIO()
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(picture, "PNG")
     run = finished_runs("erm")
-    return {
+    array = {} if packed is None else {
+        name: packed.path.joinpath("images.zarr", file).read_bytes()
+        for name, file in (("zarr", "c.1.0.0.0"), ("zarr.json", "zarr.json"))
+    }  # fmt: skip
+    return array | {
         "csv": b'Path,Metadata_Label,Metadata_Plate\r\n0.png,a,p\r\n1.png,"b,c",q\r\n',
         "tsv": b"Path\tMetadata_Label\n0.png\ta\n1.png\tb\n",
         "parquet": (screen.path / "table.parquet").read_bytes(),
@@ -93,22 +129,39 @@ def mutated(content: bytes) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize("name", targets.TARGETS)
-def test_a_whole_file_is_read(
-    name: str, whole: dict[str, bytes], screen: Screen, tmp_path: Path
-) -> None:
-    shutil.copytree(screen.path, tmp_path / "screen")
-    assert targets.feed(name, whole[name], tmp_path)
+def test_a_whole_file_is_read(name: str, whole: dict[str, bytes], folder: Path) -> None:
+    assert targets.feed(name, whole[name], folder)
 
 
 @FAST
 @pytest.mark.parametrize("name", targets.TARGETS)
 @given(data=st.data())
 def test_any_bytes_are_read_or_named(
-    name: str, data: st.DataObject, whole: dict[str, bytes], screen: Screen, tmp_path: Path
+    name: str, data: st.DataObject, whole: dict[str, bytes], folder: Path
 ) -> None:
-    if name in ("screen", "shard"):
-        copied(screen, tmp_path)
-    targets.feed(name, data.draw(mutated(whole[name]) | st.binary(max_size=100)), tmp_path)
+    targets.feed(name, data.draw(mutated(whole[name]) | st.binary(max_size=100)), folder)
+
+
+@pytest.mark.parametrize("name", ["zarr"])
+@pytest.mark.parametrize("number", [0, 2, 3])
+def test_a_shard_of_zarr_in_the_place_of_another_is_named(
+    name: str, number: int, whole: dict[str, bytes], folder: Path
+) -> None:
+    """Whole it would be other pixels; so would be the end of it behind the start of its own."""
+    other = (folder / "packed" / "images.zarr" / f"c.{number}.0.0.0").read_bytes()
+    for place in (0, 8, 96, 100, len(other) // 2):
+        assert not targets.feed(name, whole[name][:place] + other[place:], folder)
+
+
+@FAST
+@pytest.mark.parametrize("name", ["zarr"])
+@given(data=st.data())
+def test_a_changed_bit_of_a_shard_of_zarr(
+    name: str, data: st.DataObject, whole: dict[str, bytes], folder: Path
+) -> None:
+    content = bytearray(whole[name])
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    targets.feed(name, bytes(content), folder)
 
 
 @FAST

@@ -256,10 +256,50 @@ def test_a_shard_that_is_missing_or_cut_off_is_named(
     with pytest.raises(UserError, match=rf"images\.zarr/c\.1\.0\.0\.0: {expected}"):
         opened()
     file.write_bytes(whole)
-    opened().check()
+    before = opened()
+    before.check()
     (packed.path / "images.zarr" / "zarr.json").write_text("{}")
     with pytest.raises(UserError, match=r"images\.zarr/zarr\.json: checksum differs"):
-        opened().check()
+        opened()
+    with pytest.raises(UserError, match=r"images\.zarr/zarr\.json: checksum differs"):
+        before.check()
+    (packed.path / "images.zarr" / "zarr.json").unlink()
+    with pytest.raises(UserError, match=rf"images\.zarr/zarr\.json: {expected}"):
+        opened()
+
+
+@pytest.mark.usefixtures("small", "store")
+@pytest.mark.parametrize("far", [False, True])
+def test_shards_that_change_places_are_named(tmp_path: Path, far: bool) -> None:
+    """Noise, which no codec packs: all their chunks are of one length."""
+    images = np.random.default_rng(0).integers(0, 2**16, (24, *SHAPE), np.uint16)
+    packed = write(tmp_path / "z", images)
+    first, second = (packed.path / "images.zarr" / f"c.{number}.0.0.0" for number in (0, 1))
+    assert first.read_bytes()[:64] == second.read_bytes()[:64]
+    first.rename(tmp_path / "moved")
+    second.rename(first)
+    (tmp_path / "moved").rename(second)
+    if far:
+        ObjectStore(URL).send(packed.path, ("screen.json",))
+    opened = open_screen(URL if far else packed.path)
+    for row, number in ((0, 0), (23, 1), (0, 0)):
+        with pytest.raises(UserError) as error:
+            opened.read([row])
+        assert f"images.zarr/c.{number}.0.0.0: damaged, its start is not that" in str(error.value)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_screen_made_before_starts_were_recorded_is_read(tmp_path: Path) -> None:
+    packed = write(tmp_path / "z", images_of())
+    index = packed.index
+    shards = tuple(one.model_copy(update={"start_sha256": ""}) for one in index.shards)
+    assert "start_sha256" not in shards[0].model_dump()
+    index = index.model_copy(update={"shards": shards})
+    index = index.model_copy(update={"sha256": index.digest()})
+    (packed.path / "screen.json").write_text(index.model_dump_json())
+    former = open_screen(packed.path)
+    assert former.identity == packed.identity
+    np.testing.assert_array_equal(former.read(range(ROWS)), images_of())
 
 
 def test_a_damaged_chunk_ends_a_verb_with_one_line(

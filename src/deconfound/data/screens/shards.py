@@ -25,6 +25,9 @@ class Shard(BaseModel, frozen=True, extra="forbid"):
     """Of the file."""
     pixels_sha256: str = Field("", exclude_if=lambda given: not given)
     """Of the NumPy file of the same images, where `file` is none."""
+    start_sha256: str = Field("", exclude_if=lambda given: not given)
+    """Of the index of a shard of Zarr and the chunk after it, which are verified when it is read;
+    empty in a screen made before it was recorded."""
 
     @property
     def identity(self) -> str:

@@ -4,6 +4,7 @@ A shard begins with its index, the offset and length of each chunk, and a chunk 
 with a checksum. Read by the index, random rows come some 30 times as fast as through zarr.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,8 +71,17 @@ class ZarrWriter:
         self._array(file.parent, shape, images.dtype, shard_rows)[start:] = images
         flush(target)
         flush(target.parent)
-        digest = sha256(target)
-        return Shard(file=name, rows=shard.rows, sha256=digest, pixels_sha256=shard.sha256)
+        length = _index_bytes(shard_rows, chunk_rows(shard_rows, images.shape[1:], images.dtype))
+        files = LocalFiles(file.parent)
+        (head,) = files.read_spans([(name, 0, length)])
+        (start,) = _starts(files, [name], [head])
+        return Shard(
+            file=name,
+            rows=shard.rows,
+            sha256=sha256(target),
+            pixels_sha256=shard.sha256,
+            start_sha256=start,
+        )
 
     def finish(self, folder: Path, shards: ShardWriter) -> ZarrShards:
         """Describe the array of all images in zarr.json."""
@@ -116,7 +126,7 @@ class ZarrImages:
     """(chunks, 2) start and stop of the chunks in the file, of the shards read so far."""
 
     def __post_init__(self) -> None:
-        """Raise UserError if a shard is missing, or is not where the array has it."""
+        """Raise UserError for zarr.json that changed, and for a shard missing or misnamed."""
         for number, shard in enumerate(self.shards):
             if shard.file != _name(number):
                 raise UserError(
@@ -124,12 +134,17 @@ class ZarrImages:
                     "screen again"
                 )
         self.store.read_spans([(shard.file, 0, ENTRY) for shard in self.shards])
+        if self.store.sha256(ZARR_JSON) != self.divided.sha256:
+            raise UserError(
+                f"{self.store.url}/{ZARR_JSON}: checksum differs from screen.json; restore the "
+                "file or make the screen again"
+            )
 
     def read(self, owner: Rows, local: Rows, out: Images) -> Images:
         """The images of rows `local` of shards `owner`, (B,) each, into `out`.
 
         Chunks that follow each other in a shard are one request, and all requests are made
-        together. Raises UserError for a chunk that is damaged.
+        together. Raises UserError for a chunk that is damaged, and for a shard that is another.
         """
         if not len(owner):
             return out
@@ -184,18 +199,26 @@ class ZarrImages:
         new = [number for number in numbers if number not in self._indices]
         if not new:
             return
-        length = ENTRY * (self.divided.shard_rows // self.divided.chunk_rows)
-        heads = self.store.read_spans([(self.shards[one].file, 0, length) for one in new])
-        for number, head in zip(new, heads, strict=True):
-            chunks = -(-self.shards[number].rows // self.divided.chunk_rows)
-            index = np.frombuffer(head, "<u8").reshape(-1, 2)[:chunks]
-            ordered = index[np.argsort(index[:, 0])]
-            ends = np.concatenate([[length + CHECK], ordered.sum(axis=1)])
-            lengths = ordered[:, 1]
-            possible = (lengths > 0) & (lengths < 2 * self._chunk_bytes + CHUNK_BYTES)
-            if not possible.all() or (ordered[:, 0] != ends[:-1]).any():
-                raise self._damaged(number, "its index")
-            self._indices[number] = np.stack([index[:, 0], index.sum(axis=1)], 1).astype(np.int64)
+        length = _index_bytes(self.divided.shard_rows, self.divided.chunk_rows)
+        names = [self.shards[one].file for one in new]
+        heads = self.store.read_spans([(name, 0, length) for name in names])
+        found = {number: self._index(number, head) for number, head in zip(new, heads, strict=True)}
+        for number, start in zip(new, _starts(self.store, names, heads), strict=True):
+            if self.shards[number].start_sha256 not in ("", start):
+                raise self._damaged(number, "its start is not that of the shard in screen.json")
+        self._indices.update(found)
+
+    def _index(self, number: int, head: bytes) -> npt.NDArray[np.int64]:
+        """(chunks, 2) start and stop of a shard's chunks, which must follow each other."""
+        chunks = -(-self.shards[number].rows // self.divided.chunk_rows)
+        index = np.frombuffer(head, "<u8").reshape(-1, 2)[:chunks]
+        ordered = index[np.argsort(index[:, 0])]
+        ends = np.concatenate([[len(head) + CHECK], ordered.sum(axis=1)])
+        lengths = ordered[:, 1]
+        possible = (lengths > 0) & (lengths < 2 * self._chunk_bytes + CHUNK_BYTES)
+        if not possible.all() or (ordered[:, 0] != ends[:-1]).any():
+            raise self._damaged(number, "its index")
+        return np.stack([index[:, 0], index.sum(axis=1)], 1).astype(np.int64)
 
     def _damaged(self, shard: int, what: str) -> UserError:
         return UserError(
@@ -208,6 +231,28 @@ def chunk_rows(shard_rows: int, shape: Sequence[int], dtype: np.dtype[Any]) -> i
     """Images of a chunk: as many as `CHUNK_BYTES` hold and a shard can be divided by; 1 or more."""
     most = CHUNK_BYTES // (dtype.itemsize * int(np.prod(tuple(shape))))
     return next((rows for rows in range(most, 1, -1) if shard_rows % rows == 0), 1)
+
+
+def _index_bytes(shard_rows: int, rows: int) -> int:
+    return ENTRY * (shard_rows // rows)
+
+
+def _starts(
+    store: ObjectStore | LocalFiles, names: Sequence[str], heads: Sequence[bytes]
+) -> list[str]:
+    """The SHA-256 of the start of shards, of whose indices `heads` are the entries.
+
+    Lengths of chunks differ from shard to shard, and where nothing can be packed, pixels do.
+    """
+    spans = []
+    for name, head in zip(names, heads, strict=True):
+        index, start = np.frombuffer(head, "<u8").reshape(-1, 2), len(head) + CHECK
+        length = int(index[index[:, 0] == start][0, 1])
+        spans.append((name, start, start + length))
+    return [
+        hashlib.sha256(head + chunk).hexdigest()
+        for head, chunk in zip(heads, store.read_spans(spans), strict=True)
+    ]
 
 
 def _name(number: int) -> str:
