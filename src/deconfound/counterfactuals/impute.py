@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from deconfound.runs.run import Run, open_run
 from deconfound.runtime.device import start_fabric
 from deconfound.runtime.progress import Progress
 from deconfound.runtime.seeds import numpy_stream
+from deconfound.version import __version__
 
 STYLES = 32
 """Style images at most; half of the target's rows are kept as real cells to compare with."""
@@ -195,7 +195,7 @@ def _write(
     where the rows of the source were taken, None where styles are not relative.
     """
     provenance = {
-        "made_by": f"deconfound transfer {version('deconfound')}",
+        "made_by": f"deconfound transfer {__version__}",
         "run": run.path.resolve().name,
         "method": run.config.method,
         "model_sha256": sha256(run.path / "model.safetensors"),

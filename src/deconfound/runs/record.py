@@ -11,6 +11,7 @@ import pandas as pd
 
 from deconfound.files import atomic
 from deconfound.runtime.escaping import csv_text, from_spreadsheet
+from deconfound.version import __version__
 
 COLUMNS = ["stage", "step", "part", "name", "value"]
 
@@ -51,9 +52,10 @@ def read_history(path: Path) -> pd.DataFrame:
 
 def software() -> dict[str, Any]:
     """Versions of Python and of the packages that decide numbers, and the commit if known."""
-    packages = ("deconfound", "torch", "numpy", "lightning-fabric", "scikit-learn", "faiss-cpu")
+    packages = ("torch", "numpy", "lightning-fabric", "scikit-learn", "faiss-cpu")
     found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform()}
-    found["packages"] = {package: metadata.version(package) for package in packages}
+    own = {"deconfound": __version__}
+    found["packages"] = own | {package: metadata.version(package) for package in packages}
     folder = Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")
     found["commit"] = commit

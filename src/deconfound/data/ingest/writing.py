@@ -44,6 +44,7 @@ from deconfound.files.checksums import sha256, sha256_of
 from deconfound.runtime import stop
 from deconfound.runtime.cluster import Cluster
 from deconfound.runtime.progress import Progress
+from deconfound.version import __version__
 
 THREADS = 4
 FORMS_FILE = "forms.json"
@@ -221,7 +222,7 @@ def provenance_of(
     table: Path | None, images_root: Path | None, config: Options, size: int | None
 ) -> dict[str, Any]:
     """The provenance known before the images are read: files, options, resizing and versions."""
-    packages = ("deconfound", "numpy", "pandas", "pillow", "tifffile")
+    packages = ("numpy", "pandas", "pillow", "tifffile")
     return {
         "made_by": "ingest",
         "table": None if table is None else os.fspath(table),
@@ -231,6 +232,7 @@ def provenance_of(
         "resize": None if size is None else resizing(size),
         "versions": {
             "python": platform.python_version(),
+            "deconfound": __version__,
             **{package: version(package) for package in packages},
         },
     }

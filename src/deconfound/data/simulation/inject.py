@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from deconfound.data.tables.table import Roles, joined, joined_key
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.runtime.seeds import numpy_stream
+from deconfound.version import __version__
 
 INJECTED = "injected"
 """Entry of the provenance that an injected screen has and no other."""
@@ -93,7 +93,7 @@ def inject(
     roles = Roles(label=label, environment=levels, levels=levels, well=layout.WELL)
     brightest = _brightest(source)
     provenance = {
-        "made_by": f"deconfound inject {version('deconfound')}",
+        "made_by": f"deconfound inject {__version__}",
         INJECTED: {
             "clean": {
                 "path": str(Path(clean).absolute()),

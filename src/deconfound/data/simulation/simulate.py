@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -39,6 +38,7 @@ from deconfound.data.tables.table import Roles
 from deconfound.errors import UserError
 from deconfound.files.atomic import refuse_existing
 from deconfound.runtime.seeds import numpy_stream
+from deconfound.version import __version__
 
 PERTURBATION = "Metadata_Perturbation"
 SIMULATE = "simulate"
@@ -140,7 +140,7 @@ def simulate(
     plan = _pooled(config) if config.layout == "ops" else _arrayed(config)
     table = _with_cells(plan.table, plan.shift, config)
     provenance = {
-        "made_by": f"deconfound simulate {version('deconfound')}",
+        "made_by": f"deconfound simulate {__version__}",
         SIMULATE: config.model_dump(mode="json"),
         "phenotypes": {
             name: dict(zip(config.trait_names(), shift.tolist(), strict=True))
