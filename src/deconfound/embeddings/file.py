@@ -188,7 +188,9 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
             for name in ("obs", "var"):
                 anndata.io.write_elem(file, name, getattr(data, name))
             for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
-                anndata.io.write_elem(file, name, dict(getattr(data, name)))
+                parts = dict(getattr(data, name))
+                parts.pop(None, None)  # the name of X among the layers of anndata 0.13
+                anndata.io.write_elem(file, name, parts)
             file["X"] = file[f"obsm/X_{main}"]
         seal.seal_hdf5(temporary)
 

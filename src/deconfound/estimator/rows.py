@@ -166,7 +166,8 @@ def _of_anndata(
 
 def _part(parts: Any, name: str, what: str) -> Any:
     if name not in parts:
-        raise UserError(f"AnnData: no {what} {name!r}; it has {listed(parts) or 'none'}")
+        known = listed(one for one in parts if one is not None)  # anndata 0.13 lists X as None
+        raise UserError(f"AnnData: no {what} {name!r}; it has {known or 'none'}")
     return parts[name]
 
 

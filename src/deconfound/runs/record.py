@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from deconfound.errors import UserError
 from deconfound.files import atomic
-from deconfound.runtime.escaping import csv_text, from_spreadsheet
+from deconfound.runtime.escaping import csv_text, from_spreadsheet, one_line
 from deconfound.version import __version__
 
 COLUMNS = ["stage", "step", "part", "name", "value"]
@@ -46,8 +47,19 @@ class History:
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """The table of a run's metrics.csv."""
-    return from_spreadsheet(pd.read_csv(path, float_precision="round_trip"))
+    """The table of a run's metrics.csv; raises UserError for a value that is no number."""
+    try:
+        return from_spreadsheet(pd.read_csv(path, converters={"value": _number}))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged ({one_line(str(error))}); restore a copy, or remove the run and fit it "
+            "again"
+        ) from error
+
+
+def _number(text: str) -> float:
+    """Exact, which pandas 2 is not unless it is told, and pandas 3 is not to be told."""
+    return float(text or "nan")
 
 
 def software() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """AnnData as a table of features: X, a layer or a block of obsm; obs is the metadata."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class AnnDataTable(FeatureTable):
         if self._values is None or not self.features:
             raise UserError(
                 f"{path}: X holds no features; expected profiles in X, one row each, or the name "
-                f"of a --layer ({listed(self._data.layers) or 'it has none'}) or an --obsm "
-                f"({listed(self._data.obsm) or 'it has none'})"
+                f"of a --layer ({_named(self._data.layers) or 'it has none'}) or an --obsm "
+                f"({_named(self._data.obsm) or 'it has none'})"
             )
         expected = (len(self._obs), len(self._names))
         if tuple(self._values.shape) != expected:
@@ -74,7 +74,7 @@ class AnnDataTable(FeatureTable):
 
     def _entry(self, parts: Any, name: str, option: str) -> Any:
         if name not in parts:
-            raise UserError(f"{self._path}: no {option} {name!r}; it has {listed(parts) or 'none'}")
+            raise UserError(f"{self._path}: no {option} {name!r}; it has {_named(parts) or 'none'}")
         return parts[name]
 
     def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
@@ -88,6 +88,11 @@ class AnnDataTable(FeatureTable):
             part = getattr(self._values, "iloc", self._values)[start : start + rows]
             dense = part.toarray() if hasattr(part, "toarray") else np.asarray(part)
             yield single(dense[:, place])
+
+
+def _named(parts: Iterable[object]) -> str:
+    """The names of parts; X, which anndata 0.13 has among its layers, has none."""
+    return listed(part for part in parts if part is not None)
 
 
 def _named_rows(obs: pd.DataFrame) -> pd.DataFrame:
