@@ -42,8 +42,10 @@ class Store:
         self.ended: list[str] = []
         self.broken = False
 
-    def open(self, kind: str, place: str | None, out: Path, run: str | None) -> PictureLogger:
-        assert (kind, place, out.name) == ("wandb", "mine", "run")
+    def open(
+        self, kind: str, place: str | None, out: Path, run: str | None, title: str
+    ) -> PictureLogger:
+        assert (kind, place, out.name, title) == ("wandb", "mine", "run", "run")
         self.opened.append(run)
         return InMemory(self)
 
@@ -253,7 +255,7 @@ def test_a_tracker_whose_package_is_missing_names_the_extra(
     for kind, package in (("wandb", "wandb"), ("mlflow", "mlflow")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match=rf"pip install 'deconfound\[{kind}\]'"):
-            loggers.open_logger(kind, None, tmp_path, None)
+            loggers.open_logger(kind, None, tmp_path, None, "run")
 
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}

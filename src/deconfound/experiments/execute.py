@@ -15,6 +15,7 @@ from deconfound.experiments.overhead import Summary, summarise
 from deconfound.experiments.plan import Job, Plan, Setting
 from deconfound.experiments.running.chain import Task, embedded, tasks_text, waiting
 from deconfound.experiments.running.executors import ExecutorOptions
+from deconfound.experiments.running.followed import prepare_tracker
 from deconfound.experiments.running.messages import Order, Outcome
 from deconfound.experiments.search import search
 from deconfound.experiments.select import Choice, Result, choose, read_result
@@ -57,6 +58,8 @@ class Call:
     quiet: bool = False
     embeddings: bool = False
     """Whether the runs of the settings taken are embedded as well."""
+    tracker: str = ""
+    """The tracker that follows every run, as `shared_tracker` gives it; empty for none."""
     began: float = field(default_factory=time.time)
     """The time that the summary counts from, in seconds since the epoch."""
     until: float | None = None
@@ -74,8 +77,11 @@ def execute(
     Settings are searched, one is taken for each entry and rule, and the chains of those taken are
     done; each run is scored when it ends. Writes scores.parquet, loto.parquet, failures.csv, what
     `view` writes of them, and summary.json. A run that fails does not stop the others; the next
-    call tries it again. Raises Stopped on SIGTERM and Ctrl-C, when runs under way are saved.
+    call tries it again. Raises Stopped on SIGTERM and Ctrl-C, when runs under way are saved, and
+    UserError for a tracker that cannot be opened.
     """
+    if call.tracker:
+        prepare_tracker(call.tracker)
     jobs: list[Job] = []
     rounds = _Rounds(plan, out, call, jobs)
     search(plan, out, rounds.do_trials)
@@ -185,10 +191,11 @@ class _Rounds:
     def _order(self, job: Job, tasks: Sequence[Task]) -> Order:
         out = str(self._out.resolve())
         config = job.config_in(self._out).model_dump_json()
-        method = job.config.method
+        method, chains = job.config.method, tasks_text(tasks)
         return Order(
-            job.name, str(job.screen), job.identity, method, config, out, tasks_text(tasks)
-        )
+            job.name, str(job.screen), job.identity, method, config, out, chains,
+            self._call.tracker,
+        )  # fmt: skip
 
     def _do_together(
         self, jobs: Sequence[Job], orders: list[Order], total: int, done: int, part: str

@@ -52,8 +52,8 @@ def read_history(path: Path) -> pd.DataFrame:
         return from_spreadsheet(pd.read_csv(path, converters={"value": _number}))
     except ValueError as error:
         raise UserError(
-            f"{path}: damaged ({one_line(str(error))}); restore a copy, or remove the run and fit it "
-            "again"
+            f"{path}: damaged ({one_line(str(error))}); restore a copy, or remove the run and fit "
+            "it again"
         ) from error
 
 

@@ -26,6 +26,7 @@ from deconfound.experiments import search_table
 from deconfound.experiments.execute import Call, Done, execute
 from deconfound.experiments.layout import make_plan
 from deconfound.experiments.plan import Plan
+from deconfound.experiments.running.followed import shared_tracker
 from deconfound.experiments.words import read_rows
 from deconfound.files import atomic
 from deconfound.files.atomic import refuse_foreign
@@ -49,16 +50,16 @@ VIEWS: dict[ViewName, Callable[[Plan, Done, Path], tuple[pd.DataFrame, list[str]
     "trade-off": trade_off.write_view,
 }
 COMMON = {
-    "view", "max_runs", "hold_out", "seeds", "batch_size", "methods", "standardise_by",
+    "view", "max_runs", "tracker", "hold_out", "seeds", "batch_size", "methods", "standardise_by",
     "standardise_with", "standardise",
 }  # fmt: skip
 BY_GROUP = COMMON | {"folds_per_level", "draw_seed", "label", "environment", "steps", "knn"}
 USED = {
-    "a plan file": {"view", "max_runs", "embeddings"},
+    "a plan file": {"view", "max_runs", "tracker", "embeddings"},
     "the view verdict": BY_GROUP | {"images_root", "levels", "budget", "augment"},
     "the view levels": BY_GROUP,
     "the view trade-off": COMMON | {"learning_rates", "lengths", "alphas"},
-    "demo": {"cells", "steps", "seed"},
+    "demo": {"tracker", "cells", "steps", "seed"},
 }
 """Options that each kind of comparison reads."""
 INTERVENES = ("the view verdict", "the view levels")
@@ -96,7 +97,7 @@ def compare(
     in_memory = not isinstance(source, (str, os.PathLike))
     told = {name: keywords.pop(name) for name in ROLES if in_memory and name in keywords}
     asked = by_keyword(options or CompareOptions(), keywords)
-    call = Call(asked.executors, quiet, asked.options.embeddings, began)
+    call = Call(asked.executors, quiet, asked.options.embeddings, began=began)
     part = Part(layer, obsm)
     if not in_memory and (table is not None or part != Part()):
         raise UserError(f"compare: table, layer and obsm belong to rows in memory; {source} is not")
@@ -104,6 +105,8 @@ def compare(
     place = folder / "study" if folder is not None else Path(str(out))
     try:
         own = asked.options
+        if own.tracker is not None:
+            call = replace(call, tracker=shared_tracker(own.tracker, place))
         if in_memory:
             if own.methods:
                 read_rows(

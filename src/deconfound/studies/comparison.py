@@ -86,6 +86,10 @@ class CompareOptions(Options):
     """Neighbours that vote where a method ends in +knn."""
     max_runs: int = Field(MAX_RUNS, ge=1)
     """Runs that the comparison may have; more are refused."""
+    tracker: str | None = None
+    """Where metrics and options of every run are shown too: tensorboard[:DIRECTORY],
+    wandb[:PROJECT] (offline unless WANDB_MODE says otherwise) or mlflow[:DIRECTORY or address];
+    in --out if no place is given."""
     embeddings: bool = False
     """Of a plan file: embed the runs of the settings taken as well."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)

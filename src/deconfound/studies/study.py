@@ -110,10 +110,13 @@ def _as_the_recipe(
 
 
 def _command(screen: Screen, options: CompareOptions, intervention: Mapping[str, Any]) -> str:
-    """What makes the study again of its screen, but for --out, as a shell reads the words."""
+    """What makes the study again of its screen, but for --out, as a shell reads the words.
+
+    A tracker changes nothing of it, so it is left out.
+    """
     changes = validated(Changes, intervention, "compare")
     words = ["deconfound", "compare", str(screen.path)]
-    of_source = {"images_root": None, "cells": None, "seed": 0}
+    of_source = {"images_root": None, "cells": None, "seed": 0, "tracker": None}
     return shlex.join([*words, *flags_of(options, of_source), *flags_of(changes)])
 
 

@@ -17,6 +17,7 @@ from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.errors import UserError
 from deconfound.evaluation.scores import classification
 from deconfound.experiments.running.chain import do_tasks, tasks_of
+from deconfound.experiments.running.followed import followed
 from deconfound.experiments.running.messages import (
     Order,
     Outcome,
@@ -100,7 +101,8 @@ class Runner:
         screen = self._screen(order)
         problem = self._problem(order.screen, screen, config.data)
         path = run_directory(out, order.name)
-        trained = train(config, screen, problem, path, quiet=True)
+        with followed(order.tracker, config, order.name) as tracker:
+            trained = train(config, screen, problem, path, quiet=True, tracker=tracker)
         started = time.perf_counter()
         run = open_run(path)
         rows, predicted = _predict(run, screen, problem, trained.predicted)

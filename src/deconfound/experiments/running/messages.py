@@ -23,6 +23,8 @@ class Order(NamedTuple):
     """Directory of the experiment."""
     chains: str = "[]"
     """JSON: the chains to embed, correct and measure when the run is trained."""
+    tracker: str = ""
+    """The tracker that follows the training, as `Tracker` is told it; empty for none."""
 
 
 class Outcome(NamedTuple):

@@ -6,7 +6,9 @@ import time
 import uuid
 from abc import abstractmethod
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -104,13 +106,7 @@ class MLflow(PictureLogger):
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=store)
-        found = self._client.get_experiment_by_name(PROJECT)
-        location = None if artifacts is None else artifacts.resolve().as_uri()
-        experiment = (
-            self._client.create_experiment(PROJECT, artifact_location=location)
-            if found is None
-            else found.experiment_id
-        )
+        experiment = _experiment(self._client, artifacts)
         if run is None:
             run = self._client.create_run(experiment, run_name=name).info.run_id
         self._client.update_run(run, status="RUNNING")
@@ -152,23 +148,53 @@ class MLflow(PictureLogger):
         self._client.set_terminated(self._run, status=said)
 
 
-def open_logger(kind: str, place: str | None, out: Path, run: str | None) -> PictureLogger:
+def open_logger(
+    kind: str, place: str | None, out: Path, run: str | None, title: str
+) -> PictureLogger:
     """The tracker of the run directory `out`, which goes on with the tracker's run if it is named.
 
-    `place` is a directory of TensorBoard's, a project of Weights & Biases, or a store of MLflow's.
-    Raises UserError if a package is missing or the place cannot be opened.
+    `place` is a directory of TensorBoard's, a project of Weights & Biases, or a store of MLflow's;
+    `title` is the name of the run there. Raises UserError if a package is missing or the place
+    cannot be opened.
     """
-    where = f"--tracker {kind}" + (f":{place}" if place else "")
-    try:
+    with _explained(kind, place) as where:
         if kind == "tensorboard":
-            directory = out / kind if place is None else Path(place) / out.name
-            board = TensorBoard(directory)
+            board = TensorBoard(out / kind if place is None else Path(place) / title)
             board.experiment.flush()
             return board
         if kind == "wandb":
-            return WandB(place or PROJECT, out, out.name, run)
+            return WandB(place or PROJECT, out, title, run)
         store, artifacts = _store(place, out, where)
-        return MLflow(store, artifacts, out.name, run)
+        return MLflow(store, artifacts, title, run)
+
+
+def refuse_missing(kind: str, place: str) -> None:
+    """Raise UserError if the package of a tracker is missing."""
+    with _explained(kind, place):
+        import_module(kind)
+
+
+def prepare(kind: str, place: str) -> None:
+    """Make the place of a tracker, where processes will show many runs at a time.
+
+    Raises UserError if it cannot be opened.
+    """
+    with _explained(kind, place) as where:
+        if kind == "tensorboard":
+            Path(place).mkdir(parents=True, exist_ok=True)
+        elif kind == "mlflow":
+            from mlflow import MlflowClient
+
+            store, artifacts = _store(place, Path(), where)
+            _experiment(MlflowClient(tracking_uri=store), artifacts)
+
+
+@contextmanager
+def _explained(kind: str, place: str | None) -> Iterator[str]:
+    """The option as it was given; what a library raises becomes a UserError."""
+    where = f"--tracker {kind}" + (f":{place}" if place else "")
+    try:
+        yield where
     except ImportError as error:
         raise UserError(
             f"{where}: {kind} is not installed; pip install 'deconfound[{kind}]'"
@@ -181,6 +207,15 @@ def open_logger(kind: str, place: str | None, out: Path, run: str | None) -> Pic
             f"{where}: cannot be opened ({reason}); expected a place that can be written, or leave "
             "--tracker out: metrics.csv has everything"
         ) from error
+
+
+def _experiment(client: Any, artifacts: Path | None) -> str:
+    """The number of the MLflow experiment that runs are put into, made if it is not there."""
+    found = client.get_experiment_by_name(PROJECT)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None if artifacts is None else artifacts.resolve().as_uri()
+    return str(client.create_experiment(PROJECT, artifact_location=location))
 
 
 def _store(place: str | None, out: Path, where: str) -> tuple[str, Path | None]:

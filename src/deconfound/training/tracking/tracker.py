@@ -32,16 +32,23 @@ class Tracker:
     at the end; training goes on.
     """
 
-    def __init__(self, word: str, warn: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        word: str,
+        warn: Callable[[str], None] | None = None,
+        *,
+        title: str | None = None,
+        required: bool = True,
+    ) -> None:
         """`word` is tensorboard, wandb or mlflow, with :PLACE if it is not in the run directory.
 
-        Raises UserError for any other.
+        `title` is the run's name there, that of its directory if not given. A run trains without
+        its tracker if that cannot be opened and is not `required`. Raises UserError for any other
+        word.
         """
-        self.kind, _, place = word.partition(":")
-        if self.kind not in KINDS:
-            hint = did_you_mean(self.kind, KINDS)
-            raise UserError(f"--tracker {word}: unknown tracker {self.kind!r}; {hint}")
-        self._word, self._place, self._warn = word, place or None, warn
+        self.kind, self._place = split_word(word)
+        self._word, self._warn = word, warn
+        self._title, self._required = title, required
         self._logger: PictureLogger | None = None
         self._out = Path()
         self._sent, self._read, self._failed = 0, 0, False
@@ -63,7 +70,8 @@ class Tracker:
     def begin(self, out: Path, config: RunConfig) -> None:
         """Follow the run in `out`, from where the tracker stands.
 
-        Raises UserError if the tracker's package is missing or its place cannot be opened.
+        Raises UserError if the tracker's package is missing or its place cannot be opened, where it
+        is required.
         """
         from deconfound.training.tracking.loggers import open_logger
 
@@ -73,7 +81,15 @@ class Tracker:
             known = read_json(out / FILE)
             if known.get("tracker") == self._word:
                 run, self._sent = str(known["run"]), int(known["step"])
-        self._logger = open_logger(self.kind, self._place, out, run)
+        title = self._title or out.name
+        try:
+            self._logger = open_logger(self.kind, self._place, out, run, title)
+        except UserError as error:
+            if self._required:
+                raise
+            if self._warn is not None:
+                self._warn(f"warning: {out}: {error}; training goes on without it")
+            return
         if self._logger.reached is not None:
             self._sent = min(self._sent, self._logger.reached)
         if run is None:
@@ -140,6 +156,15 @@ class Tracker:
             return False
         self._failed = False
         return True
+
+
+def split_word(word: str) -> tuple[str, str | None]:
+    """The tracker that a word names, and its place; raises UserError for an unknown tracker."""
+    kind, _, place = word.partition(":")
+    if kind not in KINDS:
+        hint = did_you_mean(kind, KINDS)
+        raise UserError(f"--tracker {word}: unknown tracker {kind!r}; {hint}")
+    return kind, place or None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
