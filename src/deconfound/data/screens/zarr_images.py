@@ -74,13 +74,13 @@ class ZarrWriter:
         length = _index_bytes(shard_rows, chunk_rows(shard_rows, images.shape[1:], images.dtype))
         files = LocalFiles(file.parent)
         (head,) = files.read_spans([(name, 0, length)])
-        (start,) = _starts(files, [name], [head])
+        (digest,) = _starts(files, [name], [head])
         return Shard(
             file=name,
             rows=shard.rows,
             sha256=sha256(target),
             pixels_sha256=shard.sha256,
-            start_sha256=start,
+            start_sha256=digest,
         )
 
     def finish(self, folder: Path, shards: ShardWriter) -> ZarrShards:
