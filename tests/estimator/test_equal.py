@@ -37,7 +37,7 @@ def same(found: Any, file: Path) -> None:
     assert list(found.obsm) == list(expected.obsm)
     for name in expected.obsm:
         np.testing.assert_array_equal(found.obsm[name], expected.obsm[name], err_msg=name)
-    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    pd.testing.assert_frame_equal(found.obs, expected.obs, check_index_type=False)
 
 
 def pixels(screen: Screen) -> npt.NDArray[Any]:

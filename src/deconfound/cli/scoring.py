@@ -92,7 +92,8 @@ def _say_scores(scores: "pd.DataFrame", asked: ScoresArguments | ImputationArgum
         return
     hint = ""
     if asked.all and not asked.quiet:
-        print_lines(list(EVERY), scores[list(EVERY)].round(4).astype(str).to_numpy().tolist())
+        rows = scores[list(EVERY)].round(4).to_numpy(dtype=object).tolist()
+        print_lines(list(EVERY), [[str(value) for value in row] for row in rows])
     elif not asked.quiet:
         found = score_lines(scores)
         if found.caption:
