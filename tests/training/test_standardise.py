@@ -70,6 +70,41 @@ def test_of_held_out_rows_pixels_decide_what_is_embedded_of_them_and_nothing_els
     assert np.allclose(found[0][hidden], found[1][hidden]) == ("pixels" not in what)
 
 
+def test_with_controls_labels_of_held_out_treatments_change_nothing_and_their_pixels_only_them(
+    screen: Screen,
+    make_screen: Callable[..., Screen],
+    make_config: Make,
+    assert_same_run: Callable[[Path, Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the recommended recipe has it: tone curves and spectra of the negative controls."""
+    for place in ("intensity", "standardisation"):
+        monkeypatch.setattr(f"deconfound.data.loading.{place}.FEWEST", 8)
+    data = asked("spectra", standardise_with="controls", controls=("c0",), fold="series=S1")
+    config = make_config("erm", data=data | {"standardise_by": "series"}, training={"steps": 2})
+    table, images = screen.table, screen.read(np.arange(len(screen)))
+    treated = ((table["series"] == "S1") & (table["compound"] != "c0")).to_numpy()
+    stream = np.random.default_rng(3)
+    labels = table.copy()
+    labels.loc[treated, "compound"] = stream.permutation(labels.loc[treated, "compound"])
+    assert not labels.equals(table)
+    noise = images.copy()
+    noise[treated] = stream.integers(0, 60_000, noise[treated].shape)
+    runs, found = [], []
+    for place, (own, pixels) in enumerate(((table, images), (labels, images), (table, noise))):
+        other = make_screen(tmp_path / f"s{place}", pixels, own, screen.roles)
+        runs.append(fit(config, other.path, tmp_path / f"r{place}", quiet=True).path)
+        file = tmp_path / f"{place}.h5ad"
+        made = embed(runs[-1], other.path, file, device="cpu", threads=1, quiet=True)
+        found.append(next(iter(made.representations.values())))
+    assert_same_run(runs[0], runs[1])
+    assert_same_run(runs[0], runs[2])
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0][~treated], found[2][~treated])
+    assert not np.allclose(found[0][treated], found[2][treated])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_statistics_are_those_of_training_rows_and_go_with_the_run(
     kind: str, screen: Screen, make_config: Make, tmp_path: Path
