@@ -16,12 +16,14 @@ from typing import Any
 
 import griffe
 import nbformat
+from anndata import AnnData
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import deconfound
 from deconfound import losses, metrics
+from deconfound.estimator import rows
 from deconfound.methods import contract
 from deconfound.metrics.score import all_metrics
 from deconfound.verbs import VERBS
@@ -109,10 +111,11 @@ def reference() -> dict[str, str]:
 def taken_and_returned() -> list[str]:
     """The project's own classes that public functions take or return, by their paths."""
     found = {}
+    named = {**vars(rows), "AnnData": AnnData}  # which is imported for its type alone
     for name in deconfound.__all__:
         value = getattr(deconfound, name)
         function = value.__init__ if inspect.isclass(value) else value
-        for hint in typing.get_type_hints(function).values():
+        for hint in typing.get_type_hints(function, localns=named).values():
             for kind in (hint, *typing.get_args(hint)):
                 own = inspect.isclass(kind) and kind.__module__.startswith("deconfound.")
                 if own and kind.__name__ not in deconfound.__all__:
