@@ -92,8 +92,10 @@ def test_hostile_names_are_text(shared: Page) -> None:
 
 def test_pointing_shows_the_cell(shared: Page, hostile_report: HostileReport) -> None:
     shared.locator("#map").scroll_into_view_if_needed()
-    point = shared.locator("#map .point").first
-    point.hover(force=True)  # when it no longer moves: figures above it may still be drawn
+    box = shared.locator("#map .point").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    shared.mouse.move(x - 30, y - 30)
+    shared.mouse.move(x, y, steps=10)  # as a hand does: a plot may pass over a single move
     shared.wait_for_selector("#cell:not([hidden])")
     said = shared.locator("#cell p").inner_text()
     assert said.splitlines()[0].removeprefix("Label: ") in hostile_report.labels
