@@ -157,6 +157,26 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cells": 500}, "--cells is not read with the view verdict"),
+        ({"view": "search"}, "--view search reads a plan"),
+        ({"methods": "emr"}, "did you mean 'erm'"),
+    ],
+)
+def test_options_that_are_wrong_are_refused_before_a_screen_is_made(
+    change: dict[str, Any], said: str, screen: Screen, tmp_path: Path
+) -> None:
+    images, roles = screen.read(range(len(screen))), screen.roles
+    with pytest.raises(UserError, match=said):
+        compare(
+            images, tmp_path / "out", table=screen.table, label=str(roles.label),
+            environment=list(roles.environment), **FEW | change,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("source", [3, None, [1, 2]])
 def test_what_is_no_source_is_refused(source: Any) -> None:
     with pytest.raises(UserError, match="expected images as an array"):

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from deconfound.arrays import Floats, Images
+from deconfound.data.readers.anndata_table import named_parts
 from deconfound.data.readers.features import NO_FEATURE, Part
 from deconfound.data.screens.screen import Screen, open_screen
 from deconfound.data.tables.table import ROW_NAME, listed, require_columns, with_index
@@ -166,8 +167,7 @@ def _of_anndata(
 
 def _part(parts: Any, name: str, what: str) -> Any:
     if name not in parts:
-        known = listed(one for one in parts if one is not None)  # anndata 0.13 lists X as None
-        raise UserError(f"AnnData: no {what} {name!r}; it has {known or 'none'}")
+        raise UserError(f"AnnData: no {what} {name!r}; it has {named_parts(parts) or 'none'}")
     return parts[name]
 
 

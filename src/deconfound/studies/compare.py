@@ -108,10 +108,7 @@ def compare(
         if own.tracker is not None:
             call = replace(call, tracker=shared_tracker(own.tracker, place))
         if in_memory:
-            if own.methods:
-                read_rows(
-                    own.methods, own.knn
-                )  # a mistake there is told before anything is written
+            _refuse_before_a_screen(own, asked.intervention)
             path, own = screen_of_rows(source, place, own, told, table, part, quiet)
         else:
             path = Path(str(source))
@@ -174,6 +171,14 @@ def _kind(source: Path, options: CompareOptions) -> str:
         f"{source}: expected a screen, a table of images or profiles (CSV, TSV, Parquet, .h5ad), a "
         "plan FILE.yaml, or demo"
     )
+
+
+def _refuse_before_a_screen(options: CompareOptions, intervention: Mapping[str, Any]) -> None:
+    """Raise UserError for options that are wrong whatever screen rows in memory make."""
+    table = options.model_copy(update={"images_root": None})  # which the screen is made by
+    _refuse_unused(table, intervention, f"the view {options.view or 'verdict'}")
+    if options.methods:
+        read_rows(options.methods, options.knn)
 
 
 def _refuse_unused(options: CompareOptions, intervention: Mapping[str, Any], kind: str) -> None:

@@ -80,12 +80,15 @@ def made_of(table: str, digest: str, options: CompareOptions) -> dict[str, Any]:
     }
 
 
-def claim(out: Path, made_of: dict[str, Any]) -> None:
-    """Write what `out/screen` is made of; raises UserError if that was something else."""
+def claim(out: Path, origin: dict[str, Any]) -> None:
+    """Write the `origin` of `out/screen`, as `made_of` gives it.
+
+    Raises UserError if `out/screen` was made of something else, and if `out` holds something else.
+    """
     record = out / RECORD
     if record.is_file() and (out / "screen").exists():
         before = json.loads(record.read_text(encoding="utf-8"))
-        differing = [name for name, value in made_of.items() if before.get(name) != value]
+        differing = [name for name, value in origin.items() if before.get(name) != value]
         if differing:
             raise UserError(
                 f"{out}: was begun with another {differing[0].replace('_', ' ')} "
@@ -98,4 +101,4 @@ def claim(out: Path, made_of: dict[str, Any]) -> None:
         and any(not atomic.is_leftover(one.name) for one in out.iterdir())
     ):
         raise UserError(f"{out}: exists and is not a study; choose another --out")
-    atomic.write_text(record, json.dumps(made_of, indent=2))
+    atomic.write_text(record, json.dumps(origin, indent=2))

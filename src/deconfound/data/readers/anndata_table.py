@@ -47,8 +47,8 @@ class AnnDataTable(FeatureTable):
         if self._values is None or not self.features:
             raise UserError(
                 f"{path}: X holds no features; expected profiles in X, one row each, or the name "
-                f"of a --layer ({_named(self._data.layers) or 'it has none'}) or an --obsm "
-                f"({_named(self._data.obsm) or 'it has none'})"
+                f"of a --layer ({named_parts(self._data.layers) or 'it has none'}) or an --obsm "
+                f"({named_parts(self._data.obsm) or 'it has none'})"
             )
         expected = (len(self._obs), len(self._names))
         if tuple(self._values.shape) != expected:
@@ -74,7 +74,9 @@ class AnnDataTable(FeatureTable):
 
     def _entry(self, parts: Any, name: str, option: str) -> Any:
         if name not in parts:
-            raise UserError(f"{self._path}: no {option} {name!r}; it has {_named(parts) or 'none'}")
+            raise UserError(
+                f"{self._path}: no {option} {name!r}; it has {named_parts(parts) or 'none'}"
+            )
         return parts[name]
 
     def _metadata(self, columns: Sequence[str]) -> pd.DataFrame:
@@ -90,8 +92,8 @@ class AnnDataTable(FeatureTable):
             yield single(dense[:, place])
 
 
-def _named(parts: Iterable[object]) -> str:
-    """The names of parts; X, which anndata 0.13 has among its layers, has none."""
+def named_parts(parts: Iterable[object]) -> str:
+    """The names of layers or blocks, for a message; X among the layers of anndata 0.13 has none."""
     return listed(part for part in parts if part is not None)
 
 
